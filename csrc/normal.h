@@ -97,19 +97,23 @@ FF_HD float normal_radius(uint32_t even) {
 }
 
 // (cos, sin) of odd * 2^-32 turns. The quadrant comes from the integer's top bits, so no range reduction loses digits.
+// The polynomials take quarter turns, y in [-1/2, 1/2): scaling by a power of two is exact, and pi/2 enters split in two
+// so that sin(y pi/2) = y pi/2_high + y (pi/2_low + y^2 P(y^2)) rounds once where it matters.
 FF_HD NormalPair<float> turn_cos_sin(uint32_t odd) {
-  constexpr float kStep = 3.6572951981e-10f;  // (2 pi / 2^32) / 4: the residual is shifted left by two
-  const float t = static_cast<float>(static_cast<int32_t>(odd << 2)) * kStep;
-  const float t2 = t * t;
-  float ps = -0.00019515283f;
-  ps = fused(ps, t2, 0.00833216076f);
-  ps = fused(ps, t2, -0.166666546f);
-  float pc = 2.43835671e-05f;
-  pc = fused(pc, t2, -0.00138866816f);
-  pc = fused(pc, t2, 0.0416666204f);
-  pc = fused(pc, t2, -0.499999997f);
-  const uint32_t sine = float_bits(fused(t * t2, ps, t));
-  const uint32_t cosine = float_bits(fused(t2, pc, 1.0f));
+  constexpr float kHalfPiHigh = 1.57079637f;
+  constexpr float kHalfPiLow = -4.37113901e-08f;
+  const float y = static_cast<float>(static_cast<int32_t>(odd << 2)) * 0x1p-32f;
+  const float y2 = y * y;
+  float ps = -0.00460483417f;
+  ps = fused(ps, y2, 0.0796814128f);
+  ps = fused(ps, y2, -0.64596363f);
+  ps = fused(ps, y2, kHalfPiLow);
+  float pc = 0.000903767118f;
+  pc = fused(pc, y2, -0.0208601653f);
+  pc = fused(pc, y2, 0.253669226f);
+  pc = fused(pc, y2, -1.23370054f);
+  const uint32_t sine = float_bits(fused(y, kHalfPiHigh, y * ps));
+  const uint32_t cosine = float_bits(fused(y2, pc, 1.0f));
   const uint32_t quadrant = odd + 0x20000000u;  // top two bits, after rounding to the nearest quarter turn
   const uint32_t swap = (sine ^ cosine) & (0u - ((quadrant >> 30) & 1u));
   return {bits_float((cosine ^ swap) ^ ((quadrant + 0x40000000u) & 0x80000000u)),
