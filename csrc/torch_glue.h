@@ -1,0 +1,79 @@
+// Small helpers over torch's stable ABI, shared by the CPU and the CUDA glue. Ops get preallocated tensors; the public
+// Python functions check for a reader's sake, these checks keep a direct call of torch.ops from touching foreign memory.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <sstream>
+#include <stdexcept>
+#include <vector>
+
+namespace ff {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Raises RuntimeError with this text alone: torch's own macro prepends a source path of the build machine.
+template <class... Parts>
+[[noreturn]] __attribute__((noinline, cold)) void fail(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
+#define FF_CHECK(condition, ...)                          \
+  do {                                                    \
+    if (__builtin_expect(!(condition), 0)) {              \
+      ::ff::fail("fastforget." __VA_ARGS__);              \
+    }                                                     \
+  } while (0)
+
+// Position of a dtype in kernel tables (float32, bfloat16, float16, float64), -1 for any other.
+inline int dtype_index(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return 0;
+    case ScalarType::BFloat16: return 1;
+    case ScalarType::Half: return 2;
+    case ScalarType::Double: return 3;
+    default: return -1;
+  }
+}
+
+inline int float_dtype(const Tensor& t, const char* op, const char* name) {
+  const int index = dtype_index(t.scalar_type());
+  if (__builtin_expect(index < 0, 0)) {
+    fail("fastforget.", op, ": ", name, " has dtype ", torch::headeronly::toString(t.scalar_type()),
+         "; accepted: float32, bfloat16, float16, float64");
+  }
+  return index;
+}
+
+// `name` must be contiguous and have `numel` elements of `type`.
+inline void check_layout(const Tensor& t, ScalarType type, int64_t numel, const char* op, const char* name) {
+  if (__builtin_expect(t.scalar_type() != type, 0)) {
+    fail("fastforget.", op, ": ", name, " has dtype ", torch::headeronly::toString(t.scalar_type()), "; expected ",
+         torch::headeronly::toString(type));
+  }
+  if (__builtin_expect(t.numel() != numel, 0)) {
+    fail("fastforget.", op, ": ", name, " has ", t.numel(), " elements; expected ", numel);
+  }
+  if (__builtin_expect(!t.is_contiguous(), 0)) fail("fastforget.", op, ": ", name, " is not contiguous");
+}
+
+// mean, std and start hold one value for every tensor of a list, or one each.
+template <class T>
+T per_tensor(const std::vector<T>& values, size_t i) {
+  return values.size() == 1 ? values[0] : values[i];
+}
+
+template <class T>
+void check_per_tensor(const std::vector<T>& values, size_t tensors, const char* op, const char* name) {
+  if (__builtin_expect(values.size() != 1 && values.size() != tensors, 0)) {
+    fail("fastforget.", op, ": ", name, " has ", values.size(), " values for ", tensors, " tensors; give 1 or ", tensors);
+  }
+}
+
+}  // namespace ff
