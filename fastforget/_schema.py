@@ -1,0 +1,99 @@
+"""Every op's schema, in one place, with its definition.
+
+Schemas live in Python so that an op exists even where no compiled library does: the pure-PyTorch reference is registered as the
+default for every device, and the native libraries and Triton override it where they can serve. Ops change preallocated outputs and
+return nothing, so tracing needs no shape functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .reference import mask, membership, noise, update
+
+NAMESPACE = "fastforget"
+
+SCHEMAS: dict[str, tuple[str, Callable[..., None]]] = {
+    # noise
+    "random_bits": (
+        "(Tensor(a!) out, int seed, int stream, int step, int start) -> ()",
+        noise.random_bits,
+    ),
+    "normal_": (
+        "(Tensor(a!)[] xs, float[] mean, float[] std, int seed, int stream, int step, int[] start) -> ()",
+        noise.normal_,
+    ),
+    "add_normal_": (
+        "(Tensor(a!)[] xs, float[] std, int seed, int stream, int step, int[] start) -> ()",
+        noise.add_normal_,
+    ),
+    # update
+    "error_max_loss": (
+        "(Tensor logits, Tensor labels, Tensor(a!) loss, Tensor(b!) dlogits) -> ()",
+        update.error_max_loss,
+    ),
+    "error_max_step_": (
+        "(Tensor(a!) x, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor(d!) sum_sq, int step, float lr, "
+        "float beta1, float beta2, float eps, float l2, float clamp_min, float clamp_max) -> ()",
+        update.error_max_step_,
+    ),
+    # mask
+    "dampen_": (
+        "(Tensor(a!)[] params, Tensor[] forget_importance, Tensor[] retain_importance, Tensor(b!) count, float alpha, "
+        "float lam) -> ()",
+        mask.dampen_,
+    ),
+    # membership
+    "membership_scores": (
+        "(Tensor logits, Tensor labels, float temperature, Tensor(a!) scores, Tensor(b!) correct) -> ()",
+        membership.membership_scores,
+    ),
+    "roc_stats": (
+        "(Tensor member, Tensor nonmember, float[] fprs, Tensor(a!) out) -> ()",
+        membership.roc_stats,
+    ),
+}
+
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "noise": ("random_bits", "normal_", "add_normal_"),
+    "update": ("error_max_loss", "error_max_step_"),
+    "mask": ("dampen_",),
+    "membership": ("membership_scores", "roc_stats"),
+}
+FAMILY_OF = {op: family for family, ops in FAMILIES.items() for op in ops}
+
+_library = torch.library.Library(NAMESPACE, "DEF")
+
+
+def _no_output(*_args: Any) -> None:
+    """Shape function of every op: nothing is returned, so there is nothing to infer."""
+
+
+def _refuse_vmap(name: str) -> Callable[..., None]:
+    def refuse(_info: Any, _in_dims: Any, *_args: Any) -> None:
+        raise RuntimeError(
+            f"fastforget.{name} can't run under torch.vmap: it works in place on whole tensors. "
+            "Call it once on the stacked tensor, or on a list of tensors, outside vmap."
+        )
+
+    return refuse
+
+
+for _name, (_signature, _definition) in SCHEMAS.items():
+    _library.define(f"{_name}{_signature}", tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(_name, _definition, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{_name}", _no_output, lib=_library)
+    torch.library.register_vmap(f"{NAMESPACE}::{_name}", _refuse_vmap(_name), lib=_library)
+
+
+def register(name: str, implementation: Callable[..., None], dispatch_key: str) -> None:
+    """Registers a further implementation of op ``name`` (used for Triton on CUDA tensors)."""
+    _library.impl(name, implementation, dispatch_key)
+
+
+def overload(name: str) -> Callable[..., None]:
+    """The callable ``torch.ops.fastforget.<name>.default``."""
+    return getattr(getattr(torch.ops, NAMESPACE), name).default

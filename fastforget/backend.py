@@ -1,0 +1,179 @@
+"""Which implementation serves an op: loading, choosing, explaining.
+
+The dispatcher picks by the tensors' device. ``use_backend`` and ``FASTFORGET_BACKEND`` force one; ``backends()`` says, for every op and
+device, which can serve and why another can't.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import _schema
+
+NAMES = ("reference", "native", "triton")
+_LIB = Path(__file__).parent / "_lib"
+_load_errors: dict[str, str] = {}
+
+forced: str | None = None
+
+
+class BackendError(RuntimeError):
+    """The backend that was asked for can't serve this op on this device."""
+
+
+def build_facts() -> dict[str, Any]:
+    """What the installation built, with which tools, and why a part is missing (``{}`` in a bare checkout)."""
+    try:
+        return json.loads((_LIB / "build.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _load(part: str) -> None:
+    path = _LIB / f"libfastforget_{part}.so"
+    if not path.exists():
+        reason = build_facts().get("missing", {}).get(part, "not built; run `make native` or reinstall with a C++ compiler")
+        _load_errors[part] = reason
+        return
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        _load_errors[part] = f"{path.name} did not load: {error}"
+        warnings.warn(f"fastforget: {_load_errors[part]}. `python -m fastforget info` shows what serves instead.", stacklevel=3)
+
+
+def _triton_missing() -> str | None:
+    return None if importlib.util.find_spec("triton") else "triton is not installed (pip install triton)"
+
+
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
+def _triton_op(name: str) -> Callable[..., None]:
+    """Op ``name`` of the Triton backend; Triton itself is imported at the first call."""
+
+    def call(*args: Any) -> None:
+        module = importlib.import_module(f"fastforget._triton.{_schema.FAMILY_OF[name]}")
+        getattr(module, name)(*args)
+
+    return call
+
+
+def _set_up() -> None:
+    _load("cpu")
+    _load("cuda")
+    if "cuda" in _load_errors and _triton_missing() is None:
+        for name in _schema.SCHEMAS:
+            _schema.register(name, _triton_op(name), "CUDA")
+
+
+def why_not(backend: str, name: str, device: str) -> str | None:
+    """Why ``backend`` can't serve op ``name`` on tensors of ``device`` type; ``None`` if it can."""
+    if backend == "reference":
+        return None
+    if backend == "native":
+        if device not in ("cpu", "cuda"):
+            return f"no native kernels for {device} tensors"
+        if device in _load_errors:
+            return _load_errors[device]
+        key = device.upper()
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{_schema.NAMESPACE}::{name}", key):
+            return f"the {key} library has no {name}"
+        return None
+    if backend == "triton":
+        missing = _triton_missing()
+        if missing:
+            return missing
+        if device == "cuda" or (device == "cpu" and _interpreting()):
+            return None
+        if device == "cpu":
+            return "needs CUDA tensors (or TRITON_INTERPRET=1 to interpret on the CPU)"
+        return f"no Triton kernels for {device} tensors"
+    raise ValueError(f"backend: {backend!r} is not known; accepted are {', '.join(NAMES)}")
+
+
+def backends() -> dict[str, dict[str, dict[str, str]]]:
+    """For every op and device type, each backend's ``"ok"`` or the reason why it can't serve.
+
+    Returns:
+        ``{op: {device: {backend: "ok" | reason}}}``
+
+    >>> import fastforget as ff
+    >>> ff.backends()["normal_"]["cpu"]["reference"]
+    'ok'
+    """
+    return {
+        name: {device: {b: why_not(b, name, device) or "ok" for b in NAMES} for device in ("cpu", "cuda")}
+        for name in _schema.SCHEMAS
+    }
+
+
+def serving(name: str, device: str) -> str:
+    """The backend that serves op ``name`` on ``device`` tensors when none is forced."""
+    order = ("native", "triton", "reference") if device == "cuda" else ("native", "reference")
+    return next(b for b in order if why_not(b, name, device) is None)
+
+
+def check_name(name: str) -> None:
+    if name not in NAMES:
+        raise ValueError(f"backend: got {name!r}; accepted are {', '.join(map(repr, NAMES))}")
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Forces one backend for all ops inside the block (for the whole process; not per thread).
+
+    Args:
+        name: ``"reference"`` (plain PyTorch), ``"native"`` (C++ on CPU tensors, CUDA C++ on CUDA tensors) or ``"triton"``.
+
+    Raises:
+        ValueError: the name is none of these.
+        BackendError: raised by an op inside the block when the backend can't serve its tensors; it lists every backend and why not.
+
+    >>> import torch, fastforget as ff
+    >>> with ff.use_backend("reference"):
+    ...     x = ff.ops.noise.normal_(torch.empty(2), seed=0)
+    """
+    global forced
+    check_name(name)
+    before, forced = forced, name
+    try:
+        yield
+    finally:
+        forced = before
+
+
+def call_forced(name: str, device: str, args: tuple[Any, ...]) -> None:
+    """Runs op ``name`` on the forced backend or raises one error that says what could serve."""
+    backend = forced
+    assert backend is not None
+    if why_not(backend, name, device) is not None:
+        lines = [f"  {b}: {why_not(b, name, device) or 'ok'}" for b in NAMES]
+        raise BackendError(
+            f"backend {backend!r} was asked for but can't serve {name} on {device} tensors:\n"
+            + "\n".join(lines)
+            + "\nChoose one that is ok, or see `python -m fastforget info`."
+        )
+    if backend == "reference":
+        _schema.SCHEMAS[name][1](*args)
+    elif backend == "triton":
+        _triton_op(name)(*args)
+    else:
+        _schema.overload(name)(*args)
+
+
+_set_up()
+if os.environ.get("FASTFORGET_BACKEND"):
+    forced = os.environ["FASTFORGET_BACKEND"]
+    check_name(forced)

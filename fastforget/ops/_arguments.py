@@ -1,0 +1,156 @@
+"""Checks that every public op shares. One fact a check; each error names the argument, what came, what is accepted, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backend
+
+FLOATS = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
+_increment_version = torch.autograd.graph.increment_version
+
+
+def describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}, {value.dtype}, on {value.device}"
+    return f"{type(value).__name__} {value!r}"[:120]
+
+
+def tensor(name: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: got {describe(value)}; accepted is a torch.Tensor")
+    return value
+
+
+def floating(name: str, value: Any) -> Tensor:
+    tensor(name, value)
+    if value.dtype not in FLOATS:
+        raise TypeError(
+            f"{name}: got {describe(value)}; accepted dtypes are float32, bfloat16, float16 and float64. Convert it first, e.g. "
+            f"{name.split('[')[0]}.float()"
+        )
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name}: got layout {value.layout}; accepted is torch.strided (use .to_dense())")
+    return value
+
+
+def listed(name: str, value: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """One tensor or a sequence of tensors, as a list of floating tensors on one device."""
+    xs = [value] if isinstance(value, Tensor) else list(value) if isinstance(value, (list, tuple)) else None
+    if xs is None:
+        raise TypeError(f"{name}: got {describe(value)}; accepted is a tensor or a list of tensors")
+    for i, x in enumerate(xs):
+        floating(name if len(xs) == 1 else f"{name}[{i}]", x)
+    for i, x in enumerate(xs):
+        if x.device != xs[0].device:
+            raise ValueError(
+                f"{name}: {name}[0] is on {xs[0].device} but {name}[{i}] is on {x.device}; accepted is one device a call. "
+                "Call once for each device"
+            )
+    return xs
+
+
+def same(name: str, value: Any, like_name: str, like: Tensor) -> Tensor:
+    """A tensor with the shape, dtype and device of another argument."""
+    tensor(name, value)
+    for fact in ("device", "dtype", "shape"):
+        if getattr(value, fact) != getattr(like, fact):
+            raise ValueError(
+                f"{name}: got {describe(value)}; its {fact} must be that of {like_name}, which is {describe(like)}"
+            )
+    return value
+
+
+def same_list(name: str, value: Any, like_name: str, like: list[Tensor]) -> list[Tensor]:
+    xs = [value] if isinstance(value, Tensor) else list(value)
+    if len(xs) != len(like):
+        raise ValueError(f"{name}: got {len(xs)} tensors; accepted are {len(like)}, one for each of {like_name}")
+    for i, (x, other) in enumerate(zip(xs, like, strict=True)):
+        same(f"{name}[{i}]", x, f"{like_name}[{i}]", other)
+    return xs
+
+
+def writable(name: str, xs: Sequence[Tensor]) -> None:
+    """Refuses what an in-place kernel would silently get wrong."""
+    grad = torch.is_grad_enabled()
+    for i, x in enumerate(xs):
+        if grad and x.requires_grad:
+            where = name if len(xs) == 1 else f"{name}[{i}]"
+            raise RuntimeError(
+                f"{where}: {describe(x)} requires grad and is changed in place; autograd can't follow that. "
+                "Call inside torch.no_grad()"
+            )
+        if not x.is_contiguous() and _overlaps(x):
+            where = name if len(xs) == 1 else f"{name}[{i}]"
+            raise ValueError(
+                f"{where}: {describe(x)} with strides {x.stride()} shows one memory cell as several elements (expand?); "
+                "accepted is a tensor whose elements are distinct. Use .clone()"
+            )
+
+
+def _overlaps(x: Tensor) -> bool:
+    """Whether sorted strides could make two elements share memory (exact for views made by slicing, permuting, expanding)."""
+    if x.numel() < 2:
+        return False
+    reach = 0
+    for stride, size in sorted((s, n) for s, n in zip(x.stride(), x.shape, strict=True) if n > 1):
+        if stride <= reach:
+            return True
+        reach += stride * (size - 1)
+    return False
+
+
+def not_differentiable(op: str, **tensors: Tensor) -> None:
+    if torch.is_grad_enabled():
+        for name, x in tensors.items():
+            if x.requires_grad:
+                raise RuntimeError(
+                    f"{op}: {name} requires grad, but {op} has no gradient. Call inside torch.no_grad(), or pass {name}.detach()"
+                )
+
+
+def integer(name: str, value: Any, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: got {describe(value)}; accepted is an int from {low} to {high - 1}")
+    if not low <= value < high:
+        raise ValueError(f"{name}: got {value}; accepted is an int from {low} to {high - 1}")
+    return value
+
+
+def signed64(seed: int) -> int:
+    """The int64 with the bits of an unsigned 64-bit seed (schemas know no unsigned integers)."""
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
+def run(name: str, op: Callable[..., None], mutated: list[Tensor], args: tuple[Any, ...]) -> None:
+    """Calls the op on the backend in force and tells autograd what it changed."""
+    if backend.forced is None:
+        op(*args)
+    else:
+        device = mutated[0].device.type
+        backend.call_forced(name, device, args)
+    if not torch.compiler.is_compiling():
+        _increment_version(mutated)
+
+
+def write_back(xs: Sequence[Tensor], staged: Sequence[Tensor]) -> None:
+    """Copies the results of contiguous stand-ins into the caller's strided tensors."""
+    for x, s in zip(xs, staged, strict=True):
+        if s is not x:
+            x.copy_(s)
+
+
+def label_vector(labels: Any, shape: torch.Size, logits: Tensor) -> Tensor:
+    """Class ids as contiguous int64 with the batch's shape, on the logits' device."""
+    tensor("labels", labels)
+    if labels.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"labels: got {describe(labels)}; accepted dtypes are int64 and int32 (class ids)")
+    if labels.shape != shape:
+        raise ValueError(f"labels: got shape {tuple(labels.shape)}; accepted is {tuple(shape)}, one for each row of logits")
+    if labels.device != logits.device:
+        raise ValueError(f"labels: on {labels.device}, but logits is on {logits.device}; move one of them")
+    return labels.to(torch.int64).contiguous()

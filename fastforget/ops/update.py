@@ -1,0 +1,147 @@
+"""The error-maximizing update of UNSIR (Tarun, Chundawat, Mandal & Kankanhalli, arXiv 2111.08947, section IV)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _schema
+from . import _arguments as arg
+
+_error_max_loss = _schema.overload("error_max_loss")
+_error_max_step = _schema.overload("error_max_step_")
+
+
+def _loss_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    logits = logits.contiguous()
+    loss_dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    loss = torch.empty(logits.shape[:1], dtype=loss_dtype, device=logits.device)
+    dlogits = torch.empty_like(logits)
+    arg.run("error_max_loss", _error_max_loss, [loss, dlogits], (logits, labels, loss, dlogits))
+    return loss, dlogits
+
+
+class _ErrorMaxLoss(torch.autograd.Function):
+    """loss_b = log p_y, so d loss_b / d logits = onehot - softmax = batch * dlogits."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        loss, dlogits = _loss_and_gradient(logits, labels)
+        ctx.save_for_backward(dlogits)
+        ctx.mark_non_differentiable(dlogits)
+        return loss, dlogits
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor, _grad_dlogits: Tensor) -> tuple[Tensor, None]:
+        (dlogits,) = ctx.saved_tensors
+        return grad_loss[:, None].to(dlogits.dtype) * dlogits * dlogits.shape[0], None
+
+
+def error_max_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The negated cross-entropy and its gradient, in one pass over the logits.
+
+    UNSIR's noise maximises the model's error on the classes to forget: it minimises ``-CE`` (paper, equation 4; the L2 term is part of
+    :func:`error_max_step_`).
+
+    Args:
+        logits: [B, K], float32, bfloat16, float16 or float64.
+        labels: [B], int64 or int32, the class to forget, in [0, K).
+
+    Returns:
+        loss: [B], ``-CE_b = log p_y``; float32 (float64 for float64 logits).
+        dlogits: [B, K] in the logits' dtype, ``d mean_b(-CE_b) / d logits = (onehot - softmax) / B``: pass it to ``logits.backward``.
+        ``loss`` is differentiable with respect to ``logits``; ``dlogits`` is not.
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape or device.
+        RuntimeError: on the CPU, a label out of range (on CUDA that row is NaN instead: checking would stop the stream).
+
+    >>> import torch
+    >>> from fastforget.ops import update
+    >>> loss, dlogits = update.error_max_loss(torch.zeros(1, 2), torch.tensor([0]))
+    >>> loss.item(), dlogits.tolist()
+    (-0.6931471824645996, [[0.5, -0.5]])
+    """
+    arg.floating("logits", logits)
+    if logits.dim() != 2 or logits.shape[1] < 1:
+        raise ValueError(f"logits: got {arg.describe(logits)}; accepted is [batch, classes]")
+    labels = arg.label_vector(labels, logits.shape[:1], logits)
+    if logits.requires_grad and torch.is_grad_enabled():
+        return _ErrorMaxLoss.apply(logits, labels)
+    return _loss_and_gradient(logits, labels)
+
+
+def error_max_step_(
+    x: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    l2: float = 0.1,
+    clamp: tuple[float | None, float | None] | None = None,
+) -> Tensor:
+    """One Adam step of UNSIR's noise on ``mean_b(-CE_b) + l2 * mean_b ||x_b||^2``, in one pass.
+
+    The L2 term's gradient, Adam (as ``torch.optim.Adam``), the clamp and the sum of squares read and write each element once.
+
+    Args:
+        x: [B, ...] the noise, changed in place; float32, bfloat16, float16 or float64.
+        grad: like ``x``, the gradient of ``mean_b(-CE_b)`` alone.
+        exp_avg, exp_avg_sq: like ``x``, Adam's moments, changed in place (zeros before the first step).
+        step: 1 for the first step.
+        lr: learning rate (the paper's code: 0.1).
+        betas, eps: as ``torch.optim.Adam``.
+        l2: weight of the squared norm, summed over each image and averaged over the batch (paper: lambda = 0.1).
+        clamp: ``(lowest, highest)`` value of the noise, ``None`` for an open end.
+
+    Returns:
+        0-d tensor: the sum of ``x**2`` before the step (float32; float64 for float64), e.g. to report the objective.
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape, device or range.
+        RuntimeError: a changed tensor requires grad outside ``torch.no_grad()``.
+
+    >>> import torch
+    >>> from fastforget.ops import update
+    >>> x, m, v = torch.ones(1, 2), torch.zeros(1, 2), torch.zeros(1, 2)
+    >>> update.error_max_step_(x, torch.zeros(1, 2), m, v, step=1, lr=0.1).item()
+    2.0
+    >>> x.tolist()
+    [[0.8999999761581421, 0.8999999761581421]]
+    """
+    arg.floating("x", x)
+    if x.dim() < 1:
+        raise ValueError(f"x: got {arg.describe(x)}; accepted is [batch, ...]")
+    for name, t in (("grad", grad), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
+        arg.same(name, t, "x", x)
+    changed = [x, exp_avg, exp_avg_sq]
+    for name, t in zip(("x", "exp_avg", "exp_avg_sq"), changed, strict=True):
+        arg.writable(name, (t,))
+    arg.integer("step", step, 1, 2**63)
+    for name, value in (("lr", lr), ("eps", eps), ("l2", l2)):
+        if not (isinstance(value, (int, float)) and value >= 0 and math.isfinite(value)):
+            raise ValueError(f"{name}: got {value!r}; accepted is a finite number >= 0")
+    beta1, beta2 = betas
+    if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
+        raise ValueError(f"betas: got {betas!r}; accepted are two numbers in [0, 1)")
+    low, high = clamp if clamp is not None else (None, None)
+    low, high = -math.inf if low is None else float(low), math.inf if high is None else float(high)
+    if not low <= high:
+        raise ValueError(f"clamp: got {clamp!r}; accepted is (lowest, highest) with lowest <= highest")
+    sum_sq = torch.empty((), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=x.device)
+    staged = [t.contiguous() for t in changed]
+    arg.run(
+        "error_max_step_",
+        _error_max_step,
+        staged,
+        (staged[0], grad.detach().contiguous(), staged[1], staged[2], sum_sq, step, lr, beta1, beta2, eps, l2, low, high),
+    )
+    arg.write_back(changed, staged)
+    return sum_sq
