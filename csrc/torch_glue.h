@@ -24,13 +24,6 @@ template <class... Parts>
   throw std::runtime_error(text.str());
 }
 
-#define FF_CHECK(condition, ...)                          \
-  do {                                                    \
-    if (__builtin_expect(!(condition), 0)) {              \
-      ::ff::fail("fastforget." __VA_ARGS__);              \
-    }                                                     \
-  } while (0)
-
 // Position of a dtype in kernel tables (float32, bfloat16, float16, float64), -1 for any other.
 inline int dtype_index(ScalarType type) {
   switch (type) {
@@ -41,6 +34,8 @@ inline int dtype_index(ScalarType type) {
     default: return -1;
   }
 }
+
+constexpr int64_t dtype_size(int index) { return index == 0 ? 4 : index == 3 ? 8 : 2; }
 
 inline int float_dtype(const Tensor& t, const char* op, const char* name) {
   const int index = dtype_index(t.scalar_type());

@@ -1,0 +1,352 @@
+// CPU implementations of the ops: argument checks, cutting the work for torch's threads, the choice of kernels.
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "cpu/table.h"
+#include "torch_glue.h"
+
+namespace ff {
+namespace {
+
+// ---- the choice of kernels ------------------------------------------------------------------------------------------
+
+#define FF_TABLE(number, isa) {number, isa::noise_table, isa::update_table, isa::mask_table}
+constinit const Table kBaseline = FF_TABLE(2, baseline);
+#if defined(__x86_64__)
+constinit const Table kAvx2 = FF_TABLE(3, avx2);
+constinit const Table kAvx512 = FF_TABLE(4, avx512);
+#endif
+#undef FF_TABLE
+
+// The best table the CPU can run at or below `cap`.
+const Table* best_table([[maybe_unused]] int cap) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+                    __builtin_cpu_supports("bmi2");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  if (avx512 && cap >= 4) return &kAvx512;
+  if (avx2 && cap >= 3) return &kAvx2;
+#endif
+  return &kBaseline;
+}
+
+int cap_from_environment() {
+  const char* wanted = std::getenv("FASTFORGET_CPU_ISA");
+  if (wanted == nullptr || *wanted == '\0') return 4;
+  if (std::strcmp(wanted, "baseline") == 0) return 2;
+  if (std::strcmp(wanted, "avx2") == 0) return 3;
+  if (std::strcmp(wanted, "avx512") == 0) return 4;
+  // A library can't raise while it is being loaded.
+  std::fprintf(stderr, "fastforget: FASTFORGET_CPU_ISA=%s ignored; accepted: baseline, avx2, avx512\n", wanted);
+  return 4;
+}
+
+std::atomic<const Table*> current{best_table(cap_from_environment())};
+
+int64_t cpu_isa(int64_t level) {
+  if (level != 0) {
+    if (level < 2 || level > 4) fail("fastforget._cpu_isa: level is ", level, "; accepted: 0 (ask), 2, 3, 4");
+    const Table* wanted = best_table(static_cast<int>(level));
+    if (wanted->level == level) current.store(wanted, std::memory_order_relaxed);
+  }
+  return table().level;
+}
+
+// ---- lists ----------------------------------------------------------------------------------------------------------
+
+// Work worth a thread, in elements.
+constexpr int64_t kNoiseGrain = 8192;
+constexpr int64_t kStreamGrain = 32768;
+
+// A list as one range of elements: `ends[i]` is where tensor i ends in it. Cutting that range gives every thread its
+// share whatever the sizes are; no result depends on where the cuts fall.
+struct FlatList {
+  std::vector<int64_t> ends;
+
+  explicit FlatList(const std::vector<Tensor>& tensors) {
+    ends.reserve(tensors.size());
+    int64_t total = 0;
+    for (const Tensor& t : tensors) ends.push_back(total += t.numel());
+  }
+
+  // Calls work(tensor, begin, end) on pieces that cover every tensor once.
+  template <class Work>
+  void parallel(int64_t grain, const Work& work) const {
+    const int64_t total = ends.empty() ? 0 : ends.back();
+    const auto range = [&](int64_t from, int64_t to) {
+      size_t i = 0;
+      for (size_t high = ends.size(); i < high;) {  // the first tensor that ends after `from`
+        const size_t middle = (i + high) / 2;
+        if (ends[middle] <= from) {
+          i = middle + 1;
+        } else {
+          high = middle;
+        }
+      }
+      for (; from < to; ++i) {
+        const int64_t begin = i == 0 ? 0 : ends[i - 1];
+        const int64_t stop = ends[i] < to ? ends[i] : to;
+        if (from < stop) work(i, from - begin, stop - begin);
+        from = stop;
+      }
+    };
+    if (total <= grain) {
+      range(0, total);
+    } else {
+      torch::stable::parallel_for(0, total, grain, range);
+    }
+  }
+};
+
+void* at(const Tensor& t, int64_t element) {
+  return static_cast<char*>(t.data_ptr()) + element * static_cast<int64_t>(t.element_size());
+}
+
+// ---- noise ----------------------------------------------------------------------------------------------------------
+
+uint64_t checked_start(int64_t start, const char* op) {
+  if (__builtin_expect(start < 0, 0)) fail("fastforget.", op, ": start is ", start, "; accepted: 0 or more");
+  return static_cast<uint64_t>(start);
+}
+
+void random_bits(const Tensor out, int64_t seed, int64_t stream, int64_t step, int64_t start) {
+  const int64_t n = out.numel();
+  check_layout(out, ScalarType::Int, n, "random_bits", "out");
+  const NoiseRange range{static_cast<uint64_t>(seed), static_cast<uint32_t>(stream), static_cast<uint32_t>(step),
+                         checked_start(start, "random_bits")};
+  uint32_t* words = static_cast<uint32_t*>(out.data_ptr());
+  const NoiseTable& kernels = table().noise;
+  torch::stable::parallel_for(0, n, kNoiseGrain, [&](int64_t begin, int64_t end) {
+    NoiseRange part = range;
+    part.start += static_cast<uint64_t>(begin);
+    kernels.random_bits(words + begin, end - begin, part);
+  });
+}
+
+// One tensor of a noise list, with everything the kernel needs.
+struct NoiseItem {
+  char* data;
+  int64_t element_size;
+  int dtype;
+  double mean, std;
+  NoiseRange range;
+};
+
+// mean is null for add_normal_.
+void noise_list(const std::vector<Tensor>& xs, const std::vector<double>* mean, const std::vector<double>& std,
+                int64_t seed, int64_t stream, int64_t step, const std::vector<int64_t>& start, const char* op) {
+  check_per_tensor(std, xs.size(), op, "std");
+  check_per_tensor(start, xs.size(), op, "start");
+  if (mean != nullptr) check_per_tensor(*mean, xs.size(), op, "mean");
+  std::vector<NoiseItem> items;
+  items.reserve(xs.size());
+  for (size_t i = 0; i < xs.size(); ++i) {
+    const Tensor& x = xs[i];
+    const int dtype = float_dtype(x, op, "xs");
+    if (__builtin_expect(!x.is_contiguous(), 0)) fail("fastforget.", op, ": xs[", i, "] is not contiguous");
+    items.push_back({static_cast<char*>(x.data_ptr()), dtype_size(dtype), dtype,
+                     mean == nullptr ? 0.0 : per_tensor(*mean, i), per_tensor(std, i),
+                     NoiseRange{static_cast<uint64_t>(seed), static_cast<uint32_t>(stream + static_cast<int64_t>(i)),
+                                static_cast<uint32_t>(step), checked_start(per_tensor(start, i), op)}});
+  }
+  const NoiseTable& kernels = table().noise;
+  FlatList(xs).parallel(kNoiseGrain, [&](size_t i, int64_t begin, int64_t end) {
+    const NoiseItem& item = items[i];
+    NoiseRange range = item.range;
+    range.start += static_cast<uint64_t>(begin);
+    void* data = item.data + begin * item.element_size;
+    if (mean == nullptr) {
+      kernels.add_normal[item.dtype](data, end - begin, item.std, range);
+    } else {
+      kernels.normal[item.dtype](data, end - begin, item.mean, item.std, range);
+    }
+  });
+}
+
+void normal_(const std::vector<Tensor> xs, const std::vector<double> mean, const std::vector<double> std, int64_t seed,
+             int64_t stream, int64_t step, const std::vector<int64_t> start) {
+  noise_list(xs, &mean, std, seed, stream, step, start, "normal_");
+}
+
+void add_normal_(const std::vector<Tensor> xs, const std::vector<double> std, int64_t seed, int64_t stream,
+                 int64_t step, const std::vector<int64_t> start) {
+  noise_list(xs, nullptr, std, seed, stream, step, start, "add_normal_");
+}
+
+// ---- update ---------------------------------------------------------------------------------------------------------
+
+void error_max_loss(const Tensor logits, const Tensor labels, const Tensor loss, const Tensor dlogits) {
+  constexpr const char* op = "error_max_loss";
+  if (logits.dim() != 2) fail("fastforget.", op, ": logits has ", logits.dim(), " dimensions; expected [B, K]");
+  const int64_t batch = logits.size(0), classes = logits.size(1);
+  const int dtype = float_dtype(logits, op, "logits");
+  const ScalarType type = logits.scalar_type();
+  check_layout(logits, type, batch * classes, op, "logits");
+  check_layout(dlogits, type, batch * classes, op, "dlogits");
+  check_layout(labels, ScalarType::Long, batch, op, "labels");
+  check_layout(loss, dtype == kFloat64 ? ScalarType::Double : ScalarType::Float, batch, op, "loss");
+  const int64_t* label = static_cast<const int64_t*>(labels.data_ptr());
+  for (int64_t b = 0; b < batch; ++b) {
+    if (__builtin_expect(label[b] < 0 || label[b] >= classes, 0)) {
+      fail("fastforget.", op, ": labels[", b, "] is ", label[b], "; accepted: 0 to ", classes - 1);
+    }
+  }
+  const auto kernel = table().update.error_max_loss[dtype];
+  const int64_t loss_size = dtype == kFloat64 ? 8 : 4;
+  const int64_t grain = classes < kNoiseGrain ? kNoiseGrain / (classes > 0 ? classes : 1) : 1;
+  torch::stable::parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) {
+    kernel(at(logits, begin * classes), label + begin, end - begin, classes, batch,
+           static_cast<char*>(loss.data_ptr()) + begin * loss_size, at(dlogits, begin * classes));
+  });
+}
+
+void error_max_step_(const Tensor x, const Tensor grad, const Tensor exp_avg, const Tensor exp_avg_sq,
+                     const Tensor sum_sq, int64_t step, double lr, double beta1, double beta2, double eps, double l2,
+                     double clamp_min, double clamp_max) {
+  constexpr const char* op = "error_max_step_";
+  const int dtype = float_dtype(x, op, "x");
+  const ScalarType type = x.scalar_type();
+  const int64_t n = x.numel();
+  check_layout(x, type, n, op, "x");
+  check_layout(grad, type, n, op, "grad");
+  check_layout(exp_avg, type, n, op, "exp_avg");
+  check_layout(exp_avg_sq, type, n, op, "exp_avg_sq");
+  check_layout(sum_sq, dtype == kFloat64 ? ScalarType::Double : ScalarType::Float, 1, op, "sum_sq");
+  if (x.dim() < 1) fail("fastforget.", op, ": x has no batch dimension; expected [B, ...]");
+  if (step < 1) fail("fastforget.", op, ": step is ", step, "; accepted: 1 or more");
+  const double batch = static_cast<double>(x.size(0));
+  const double power = static_cast<double>(step);
+  const AdamStep constants{batch > 0 ? 2.0 * l2 / batch : 0.0,
+                           beta1,
+                           beta2,
+                           eps,
+                           lr / (1.0 - std::pow(beta1, power)),
+                           std::sqrt(1.0 - std::pow(beta2, power)),
+                           clamp_min,
+                           clamp_max};
+  // Partial sums over chunks of a fixed size, added in order: the result can't depend on the number of threads.
+  constexpr int64_t kChunk = 16384;
+  const int64_t chunks = (n + kChunk - 1) / kChunk;
+  std::vector<double> squares(static_cast<size_t>(chunks));
+  const auto kernel = table().update.error_max_step[dtype];
+  char* const base[4] = {static_cast<char*>(x.data_ptr()), static_cast<char*>(grad.data_ptr()),
+                         static_cast<char*>(exp_avg.data_ptr()), static_cast<char*>(exp_avg_sq.data_ptr())};
+  const int64_t size = dtype_size(dtype);
+  torch::stable::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      const int64_t from = chunk * kChunk, offset = from * size;
+      squares[static_cast<size_t>(chunk)] = kernel(base[0] + offset, base[1] + offset, base[2] + offset,
+                                                   base[3] + offset, n - from < kChunk ? n - from : kChunk, constants);
+    }
+  });
+  double total = 0;
+  for (double part : squares) total += part;
+  if (dtype == kFloat64) {
+    *static_cast<double*>(sum_sq.data_ptr()) = total;
+  } else {
+    *static_cast<float*>(sum_sq.data_ptr()) = static_cast<float>(total);
+  }
+}
+
+// ---- mask -----------------------------------------------------------------------------------------------------------
+
+struct DampenItem {
+  char *param, *forget, *retain;
+  int dtype;
+};
+
+void dampen_(const std::vector<Tensor> params, const std::vector<Tensor> forget, const std::vector<Tensor> retain,
+             const Tensor count, double alpha, double lam) {
+  constexpr const char* op = "dampen_";
+  if (forget.size() != params.size() || retain.size() != params.size()) {
+    fail("fastforget.", op, ": ", params.size(), " params, ", forget.size(), " forget_importance and ", retain.size(),
+         " retain_importance tensors; the numbers must agree");
+  }
+  check_layout(count, ScalarType::Long, 1, op, "count");
+  std::vector<DampenItem> items;
+  items.reserve(params.size());
+  for (size_t i = 0; i < params.size(); ++i) {
+    const int dtype = float_dtype(params[i], op, "params");
+    const ScalarType type = params[i].scalar_type();
+    const int64_t n = params[i].numel();
+    check_layout(params[i], type, n, op, "params");
+    check_layout(forget[i], type, n, op, "forget_importance");
+    check_layout(retain[i], type, n, op, "retain_importance");
+    items.push_back({static_cast<char*>(params[i].data_ptr()), static_cast<char*>(forget[i].data_ptr()),
+                     static_cast<char*>(retain[i].data_ptr()), dtype});
+  }
+  std::atomic<int64_t> selected{0};  // whole numbers: the order of the additions doesn't matter
+  const MaskTable& kernels = table().mask;
+  FlatList(params).parallel(kStreamGrain, [&](size_t i, int64_t begin, int64_t end) {
+    const DampenItem& item = items[i];
+    const int64_t offset = begin * dtype_size(item.dtype);
+    selected.fetch_add(kernels.dampen[item.dtype](item.param + offset, item.forget + offset, item.retain + offset,
+                                                  end - begin, alpha, lam),
+                       std::memory_order_relaxed);
+  });
+  *static_cast<int64_t*>(count.data_ptr()) = selected.load();
+}
+
+// For benchmarks: what the memory of this machine allows, measured in the same process. float32 tensors of one size.
+// kind 0: read a. 1: read and write a. 2: read a, b, write a. 3: read a, b, c, write a (dampen_'s traffic).
+// 4: read a, b, c, d, write a, c, d (error_max_step_'s traffic). Values stay as they are, up to a tiny increment.
+void limit(const std::vector<Tensor> tensors, int64_t kind) {
+  constexpr size_t kTensors[] = {1, 1, 2, 3, 4};
+  if (kind < 0 || kind > 4) fail("fastforget._limit: kind is ", kind, "; accepted: 0 to 4");
+  if (tensors.size() != kTensors[kind]) {
+    fail("fastforget._limit: kind ", kind, " takes ", kTensors[kind], " tensors, got ", tensors.size());
+  }
+  float* p[4] = {};
+  const int64_t n = tensors[0].numel();
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    check_layout(tensors[i], ScalarType::Float, n, "_limit", "tensors");
+    p[i] = static_cast<float*>(tensors[i].data_ptr());
+  }
+  const MaskTable& kernels = table().mask;
+  torch::stable::parallel_for(0, n, kStreamGrain, [&](int64_t begin, int64_t end) {
+    const int64_t m = end - begin;
+    switch (kind) {
+      case 0: {
+        volatile float keep = kernels.limit_read(p[0] + begin, m);
+        static_cast<void>(keep);
+        break;
+      }
+      case 1: kernels.limit_update(p[0] + begin, m); break;
+      case 2: kernels.limit_axpy(p[0] + begin, p[1] + begin, m); break;
+      case 3: kernels.limit_select(p[0] + begin, p[1] + begin, p[2] + begin, m); break;
+      default: kernels.limit_adam(p[0] + begin, p[1] + begin, p[2] + begin, p[3] + begin, m); break;
+    }
+  });
+}
+
+}  // namespace
+
+const Table& table() { return *current.load(std::memory_order_relaxed); }
+
+}  // namespace ff
+
+STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) {
+  m.impl("random_bits", TORCH_BOX(&ff::random_bits));
+  m.impl("normal_", TORCH_BOX(&ff::normal_));
+  m.impl("add_normal_", TORCH_BOX(&ff::add_normal_));
+  m.impl("error_max_loss", TORCH_BOX(&ff::error_max_loss));
+  m.impl("error_max_step_", TORCH_BOX(&ff::error_max_step_));
+  m.impl("dampen_", TORCH_BOX(&ff::dampen_));
+}
+
+// Private: which kernels are in force (0 asks; 2, 3, 4 switch if the CPU can), and the memory limits.
+STABLE_TORCH_LIBRARY_FRAGMENT(fastforget, m) {
+  m.def("_cpu_isa(int level) -> int");
+  m.def("_limit(Tensor(a!)[] tensors, int kind) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastforget, CompositeExplicitAutograd, m) {
+  m.impl("_cpu_isa", TORCH_BOX(&ff::cpu_isa));
+  m.impl("_limit", TORCH_BOX(&ff::limit));
+}

@@ -1,0 +1,190 @@
+// The two kernels of error-maximising noise: the loss -CE with its gradient in one pass over the logits, and the fused
+// step (L2 gradient, Adam, clamp, sum of squares) in one pass over the noise. Compiled once per instruction set.
+//
+// Sums run over a fixed number of lanes, whatever the vector length, so that every instruction set adds in one order.
+#include "cpu/storage.h"
+#include "cpu/table.h"
+#include "normal.h"
+
+namespace ff::FF_ISA {
+namespace {
+
+constexpr int64_t kTile = 1024;
+constexpr int kLanes = 16;
+
+template <class C>
+FF_INLINE double add_lanes(const C (&lanes)[kLanes]) {
+  double sum = 0;
+  for (int j = 0; j < kLanes; ++j) sum += static_cast<double>(lanes[j]);
+  return sum;
+}
+
+// ---- error_max_step_ ------------------------------------------------------------------------------------------------
+
+template <class C>
+FF_INLINE double sum_of_squares(const C* x, int64_t n) {
+  alignas(64) C lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+#pragma omp simd
+    for (int j = 0; j < kLanes; ++j) lanes[j] = fused(x[i + j], x[i + j], lanes[j]);
+  }
+  for (int j = 0; i + j < n; ++j) lanes[j] = fused(x[i + j], x[i + j], lanes[j]);
+  return add_lanes(lanes);
+}
+
+FF_INLINE float root(float x) { return __builtin_sqrtf(x); }
+FF_INLINE double root(double x) { return __builtin_sqrt(x); }
+
+template <class C>
+FF_INLINE void adam_values(C* x, const C* grad, C* exp_avg, C* exp_avg_sq, int64_t n, const AdamStep& step) {
+  const C l2 = static_cast<C>(step.l2_gradient);
+  const C one_minus_beta1 = static_cast<C>(1.0 - step.beta1);
+  const C beta2 = static_cast<C>(step.beta2), one_minus_beta2 = static_cast<C>(1.0 - step.beta2);
+  const C inverse_bias2 = static_cast<C>(1.0 / step.sqrt_bias2), eps = static_cast<C>(step.eps);
+  const C step_size = static_cast<C>(step.step_size);
+  const C low = static_cast<C>(step.clamp_min), high = static_cast<C>(step.clamp_max);
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const C g = fused(l2, x[i], grad[i]);
+    const C m = fused(one_minus_beta1, g - exp_avg[i], exp_avg[i]);
+    const C v = fused(beta2, exp_avg_sq[i], one_minus_beta2 * g * g);
+    const C moved = x[i] - step_size * m / fused(root(v), inverse_bias2, eps);
+    const C above = moved < low ? low : moved;  // in this form a NaN passes both comparisons
+    x[i] = above > high ? high : above;
+    exp_avg[i] = m;
+    exp_avg_sq[i] = v;
+  }
+}
+
+template <class S>
+double error_max_step(void* x_, const void* grad_, void* exp_avg_, void* exp_avg_sq_, int64_t n, const AdamStep& step) {
+  using C = Compute<S>;
+  S* x = static_cast<S*>(x_);
+  const S* grad = static_cast<const S*>(grad_);
+  S* exp_avg = static_cast<S*>(exp_avg_);
+  S* exp_avg_sq = static_cast<S*>(exp_avg_sq_);
+  double squares = 0;
+  for (int64_t at = 0; at < n; at += kTile) {
+    const int64_t count = n - at < kTile ? n - at : kTile;
+    if constexpr (kStaged<S>) {
+      alignas(64) C values[kTile], g[kTile], m[kTile], v[kTile];
+      load_block(x + at, values, count);
+      load_block(grad + at, g, count);
+      load_block(exp_avg + at, m, count);
+      load_block(exp_avg_sq + at, v, count);
+      squares += sum_of_squares(values, count);
+      adam_values(values, g, m, v, count, step);
+      store_block(values, x + at, count);
+      store_block(m, exp_avg + at, count);
+      store_block(v, exp_avg_sq + at, count);
+    } else {
+      squares += sum_of_squares(x + at, count);
+      adam_values(x + at, grad + at, exp_avg + at, exp_avg_sq + at, count, step);
+    }
+  }
+  return squares;
+}
+
+// ---- error_max_loss -------------------------------------------------------------------------------------------------
+
+// e^d for d <= 0, through two factors of 2 so that results down to the subnormals come out; NaN stays NaN.
+FF_INLINE float exp_negative(float d) {
+  constexpr float kLowest = -150.0f;
+  const float x = d < kLowest ? kLowest : d;
+  const float n = __builtin_rintf(x * 1.44269504f);
+  const float r = fused(n, -1.42860677e-6f, fused(n, -0.693145752f, x));
+  float p = 0.00138436534f;
+  p = fused(p, r, 0.00837415533f);
+  p = fused(p, r, 0.041668002f);
+  p = fused(p, r, 0.166664313f);
+  p = fused(p, r, 0.499999942f);
+  p = fused(p, r, 1.00000003f);
+  const int32_t exponent = x == x ? static_cast<int32_t>(n) : 0;
+  const int32_t half = exponent >> 1;
+  const float scale1 = bits_float(static_cast<uint32_t>(127 + half) << 23);
+  const float scale2 = bits_float(static_cast<uint32_t>(127 + exponent - half) << 23);
+  return fused(r, p, 1.0f) * scale1 * scale2;
+}
+FF_INLINE double exp_negative(double d) { return __builtin_exp(d); }
+
+template <class C>
+struct RowMax {
+  C value;
+  int64_t index;
+  bool nan;
+};
+
+// Largest logit of a row and the first index that has it.
+template <class S>
+FF_INLINE RowMax<Compute<S>> row_max(const S* row, int64_t classes) {
+  using C = Compute<S>;
+  C largest = widen(row[0]);
+  bool nan = false;
+#pragma omp simd reduction(max : largest) reduction(| : nan)
+  for (int64_t k = 0; k < classes; ++k) {
+    const C z = widen(row[k]);
+    largest = z > largest ? z : largest;
+    nan |= z != z;
+  }
+  int64_t index = 0;
+  while (index < classes - 1 && !(widen(row[index]) == largest)) ++index;
+  return {largest, index, nan};
+}
+
+// Sum of e^(z - max) without the largest logit itself, whose term is 1: a confident row keeps the digits of 1 - p.
+template <class S>
+FF_INLINE Compute<S> sum_of_others(const S* row, int64_t classes, const RowMax<Compute<S>>& max) {
+  using C = Compute<S>;
+  double sum = 0;
+  for (int64_t at = 0; at < classes; at += kTile) {
+    const int64_t count = classes - at < kTile ? classes - at : kTile;
+    const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
+    alignas(64) C terms[kTile];
+    for (int64_t k = count; k < padded; ++k) terms[k] = 0;
+#pragma omp simd
+    for (int64_t k = 0; k < count; ++k) terms[k] = exp_negative(widen(row[at + k]) - max.value);
+    if (max.index >= at && max.index < at + count) terms[max.index - at] = 0;
+    alignas(64) C lanes[kLanes] = {};
+    for (int64_t k = 0; k < padded; k += kLanes) {
+#pragma omp simd
+      for (int j = 0; j < kLanes; ++j) lanes[j] += terms[k + j];
+    }
+    sum += add_lanes(lanes);
+  }
+  return static_cast<C>(sum);
+}
+
+template <class S>
+void error_max_loss(const void* logits, const int64_t* labels, int64_t n, int64_t classes, int64_t batch, void* loss_,
+                    void* dlogits) {
+  using C = Compute<S>;
+  C* loss = static_cast<C*>(loss_);
+  for (int64_t b = 0; b < n; ++b) {
+    const S* row = static_cast<const S*>(logits) + b * classes;
+    S* out = static_cast<S*>(dlogits) + b * classes;
+    const int64_t label = labels[b];
+    RowMax<C> max = row_max(row, classes);
+    if (max.nan) max.value = static_cast<C>(__builtin_nan(""));
+    const C others = sum_of_others(row, classes, max);
+    const double label_logit = static_cast<double>(widen(row[label]));
+    loss[b] = static_cast<C>((label_logit - static_cast<double>(max.value)) - __builtin_log1p(static_cast<double>(others)));
+    // 1 - p of the label: from the other terms if it is the largest; else the sum holds a 1 that isn't the label's.
+    const C total = C(1) + others;
+    const C label_term = exp_negative(widen(row[label]) - max.value);
+    const C rest = label == max.index ? others : total - label_term;
+    const C scale = C(1) / (total * static_cast<C>(batch));
+#pragma omp simd
+    for (int64_t k = 0; k < classes; ++k) out[k] = narrow<S>(-exp_negative(widen(row[k]) - max.value) * scale);
+    out[label] = narrow<S>(rest * scale);
+  }
+}
+
+}  // namespace
+
+constinit const UpdateTable update_table = {
+    {error_max_loss<float>, error_max_loss<BFloat16>, error_max_loss<Float16>, error_max_loss<double>},
+    {error_max_step<float>, error_max_step<BFloat16>, error_max_step<Float16>, error_max_step<double>},
+};
+
+}  // namespace ff::FF_ISA
