@@ -131,11 +131,14 @@ FF_HD NormalPair<float> normal_pair_f32(uint32_t even, uint32_t odd) {
 FF_HD NormalPair<double> normal_pair_f64(uint32_t even, uint32_t odd) {
   const float x = uint_to_float(even);
   const double u = static_cast<double>(x > 0.5f ? x : 0.5f) * 0x1p-32;
-  const double t = 6.283185307179586476925 * (static_cast<double>(odd) * 0x1p-32);
 #if defined(__CUDA_ARCH__)
+  // In half turns the argument is exact and small; sin and cos of t would bring a range reduction in local memory.
+  double sine, cosine;
+  sincospi(static_cast<double>(odd) * 0x1p-31, &sine, &cosine);
   const double r = sqrt(-2.0 * log(u));
-  return {r * cos(t), r * sin(t)};
+  return {r * cosine, r * sine};
 #else
+  const double t = 6.283185307179586476925 * (static_cast<double>(odd) * 0x1p-32);
   const double r = __builtin_sqrt(-2.0 * __builtin_log(u));
   return {r * __builtin_cos(t), r * __builtin_sin(t)};
 #endif

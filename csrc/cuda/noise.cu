@@ -1,0 +1,177 @@
+// Counter-based normal noise on CUDA. A thread makes whole Philox blocks of four, so no word is computed twice; every
+// value depends only on (seed, stream, step, global index), never on the launch.
+#include "launch.cuh"
+#include "normal.h"
+#include "philox.h"
+
+namespace ff::cuda {
+namespace {
+
+// What one thread makes at a time: whole Philox blocks that fill whole 16-byte packs.
+template <class T>
+constexpr int kUnit = sizeof(T) == 2 ? 8 : 4;
+constexpr int kUnitsInFlight = 2;
+constexpr int kUnitsPerChunk = 2 * kUnitsInFlight * kThreads;
+
+struct NoiseItem {
+  void* x;
+  int64_t size;
+  int64_t start;
+  double mean;
+  double std;
+  uint32_t stream;
+  bool aligned;  // a Philox block starts at x[0], and x is 16-byte aligned
+};
+
+template <class T>
+__device__ __forceinline__ void normals(uint64_t seed, uint32_t stream, uint32_t step, uint64_t block,
+                                        Compute<T> (&z)[kUnit<T>]) {
+#pragma unroll
+  for (int i = 0; i < kUnit<T>; i += 4) {
+    const Words words = philox(seed, stream, step, block + i / 4);
+    const NormalPair<Compute<T>> low = normal_pair<Compute<T>>(words.w0, words.w1);
+    const NormalPair<Compute<T>> high = normal_pair<Compute<T>>(words.w2, words.w3);
+    z[i] = low.z0;
+    z[i + 1] = low.z1;
+    z[i + 2] = high.z0;
+    z[i + 3] = high.z1;
+  }
+}
+
+template <class T, bool Add>
+__global__ void __launch_bounds__(kThreads)
+    normal_kernel(const __grid_constant__ ListTable<NoiseItem> table, uint64_t seed, uint32_t step) {
+  using C = Compute<T>;
+  using P = Pack<T, kUnit<T>>;
+  for (int64_t chunk = blockIdx.x; chunk < table.chunks(); chunk += gridDim.x) {
+    const int at = table.find(chunk);
+    const NoiseItem& item = table.items[at];
+    T* const x = static_cast<T*>(item.x);
+    const C mean = static_cast<C>(item.mean), std = static_cast<C>(item.std);
+    const uint64_t first_block = static_cast<uint64_t>(item.start) / 4;
+    const int64_t skew = item.start % 4;  // elements of the first block that lie before x[0]
+    const int64_t first_unit = (chunk - table.first_chunk(at)) * kUnitsPerChunk + threadIdx.x;
+    for (int done = 0; done < kUnitsPerChunk; done += kUnitsInFlight * kThreads) {
+      P packs[kUnitsInFlight];
+      if constexpr (Add) {
+#pragma unroll
+        for (int j = 0; j < kUnitsInFlight; ++j) {
+          const int64_t base = (first_unit + done + j * kThreads) * kUnit<T> - skew;
+          if (item.aligned && base + kUnit<T> <= item.size) packs[j] = load_whole<P>(x + base);
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < kUnitsInFlight; ++j) {
+        const int64_t unit = first_unit + done + j * kThreads;
+        const int64_t base = unit * kUnit<T> - skew;
+        if (base >= item.size) continue;
+        C z[kUnit<T>];
+        normals<T>(seed, item.stream, step, first_block + static_cast<uint64_t>(unit) * (kUnit<T> / 4), z);
+        if (item.aligned && base + kUnit<T> <= item.size) {
+#pragma unroll
+          for (int i = 0; i < kUnit<T>; ++i) {
+            packs[j].at[i] = narrow<T>(fused(std, z[i], Add ? widen(packs[j].at[i]) : mean));
+          }
+          store_whole(x + base, packs[j]);
+        } else {
+#pragma unroll
+          for (int i = 0; i < kUnit<T>; ++i) {
+            const int64_t index = base + i;
+            if (index >= 0 && index < item.size) x[index] = narrow<T>(fused(std, z[i], Add ? widen(x[index]) : mean));
+          }
+        }
+      }
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    random_bits_kernel(uint32_t* out, int64_t size, uint64_t seed, uint32_t stream, uint32_t step, int64_t start,
+                       bool aligned) {
+  const uint64_t first_block = static_cast<uint64_t>(start) / 4;
+  const int64_t skew = start % 4;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t unit = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; unit * 4 - skew < size;
+       unit += stride) {
+    const Words words = philox(seed, stream, step, first_block + static_cast<uint64_t>(unit));
+    const int64_t base = unit * 4 - skew;
+    if (aligned && base + 4 <= size) {
+      store16(out + base, make_uint4(words.w0, words.w1, words.w2, words.w3));
+    } else {
+#pragma unroll
+      for (unsigned i = 0; i < 4; ++i) {
+        const int64_t index = base + i;
+        if (index >= 0 && index < size) out[index] = word(words, i);
+      }
+    }
+  }
+}
+
+template <bool Add>
+void run_normal(const std::vector<Tensor>& xs, const std::vector<double>& mean, const std::vector<double>& std,
+                int64_t seed, int64_t stream, int64_t step, const std::vector<int64_t>& start) {
+  if (xs.empty()) return;
+  constexpr const char* kOp = Add ? "add_normal_" : "normal_";
+  if constexpr (!Add) check_per_tensor(mean, xs.size(), kOp, "mean");
+  check_per_tensor(std, xs.size(), kOp, "std");
+  check_per_tensor(start, xs.size(), kOp, "start");
+  for (const Tensor& x : xs) {
+    float_dtype(x, kOp, "xs");
+    check_layout(x, x.scalar_type(), x.numel(), kOp, "xs");
+  }
+  const DeviceScope scope(xs[0]);
+  for (const ScalarType dtype : kStorageTypes) {
+    with_storage(dtype, [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      ListBatch<NoiseItem> batch;
+      const auto run = [&](const ListTable<NoiseItem>& table, int64_t chunks) {
+        launch(scope, normal_kernel<T, Add>, scope.blocks(chunks), kThreads, table, static_cast<uint64_t>(seed),
+               static_cast<uint32_t>(step));
+      };
+      for (size_t i = 0; i < xs.size(); ++i) {
+        if (xs[i].scalar_type() != dtype) continue;
+        NoiseItem item = {};
+        item.x = xs[i].data_ptr();
+        item.size = xs[i].numel();
+        item.start = per_tensor(start, i);
+        item.mean = Add ? 0.0 : per_tensor(mean, i);
+        item.std = per_tensor(std, i);
+        item.stream = static_cast<uint32_t>(stream + static_cast<int64_t>(i));
+        item.aligned = item.start % 4 == 0 && aligned16(item.x);
+        const int64_t units = item.size == 0 ? 0 : ceil_div(item.start % 4 + item.size, kUnit<T>);
+        batch.add(item, ceil_div(units, kUnitsPerChunk), run);
+      }
+      batch.flush(run);
+    });
+  }
+}
+
+void normal_(std::vector<Tensor> xs, std::vector<double> mean, std::vector<double> std, int64_t seed, int64_t stream,
+             int64_t step, std::vector<int64_t> start) {
+  run_normal<false>(xs, mean, std, seed, stream, step, start);
+}
+
+void add_normal_(std::vector<Tensor> xs, std::vector<double> std, int64_t seed, int64_t stream, int64_t step,
+                 std::vector<int64_t> start) {
+  run_normal<true>(xs, {}, std, seed, stream, step, start);
+}
+
+void random_bits(Tensor out, int64_t seed, int64_t stream, int64_t step, int64_t start) {
+  const int64_t size = out.numel();
+  check_layout(out, ScalarType::Int, size, "random_bits", "out");
+  if (size == 0) return;
+  const DeviceScope scope(out);
+  uint32_t* const words = data<uint32_t>(out);
+  const unsigned blocks = scope.blocks(ceil_div(start % 4 + size, 4 * kThreads));
+  launch(scope, random_bits_kernel, blocks, kThreads, words, size, static_cast<uint64_t>(seed),
+         static_cast<uint32_t>(stream), static_cast<uint32_t>(step), start, start % 4 == 0 && aligned16(words));
+}
+
+}  // namespace
+}  // namespace ff::cuda
+
+FF_REGISTER(m) {
+  m.impl("random_bits", TORCH_BOX(&ff::cuda::random_bits));
+  m.impl("normal_", TORCH_BOX(&ff::cuda::normal_));
+  m.impl("add_normal_", TORCH_BOX(&ff::cuda::add_normal_));
+}
