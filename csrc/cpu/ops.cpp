@@ -13,7 +13,7 @@ namespace {
 
 // ---- the choice of kernels ------------------------------------------------------------------------------------------
 
-#define FF_TABLE(number, isa) {number, isa::noise_table, isa::update_table, isa::mask_table}
+#define FF_TABLE(number, isa) {number, isa::noise_table, isa::update_table, isa::mask_table, isa::membership_table}
 constinit const Table kBaseline = FF_TABLE(2, baseline);
 #if defined(__x86_64__)
 constinit const Table kAvx2 = FF_TABLE(3, avx2);

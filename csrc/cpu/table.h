@@ -9,6 +9,8 @@
 #pragma once
 #include <cstdint>
 
+#include "cpu/membership.h"
+
 namespace ff {
 
 // Order of the dtype-indexed entries below. Arithmetic is float32 for the first three, float64 for the last.
@@ -72,13 +74,15 @@ struct Table {
   const NoiseTable& noise;
   const UpdateTable& update;
   const MaskTable& mask;
+  const MembershipTable& membership;
 };
 
-#define FF_DECLARE_LEVEL(isa)             \
-  namespace isa {                         \
-  extern const NoiseTable noise_table;    \
-  extern const UpdateTable update_table;  \
-  extern const MaskTable mask_table;      \
+#define FF_DECLARE_LEVEL(isa)                     \
+  namespace isa {                                 \
+  extern const NoiseTable noise_table;            \
+  extern const UpdateTable update_table;          \
+  extern const MaskTable mask_table;              \
+  extern const MembershipTable membership_table;  \
   }
 FF_DECLARE_LEVEL(baseline)
 #if defined(__x86_64__)
