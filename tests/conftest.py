@@ -1,0 +1,74 @@
+"""Shared fixtures: which implementation runs, and outputs that start as NaN."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import fastforget as ff
+
+# every test draws its own inputs; another seed draws others
+SEED = int(os.environ.get("FASTFORGET_TEST_SEED", "0"))
+LEVELS = {"baseline": 2, "avx2": 3, "avx512": 4}
+REQUIRED = os.environ.get("FASTFORGET_REQUIRE_NATIVE", "0") not in ("", "0")
+
+
+def _native_missing(level: int) -> str | None:
+    reason = ff.backend.why_not("native", "normal_", "cpu")
+    if reason is not None:
+        return reason
+    if not level:
+        return None
+    before = torch.ops.fastforget._cpu_isa(0)
+    reached = torch.ops.fastforget._cpu_isa(level)
+    torch.ops.fastforget._cpu_isa(before)
+    return None if reached == level else f"this CPU has no level {level}"
+
+
+@pytest.fixture(params=["reference", *LEVELS])
+def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test on the reference and on the native kernels of every CPU level this machine has."""
+    if request.param == "reference":
+        with ff.use_backend("reference"):
+            yield "reference"
+        return
+    level = LEVELS[request.param]
+    reason = _native_missing(level)
+    if reason is not None:
+        if REQUIRED and "this CPU has no" not in reason:
+            pytest.fail(f"FASTFORGET_REQUIRE_NATIVE=1, but: {reason}")
+        pytest.skip(reason)
+    before = torch.ops.fastforget._cpu_isa(0)
+    torch.ops.fastforget._cpu_isa(level)
+    try:
+        with ff.use_backend("native"):
+            yield request.param
+    finally:
+        torch.ops.fastforget._cpu_isa(before)
+
+
+def pytest_report_header() -> str:
+    return f"FASTFORGET_TEST_SEED={SEED}"
+
+
+@pytest.fixture(autouse=True)
+def seeded(request: pytest.FixtureRequest) -> None:
+    torch.manual_seed(zlib.crc32(f"{SEED} {request.node.nodeid}".encode()))
+
+
+@pytest.fixture(autouse=True)
+def poisoned_outputs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """torch.empty hands out NaN (True, the largest integer), so an output that a kernel forgot to write fails its test."""
+    if request.node.get_closest_marker("unpoisoned"):
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
