@@ -36,7 +36,7 @@ def membership_scores(logits: Tensor, labels: Tensor, temperature: float, scores
     z_y = z.gather(1, y)[:, 0]
     others = z.masked_fill(at_label, -math.inf)
     logit_confidence = z_y - torch.logsumexp(others, dim=1)
-    loss = torch.logaddexp(torch.zeros_like(logit_confidence), -logit_confidence)
+    loss = log_total - distance.gather(1, y)[:, 0]
     margin = z_y - others.amax(dim=1)
 
     zero = torch.zeros((), dtype=z.dtype, device=z.device)
@@ -51,7 +51,8 @@ def membership_scores(logits: Tensor, labels: Tensor, temperature: float, scores
     label_term = torch.where(not_p_y == 0, zero, not_p_y * loss)
     modified_entropy = label_term - elsewhere
 
-    out = torch.stack((loss, (-loss).exp(), entropy, modified_entropy, margin, logit_confidence))
+    confidence = e.gather(1, y)[:, 0] / total
+    out = torch.stack((loss, confidence, entropy, modified_entropy, margin, logit_confidence))
     # a NaN or +inf logit, or no finite logit at all, leaves no distribution to score
     defined = valid & torch.isfinite(top[:, 0]) & ~torch.isnan(z).any(dim=1)
     scores.copy_(torch.where(defined, out, math.nan))

@@ -60,7 +60,7 @@ def error_max_step_(
     value = x.to(dtype)
     sum_sq.copy_(value.to(torch.float64).square().sum())
     total = grad.to(dtype) + (2.0 * l2 / x.shape[0]) * value
-    m = beta1 * exp_avg.to(dtype) + (1.0 - beta1) * total
+    m = torch.lerp(exp_avg.to(dtype), total, 1.0 - beta1)
     v = beta2 * exp_avg_sq.to(dtype) + (1.0 - beta2) * total * total
     denominator = v.sqrt() / math.sqrt(1.0 - beta2**step) + eps
     exp_avg.copy_(m)
