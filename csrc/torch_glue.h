@@ -24,6 +24,14 @@ template <class... Parts>
   throw std::runtime_error(text.str());
 }
 
+// The first part of the text must be a literal, "op: what is wrong".
+#define FF_CHECK(condition, ...)                 \
+  do {                                           \
+    if (__builtin_expect(!(condition), 0)) {     \
+      ::ff::fail("fastforget." __VA_ARGS__);     \
+    }                                            \
+  } while (0)
+
 // Position of a dtype in kernel tables (float32, bfloat16, float16, float64), -1 for any other.
 inline int dtype_index(ScalarType type) {
   switch (type) {

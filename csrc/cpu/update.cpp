@@ -38,7 +38,10 @@ FF_INLINE double root(double x) { return __builtin_sqrt(x); }
 
 template <class C>
 FF_INLINE void adam_values(C* x, const C* grad, C* exp_avg, C* exp_avg_sq, int64_t n, const AdamStep& step) {
+  // In two parts: where grad and the L2 term cancel, Adam divides what is left by its own size, and the rounding of the
+  // constant alone would decide the result.
   const C l2 = static_cast<C>(step.l2_gradient);
+  const C l2_rest = static_cast<C>(step.l2_gradient - static_cast<double>(l2));
   const C one_minus_beta1 = static_cast<C>(1.0 - step.beta1);
   const C beta2 = static_cast<C>(step.beta2), one_minus_beta2 = static_cast<C>(1.0 - step.beta2);
   const C inverse_bias2 = static_cast<C>(1.0 / step.sqrt_bias2), eps = static_cast<C>(step.eps);
@@ -46,7 +49,7 @@ FF_INLINE void adam_values(C* x, const C* grad, C* exp_avg, C* exp_avg_sq, int64
   const C low = static_cast<C>(step.clamp_min), high = static_cast<C>(step.clamp_max);
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    const C g = fused(l2, x[i], grad[i]);
+    const C g = fused(l2_rest, x[i], fused(l2, x[i], grad[i]));
     const C m = fused(one_minus_beta1, g - exp_avg[i], exp_avg[i]);
     const C v = fused(beta2, exp_avg_sq[i], one_minus_beta2 * g * g);
     const C moved = x[i] - step_size * m / fused(root(v), inverse_bias2, eps);
@@ -134,7 +137,7 @@ FF_INLINE RowMax<Compute<S>> row_max(const S* row, int64_t classes) {
 
 // Sum of e^(z - max) without the largest logit itself, whose term is 1: a confident row keeps the digits of 1 - p.
 template <class S>
-FF_INLINE Compute<S> sum_of_others(const S* row, int64_t classes, const RowMax<Compute<S>>& max) {
+FF_INLINE double sum_of_others(const S* row, int64_t classes, const RowMax<Compute<S>>& max) {
   using C = Compute<S>;
   double sum = 0;
   for (int64_t at = 0; at < classes; at += kTile) {
@@ -152,7 +155,7 @@ FF_INLINE Compute<S> sum_of_others(const S* row, int64_t classes, const RowMax<C
     }
     sum += add_lanes(lanes);
   }
-  return static_cast<C>(sum);
+  return sum;
 }
 
 template <class S>
@@ -166,17 +169,18 @@ void error_max_loss(const void* logits, const int64_t* labels, int64_t n, int64_
     const int64_t label = labels[b];
     RowMax<C> max = row_max(row, classes);
     if (max.nan) max.value = static_cast<C>(__builtin_nan(""));
-    const C others = sum_of_others(row, classes, max);
-    const double label_logit = static_cast<double>(widen(row[label]));
-    loss[b] = static_cast<C>((label_logit - static_cast<double>(max.value)) - __builtin_log1p(static_cast<double>(others)));
-    // 1 - p of the label: from the other terms if it is the largest; else the sum holds a 1 that isn't the label's.
-    const C total = C(1) + others;
-    const C label_term = exp_negative(widen(row[label]) - max.value);
-    const C rest = label == max.index ? others : total - label_term;
-    const C scale = C(1) / (total * static_cast<C>(batch));
+    // Once a row in double: the label's own entries, where float32 would lose digits to cancellation.
+    const double others = sum_of_others(row, classes, max);
+    const double total = 1.0 + others;
+    const double below_max = static_cast<double>(widen(row[label])) - static_cast<double>(max.value);
+    loss[b] = static_cast<C>(below_max - __builtin_log1p(others));
+    // 1 - p: from the other terms if the label has the largest logit; else the sum holds a 1 that isn't the label's.
+    const double rest = label == max.index ? others : total - __builtin_exp(below_max);
+    const double scale_ = 1.0 / (total * static_cast<double>(batch));
+    const C scale = static_cast<C>(scale_);
 #pragma omp simd
     for (int64_t k = 0; k < classes; ++k) out[k] = narrow<S>(-exp_negative(widen(row[k]) - max.value) * scale);
-    out[label] = narrow<S>(rest * scale);
+    out[label] = narrow<S>(static_cast<C>(rest * scale_));
   }
 }
 
