@@ -3,15 +3,15 @@
 Three native parts, each optional at install time (csrc/ninja_rules.py says how they are compiled):
 
     cpu    fastforget/_lib/libfastforget_cpu.so    tensor ops, LibTorch stable ABI
-    cuda   fastforget/_lib/libfastforget_cuda.so   the same ops as CUDA kernels; needs nvcc, not a CUDA build of torch
+    cuda   fastforget/_lib/libfastforget_cuda.so   the same ops as CUDA kernels; needs nvcc
     host   fastforget/_host.<abi>.so               pybind11 module without torch: facts and golden values
 
 What was built, and for each part left out the reason, goes to fastforget/_lib/build.json.
 
     python setup.py build_native     builds in place, for work in the checkout
 
-Environment: CXX, MAX_JOBS, CUDA_HOME and TORCH_CUDA_ARCH_LIST keep their usual meaning. FASTFORGET_SKIP_CUDA=1 leaves
-CUDA out. FASTFORGET_REQUIRE_NATIVE=1 turns a missing part into an error (cuda only if nvcc is there).
+Environment: CXX, MAX_JOBS, CUDA_HOME and TORCH_CUDA_ARCH_LIST keep their usual meaning.
+FASTFORGET_SKIP_CUDA=1 leaves CUDA out. FASTFORGET_REQUIRE_NATIVE=1 turns a missing part into an error (cuda only if nvcc is there).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
 from setuptools import Command, Distribution, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -61,7 +62,9 @@ def put(made: Path, place: Path) -> None:
 
 class build_native(Command):
     description = "build the native parts with ninja (in place unless run by `build`)"
-    user_options = [("build-lib=", "d", "folder that receives the packages when not in place")]
+    user_options: ClassVar[list] = [
+        ("build-lib=", "d", "folder that receives the packages when not in place")
+    ]
 
     def initialize_options(self) -> None:
         self.build_lib: str | None = None
@@ -76,8 +79,8 @@ class build_native(Command):
         package = ROOT / "fastforget" if self.inplace else Path(self.build_lib or "") / "fastforget"
         lib = package / "_lib"
         lib.mkdir(parents=True, exist_ok=True)
-        parts: dict[str, dict[str, object]] = {}
-        steps: dict[str, Callable[[], native.Made]] = {
+        parts: dict[str, dict[str, Any]] = {}
+        steps: dict[str, Callable[[], Any]] = {
             "cpu": native.build_cpu,
             "cuda": native.build_cuda,
             "host": lambda: native.build_host(parts),
@@ -104,10 +107,11 @@ class build_native(Command):
             self.made.append("_lib/build.json")
         self.report(parts)
 
-    def report(self, parts: dict[str, dict]) -> None:
+    def report(self, parts: dict[str, dict[str, Any]]) -> None:
         print("fastforget native parts:")
         for part, facts in parts.items():
-            detail = " ".join(facts.get("levels") or facts.get("archs") or []) if facts["built"] else facts["reason"]
+            made_for = " ".join(facts.get("levels") or facts.get("archs") or [])
+            detail = made_for if facts["built"] else facts["reason"]
             print(f"  {LOG_NAMES[part]:9}{'built' if facts['built'] else 'NOT BUILT'}  {detail}")
         missing = [part for part, facts in parts.items() if not facts["built"]]
         if missing:
@@ -119,7 +123,7 @@ class build_native(Command):
             reasons = "; ".join(f"{part}: {parts[part]['reason']}" for part in required)
             raise ExecError(f"FASTFORGET_REQUIRE_NATIVE=1, but not everything was built. {reasons}")
 
-    # What setuptools asks of a build step (setuptools.command.build.SubCommand), so that editable installs work.
+    # What setuptools asks of a build step (setuptools.command.build.SubCommand), for editable installs.
     def get_source_files(self) -> list[str]:
         return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.*"))
 
@@ -127,11 +131,12 @@ class build_native(Command):
         return [str(Path(self.build_lib or "", "fastforget", name)) for name in self.made]
 
     def get_output_mapping(self) -> dict[str, str]:
-        return dict(zip(self.get_outputs(), [f"fastforget/{name}" for name in self.made])) if self.inplace else {}
+        in_place = [f"fastforget/{name}" for name in self.made]
+        return dict(zip(self.get_outputs(), in_place, strict=True)) if self.inplace else {}
 
 
 class Build(build):
-    sub_commands = [*build.sub_commands, ("build_native", None)]
+    sub_commands: ClassVar[list] = [*build.sub_commands, ("build_native", None)]
 
     def run(self) -> None:
         # Modules and libraries of an earlier build must not slip into this wheel.
@@ -143,8 +148,8 @@ class Build(build):
 class Wheel(bdist_wheel):
     """cpXY-cpXY-<platform> with native parts, py3-none-any without.
 
-    The two op libraries alone would do as py3-none-<platform>, since they hold no Python symbol, but _host is compiled
-    against one version of Python: under another one it would silently not import.
+    The two op libraries alone would do as py3-none-<platform>, since they hold no Python symbol, but _host is
+    compiled against one version of Python: under another one it would silently not import.
     """
 
     def run(self) -> None:
@@ -161,7 +166,7 @@ class NativeDistribution(Distribution):
         return not self.nothing_native
 
 
-# `triton_kernels` as a top-level name belongs to another package, and `benchmarks` to nobody: both live below ours.
+# `triton_kernels` as a top-level name belongs to another package and `benchmarks` to nobody: both go below ours.
 ELSEWHERE = {"fastforget._triton": "triton_kernels", "fastforget._bench": "benchmarks"}
 
 setup(

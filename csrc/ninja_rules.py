@@ -1,8 +1,8 @@
 """The native parts of fastforget and how each is compiled: ninja rules of our own.
 
-Not torch's cpp_extension: that one imports torch, refuses nvcc where torch is CPU-only, and ties what it builds to one
-torch release. setup.py calls the three build_* functions; each returns the files it made and the facts about them, or
-raises CannotBuild with what is missing and what to do.
+Not torch's cpp_extension: that one imports torch, refuses nvcc where torch is CPU-only, and ties what it
+builds to one torch release. setup.py calls the three build_* functions; each returns the files it made and
+the facts about them, or raises CannotBuild with what is missing and what to do.
 """
 
 from __future__ import annotations
@@ -18,34 +18,42 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = Path("build", "native")
 TORCH_TARGET = (2, 10)
-STABLE_ABI = ["-DTORCH_STABLE_ONLY", f"-DTORCH_TARGET_VERSION=0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000"]
-# Never -ffast-math: with gcc, merely loading such a library makes the whole process flush denormals, and isnan() fails.
+TORCH_TARGET_HEX = f"0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000"
+STABLE_ABI = ["-DTORCH_STABLE_ONLY", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_HEX}"]
+# Never -ffast-math: with gcc, merely loading such a library makes the whole process flush denormals, and
+# isnan() fails.
 CXX_FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
-CXX_FLAGS += ["-fopenmp-simd", "-Wall", "-Wextra", "-Icsrc"]
+# -ffp-contract=off: where gcc fuses a*b+c by itself differs between instruction sets; the kernels say it
+# where they want it.
+CXX_FLAGS += ["-ffp-contract=off", "-fopenmp-simd", "-Wall", "-Wextra", "-Icsrc"]
+IN_OUT = ["-MD", "-MF", "$out.d", "-c", "$in", "-o", "$out"]
 LINK_FLAGS = ["-shared"]
 
-# These are compiled once per instruction set, with -DFF_ISA=<name> -DFF_ISA_LEVEL=<n>; every other csrc/cpu/*.cpp once.
+# These are compiled once per instruction set, with -DFF_ISA=<name> -DFF_ISA_LEVEL=<n>; every other
+# csrc/cpu/*.cpp once.
 PER_ISA = ["noise", "update", "mask", "membership"]
 ISA_FLAGS = {
     "baseline": ["-DFF_ISA=baseline", "-DFF_ISA_LEVEL=2", "-march=x86-64-v2"],
     "avx2": ["-DFF_ISA=avx2", "-DFF_ISA_LEVEL=3", "-march=x86-64-v3"],
     "avx512": ["-DFF_ISA=avx512", "-DFF_ISA_LEVEL=4", "-march=x86-64-v4"],
 }
-# Streaming loops are as fast with 256-bit vectors and spare the core the 512-bit clock; the arithmetic ones are not.
+# Streaming loops are as fast with 256-bit vectors and spare the core the 512-bit clock; the others are not.
 NARROW_VECTORS = {"update", "mask"}
 
-# The PTX of the newest listed architecture serves every later GPU. PTX of the newest one nvcc knows would leave out
-# those between (8.0;9.0;12.1+PTX cannot run on 10.0), so it is 9.0 that carries it.
+# The PTX of the newest listed architecture serves every later GPU. PTX of the newest one nvcc knows would
+# leave out those between (8.0;9.0;12.1+PTX cannot run on 10.0), so it is 9.0 that carries it.
 DEFAULT_CUDA_ARCHS = "8.0;9.0+PTX"
 
 
 # The files made, the one to load first, and what build.json says about them.
-Made = tuple[list[Path], dict[str, object]]
+Made = tuple[list[Path], dict[str, Any]]
 
 
 # What each part leaves in the package, as a glob.
@@ -61,12 +69,12 @@ class CannotBuild(Exception):
 
 
 def torch_place() -> tuple[Path, str]:
-    """Folder and version of torch, without importing it: that takes seconds, and a torch that fails to import builds."""
+    """torch's folder and version, without importing it: that takes seconds, and may fail where a build can go on."""
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.submodule_search_locations:
         raise CannotBuild(
-            "torch is not importable here. Install torch>=2.10 first, then `pip install --no-build-isolation .` "
-            "(an isolated build cannot see your torch)"
+            "torch is not importable here. Install torch>=2.10 first, then "
+            "`pip install --no-build-isolation .` (an isolated build cannot see your torch)"
         )
     folder = Path(next(iter(spec.submodule_search_locations)))
     version = importlib.metadata.version("torch")
@@ -105,7 +113,7 @@ def find_nvcc() -> tuple[Path, Path, str]:
     if nvcc is None and (on_path := shutil.which("nvcc")):
         nvcc = Path(on_path)
     if nvcc is None:
-        raise CannotBuild("nvcc not found in CUDA_HOME, /usr/local/cuda or PATH: install the CUDA toolkit to build it")
+        raise CannotBuild("nvcc not found in CUDA_HOME, /usr/local/cuda or PATH: install the CUDA toolkit")
     # nvcc on PATH may be a wrapper script outside the toolkit: its own dry run says where the toolkit is.
     dry = subprocess.run([nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True, check=False)
     top = re.search(r"^#\$ TOP=(.*)$", dry.stderr, re.MULTILINE)
@@ -145,7 +153,9 @@ def max_jobs() -> int:
         return max(1, int(set_by_user))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError):  # a container's own limit; the file says "max" where there is none
+    with contextlib.suppress(
+        OSError, ValueError
+    ):  # a container's limit; the file says "max" where there is none
         memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return max(1, min(cores, memory // (3 << 30)))
 
@@ -161,10 +171,10 @@ class NinjaFile:
         if depfile:
             self.lines += ["  depfile = $out.d", "  deps = gcc"]
 
-    def edge(self, rule: str, out: Path, inputs: list[Path], what: str, flags: list[str] | None = None) -> Path:
+    def edge(self, rule: str, out: Path, inputs: list[Path], what: str, flags: Sequence[str] = ()) -> Path:
         sources = " ".join(self.path(item) for item in inputs)
         self.lines += [f"build {self.path(out)}: {rule} {sources}", f"  what = {what}"]
-        self.lines += [f"  flags = {self.words(flags or [])}"]
+        self.lines += [f"  flags = {self.words(list(flags))}"]
         return out
 
     @staticmethod
@@ -205,8 +215,7 @@ def cached(command: list[str]) -> list[str]:
 
 def cxx_rules(cxx: list[str]) -> NinjaFile:
     rules = NinjaFile()
-    compile_command = [shlex.join([*cached(cxx), *CXX_FLAGS]), "$flags", "-MD", "-MF", "$out.d", "-c", "$in", "-o", "$out"]
-    rules.rule("cxx", compile_command, depfile=True)
+    rules.rule("cxx", [shlex.join([*cached(cxx), *CXX_FLAGS]), "$flags", *IN_OUT], depfile=True)
     rules.rule("link", [shlex.join(cxx), "$in", "-o", "$out", "$flags"])
     return rules
 
@@ -232,14 +241,21 @@ def build_cpu() -> Made:
             objects.append(rules.edge("cxx", out, [source], f"{source}", torch_flags))
             continue
         for level, flags in levels.items():
-            narrow = ["-mprefer-vector-width=256"] if level == "avx512" and source.stem in NARROW_VECTORS else []
+            if level == "avx512" and source.stem in NARROW_VECTORS:
+                flags = [*flags, "-mprefer-vector-width=256"]
             out = BUILD / "cpu" / level / f"{source.stem}.o"
-            objects.append(rules.edge("cxx", out, [source], f"{source} ({level})", flags + narrow))
+            objects.append(rules.edge("cxx", out, [source], f"{source} ({level})", flags))
     target = BUILD / "cpu" / "libfastforget_cpu.so"
     link = [*LINK_FLAGS, "-Wl,-z,defs", f"-L{torch / 'lib'}", "-ltorch_cpu"]
     rules.edge("link", target, objects, "link libfastforget_cpu.so", link)
     made = run_ninja(rules, BUILD / "cpu", target)
-    return [made], {"levels": list(levels), "compiler": compiler, "flags": CXX_FLAGS + STABLE_ABI, "torch": torch_version}
+    facts: dict[str, Any] = {
+        "levels": list(levels),
+        "compiler": compiler,
+        "flags": CXX_FLAGS + STABLE_ABI,
+        "torch": torch_version,
+    }
+    return [made], facts
 
 
 def build_cuda() -> Made:
@@ -247,19 +263,19 @@ def build_cuda() -> Made:
     torch, torch_version = torch_place()
     cxx, compiler = find_compiler()
     gencode, archs = cuda_archs()
-    flags = ["-O3", "-std=c++20", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v", "-DUSE_CUDA", "-Icsrc"]
-    flags += [*STABLE_ABI, *gencode]
+    flags = ["-O3", "-std=c++20", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xptxas=-v", "-DUSE_CUDA"]
+    flags += ["-Icsrc", *STABLE_ABI, *gencode]
     paths = ["-ccbin", cxx[-1], "-isystem", str(torch / "include")]
     rules = cxx_rules(cxx)
     # The log keeps ptxas' report of registers and spills; it is shown only when the compile fails.
-    command = [shlex.join([*cached([str(nvcc)]), *flags, *paths]), "-MD", "-MF", "$out.d", "-c", "$in", "-o", "$out"]
+    command = [shlex.join([*cached([str(nvcc)]), *flags, *paths]), *IN_OUT]
     rules.rule("nvcc", [*command, "> $out.log 2>&1 || { cat $out.log; exit 1; }"], depfile=True)
     objects = [
         rules.edge("nvcc", BUILD / "cuda" / f"{source.stem}.o", [source], f"{source} ({' '.join(archs)})")
         for source in sources_in("cuda", ".cu")
     ]
-    # -ltorch must stay although nothing in it is called: in a CUDA build of torch it is what brings libtorch_cuda, the
-    # home of the (weak) current-stream symbol. cudart is static, so neither its version nor its absence matters.
+    # -ltorch must stay although nothing in it is called: in a CUDA build of torch it brings libtorch_cuda,
+    # the home of the (weak) current-stream symbol. cudart is static: its version or absence does not matter.
     link = [*LINK_FLAGS, "-Wl,-z,defs", "-Wl,--exclude-libs,ALL", f"-L{home / 'lib64'}", f"-L{torch / 'lib'}"]
     link += ["-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-Wl,--as-needed", "-lcudart_static"]
     link += ["-ldl", "-lrt", "-lpthread"]
@@ -268,7 +284,14 @@ def build_cuda() -> Made:
     made = run_ninja(rules, BUILD / "cuda", target)
     report = made.with_name("cuda_ptxas.txt")
     report.write_text("".join((ROOT / f"{item}.log").read_text() for item in objects))
-    return [made, report], {"archs": archs, "nvcc": release, "compiler": compiler, "flags": flags, "torch": torch_version}
+    facts: dict[str, Any] = {
+        "archs": archs,
+        "nvcc": release,
+        "compiler": compiler,
+        "flags": flags,
+        "torch": torch_version,
+    }
+    return [made, report], facts
 
 
 def build_host(parts: dict[str, dict]) -> Made:

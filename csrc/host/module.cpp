@@ -6,13 +6,12 @@
 #include <cstdint>
 #include <cstdlib>
 #include <sstream>
-#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
-#include "../normal.h"
-#include "../philox.h"
+#include "normal.h"
+#include "philox.h"
 
 namespace py = pybind11;
 
@@ -50,24 +49,23 @@ std::string detected() {
   return best;
 }
 
-// The level that FASTFORGET_CPU_ISA leaves: a cap, so asking for more than the CPU has gives what it has.
-std::string in_force() {
-  const char* cap = std::getenv("FASTFORGET_CPU_ISA");
-  if (!cap || !*cap) return detected();
-  std::string best = "baseline", accepted;
-  for (const std::string& level : cpu_levels()) {
-    if (cpu_has(level)) best = level;
-    if (level == cap) return best;
-    accepted += (accepted.empty() ? "" : ", ") + level;
-  }
-  throw std::invalid_argument("FASTFORGET_CPU_ISA: '" + std::string(cap) + "' is not known here; accepted: " + accepted);
-}
-
+// What FASTFORGET_CPU_ISA leaves of the levels: it is a cap, so asking for more than the CPU has gives what it has. The
+// op library reads it once, when it is loaded; a name that is not known is ignored, there as here.
 py::dict cpu() {
+  const char* cap = std::getenv("FASTFORGET_CPU_ISA");
+  const std::string wanted = cap ? cap : "";
+  std::string in_force = detected();
+  bool known = wanted.empty();
+  for (const std::string& level : cpu_levels()) {
+    if (level != wanted) continue;
+    known = true;
+    if (cpu_has(level)) in_force = level;
+  }
   py::dict facts;
   facts["detected"] = detected();
-  facts["in_force"] = in_force();
+  facts["in_force"] = in_force;
   facts["accepted"] = cpu_levels();
+  facts["ignored"] = known ? py::object(py::none()) : py::object(py::str(wanted));
   facts["built"] = words_of(FF_CPU_LEVELS);
   return facts;
 }
@@ -110,7 +108,8 @@ PYBIND11_MODULE(_host, m) {
   const auto seed = py::arg("seed");
   const auto stream = py::arg("stream") = 0;
   const auto step = py::arg("step") = 0;
-  m.def("cpu", &cpu, "CPU level detected, in force (FASTFORGET_CPU_ISA caps it), accepted names, levels built.");
+  m.def("cpu", &cpu,
+        "CPU level detected, in force under FASTFORGET_CPU_ISA, names it accepts, a name ignored, levels built.");
   m.def("build", &build, "Compiler, C++ standard, oldest torch served, GPU architectures compiled.");
   m.def("philox_word", &philox_word, py::arg("index"), py::kw_only(), seed, stream, step,
         "Word `index` (0, 1, 2, ...) of a noise stream.");
