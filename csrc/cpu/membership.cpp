@@ -23,7 +23,8 @@ namespace {
 // Above this many classes the transposed block leaves the L1 cache, and whole rows are the better vectors.
 constexpr int64_t kTransposedClasses = 256;
 constexpr int64_t kGroupFloats = 8192;   // exponentials of one group of long rows
-constexpr int64_t kSumBlock = 64 * W;    // classes summed before the partial sum joins the total: keeps rounding down
+// Classes summed before the partial sum joins the total; that keeps the rounding of long sums down.
+constexpr int64_t kColumnSumBlock = 16, kSumBlock = 64 * W;
 
 constexpr int64_t rounded_up(int64_t n) { return (n + W - 1) / W * W; }
 // Temperatures beyond these could leave float32's range in an intermediate product; such calls run in float64.
@@ -50,7 +51,8 @@ struct Rows {  // one row per lane; logits before the temperature
 
 // What is known once mass and moment are: the factor that turns e_k into p_k, and the parts of the scores.
 struct Middle {
-  Vec gap, tail, inverse_total, log_total, log_mass, entropy, to_probability;
+  Pair gap;
+  Vec tail, inverse_total, log_total, log_mass, entropy, to_probability;
   Vec skipped;  // the surprise of the arg-max's stand-in exp(0), which the sum over all classes takes along
 };
 
@@ -58,14 +60,14 @@ FF_INLINE Middle middle(const Rows& rows, Vec mass, Vec moment, double inverse_t
   Middle m;
   const Wide gap = wide_difference(rows.first, rows.reference(), inverse_temperature);
   const Scaled decay = exp_of_minus(gap);
-  m.gap = to_single(gap);
+  m.gap = to_pair(gap);
   m.tail = decay.times(mass);
   const Vec total = 1.0f + m.tail;
   m.inverse_total = 1.0f / total;
   m.log_total = log1p_of(m.tail);
   m.log_mass = log_of(mass);
   // the gap's cut keeps inf * 0 away; exp(-gap) has long made its product 0
-  const Vec spread = min_of(m.gap, splat(1e30f)) * mass - moment * static_cast<float>(inverse_temperature);
+  const Vec spread = min_of(m.gap.high, splat(1e30f)) * mass - moment * static_cast<float>(inverse_temperature);
   m.entropy = m.log_total + decay.times(spread) * m.inverse_total;
   m.to_probability = decay.times(m.inverse_total);
   m.skipped = add_surprise(m.to_probability, Vec{});
@@ -100,20 +102,20 @@ FF_INLINE void finish(const ScoreJob& job, int64_t row, int64_t count, const Row
   const Mask undefined = ~(mass == mass) | ~(rows.first < infinity) | ~(rows.first > -infinity);
 
   const Wide label_gap = wide_difference(rows.first, rows.at_label, inverse_temperature);
-  const Vec below = to_single(label_gap);
+  const Pair below = to_pair(label_gap);
   const Vec at_label = exp_of_minus(label_gap).times(splat(1.0f));  // p_y / p_a
   const Vec confidence = select(top, m.inverse_total, at_label * m.inverse_total);
-  const Vec loss = m.log_total + below;
+  const Vec loss = below.high + (below.low + m.log_total);
   // (sum_{k != y} p_k) / p_a - 1 of a label that is not the arg-max
   const Vec beside = max_of(m.tail - at_label, zero);
-  Vec margin = select(top, m.gap, -below);
-  Vec logit_confidence = select(top, m.gap - m.log_mass, -below - log1p_of(beside));
+  Vec margin = select(top, m.gap.high, -below.high);
+  Vec logit_confidence = select(top, m.gap.high + (m.gap.low - m.log_mass), -below.high - (below.low + log1p_of(beside)));
   margin = select(top & lone, infinity, margin);
   logit_confidence = select(top & lone, infinity, logit_confidence);
 
   const Vec others = select(top, m.tail, 1.0f + beside) * m.inverse_total;  // 1 - p_y
   // a label that is not the arg-max leaves the sum, the arg-max with its own log(1 - p_a) joins it
-  const Vec of_top = (m.gap + m.log_total - m.log_mass) * m.inverse_total;
+  const Vec of_top = (m.gap.high + m.log_total - m.log_mass) * m.inverse_total;
   const Vec joined = select(top | lone, zero, of_top - add_surprise(confidence, zero));
   const Vec rest = select(lone, zero, surprise - m.skipped);
   const Vec modified_entropy = others * loss + rest + joined;
@@ -143,12 +145,10 @@ FF_INLINE void finish(const ScoreJob& job, int64_t row, int64_t count, const Row
 template <class S>
 FF_INLINE Vec gather_labels(const ScoreJob& job, int64_t row, int64_t count) {
   const S* logits = static_cast<const S*>(job.logits);
-  S picked[W];
-  for (int64_t i = 0; i < W; ++i) {
-    const int64_t at = row + (i < count ? i : count - 1);
-    picked[i] = logits[at * job.classes + job.labels[at]];
-  }
-  return load_as_float(picked);
+  return vec_of([&](int lane) __attribute__((always_inline)) {
+    const int64_t at = row + (lane < count ? lane : count - 1);
+    return widen(logits[at * job.classes + job.labels[at]]);
+  });
 }
 
 // ---- few classes: one row per lane ----------------------------------------------------------------------------------
@@ -181,16 +181,27 @@ FF_INLINE void score_transposed(const ScoreJob& job, int64_t row, int64_t count,
 
   const Vec reference = rows.reference(), low = splat(exp.low), zero = {};
   Vec mass = splat(-1.0f), moment = {};
-  for (int64_t c = 0; c < classes; ++c) {
-    const Vec x = clamp_keep_nan(load_vec(column + c * W) - reference, low, zero);
-    const Vec e = exp(x);
-    mass += e;
-    moment += e * x;
-    store_vec(column + c * W, e);
+  for (int64_t block = 0; block < classes; block += kColumnSumBlock) {
+    const int64_t end = block + kColumnSumBlock < classes ? block + kColumnSumBlock : classes;
+    Vec block_mass = {}, block_moment = {};
+    for (int64_t c = block; c < end; ++c) {
+      const Vec x = clamp_keep_nan(load_vec(column + c * W) - reference, low, zero);
+      const Vec e = exp(x);
+      block_mass += e;
+      block_moment += e * x;
+      store_vec(column + c * W, e);
+    }
+    mass += block_mass;
+    moment += block_moment;
   }
   const Middle m = middle(rows, mass, moment, inverse_t);
   Vec surprise = {};
-  for (int64_t c = 0; c < classes; ++c) surprise = add_surprise(load_vec(column + c * W) * m.to_probability, surprise);
+  for (int64_t block = 0; block < classes; block += kColumnSumBlock) {
+    const int64_t end = block + kColumnSumBlock < classes ? block + kColumnSumBlock : classes;
+    Vec sum = {};
+    for (int64_t c = block; c < end; ++c) sum = add_surprise(load_vec(column + c * W) * m.to_probability, sum);
+    surprise += sum;
+  }
   finish<S>(job, row, count, rows, mass, m, surprise, inverse_t);
 }
 

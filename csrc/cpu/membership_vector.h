@@ -4,6 +4,7 @@
 // A product and a sum in one expression become one fma where the instruction set has it.
 #pragma once
 #include <cstdint>
+#include <utility>
 
 #include "cpu/storage.h"
 
@@ -49,6 +50,27 @@ FF_INLINE Vec load_vec(const float* p) {
   return v;
 }
 FF_INLINE void store_vec(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof v); }
+
+// A vector from parts stays in registers: through memory, the load would have to wait for several stores to retire.
+template <int... I>
+FF_INLINE HalfVec half_of(Vec v, std::integer_sequence<int, I...>, bool high) {
+  return high ? __builtin_shufflevector(v, v, (I + W / 2)...) : __builtin_shufflevector(v, v, I...);
+}
+template <int... I>
+FF_INLINE Vec join(HalfVec low, HalfVec high, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(low, high, I...);
+}
+FF_INLINE HalfVec low_half(Vec v) { return half_of(v, std::make_integer_sequence<int, W / 2>(), false); }
+FF_INLINE HalfVec high_half(Vec v) { return half_of(v, std::make_integer_sequence<int, W / 2>(), true); }
+FF_INLINE Vec join(HalfVec low, HalfVec high) { return join(low, high, std::make_integer_sequence<int, W>()); }
+template <class F, int... I>
+FF_INLINE Vec vec_of(const F& lane, std::integer_sequence<int, I...>) {
+  return Vec{lane(I)...};
+}
+template <class F>
+FF_INLINE Vec vec_of(const F& lane) {
+  return vec_of(lane, std::make_integer_sequence<int, W>());
+}
 
 FF_INLINE bool any(Mask m) {
   const Bytes b = __builtin_convertvector(m, Bytes);
@@ -156,9 +178,7 @@ FF_INLINE Scaled exp_of_minus(const Wide& x) {
     n[h] = __builtin_convertvector(rounded, HalfVec);
     f[h] = __builtin_convertvector(b - rounded, HalfVec);
   }
-  Vec fraction, exponent;
-  __builtin_memcpy(&fraction, f, sizeof fraction);
-  __builtin_memcpy(&exponent, n, sizeof exponent);
+  const Vec fraction = join(f[0], f[1]), exponent = join(n[0], n[1]);
   const Vec half = exponent * 0.5f + kRounder;
   const Vec rest = exponent - (half - kRounder) + kRounder;
   return {exp2_fraction(fraction), power_of_two(half), power_of_two(rest)};
@@ -166,20 +186,26 @@ FF_INLINE Scaled exp_of_minus(const Wide& x) {
 
 // (a - b) * factor in float64
 FF_INLINE Wide wide_difference(Vec a, Vec b, double factor) {
-  HalfVec a_half[2], b_half[2];
-  __builtin_memcpy(a_half, &a, sizeof a);
-  __builtin_memcpy(b_half, &b, sizeof b);
+  const HalfVec a_half[2] = {low_half(a), high_half(a)}, b_half[2] = {low_half(b), high_half(b)};
   Wide out;
   for (int h = 0; h < 2; ++h) {
     out.part[h] = (__builtin_convertvector(a_half[h], HalfWide) - __builtin_convertvector(b_half[h], HalfWide)) * factor;
   }
   return out;
 }
-FF_INLINE Vec to_single(const Wide& x) {
-  const HalfVec half[2] = {__builtin_convertvector(x.part[0], HalfVec), __builtin_convertvector(x.part[1], HalfVec)};
-  Vec v;
-  __builtin_memcpy(&v, half, sizeof v);
-  return v;
+// x as the sum of two float32 numbers
+struct Pair {
+  Vec high, low;
+};
+FF_INLINE Pair to_pair(const Wide& x) {
+  HalfVec high[2], low[2];
+  for (int h = 0; h < 2; ++h) {
+    high[h] = __builtin_convertvector(x.part[h], HalfVec);
+    low[h] = __builtin_convertvector(x.part[h] - __builtin_convertvector(high[h], HalfWide), HalfVec);
+  }
+  Pair pair = {join(high[0], high[1]), join(low[0], low[1])};
+  pair.low = select(pair.low == pair.low, pair.low, Vec{});  // an infinite x has no rest
+  return pair;
 }
 
 // log(1 + t) / t for t in [-1/3, 1/3]
