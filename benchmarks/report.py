@@ -1,0 +1,157 @@
+"""The printed table and benchmarks/README.md, both from the JSON alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from . import plot, rows
+
+FOLDER = Path(__file__).resolve().parent
+FAMILIES = {
+    "noise": "Noise",
+    "update": "Error-maximizing update",
+    "mask": "Masking and dampening",
+    "membership": "Membership inference",
+    "overhead": "What a call costs",
+}
+MEANING = """\
+| column | meaning |
+|---|---|
+| ours | the public function, e.g. `ff.ops.noise.add_normal_`; in the table of calls what the case says |
+| eager | plain PyTorch as users write it: see the function of that name in `rows_*.py` |
+| compiled | `torch.compile` of the plain form, compile time not counted |
+| published | the published procedure, restated; "-" where it is the eager form |
+| limit | a kernel that touches the same bytes once, same process, same buffers, same instruction set |
+| vs eager | eager / ours: how many times as fast |
+| of limit | ours / limit: 1 is as fast as memory allows (compute-bound ops can't come near) |
+| spread | fastest and slowest block over all placements, as a share of the median |
+| memory | peak resident memory above the inputs' during one call: ours / eager |
+| bars | what was reached and what was asked (`targets.py`); MISS where it was missed |
+
+Times are medians a call: variants run in turn in one process on the same buffers, in blocks of at least 2
+ms, over several placements of the buffers, with 1 thread in thread CPU time. Every variant's result is
+compared with float64 first; a wrong one ends the run without a time.
+"""
+
+
+COMMANDS = """
+```
+make bench                                            # measures everything and writes this page
+python -m fastforget bench --op add_normal_ dampen_   # some ops; also --isa avx2, --threads 2, --compiled
+python -m fastforget bench --quick                    # small sizes only
+python -m fastforget bench --check                    # ends with 1 if a row misses its bar
+bash benchmarks/gpu.sh OUT                            # build, tests and times on a machine with a CUDA GPU
+```
+"""
+FORMS = """
+`prealloc` writes into a buffer made before; `foreach` uses torch's multi-tensor calls; `fused` is
+Adam(fused=True); `adam_only` leaves out UNSIR's penalty (less work: a bound, not an equal); `sort` sorts the
+values of each side and searches ranks.
+"""
+
+
+def _machine_lines(result: dict[str, Any]) -> list[str]:
+    m, s = result["machine"], result["settings"]
+    caches = ", ".join(f"{name} {size}" for name, size in m["caches"].items())
+    return [
+        f"{m['cpu']}, {m['cores']} cores, {caches}",
+        f"torch {m['torch']} ({m['torch_cpu']}), Python {m['python']}, {m['system']}, "
+        f"huge pages: {m['huge_pages']}",
+        f"fastforget {m['fastforget']}, {m['compiler']}, instruction sets {', '.join(s['isas'])}",
+        f"{m['date']}, {s['threads']} thread(s), {s['clock']}, {s['placements']} placements, "
+        f"load {m['load_before']} before, {m.get('load_after')} after",
+    ]
+
+
+def text(result: dict[str, Any]) -> str:
+    parts = ["\n".join(_machine_lines(result))]
+    for family, title in FAMILIES.items():
+        lines = [rows.cells(row) for row in result["rows"] if row["family"] == family]
+        if lines:
+            parts.append(f"{title}\n" + rows.aligned(rows.HEADS, lines))
+    extra = result.get("noise_phase") or []
+    if extra:
+        parts.append("UNSIR's noise phase\n" + rows.aligned(tuple(extra[0]), [_plain(row) for row in extra]))
+    others = [line for row in result["rows"] for line in _other_lines(row)]
+    if others:
+        parts.append(
+            "Further plain forms\n" + rows.aligned(("op", "case", "isa", "form", "time", "vs ours"), others)
+        )
+    judged = [row for row in result["rows"] if row["met"] is not None]
+    missed = [row for row in judged if not row["met"]]
+    parts.append(f"{len(judged) - len(missed)} of {len(judged)} rows with bars meet them")
+    parts += [f"missed: {row['op']} {row['case']} {row['isa']}: {rows.bars(row)}" for row in missed]
+    return "\n\n".join(parts)
+
+
+def _plain(row: dict[str, Any]) -> list[str]:
+    return [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()]
+
+
+def _other_lines(row: dict[str, Any]) -> Iterable[tuple[str, ...]]:
+    if row["family"] == "overhead":
+        return
+    for name, seconds in row["others"].items():
+        yield (
+            row["op"],
+            row["case"],
+            row["isa"],
+            name,
+            rows.duration(seconds),
+            rows.times(row["ratios"][name]),
+        )
+
+
+def _table(heads: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+    heads = list(heads)
+    out = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    out += ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join(out)
+
+
+def markdown(result: dict[str, Any], source: str, picture: str) -> str:
+    parts = [
+        "# Benchmarks",
+        f"Written by `python -m fastforget bench --readme` from `{source}`; don't edit by hand.",
+        COMMANDS.strip(),
+        "\n".join(f"- {line}" for line in _machine_lines(result)),
+        f"![How many times as fast as plain PyTorch, by size, for each op family]({picture})",
+        MEANING.strip(),
+    ]
+    for family, title in FAMILIES.items():
+        lines = [rows.cells(row) for row in result["rows"] if row["family"] == family]
+        if lines:
+            parts += [f"## {title}", _table(rows.HEADS, lines)]
+    if result.get("noise_phase"):
+        extra = result["noise_phase"]
+        parts += ["## UNSIR's noise phase", _table(extra[0], [_plain(row) for row in extra])]
+    others = [line for row in result["rows"] for line in _other_lines(row)]
+    if others:
+        parts += [
+            "## Further plain forms",
+            FORMS.strip(),
+            _table(("op", "case", "isa", "form", "time", "vs ours"), others),
+        ]
+    missed = [row for row in result["rows"] if row["met"] is False]
+    judged = sum(row["met"] is not None for row in result["rows"])
+    parts.append(f"## Bars\n\n{judged - len(missed)} of {judged} rows with bars meet them.")
+    if missed:
+        parts.append(
+            "\n".join(
+                f"- missed: {row['op']} {row['case']}, {row['isa']}: {rows.bars(row)}" for row in missed
+            )
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def write_readme(result: dict[str, Any], source: Path, folder: Path = FOLDER) -> list[Path]:
+    """Writes README.md and the plot beside the JSON; returns their paths."""
+    picture = source.with_suffix(".svg")
+    picture.write_text(plot.ratios_by_size(result["rows"], {f: FAMILIES[f] for f in list(FAMILIES)[:4]}))
+    readme = folder / "README.md"
+    place = Path(os.path.relpath(picture.resolve(), folder)).as_posix()
+    readme.write_text(markdown(result, source.name, place))
+    return [picture, readme]

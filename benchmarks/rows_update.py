@@ -1,0 +1,178 @@
+"""UNSIR's update: the error-maximizing loss with its gradient, and the noise step (penalty, Adam, clamp,
+sum of squares)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastforget.ops import update
+from fastforget.reference import update as reference
+
+from .cases import Case, Judge, Options, Place, Work, compiled, limit
+
+LR, L2, BETAS, EPS, LOW, HIGH = 0.1, 0.1, (0.9, 0.999), 1e-8, -1.0, 1.0
+CHECKED_STEPS = 3
+LOSS_SHAPES = {"256x10": (256, 10), "768x100": (768, 100)}
+STEP_SHAPES = {
+    "20x3x32x32": (20, 3, 32, 32),
+    "256x3x32x32": (256, 3, 32, 32),
+    "64x3x224x224": (64, 3, 224, 224),
+}
+
+
+def eager_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """As UNSIR's code has it: minus the mean cross-entropy, differentiated."""
+    with torch.enable_grad():
+        logits = logits.detach().requires_grad_()
+        loss = -F.cross_entropy(logits, labels)
+        (gradient,) = torch.autograd.grad(loss, logits)
+    return loss.detach(), gradient
+
+
+def plain_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The same without autograd, for torch.compile."""
+    log_p = F.log_softmax(logits, dim=1)
+    gradient = F.one_hot(labels, logits.shape[1]) - log_p.exp()
+    return log_p.gather(1, labels[:, None]).mean(), gradient / logits.shape[0]
+
+
+def _loss_work(place: Place, batch: int, classes: int, options: Options) -> Work:
+    logits = place.normal(batch, classes, scale=2.0)
+    labels = place.integers(classes, batch)
+    other = place.empty(batch, classes)
+    run = {"ours": lambda: update.error_max_loss(logits, labels), "eager": lambda: eager_loss(logits, labels)}
+    run["limit"] = lambda: other.copy_(logits)
+    if options.compiled:
+        form = compiled(plain_loss)
+        run["compiled"] = lambda: form(logits, labels)
+    loss, gradient = plain_loss(logits.double(), labels)
+    judge = Judge([loss, gradient], lambda _name, result: (result[0].mean(), result[1]))
+    return Work(run, judge)
+
+
+def error_max_loss(label: str, batch: int, classes: int, options: Options) -> Case:
+    return Case(
+        "error_max_loss",
+        label,
+        f"{batch}x{classes}",
+        "float32",
+        batch * classes,
+        lambda place: _loss_work(place, batch, classes, options),
+        bytes_touched=8 * batch * classes + 12 * batch,
+        unit="logit",
+        family="update",
+    )
+
+
+class EagerStep:
+    """One step of the noise as users write it: penalty by autograd, torch.optim.Adam, clamp.
+
+    The network's gradient is given, and reaches the noise through autograd as it would from the network's
+    backward.
+    """
+
+    def __init__(self, x: Tensor, grad: Tensor, **adam: bool) -> None:
+        self.x, self.grad = torch.nn.Parameter(x), grad
+        self.optimizer = torch.optim.Adam([self.x], lr=LR, betas=BETAS, eps=EPS, **adam)
+        self.dims = list(range(1, x.dim()))
+
+    def __call__(self) -> None:
+        self.optimizer.zero_grad()
+        with torch.enable_grad():
+            penalty = L2 * torch.mean(torch.sum(torch.square(self.x), self.dims))
+            torch.autograd.backward((self.x.view_as(self.x), penalty), (self.grad, None))
+        self.optimizer.step()
+        self.x.data.clamp_(LOW, HIGH)
+
+    def restart(self) -> None:
+        self.optimizer.state.clear()
+
+
+class AdamOnly(EagerStep):
+    """Fused Adam and the clamp with the whole gradient given: no penalty. Faster and less; shown as a
+    bound, not as an equal."""
+
+    def __call__(self) -> None:
+        self.x.grad = self.grad
+        self.optimizer.step()
+        self.x.data.clamp_(LOW, HIGH)
+
+
+def plain_step(x: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: Tensor) -> Tensor:
+    """The whole update in plain operations, for torch.compile; ``step`` is a 0-d tensor, so that it
+    compiles once."""
+    sum_sq = x.square().sum()
+    step.add_(1.0)
+    g = grad + (2.0 * L2 / x.shape[0]) * x
+    m.mul_(BETAS[0]).add_(g, alpha=1.0 - BETAS[0])
+    v.mul_(BETAS[1]).addcmul_(g, g, value=1.0 - BETAS[1])
+    denominator = v.sqrt() / (1.0 - BETAS[1] ** step).sqrt() + EPS
+    x.sub_(LR / (1.0 - BETAS[0] ** step) * m / denominator).clamp_(LOW, HIGH)
+    return sum_sq
+
+
+def _step_work(place: Place, shape: tuple[int, ...], options: Options) -> Work:
+    x, grad = place.normal(*shape, scale=0.5), place.normal(*shape, scale=1e-3)
+    m, v = place.zeros(*shape), place.zeros(*shape)
+    start = x.clone()
+    count = {"ours": 0}
+    step = torch.zeros((), device=x.device)
+    eager, fused = EagerStep(x, grad, foreach=True), EagerStep(x, grad, fused=True)
+    bare = AdamOnly(x, grad, fused=True)
+
+    def ours() -> Tensor:
+        count["ours"] += 1
+        return update.error_max_step_(
+            x, grad, m, v, step=count["ours"], lr=LR, betas=BETAS, eps=EPS, l2=L2, clamp=(LOW, HIGH)
+        )
+
+    def reset() -> None:
+        x.copy_(start)
+        m.zero_()
+        v.zero_()
+        step.zero_()
+        count["ours"] = 0
+        for one in (eager, fused, bare):
+            one.restart()
+
+    run = {"ours": ours, "eager": eager, "fused": fused, "adam_only": bare, **limit((x, grad, m, v), "4r3w")}
+    if options.compiled:
+        form = compiled(plain_step)
+        run["compiled"] = lambda: form(x, grad, m, v, step)
+
+    truth, tm, tv = (t.double() for t in (start, torch.zeros_like(start), torch.zeros_like(start)))
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    for t in range(1, CHECKED_STEPS + 1):
+        reference.error_max_step_(truth, grad.double(), tm, tv, total, t, LR, *BETAS, EPS, L2, LOW, HIGH)
+
+    def after(name: str, _result: object) -> tuple[Tensor]:
+        for _ in range(CHECKED_STEPS - 1):
+            run[name.split("@")[0]]()
+        return (x,)
+
+    return Work(run, Judge([truth], after), reset, unjudged=frozenset({"limit", "adam_only"}))
+
+
+def error_max_step(label: str, shape: tuple[int, ...], options: Options, large: bool) -> Case:
+    count = torch.Size(shape).numel()
+    return Case(
+        "error_max_step_",
+        label,
+        "x".join(map(str, shape)),
+        "float32",
+        count,
+        lambda place: _step_work(place, shape, options),
+        bytes_touched=28 * count,
+        family="update",
+        large=large,
+    )
+
+
+def cases(options: Options) -> list[Case]:
+    rows = [error_max_loss(label, *shape, options) for label, shape in LOSS_SHAPES.items()]
+    rows += [
+        error_max_step(label, shape, options, label == "64x3x224x224") for label, shape in STEP_SHAPES.items()
+    ]
+    return rows

@@ -1,0 +1,194 @@
+"""How times are taken: one process, every variant in turn, thread time, medians over placements; nothing
+unjudged is timed."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .cases import ANCHOR, Call, Case, Options, Place, Work, WrongResult
+
+LEVELS = {"baseline": 2, "avx2": 3, "avx512": 4}
+BLOCK = 2e-3  # seconds that one timed block lasts at least
+
+
+@dataclass
+class Sample:
+    """Seconds a call of one variant: one figure a block, with the placement it was taken in."""
+
+    seconds: list[float] = field(default_factory=list)
+    placements: list[int] = field(default_factory=list)
+    repeats: int = 1
+
+    def summary(self) -> dict[str, Any]:
+        by_place = [
+            statistics.median(s for s, p in zip(self.seconds, self.placements, strict=True) if p == place)
+            for place in sorted(set(self.placements))
+        ]
+        return {
+            "median": statistics.median(self.seconds),
+            "min": min(self.seconds),
+            "max": max(self.seconds),
+            "placement_medians": by_place,
+            "blocks": len(self.seconds),
+            "repeats": self.repeats,
+        }
+
+
+def native() -> bool:
+    return hasattr(torch.ops.fastforget, "_cpu_isa")
+
+
+def available_isas() -> tuple[str, ...]:
+    """The instruction sets this machine has, best first; 'reference' where there is no native library."""
+    if not native():
+        return ("reference",)
+    before = torch.ops.fastforget._cpu_isa(0)
+    found = tuple(
+        name for name, level in reversed(LEVELS.items()) if torch.ops.fastforget._cpu_isa(level) == level
+    )
+    torch.ops.fastforget._cpu_isa(before)
+    return found
+
+
+def set_isa(name: str) -> None:
+    if name in LEVELS:
+        reached = torch.ops.fastforget._cpu_isa(LEVELS[name])
+        if reached != LEVELS[name]:
+            raise RuntimeError(f"isa: asked for {name}, level {reached} is in force")
+
+
+@contextmanager
+def quiet(threads: int) -> Iterator[None]:
+    """No garbage collection, a fixed thread count, the instruction set as before afterwards."""
+    before_threads, before_gc = torch.get_num_threads(), gc.isenabled()
+    before_isa = torch.ops.fastforget._cpu_isa(0) if native() else 0
+    torch.set_num_threads(threads)
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_num_threads(before_threads)
+        if native():
+            torch.ops.fastforget._cpu_isa(before_isa)
+        if before_gc:
+            gc.enable()
+
+
+def expand(work: Work, isas: tuple[str, ...]) -> dict[str, Call]:
+    """Variants that run native code once an instruction set: ours@avx512, ours@avx2, limit@avx512, ...; the
+    anchor first."""
+    per_isa = {"ours", "op", "public", "limit"}
+    names = sorted(work.run, key=lambda n: (n != ANCHOR, n != "ours"))
+    table: dict[str, Call] = {}
+    for name in names:
+        for isa in isas if name in per_isa else ("",):
+            table[f"{name}@{isa}" if isa else name] = work.run[name]
+    return table
+
+
+def judge(work: Work, table: dict[str, Call], only_ours: bool = False) -> None:
+    for key, call in table.items():
+        name, _, isa = key.partition("@")
+        if name in work.unjudged or (only_ours and name not in ("ours", ANCHOR)):
+            continue
+        if isa:
+            set_isa(isa)
+        work.reset()
+        work.judge(key, call())
+
+
+def _block(call: Call, repeats: int, clock: Callable[[], float]) -> float:
+    span = range(repeats)
+    begin = clock()
+    for _ in span:
+        call()
+    return (clock() - begin) / repeats
+
+
+def measure(case: Case, options: Options, tick: Callable[[], None] = lambda: None) -> dict[str, Sample]:
+    """Judges, then times every variant of ``case``; keys are variant or variant@isa.
+
+    Raises:
+        WrongResult: a variant is wrong; nothing of the case is timed then.
+    """
+    clock = time.thread_time if options.threads == 1 else time.perf_counter
+    samples: dict[str, Sample] = {}
+    rounds = max(2, math.ceil(options.rounds / options.placements))
+    for index in range(options.placements):
+        work = case.prepare(Place(index))
+        table = expand(work, options.isas)
+        try:
+            judge(work, table, only_ours=index > 0)
+        except WrongResult as wrong:
+            raise WrongResult(f"{case.op} {case.label}, placement {index}: {wrong}") from None
+        work.reset()
+        for turn in range(-1, rounds):  # turn -1 warms up and chooses the repeats
+            for key, call in table.items():
+                isa = key.partition("@")[2]
+                if isa:
+                    set_isa(isa)
+                sample = samples.setdefault(key, Sample())
+                if turn < 0:
+                    call()
+                    if index == 0:
+                        once = min(_block(call, 1, clock) for _ in range(3))
+                        few = max(1, min(1000, math.ceil(0.1 * BLOCK / max(once, 1e-7))))
+                        sample.repeats = max(1, math.ceil(BLOCK / max(_block(call, few, clock), 1e-8)))
+                    continue
+                sample.seconds.append(_block(call, sample.repeats, clock))
+                sample.placements.append(index)
+            tick()
+    return samples
+
+
+# ---- memory ----------------------------------------------------------------------------------------------
+
+
+def _status(key: str) -> int:
+    with open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith(key):
+                return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {key}")
+
+
+def extra_memory(call: Call) -> int | None:
+    """Bytes by which the process's resident set rises at most above its start during one call; None where
+    the system can't tell.
+
+    Linux resets the high-water mark on request. Freed heap is handed back first, or a call could reuse it
+    unseen. Resolution: a page, in practice some 100 KiB of bookkeeping.
+    """
+    try:
+        for _ in range(2):
+            call()
+        gc.collect()
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim:
+            trim(0)
+        with open("/proc/self/clear_refs", "w") as refs:
+            refs.write("5")
+        before = _status("VmRSS")
+        call()
+        return max(0, _status("VmHWM") - before)
+    except OSError:
+        return None
+
+
+def memory(case: Case, options: Options) -> dict[str, int | None]:
+    work = case.prepare(Place(0))
+    table = expand(work, options.isas[:1])
+    found = {key.partition("@")[0]: extra_memory(call) for key, call in table.items()}
+    return {name: size for name, size in found.items() if name != "limit"}
