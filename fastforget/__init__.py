@@ -5,9 +5,9 @@
 ['mask', 'membership', 'noise', 'update']
 """
 
-from . import ops
+from . import audit, ops
 from .backend import BackendError, backends, use_backend
 
 __version__ = "0.1.0"
 
-__all__ = ["BackendError", "__version__", "backends", "ops", "use_backend"]
+__all__ = ["BackendError", "__version__", "audit", "backends", "ops", "use_backend"]

@@ -1,0 +1,23 @@
+"""Measure what a model still knows: ``ff.audit(models, forget=…, retain=…, test=…)``.
+
+The package is callable, so that the one call people need is short and further tools can live below it.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+from .report import AuditReport
+from .run import audit as _audit
+
+__all__ = ["AuditReport"]
+
+
+class _CallableModule(ModuleType):
+    """A module whose call is the audit; Python looks ``__call__`` up on the type, hence the subclass."""
+
+    __call__ = staticmethod(_audit)
+
+
+sys.modules[__name__].__class__ = _CallableModule

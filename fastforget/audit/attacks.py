@@ -1,0 +1,127 @@
+"""Membership attacks on stored scores: who is compared with whom, ROC figures, the forgetting rate."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..ops.membership import forgetting_rate, roc_stats
+from .passes import Scored
+
+# +1: a member scores higher; -1: lower. The names are the fields of ff.ops.membership.MembershipScores.
+DIRECTION = {
+    "loss": -1,
+    "confidence": 1,
+    "entropy": -1,
+    "modified_entropy": -1,
+    "margin": 1,
+    "logit_confidence": 1,
+}
+DEFAULT = ("loss", "confidence", "entropy")
+FPRS = (1e-2, 1e-3)
+FPR_NAMES = ("1pct", "0.1pct")
+
+
+class Duel(NamedTuple):
+    """Samples a model was trained on (members) against samples it never saw, of the same classes."""
+
+    name: str
+    members: str
+    keep: Tensor
+    convention: str
+
+
+def duels(labels: dict[str, Tensor]) -> list[Duel]:
+    """Forget against test, and retain against test, each with the test samples of the same classes as
+    non-members.
+
+    A model that lost a class gives every sample of that class, seen or unseen, a high loss. Against test
+    samples of other classes an attack would therefore look perfect (AUC near 0) even on an exactly retrained
+    model; only samples of the same classes tell memory of the samples from knowledge of the class.
+    """
+    result = []
+    for name in ("forget", "retain"):
+        classes = labels[name].unique()
+        keep = torch.isin(labels["test"], classes)
+        if keep.any():
+            convention = f"members: the {name} set; non-members: the test samples of the same classes"
+        else:
+            keep = torch.ones_like(keep)
+            convention = (
+                f"members: the {name} set; non-members: ALL test samples, because the test set holds none "
+                f"of the {name} set's classes. "
+                "The attack then compares different classes, and a perfectly retrained model is far from 0.5"
+            )
+        result.append(Duel(f"{name}_vs_test", name, keep, convention))
+    return result
+
+
+def sides(scored: dict[str, Scored], duel: Duel, attack: str) -> tuple[Tensor, Tensor]:
+    """Member and non-member scores, higher = more member-like."""
+    sign = DIRECTION[attack]
+    return sign * scored[duel.members].scores[attack], sign * scored["test"].scores[attack][duel.keep]
+
+
+def figures(member: Tensor, nonmember: Tensor) -> dict[str, Any]:
+    stats = roc_stats(member, nonmember, fprs=FPRS)
+    n1, n0 = stats.members, stats.nonmembers
+    result: dict[str, Any] = {
+        "auc": float(stats.auc),
+        "auc_standard_error": math.sqrt((n1 + n0 + 1) / (12 * n1 * n0)),
+        "balanced_accuracy": float(stats.balanced_accuracy),
+    }
+    for name, rate, tpr in zip(FPR_NAMES, FPRS, stats.tpr.tolist(), strict=True):
+        result[f"tpr_at_{name}_fpr"] = tpr
+        result[f"resolves_{name}_fpr"] = n0 * rate >= 1 - 1e-9
+    return result | {"members": n1, "nonmembers": n0}
+
+
+def curve(member: Tensor, nonmember: Tensor, points: int = 120) -> dict[str, list[float]]:
+    """The ROC curve's steps at up to ``points`` false-positive counts, spread evenly on a log axis; the first
+    is FPR 0."""
+    n0 = nonmember.numel()
+    spread = (
+        torch.logspace(0, math.log10(max(n0, 2)), points, dtype=torch.float64).round().long().clamp(max=n0)
+    )
+    rates = [0.0] + [k / n0 for k in spread.unique().tolist()]
+    return {"fpr": rates, "tpr": roc_stats(member, nonmember, fprs=rates).tpr.tolist()}
+
+
+class Oracle(NamedTuple):
+    """A fixed membership test: member if the loss is at most ``threshold``; NaN with a reason when there is
+    none."""
+
+    threshold: float
+    reason: str | None
+
+
+def calibrate(original: dict[str, Scored] | None, duel: Duel) -> Oracle:
+    """The loss threshold of best balanced accuracy between retain and test samples, on the original model."""
+    if original is None:
+        return Oracle(math.nan, 'no model named "original" was given, so the oracle can\'t be calibrated')
+    stats = roc_stats(*sides(original, duel, "loss"), fprs=())
+    score = float(stats.best_threshold)
+    if math.isinf(score) and score > 0:
+        return Oracle(
+            math.nan, "on the original model no loss threshold tells retained samples from test samples"
+        )
+    return Oracle(-score, None)
+
+
+def verdicts(scored: Scored, oracle: Oracle) -> Tensor:
+    return scored.scores["loss"] <= oracle.threshold
+
+
+def rate(
+    before: dict[str, Scored] | None, after: dict[str, Scored], oracle: Oracle
+) -> tuple[float, str | None]:
+    """Forsaken's forgetting rate on the forget set, or NaN and why."""
+    if oracle.reason is not None or before is None:
+        return math.nan, oracle.reason
+    was = verdicts(before["forget"], oracle)
+    if not was.any():
+        return math.nan, "the oracle recognises no forget sample as a member on the original model (BT = 0)"
+    return forgetting_rate(was, verdicts(after["forget"], oracle)), None
