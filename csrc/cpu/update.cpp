@@ -21,48 +21,77 @@ FF_INLINE double add_lanes(const C (&lanes)[kLanes]) {
 
 // ---- error_max_step_ ------------------------------------------------------------------------------------------------
 
-template <class C>
-FF_INLINE double sum_of_squares(const C* x, int64_t n) {
-  alignas(64) C lanes[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-#pragma omp simd
-    for (int j = 0; j < kLanes; ++j) lanes[j] = fused(x[i + j], x[i + j], lanes[j]);
-  }
-  for (int j = 0; i + j < n; ++j) lanes[j] = fused(x[i + j], x[i + j], lanes[j]);
-  return add_lanes(lanes);
-}
-
 FF_INLINE float root(float x) { return __builtin_sqrtf(x); }
 FF_INLINE double root(double x) { return __builtin_sqrt(x); }
 
+// The step's constants in the compute type.
 template <class C>
-FF_INLINE void adam_values(C* x, const C* grad, C* exp_avg, C* exp_avg_sq, int64_t n, const AdamStep& step) {
-  // In two parts: where grad and the L2 term cancel, Adam divides what is left by its own size, and the rounding of the
-  // constant alone would decide the result.
-  const C l2 = static_cast<C>(step.l2_gradient);
-  const C l2_rest = static_cast<C>(step.l2_gradient - static_cast<double>(l2));
-  const C one_minus_beta1 = static_cast<C>(1.0 - step.beta1);
-  const C beta2 = static_cast<C>(step.beta2), one_minus_beta2 = static_cast<C>(1.0 - step.beta2);
-  const C inverse_bias2 = static_cast<C>(1.0 / step.sqrt_bias2), eps = static_cast<C>(step.eps);
-  const C step_size = static_cast<C>(step.step_size);
-  const C low = static_cast<C>(step.clamp_min), high = static_cast<C>(step.clamp_max);
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    const C g = fused(l2_rest, x[i], fused(l2, x[i], grad[i]));
-    const C m = fused(one_minus_beta1, g - exp_avg[i], exp_avg[i]);
-    const C v = fused(beta2, exp_avg_sq[i], one_minus_beta2 * g * g);
-    const C moved = x[i] - step_size * m / fused(root(v), inverse_bias2, eps);
-    const C above = moved < low ? low : moved;  // in this form a NaN passes both comparisons
-    x[i] = above > high ? high : above;
-    exp_avg[i] = m;
-    exp_avg_sq[i] = v;
+struct AdamConstants {
+  C l2, l2_rest, one_minus_beta1, beta2, one_minus_beta2, inverse_bias2, eps, step_size, low, high;
+
+  FF_INLINE AdamConstants from(const AdamStep& s) {
+    const C l2 = static_cast<C>(s.l2_gradient);
+    return {l2,
+            static_cast<C>(s.l2_gradient - static_cast<double>(l2)),
+            static_cast<C>(1.0 - s.beta1),
+            static_cast<C>(s.beta2),
+            static_cast<C>(1.0 - s.beta2),
+            static_cast<C>(1.0 / s.sqrt_bias2),
+            static_cast<C>(s.eps),
+            static_cast<C>(s.step_size),
+            static_cast<C>(s.clamp_min),
+            static_cast<C>(s.clamp_max)};
   }
+};
+
+// grad + l2 * x. The constant comes in two parts: where the terms cancel, Adam divides what is left by its own size, and
+// the rounding of the constant alone would decide the step.
+template <class C>
+FF_INLINE C regularised(C x, C grad, const AdamConstants<C>& c) {
+#if defined(__FMA__) || !defined(__x86_64__)
+  return fused(c.l2_rest, x, fused(c.l2, x, grad));
+#else
+  // No fused multiply-add to keep the product's digits: double holds them all.
+  const double l2 = static_cast<double>(c.l2) + static_cast<double>(c.l2_rest);
+  return static_cast<C>(l2 * static_cast<double>(x) + static_cast<double>(grad));
+#endif
+}
+
+template <class C>
+FF_INLINE void adam_element(C& x, C grad, C& exp_avg, C& exp_avg_sq, const AdamConstants<C>& c) {
+  const C g = regularised(x, grad, c);
+  const C m = fused(c.one_minus_beta1, g - exp_avg, exp_avg);
+  const C v = fused(c.beta2, exp_avg_sq, c.one_minus_beta2 * g * g);
+  const C moved = x - c.step_size * m / fused(root(v), c.inverse_bias2, c.eps);
+  const C above = moved < c.low ? c.low : moved;  // in this form a NaN passes both comparisons
+  x = above > c.high ? c.high : above;
+  exp_avg = m;
+  exp_avg_sq = v;
+}
+
+// Returns the sum of x^2 before the step. The sum shares the pass: division and square root leave the adders idle.
+template <class C>
+FF_INLINE double adam_values(C* x, const C* grad, C* exp_avg, C* exp_avg_sq, int64_t n, const AdamConstants<C>& c) {
+  alignas(64) C squares[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+#pragma omp simd
+    for (int j = 0; j < kLanes; ++j) {
+      squares[j] = fused(x[i + j], x[i + j], squares[j]);
+      adam_element(x[i + j], grad[i + j], exp_avg[i + j], exp_avg_sq[i + j], c);
+    }
+  }
+  for (int j = 0; i + j < n; ++j) {
+    squares[j] = fused(x[i + j], x[i + j], squares[j]);
+    adam_element(x[i + j], grad[i + j], exp_avg[i + j], exp_avg_sq[i + j], c);
+  }
+  return add_lanes(squares);
 }
 
 template <class S>
 double error_max_step(void* x_, const void* grad_, void* exp_avg_, void* exp_avg_sq_, int64_t n, const AdamStep& step) {
   using C = Compute<S>;
+  const AdamConstants<C> constants = AdamConstants<C>::from(step);
   S* x = static_cast<S*>(x_);
   const S* grad = static_cast<const S*>(grad_);
   S* exp_avg = static_cast<S*>(exp_avg_);
@@ -76,14 +105,12 @@ double error_max_step(void* x_, const void* grad_, void* exp_avg_, void* exp_avg
       load_block(grad + at, g, count);
       load_block(exp_avg + at, m, count);
       load_block(exp_avg_sq + at, v, count);
-      squares += sum_of_squares(values, count);
-      adam_values(values, g, m, v, count, step);
+      squares += adam_values(values, g, m, v, count, constants);
       store_block(values, x + at, count);
       store_block(m, exp_avg + at, count);
       store_block(v, exp_avg_sq + at, count);
     } else {
-      squares += sum_of_squares(x + at, count);
-      adam_values(x + at, grad + at, exp_avg + at, exp_avg_sq + at, count, step);
+      squares += adam_values(x + at, grad + at, exp_avg + at, exp_avg_sq + at, count, constants);
     }
   }
   return squares;
