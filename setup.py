@@ -11,7 +11,8 @@ What was built, and for each part left out the reason, goes to fastforget/_lib/b
     python setup.py build_native     builds in place, for work in the checkout
 
 Environment: CXX, MAX_JOBS, CUDA_HOME and TORCH_CUDA_ARCH_LIST keep their usual meaning.
-FASTFORGET_SKIP_CUDA=1 leaves CUDA out. FASTFORGET_REQUIRE_NATIVE=1 turns a missing part into an error (cuda only if nvcc is there).
+FASTFORGET_SKIP_CUDA=1 leaves CUDA out. FASTFORGET_REQUIRE_NATIVE=1 turns a missing part into an error (cuda
+only if nvcc is there).
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ class NativeDistribution(Distribution):
         return not self.nothing_native
 
 
-# `triton_kernels` as a top-level name belongs to another package and `benchmarks` to nobody: both go below ours.
+# `triton_kernels` as a top-level name belongs to another package, `benchmarks` to nobody: both go below ours.
 ELSEWHERE = {"fastforget._triton": "triton_kernels", "fastforget._bench": "benchmarks"}
 
 setup(

@@ -1,0 +1,386 @@
+"""What a user gets from `pip install`: wheel, sdist, editable installs, installs where something is missing.
+
+Everything happens in copies of the checkout and in environments of its own. Such an environment sees torch and
+the build tools through a .pth line; Python reads no further .pth files from a folder named so, hence an
+editable install of this checkout, which works by a .pth file, cannot leak in.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import setuptools
+
+ROOT = Path(__file__).resolve().parents[1]
+SITE = sysconfig.get_path("purelib")
+NOT_SOURCE = shutil.ignore_patterns(
+    ".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", "_lib", "*.so", ".*_cache"
+)
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+slow = pytest.mark.slow
+
+
+def run(command: list[object], **changes: str | None) -> subprocess.CompletedProcess[str]:
+    """Runs a command elsewhere than in the checkout; `changes` set or (None) remove environment variables."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "FASTFORGET_", "TRITON_"))}
+    env.update({k: v for k, v in changes.items() if v is not None})
+    for gone in [k for k, v in changes.items() if v is None]:
+        env.pop(gone, None)
+    return subprocess.run(
+        [str(part) for part in command],
+        env=env,
+        cwd="/",
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def succeeds(command: list[object], **changes: str | None) -> str:
+    done = run(command, **changes)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def environment(folder: Path, sees: list[str]) -> Path:
+    """An empty virtual environment without pip that also imports from `sees`; returns its Python."""
+    succeeds([sys.executable, "-m", "venv", "--without-pip", folder])
+    python = folder / "bin" / "python"
+    site = succeeds([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).strip()
+    Path(site, "sees.pth").write_text("\n".join([*sees, ""]))
+    return python
+
+
+def pip(python: Path, *arguments: object) -> list[object]:
+    return [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check", *arguments]
+
+
+def wheel_command(python: Path, tree: Path, out: Path) -> list[object]:
+    return pip(python, "wheel", "-v", "--no-index", "--no-deps", "--no-build-isolation", "-w", out, tree)
+
+
+def names_in(wheel: Path) -> list[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.namelist()
+
+
+def top_level(names: list[str]) -> set[str]:
+    return {name.split("/")[0] for name in names if ".dist-info/" not in name}
+
+
+def build_json(wheel: Path) -> dict:
+    with zipfile.ZipFile(wheel) as archive:
+        return json.loads(archive.read("fastforget/_lib/build.json"))
+
+
+def only_wheel(folder: Path) -> Path:
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkout as its sdist holds it, with the checkout's object files: only changed files compile."""
+    folder = tmp_path_factory.mktemp("sdist")
+    copy = folder / "checkout"
+    shutil.copytree(ROOT, copy, ignore=NOT_SOURCE)
+    make = "import os, sys, setuptools.build_meta as b; os.chdir(sys.argv[1]); b.build_sdist(sys.argv[2])"
+    succeeds([sys.executable, "-c", make, copy, folder])
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder / "unpacked", filter="data")
+    (unpacked,) = (folder / "unpacked").iterdir()
+    if (ROOT / "build" / "native").is_dir():
+        shutil.copytree(ROOT / "build" / "native", unpacked / "build" / "native")
+    return unpacked
+
+
+@pytest.fixture(scope="session")
+def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    python = environment(out / "env", [SITE])
+    succeeds(wheel_command(python, tree, out), FASTFORGET_REQUIRE_NATIVE="1")
+    return only_wheel(out)
+
+
+@pytest.fixture
+def fresh(tree: Path, tmp_path: Path) -> Path:
+    """A copy of the sdist's tree to damage."""
+    return Path(shutil.copytree(tree, tmp_path / "tree", ignore=shutil.ignore_patterns("build")))
+
+
+def modules_below(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.py"))
+
+
+@slow
+def test_wheel_holds_all_and_only_fastforget(wheel: Path) -> None:
+    names = names_in(wheel)
+    assert top_level(names) == {"fastforget"}
+    assert re.search(r"-cp3\d+-cp3\d+t?-linux_", wheel.name)
+    assert "fastforget/_lib/libfastforget_cpu.so" in names
+    assert any(re.fullmatch(r"fastforget/_host\.[\w.-]+\.so", name) for name in names)
+    for package, folder in {"_triton": "triton_kernels", "_bench": "benchmarks"}.items():
+        modules = modules_below(ROOT / folder)
+        assert modules, folder
+        assert sorted(modules) == sorted(
+            Path(name).stem for name in names if re.fullmatch(rf"fastforget/{package}/\w+\.py", name)
+        )
+    facts = build_json(wheel)
+    assert ("fastforget/_lib/libfastforget_cuda.so" in names) == facts["cuda"]["built"]
+    assert ("fastforget/_lib/cuda_ptxas.txt" in names) == facts["cuda"]["built"]
+    assert str(ROOT) not in json.dumps(facts), "a path of the build machine"
+
+
+OPS = {
+    "noise": ["random_bits", "normal_", "add_normal_"],
+    "update": ["error_max_loss", "error_max_step_"],
+    "mask": ["dampen_"],
+    "membership": ["membership_scores", "roc_stats"],
+}
+USE_IT = (
+    f"HAS_TRITON, OPS = {HAS_TRITON}, {OPS}"
+    + """
+import importlib, json, pkgutil, sys, torch
+import fastforget as ff
+
+failed = []
+def onerror(name):
+    failed.append(name)
+skip = [] if HAS_TRITON else ["fastforget._triton."]
+names = ["fastforget"] + [m.name for m in pkgutil.walk_packages(ff.__path__, "fastforget.", onerror)]
+for folder in ("_triton", "_bench"):
+    package = importlib.import_module("fastforget." + folder)
+    names += [m.name for m in pkgutil.iter_modules(package.__path__, f"fastforget.{folder}.")]
+for name in names:
+    if any(name.startswith(s) for s in skip) or name.endswith("__main__"):
+        continue
+    module = importlib.import_module(name)
+    for public in getattr(module, "__all__", []):
+        getattr(module, public)
+for family, functions in OPS.items():
+    for public in functions:
+        assert callable(getattr(getattr(ff.ops, family), public))
+
+words = ff.ops.noise.random_bits(4, seed=0).tolist()
+loss, dlogits = ff.ops.update.error_max_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
+p = torch.tensor([1.0, 1.0])
+count = ff.ops.mask.dampen_([p], [torch.tensor([4.0, 0.0])], [torch.tensor([1.0, 1.0])], alpha=2.0, lam=1.0)
+scores = ff.ops.membership.membership_scores(torch.tensor([[0.0, 0.0]]), torch.tensor([0]))
+host = importlib.import_module("fastforget._host")
+ours = [module for name, module in sys.modules.items() if name.split(".")[0] == "fastforget"]
+print("RESULT", json.dumps({
+    "failed": failed, "words": words, "loss": loss.tolist(), "p": p.tolist(), "count": int(count),
+    "entropy": scores.entropy.tolist(), "serving": ff.backend.serving("normal_", "cpu"),
+    "word": host.philox_word(0, seed=0),
+    "files": sorted({m.__file__ for m in ours if getattr(m, "__file__", None)}),
+}))
+"""
+)
+
+
+@slow
+def test_installed_wheel_works_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    python = environment(tmp_path / "env", [SITE])
+    succeeds(pip(python, "install", "--no-index", "--no-deps", wheel))
+    out = succeeds([python, "-I", "-c", USE_IT])
+    result = json.loads(out.split("RESULT ", 1)[1])
+    assert result["failed"] == []
+    assert [w % 2**32 for w in result["words"]] == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+    assert result["word"] == 0x6627E8D5
+    assert result["loss"] == pytest.approx([-0.6931472], rel=1e-6)
+    assert (result["p"], result["count"]) == ([0.25, 1.0], 1)
+    assert result["entropy"] == pytest.approx([0.6931472], rel=1e-6)
+    assert result["serving"] == "native"
+    outside = [file for file in result["files"] if not file.startswith(str(tmp_path / "env"))]
+    assert outside == [], "the checkout leaked into the installed package"
+    assert "normal_" in succeeds([python, "-I", "-m", "fastforget", "info"])
+    assert "--op" in succeeds([python, "-I", "-m", "fastforget", "bench", "--help"])
+
+
+def without_torch(folder: Path) -> Path:
+    """An environment with setuptools and nothing else: what an isolated build sees."""
+    tools = folder / "tools"
+    tools.mkdir(parents=True)
+    for name in ("setuptools", "_distutils_hack"):
+        (tools / name).symlink_to(Path(setuptools.__file__).parents[1] / name)
+    return environment(folder / "env", [str(tools)])
+
+
+def scrubbed_path(folder: Path) -> str:
+    folder.mkdir()
+    return str(folder)
+
+
+@slow
+@pytest.mark.parametrize("lacking", ["torch", "compiler"])
+def test_install_without_a_tool_succeeds_and_says_so(lacking: str, fresh: Path, tmp_path: Path) -> None:
+    changes: dict[str, str | None] = {"CXX": None}
+    if lacking == "torch":
+        python = without_torch(tmp_path)
+        message = (
+            "torch is not importable here. Install torch>=2.10 first, then `pip install --no-build-isolation"
+        )
+    else:
+        python = environment(tmp_path / "env", [SITE])
+        changes["PATH"] = scrubbed_path(tmp_path / "bin")
+        message = "C++ compiler `g++` not found: install g++"
+    out = succeeds(wheel_command(python, fresh, tmp_path), **changes)
+    assert message in out
+    assert "fastforget works without them" in out
+    wheel = only_wheel(tmp_path)
+    names = names_in(wheel)
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert top_level(names) == {"fastforget"}
+    assert not [name for name in names if name.endswith(".so")]
+    facts = build_json(wheel)
+    assert message in facts["missing"]["cpu"]
+    assert set(facts["missing"]) == {"cpu", "cuda", "host"}
+
+    required = run(wheel_command(python, fresh, tmp_path / "none"), **changes, FASTFORGET_REQUIRE_NATIVE="1")
+    assert required.returncode != 0
+    assert "FASTFORGET_REQUIRE_NATIVE=1, but not everything was built" in required.stdout
+    assert message in required.stdout
+
+
+@slow
+def test_source_that_does_not_compile_leaves_that_part_out(tree: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(tree, tmp_path / "tree"))
+    with open(broken / "csrc" / "cpu" / "ops.cpp", "a") as source:
+        source.write("\nthis is not C++;\n")
+    python = environment(tmp_path / "env", [SITE])
+    out = succeeds(wheel_command(python, broken, tmp_path), FASTFORGET_SKIP_CUDA="1")
+    assert re.search(r"CPU ops +NOT BUILT +compiling failed: csrc/cpu/ops\.cpp:\d+:\d+: error:", out)
+    names = names_in(only_wheel(tmp_path))
+    assert "fastforget/_lib/libfastforget_cpu.so" not in names
+    missing = build_json(only_wheel(tmp_path))["missing"]
+    assert "csrc/cpu/ops.cpp" in missing["cpu"]
+    assert missing["cuda"] == "left out because FASTFORGET_SKIP_CUDA=1"
+    command = wheel_command(python, broken, tmp_path / "none")
+    assert run(command, FASTFORGET_SKIP_CUDA="1", FASTFORGET_REQUIRE_NATIVE="1").returncode != 0
+
+
+WHERE = """
+import importlib.util, json, sys
+import fastforget, fastforget._triton, fastforget._bench
+found = {name: importlib.util.find_spec(f"fastforget.{name}").origin for name in NAMES}
+print("RESULT", json.dumps({"package": fastforget.__file__, "found": found}))
+"""
+
+
+@slow
+@pytest.mark.parametrize("mode", ["default", "strict", "compat"])
+def test_editable_install_finds_kernels_and_benchmarks(
+    mode: str, wheel: Path, tree: Path, tmp_path: Path
+) -> None:
+    assert wheel.exists()  # so the tree has all its objects
+    checkout = Path(shutil.copytree(tree, tmp_path / "tree"))
+    python = environment(tmp_path / "env", [SITE])
+    setting = [] if mode == "default" else ["--config-settings", f"editable_mode={mode}"]
+    command = pip(
+        python, "install", "--no-index", "--no-deps", "--no-build-isolation", *setting, "-e", checkout
+    )
+    succeeds(command, FASTFORGET_REQUIRE_NATIVE="1")
+    out = succeeds([python, "-I", "-c", where()])
+    result = json.loads(out.split("RESULT ", 1)[1])
+    assert result["package"].startswith(str(checkout))
+    assert all(origin and origin.startswith(str(checkout)) for origin in result["found"].values()), result
+    serving = "import fastforget as ff, fastforget._host; print(ff.backend.serving('normal_', 'cpu'))"
+    assert succeeds([python, "-I", "-c", serving]).strip() == "native"
+
+
+def where() -> str:
+    names = [f"_triton.{name}" for name in modules_below(ROOT / "triton_kernels")]
+    names += [f"_bench.{name}" for name in modules_below(ROOT / "benchmarks")]
+    return WHERE.replace("NAMES", repr(names))
+
+
+def test_bare_checkout_finds_kernels_and_benchmarks() -> None:
+    out = succeeds([sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n" + where()])
+    found = json.loads(out.split("RESULT ", 1)[1])["found"]
+    assert set(map(os.path.dirname, found.values())) == {
+        str(ROOT / "triton_kernels"),
+        str(ROOT / "benchmarks"),
+    }
+
+
+@slow
+def test_per_isa_objects_share_no_symbol_with_other_levels(wheel: Path, tree: Path) -> None:
+    """A weak copy of an inline function, compiled for AVX-512, could be the one the linker keeps for all."""
+    objects = list((tree / "build" / "native" / "cpu").glob("*/*.o"))
+    levels = build_json(wheel)["cpu"]["levels"]
+    assert {path.parent.name for path in objects} == set(levels)
+    for path in objects:
+        weak = [line for line in succeeds(["nm", "-C", path]).splitlines() if re.search(r" [WVu] ", line)]
+        assert weak == [], f"{path.parent.name}/{path.name}"
+
+
+@slow
+def test_libraries_need_no_cuda_to_load(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        libraries = [name for name in archive.namelist() if name.startswith("fastforget/_lib/lib")]
+        archive.extractall(tmp_path, libraries)
+    for name in libraries:
+        needed = re.findall(r"NEEDED.*\[(.*)\]", succeeds(["readelf", "-d", tmp_path / name]))
+        assert [item for item in needed if "cuda" in item or "python" in item] == [], name
+
+
+@pytest.fixture
+def rules(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    for name in ("MAX_JOBS", "TORCH_CUDA_ARCH_LIST", "CXX", "FASTFORGET_SKIP_CUDA"):
+        monkeypatch.delenv(name, raising=False)
+    spec = importlib.util.spec_from_file_location("ninja_rules", ROOT / "csrc" / "ninja_rules.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("listed", "names"),
+    [
+        (None, ["sm_80", "sm_90", "compute_90"]),
+        ("8.6", ["sm_86"]),
+        ("9.0a 10.0+PTX", ["sm_90a", "sm_100", "compute_100"]),
+        ("8.0;;12.0", ["sm_80", "sm_120"]),
+    ],
+)
+def test_arch_list(
+    listed: str | None, names: list[str], rules: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if listed:
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
+    flags, made = rules.cuda_archs()
+    assert made == names
+    assert [flag.rsplit("=", 1)[1] for flag in flags] == names
+
+
+def test_arch_list_not_understood(rules: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
+    with pytest.raises(rules.CannotBuild, match=r"TORCH_CUDA_ARCH_LIST: 'Hopper'"):
+        rules.cuda_archs()
+
+
+def test_jobs(rules: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert 1 <= rules.max_jobs() <= cores
+    monkeypatch.setenv("MAX_JOBS", "7")
+    assert rules.max_jobs() == 7
+
+
+def test_compiler_of_the_user(rules: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler -m64")
+    with pytest.raises(rules.CannotBuild, match="`no-such-compiler` not found"):
+        rules.find_compiler()
