@@ -180,10 +180,10 @@ FF_INLINE void score_transposed(const ScoreJob& job, int64_t row, int64_t count,
   const Rows rows = {top.first, top.second, gather_labels<S>(job, row, count)};
 
   const Vec reference = rows.reference(), low = splat(exp.low), zero = {};
-  Vec mass = splat(-1.0f), moment = {};
+  Vec mass = {}, moment = {};
   for (int64_t block = 0; block < classes; block += kColumnSumBlock) {
     const int64_t end = block + kColumnSumBlock < classes ? block + kColumnSumBlock : classes;
-    Vec block_mass = {}, block_moment = {};
+    Vec block_mass = splat(block == 0 ? -1.0f : 0.0f), block_moment = {};
     for (int64_t c = block; c < end; ++c) {
       const Vec x = clamp_keep_nan(load_vec(column + c * W) - reference, low, zero);
       const Vec e = exp(x);

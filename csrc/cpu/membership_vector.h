@@ -144,19 +144,29 @@ FF_INLINE Vec power_of_two(Vec rounded) { return as_float(as_int(rounded) << 23)
 
 // exp(x / temperature) of x <= 0, exactly 0 from `low` down; NaN stays NaN.
 struct Exp {
-  float scale;  // log2(e) / temperature
+  float inverse_t, scale;  // 1 / temperature, log2(e) / temperature
   float low;
   Vec flush;
 
   __attribute__((always_inline)) explicit Exp(double temperature)
-      : scale((float)(kLog2E / temperature)), low((float)(-87.0 * temperature)), flush(Vec{}) {
+      : inverse_t(static_cast<float>(1.0 / temperature)), scale(static_cast<float>(kLog2E / temperature)),
+        low(static_cast<float>(-87.0 * temperature)), flush(Vec{}) {
     flush = (*this)(splat(low));
   }
   // x already clamped to [low, 0]. The fma that scales by 2^n also takes away the value at `low`, so that a class of
   // probability 0 adds exactly 0; to any other result that is less than 2^-100 of the largest term.
   __attribute__((always_inline)) Vec operator()(Vec x) const {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
     const Vec t = x * scale + kRounder;
     const Vec f = x * scale - (t - kRounder);
+#else
+    // Without an fma the product would lose the digits that the difference is about: take off n ln 2 in two steps, the
+    // first of which is exact.
+    const Vec z = x * inverse_t;
+    const Vec t = z * static_cast<float>(kLog2E) + kRounder;
+    const Vec n = t - kRounder;
+    const Vec f = ((z - n * 0.693145752f) - n * 1.42860677e-6f) * static_cast<float>(kLog2E);
+#endif
     return exp2_fraction(f) * power_of_two(t) - flush;
   }
 };
@@ -193,7 +203,7 @@ FF_INLINE Wide wide_difference(Vec a, Vec b, double factor) {
   }
   return out;
 }
-// x as the sum of two float32 numbers
+// x >= 0 as the sum of two float32 numbers
 struct Pair {
   Vec high, low;
 };
@@ -204,7 +214,7 @@ FF_INLINE Pair to_pair(const Wide& x) {
     low[h] = __builtin_convertvector(x.part[h] - __builtin_convertvector(high[h], HalfWide), HalfVec);
   }
   Pair pair = {join(high[0], high[1]), join(low[0], low[1])};
-  pair.low = select(pair.low == pair.low, pair.low, Vec{});  // an infinite x has no rest
+  pair.low = select(pair.high < splat(kInf), pair.low, Vec{});  // what overflows has no rest
   return pair;
 }
 
