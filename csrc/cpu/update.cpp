@@ -44,6 +44,16 @@ struct AdamConstants {
   }
 };
 
+// The leading half of a number's digits.
+FF_INLINE float high_half(float x) { return bits_float(float_bits(x) & 0xfffff000u); }
+FF_INLINE double high_half(double x) {
+  uint64_t u;
+  memcpy(&u, &x, sizeof u);
+  u &= 0xfffffffff8000000ull;
+  memcpy(&x, &u, sizeof u);
+  return x;
+}
+
 // grad + l2 * x. The constant comes in two parts: where the terms cancel, Adam divides what is left by its own size, and
 // the rounding of the constant alone would decide the step.
 template <class C>
@@ -51,9 +61,9 @@ FF_INLINE C regularised(C x, C grad, const AdamConstants<C>& c) {
 #if defined(__FMA__) || !defined(__x86_64__)
   return fused(c.l2_rest, x, fused(c.l2, x, grad));
 #else
-  // No fused multiply-add to keep the product's digits: double holds them all.
-  const double l2 = static_cast<double>(c.l2) + static_cast<double>(c.l2_rest);
-  return static_cast<C>(l2 * static_cast<double>(x) + static_cast<double>(grad));
+  // No fused multiply-add to keep the product's digits: multiply halves, of which the high ones' product is exact.
+  const C x_high = high_half(x), l2_high = high_half(c.l2);
+  return (grad + l2_high * x_high) + (l2_high * (x - x_high) + ((c.l2 - l2_high) + c.l2_rest) * x);
 #endif
 }
 
