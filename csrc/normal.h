@@ -97,8 +97,8 @@ FF_HD float normal_radius(uint32_t even) {
 }
 
 // (cos, sin) of odd * 2^-32 turns. The quadrant comes from the integer's top bits, so no range reduction loses digits.
-// The polynomials take quarter turns, y in [-1/2, 1/2): scaling by a power of two is exact, and pi/2 enters split in two
-// so that sin(y pi/2) = y pi/2_high + y (pi/2_low + y^2 P(y^2)) rounds once where it matters.
+// The polynomials take quarter turns, y in [-1/2, 1/2): scaling by a power of two is exact, and pi/2 enters split in
+// two so that sin(y pi/2) = y pi/2_high + y (pi/2_low + y^2 P(y^2)) rounds once where it matters.
 FF_HD NormalPair<float> turn_cos_sin(uint32_t odd) {
   constexpr float kHalfPiHigh = 1.57079637f;
   constexpr float kHalfPiLow = -4.37113901e-08f;

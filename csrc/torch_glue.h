@@ -1,5 +1,6 @@
 // Small helpers over torch's stable ABI, shared by the CPU and the CUDA glue. Ops get preallocated tensors; the public
-// Python functions check for a reader's sake, these checks keep a direct call of torch.ops from touching foreign memory.
+// Python functions check for a reader's sake, these checks keep a direct call of torch.ops from touching foreign
+// memory.
 #pragma once
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -25,11 +26,11 @@ template <class... Parts>
 }
 
 // The first part of the text must be a literal, "op: what is wrong".
-#define FF_CHECK(condition, ...)                 \
-  do {                                           \
-    if (__builtin_expect(!(condition), 0)) {     \
-      ::ff::fail("fastforget." __VA_ARGS__);     \
-    }                                            \
+#define FF_CHECK(condition, ...)             \
+  do {                                       \
+    if (__builtin_expect(!(condition), 0)) { \
+      ::ff::fail("fastforget." __VA_ARGS__); \
+    }                                        \
   } while (0)
 
 // Position of a dtype in kernel tables (float32, bfloat16, float16, float64), -1 for any other.
@@ -75,7 +76,8 @@ T per_tensor(const std::vector<T>& values, size_t i) {
 template <class T>
 void check_per_tensor(const std::vector<T>& values, size_t tensors, const char* op, const char* name) {
   if (__builtin_expect(values.size() != 1 && values.size() != tensors, 0)) {
-    fail("fastforget.", op, ": ", name, " has ", values.size(), " values for ", tensors, " tensors; give 1 or ", tensors);
+    fail("fastforget.", op, ": ", name, " has ", values.size(), " values for ", tensors, " tensors; give 1 or ",
+         tensors);
   }
 }
 

@@ -222,14 +222,9 @@ void error_max_step_(const Tensor x, const Tensor grad, const Tensor exp_avg, co
   if (step < 1) fail("fastforget.", op, ": step is ", step, "; accepted: 1 or more");
   const double batch = static_cast<double>(x.size(0));
   const double power = static_cast<double>(step);
-  const AdamStep constants{batch > 0 ? 2.0 * l2 / batch : 0.0,
-                           beta1,
-                           beta2,
-                           eps,
-                           lr / (1.0 - std::pow(beta1, power)),
-                           std::sqrt(1.0 - std::pow(beta2, power)),
-                           clamp_min,
-                           clamp_max};
+  const AdamStep constants{
+      batch > 0 ? 2.0 * l2 / batch : 0.0,      beta1,     beta2,    eps, lr / (1.0 - std::pow(beta1, power)),
+      std::sqrt(1.0 - std::pow(beta2, power)), clamp_min, clamp_max};
   // Partial sums over chunks of a fixed size, added in order: the result can't depend on the number of threads.
   constexpr int64_t kChunk = 16384;
   const int64_t chunks = (n + kChunk - 1) / kChunk;

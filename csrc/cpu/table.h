@@ -37,11 +37,11 @@ struct NoiseTable {
 
 // Constants of one error_max_step_, computed once in double.
 struct AdamStep {
-  double l2_gradient;     // 2 * l2 / B
+  double l2_gradient;  // 2 * l2 / B
   double beta1, beta2;
   double eps;
-  double step_size;       // lr / (1 - beta1^step)
-  double sqrt_bias2;      // sqrt(1 - beta2^step)
+  double step_size;   // lr / (1 - beta1^step)
+  double sqrt_bias2;  // sqrt(1 - beta2^step)
   double clamp_min, clamp_max;
 };
 
@@ -60,11 +60,11 @@ struct MaskTable {
   // Returns how many of the n elements were selected.
   int64_t (*dampen[kDtypes])(void* param, const void* forget, const void* retain, int64_t n, double alpha, double lam);
   // Memory limits for benchmarks: float32 kernels that touch each byte once and compute next to nothing.
-  float (*limit_read)(const float* a, int64_t n);                                    // 1 read
-  void (*limit_update)(float* a, int64_t n);                                         // 1 read, 1 write in place
-  void (*limit_axpy)(float* a, const float* b, int64_t n);                           // 2 reads, 1 write
-  void (*limit_select)(float* a, const float* b, const float* c, int64_t n);         // 3 reads, 1 write
-  void (*limit_adam)(float* a, const float* b, float* c, float* d, int64_t n);       // 4 reads, 3 writes
+  float (*limit_read)(const float* a, int64_t n);                               // 1 read
+  void (*limit_update)(float* a, int64_t n);                                    // 1 read, 1 write in place
+  void (*limit_axpy)(float* a, const float* b, int64_t n);                      // 2 reads, 1 write
+  void (*limit_select)(float* a, const float* b, const float* c, int64_t n);    // 3 reads, 1 write
+  void (*limit_adam)(float* a, const float* b, float* c, float* d, int64_t n);  // 4 reads, 3 writes
 };
 
 // ---- the choice -----------------------------------------------------------------------------------------------------
@@ -77,12 +77,12 @@ struct Table {
   const MembershipTable& membership;
 };
 
-#define FF_DECLARE_LEVEL(isa)                     \
-  namespace isa {                                 \
-  extern const NoiseTable noise_table;            \
-  extern const UpdateTable update_table;          \
-  extern const MaskTable mask_table;              \
-  extern const MembershipTable membership_table;  \
+#define FF_DECLARE_LEVEL(isa)                    \
+  namespace isa {                                \
+  extern const NoiseTable noise_table;           \
+  extern const UpdateTable update_table;         \
+  extern const MaskTable mask_table;             \
+  extern const MembershipTable membership_table; \
   }
 FF_DECLARE_LEVEL(baseline)
 #if defined(__x86_64__)

@@ -54,8 +54,8 @@ FF_INLINE double high_half(double x) {
   return x;
 }
 
-// grad + l2 * x. The constant comes in two parts: where the terms cancel, Adam divides what is left by its own size, and
-// the rounding of the constant alone would decide the step.
+// grad + l2 * x. The constant comes in two parts: where the terms cancel, Adam divides what is left by its own size,
+// and the rounding of the constant alone would decide the step.
 template <class C>
 FF_INLINE C regularised(C x, C grad, const AdamConstants<C>& c) {
 #if defined(__FMA__) || !defined(__x86_64__)
