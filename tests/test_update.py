@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -19,6 +20,24 @@ STEP_SHAPES = [(1,), (1, 1), (3, 5), (2, 3, 7, 9), (4, 3, 32, 32), (1, 65537), (
 def repeats(elements):
     """How many draws make plain PyTorch's largest error a measure and not an accident."""
     return max(1, min(64, 4096 // max(elements, 1)))
+
+
+@functools.cache
+def loss_case(shape, dtype, scale):
+    """Draws, and what plain PyTorch and extended precision make of them: the same for every implementation."""
+    draws = [
+        ((scale * torch.randn(shape)).to(dtype), torch.randint(0, shape[1], shape[:1]))
+        for _ in range(repeats(math.prod(shape)))
+    ]
+    plain, exact = (list(zip(*(f(*d) for d in draws), strict=True)) for f in (plain_loss, exact_loss))
+    return draws[0], plain, exact
+
+
+@functools.cache
+def step_case(shape, dtype, step, clamp):
+    draws = [draw_state(shape, dtype, step) for _ in range(repeats(math.prod(shape)))]
+    plain, exact = (list(zip(*(f(*d, step, clamp) for d in draws), strict=True)) for f in (plain_step, exact_step))
+    return draws[0], plain, exact
 
 
 def plain_loss(logits, labels):
@@ -42,15 +61,10 @@ def exact_loss(logits, labels):
 @pytest.mark.parametrize("shape", LOSS_SHAPES)
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 def test_loss_and_gradient(implementation, shape, dtype, scale):
-    draws = [
-        ((scale * torch.randn(shape)).to(dtype), torch.randint(0, shape[1], shape[:1]))
-        for _ in range(repeats(math.prod(shape)))
-    ]
-    loss, dlogits = update.error_max_loss(*draws[0])
+    inputs, plain, exact = loss_case(shape, dtype, scale)
+    loss, dlogits = update.error_max_loss(*inputs)
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert dlogits.dtype == dtype
-    exact = list(zip(*(exact_loss(*d) for d in draws), strict=True))
-    plain = list(zip(*(plain_loss(*d) for d in draws), strict=True))
     assert_two_times(loss, list(plain[0]), list(exact[0]), "loss")
     assert_two_times(dlogits, list(plain[1]), list(exact[1]), "dlogits")
 
@@ -129,17 +143,24 @@ def draw_state(shape, dtype, step):
 @pytest.mark.parametrize("shape", STEP_SHAPES)
 @pytest.mark.parametrize("step", [1, 7])
 def test_step_is_adam_on_the_regularised_objective(implementation, shape, dtype, clamp, step):
-    draws = [draw_state(shape, dtype, step) for _ in range(repeats(math.prod(shape)))]
-    exact = list(zip(*(exact_step(*d, step, clamp) for d in draws), strict=True))
-    plain = list(zip(*(plain_step(*d, step, clamp) for d in draws), strict=True))
-    x, g, m, v = draws[0]
+    (x, g, m, v), plain, exact = step_case(shape, dtype, step, clamp)
     ours = [t.clone() for t in (x, m, v)]
     total = update.error_max_step_(ours[0], g, ours[1], ours[2], step=step, lr=0.1, l2=0.1, clamp=clamp)
     for got, p, e, what in zip(ours, plain, exact, ("x", "exp_avg", "exp_avg_sq"), strict=True):
         assert_two_times(got, list(p), list(e), what)
-    squares = x.to(torch.float64).numpy().astype(np.longdouble) ** 2
-    exact_sum = torch.tensor(float(squares.sum()), dtype=torch.float64)
-    assert_two_times(total, x.to(total.dtype).square().sum(), exact_sum, "sum of squares before the step")
+    assert_two_times(total, *sums_of_squares(x, total.dtype), "sum of squares before the step")
+
+
+@functools.cache
+def sums_of_squares(x, dtype):
+    """Plain PyTorch's and the exact sum of squares, of ``x`` and of further draws of its shape."""
+    draws = [x] + [torch.randn(x.shape, dtype=torch.float64).to(x.dtype) for _ in range(31)]
+    plain = [d.to(dtype).square().sum() for d in draws]
+    exact = [
+        torch.tensor(float((d.to(torch.float64).numpy().astype(np.longdouble) ** 2).sum()), dtype=torch.float64)
+        for d in draws
+    ]
+    return plain, exact
 
 
 def test_step_does_not_depend_on_the_thread_count(implementation):

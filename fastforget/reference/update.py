@@ -19,10 +19,7 @@ def check_labels(labels: Tensor, classes: int) -> Tensor:
     valid = (labels >= 0) & (labels < classes)
     if labels.device.type == "cpu" and not bool(valid.all()):
         at = int((~valid).nonzero()[0])
-        raise RuntimeError(
-            f"labels: value {int(labels[at])} at index {at} is out of range; accepted are 0 to {classes - 1} "
-            f"for logits with {classes} classes"
-        )
+        raise RuntimeError(f"labels[{at}] is {int(labels[at])}; accepted: 0 to {classes - 1}")
     return valid
 
 
