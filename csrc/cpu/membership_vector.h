@@ -260,33 +260,31 @@ FF_INLINE Vec add_surprise(Vec p, Vec sum) {
 
 // ---- moving lanes ---------------------------------------------------------------------------------------------------
 
-template <int Block>
-FF_INLINE void swap_blocks(Vec* v) {
-  Mask low, high;
-  for (int k = 0; k < W; ++k) {
-    const bool odd = (k / Block) & 1;
-    low[k] = odd ? W + k - Block : k;
-    high[k] = odd ? W + k : k + Block;
-  }
+using Lanes = std::make_integer_sequence<int, W>;
+
+template <int Block, int... I>
+FF_INLINE void swap_blocks(Vec* v, std::integer_sequence<int, I...>) {
   for (int i = 0; i < W; ++i) {
     if (i & Block) continue;
     const Vec a = v[i], b = v[i + Block];
-    v[i] = __builtin_shuffle(a, b, low);
-    v[i + Block] = __builtin_shuffle(a, b, high);
+    v[i] = __builtin_shufflevector(a, b, (I & Block ? W + I - Block : I)...);
+    v[i + Block] = __builtin_shufflevector(a, b, (I & Block ? W + I : I + Block)...);
   }
 }
 FF_INLINE void transpose(Vec* v) {  // W x W
-  if constexpr (W > 8) swap_blocks<8>(v);
-  if constexpr (W > 4) swap_blocks<4>(v);
-  swap_blocks<2>(v);
-  swap_blocks<1>(v);
+  if constexpr (W > 8) swap_blocks<8>(v, Lanes());
+  if constexpr (W > 4) swap_blocks<4>(v, Lanes());
+  swap_blocks<2>(v, Lanes());
+  swap_blocks<1>(v, Lanes());
 }
 
+template <int Distance, int... I>
+FF_INLINE Vec exchange(Vec v, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(v, v, (I ^ Distance)...);
+}
 template <int Distance>
 FF_INLINE Vec exchange(Vec v) {
-  Mask from;
-  for (int k = 0; k < W; ++k) from[k] = k ^ Distance;
-  return __builtin_shuffle(v, from);
+  return exchange<Distance>(v, Lanes());
 }
 FF_INLINE float lane_sum(Vec v) {
   if constexpr (W > 8) v += exchange<8>(v);
