@@ -1,7 +1,7 @@
 """What a user gets from `pip install`: wheel, sdist, editable installs, installs where something is missing.
 
-Everything happens in copies of the checkout and in environments of its own. Such an environment sees torch and
-the build tools through a .pth line; Python reads no further .pth files from a folder named so, hence an
+Everything happens in copies of the checkout and in environments of its own. Such an environment sees torch
+and the build tools through a .pth line; Python reads no further .pth files from a folder named so, hence an
 editable install of this checkout, which works by a .pth file, cannot leak in.
 """
 
@@ -214,8 +214,9 @@ def without_torch(folder: Path) -> Path:
     """An environment with setuptools and nothing else: what an isolated build sees."""
     tools = folder / "tools"
     tools.mkdir(parents=True)
-    for name in ("setuptools", "_distutils_hack"):
-        (tools / name).symlink_to(Path(setuptools.__file__).parents[1] / name)
+    site = Path(setuptools.__file__).parents[1]
+    for part in [site / "setuptools", site / "_distutils_hack", *site.glob("setuptools-*.dist-info")]:
+        (tools / part.name).symlink_to(part)
     return environment(folder / "env", [str(tools)])
 
 
