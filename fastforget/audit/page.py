@@ -258,8 +258,8 @@ def _predictions(report: AuditReport, names: list[str]) -> str:
         )
         for row in report.rows
     ]
-    bars = svg.columns("Test accuracy by class", names, by_class, marked=forgotten, axis="class")
-    accuracy = _figure("Test accuracy by class", "", bars, wide=len(names) > 10)
+    columns = svg.columns("Test accuracy by class", names, by_class, marked=forgotten, axis="class")
+    accuracy = _figure("Test accuracy by class", "", columns, wide=len(names) > 10)
     return (
         "<section><h2>What does it say instead?</h2><p>The classes predicted for the forget set. They "
         "should be spread as the retrained "

@@ -1,0 +1,44 @@
+"""The command line: ``python -m fastforget {demo,info,bench}``. Each command is imported when it is asked
+for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+USAGE = """usage: python -m fastforget COMMAND [options]
+
+  demo    train a small network on real images, forget a class, audit it, write report.html
+  info    what is built and loaded here, and what serves each op, with a reason for every "no"
+  bench   time the ops against plain PyTorch and the memory's limit
+
+python -m fastforget COMMAND --help shows a command's options.
+"""
+MODULES = {"demo": "demo.run", "info": "_info", "bench": "_bench.bench"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if command in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if command == "--version":
+        from . import __version__
+
+        print(f"fastforget {__version__}")
+        return 0
+    if command in MODULES:
+        return importlib.import_module(f".{MODULES[command]}", __package__).main(rest)
+    given = f"unknown command {command!r}" if command else "no command"
+    print(f"{USAGE}\npython -m fastforget: {given}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""The shipped demonstration: ``python -m fastforget demo``."""
