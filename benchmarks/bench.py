@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastforget import _schema
-from fastforget._progress import progress
+from fastforget._progress import Progress, progress
 
 from . import (
     machine,
@@ -97,7 +97,8 @@ def chosen(options: Options) -> list[Case]:
 
 def run(cases: Sequence[Case], options: Options, memory: bool) -> list[dict[str, Any]]:
     done: list[dict[str, Any]] = []
-    with timing.quiet(options.threads), progress(len(cases), "bench") as bar:
+    bar: Progress[int] = progress(len(cases), "bench")
+    with timing.quiet(options.threads), bar:
         for case in cases:
             bar.step(0, f"{case.op} {case.label}")
             samples = timing.measure(case, options)

@@ -12,7 +12,7 @@ from fastforget.ops import noise
 from fastforget.reference import noise as reference
 
 from . import shapes
-from .cases import Case, Options, Place, Work, WrongResult, compiled, limit
+from .cases import Call, Case, Options, Place, Work, WrongResult, compiled, limit
 
 STD = 0.5
 SEED = 20_240_601
@@ -88,7 +88,10 @@ def _add_work(
 
     def ours() -> None:
         calls["steps"] += 1
-        noise.add_normal_(xs[0] if single else xs, STD, seed=SEED, step=calls["steps"])
+        if single:
+            noise.add_normal_(xs[0], STD, seed=SEED, step=calls["steps"])
+        else:
+            noise.add_normal_(xs, STD, seed=SEED, step=calls["steps"])
 
     def reset() -> None:
         for x, s in zip(xs, start, strict=True):
@@ -100,7 +103,10 @@ def _add_work(
         else:
             check_distribution(name, start, xs, STD)
 
-    run = {"ours": ours, "eager": (lambda: eager_add(xs[0])) if single else (lambda: eager_add_list(xs))}
+    run: dict[str, Call] = {
+        "ours": ours,
+        "eager": (lambda: eager_add(xs[0])) if single else (lambda: eager_add_list(xs)),
+    }
     if single:
         buffer = place.empty(*xs[0].shape, dtype=dtype)
         run["prealloc"] = lambda: xs[0].add_(buffer.normal_(), alpha=STD)

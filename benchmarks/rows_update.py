@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from fastforget.ops import update
 from fastforget.reference import update as reference
 
-from .cases import Case, Judge, Options, Place, Work, compiled, limit
+from .cases import Call, Case, Judge, Options, Place, Work, compiled, limit
 
 LR, L2, BETAS, EPS, LOW, HIGH = 0.1, 0.1, (0.9, 0.999), 1e-8, -1.0, 1.0
 CHECKED_STEPS = 3
@@ -42,8 +42,11 @@ def _loss_work(place: Place, batch: int, classes: int, options: Options) -> Work
     logits = place.normal(batch, classes, scale=2.0)
     labels = place.integers(classes, batch)
     other = place.empty(batch, classes)
-    run = {"ours": lambda: update.error_max_loss(logits, labels), "eager": lambda: eager_loss(logits, labels)}
-    run["limit"] = lambda: other.copy_(logits)
+    run: dict[str, Call] = {
+        "ours": lambda: update.error_max_loss(logits, labels),
+        "eager": lambda: eager_loss(logits, labels),
+        "limit": lambda: other.copy_(logits),
+    }
     if options.compiled:
         form = compiled(plain_loss)
         run["compiled"] = lambda: form(logits, labels)
@@ -137,7 +140,13 @@ def _step_work(place: Place, shape: tuple[int, ...], options: Options) -> Work:
         for one in (eager, fused, bare):
             one.restart()
 
-    run = {"ours": ours, "eager": eager, "fused": fused, "adam_only": bare, **limit((x, grad, m, v), "4r3w")}
+    run: dict[str, Call] = {
+        "ours": ours,
+        "eager": eager,
+        "fused": fused,
+        "adam_only": bare,
+        **limit((x, grad, m, v), "4r3w"),
+    }
     if options.compiled:
         form = compiled(plain_step)
         run["compiled"] = lambda: form(x, grad, m, v, step)

@@ -48,10 +48,13 @@ def small_cases() -> list[cases.Case]:
 
 
 def spoil(value: Any) -> None:
-    """Changes one number by the least that matters."""
+    """Changes one number by a thousandth, or what the dtype can show."""
     x = value[0] if isinstance(value, (tuple, list)) else value
     flat = x.view(-1)
-    flat[-1] = ~flat[-1] if not x.dtype.is_floating_point else flat[-1] + 1e-3 * (1.0 + flat[-1].abs())
+    if x.dtype.is_floating_point:
+        flat[-1] += max(1e-3, 4 * torch.finfo(x.dtype).eps) * (1.0 + flat[-1].abs())
+    else:
+        flat[-1] = ~flat[-1]
 
 
 @pytest.mark.parametrize("case", small_cases(), ids=lambda c: f"{c.op}{c.label}")
