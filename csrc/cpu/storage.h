@@ -39,17 +39,17 @@ FF_INLINE S narrow(C x) {
   }
 }
 
-// Block copies between storage and compute type.
-template <class S>
-FF_INLINE void load_block(const S* from, Compute<S>* to, int64_t n) {
+// Block copies between storage and compute type (or double, for a kernel that wants more).
+template <class S, class C>
+FF_INLINE void load_block(const S* from, C* to, int64_t n) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) to[i] = widen(from[i]);
+  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<C>(widen(from[i]));
 }
 
-template <class S>
-FF_INLINE void store_block(const Compute<S>* from, S* to, int64_t n) {
+template <class S, class C>
+FF_INLINE void store_block(const C* from, S* to, int64_t n) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) to[i] = narrow<S>(from[i]);
+  for (int64_t i = 0; i < n; ++i) to[i] = narrow<S>(static_cast<Compute<S>>(from[i]));
 }
 
 }  // namespace ff::FF_ISA

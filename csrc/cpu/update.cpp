@@ -44,6 +44,12 @@ struct AdamConstants {
   }
 };
 
+#if defined(__FMA__) || !defined(__x86_64__)
+constexpr bool kFused = true;
+#else
+constexpr bool kFused = false;
+#endif
+
 // The leading half of a number's digits.
 FF_INLINE float high_half(float x) { return bits_float(float_bits(x) & 0xfffff000u); }
 FF_INLINE double high_half(double x) {
@@ -58,20 +64,27 @@ FF_INLINE double high_half(double x) {
 // and the rounding of the constant alone would decide the step.
 template <class C>
 FF_INLINE C regularised(C x, C grad, const AdamConstants<C>& c) {
-#if defined(__FMA__) || !defined(__x86_64__)
-  return fused(c.l2_rest, x, fused(c.l2, x, grad));
-#else
+  if constexpr (kFused) return fused(c.l2_rest, x, fused(c.l2, x, grad));
   // No fused multiply-add to keep the product's digits: multiply halves, of which the high ones' product is exact.
   const C x_high = high_half(x), l2_high = high_half(c.l2);
   return (grad + l2_high * x_high) + (l2_high * (x - x_high) + ((c.l2 - l2_high) + c.l2_rest) * x);
-#endif
+}
+
+// beta2 * v + (1 - beta2) * g^2
+template <class C>
+FF_INLINE C second_moment(C v, C g, const AdamConstants<C>& c) {
+  const C plain = fused(c.beta2, v, c.one_minus_beta2 * g * g);
+  if constexpr (kFused) return plain;
+  // Unfused, beta2 * v rounds all of v once more; as an increment only the small part is rounded. inf - inf stays out.
+  const C increment = v + c.one_minus_beta2 * (g * g - v);
+  return v <= C(3.4e38) ? increment : plain;
 }
 
 template <class C>
 FF_INLINE void adam_element(C& x, C grad, C& exp_avg, C& exp_avg_sq, const AdamConstants<C>& c) {
   const C g = regularised(x, grad, c);
   const C m = fused(c.one_minus_beta1, g - exp_avg, exp_avg);
-  const C v = fused(c.beta2, exp_avg_sq, c.one_minus_beta2 * g * g);
+  const C v = second_moment(exp_avg_sq, g, c);
   const C moved = x - c.step_size * m / fused(root(v), c.inverse_bias2, c.eps);
   const C above = moved < c.low ? c.low : moved;  // in this form a NaN passes both comparisons
   x = above > c.high ? c.high : above;
@@ -211,13 +224,23 @@ void error_max_loss(const void* logits, const int64_t* labels, int64_t n, int64_
     const double total = 1.0 + others;
     const double below_max = static_cast<double>(widen(row[label])) - static_cast<double>(max.value);
     loss[b] = static_cast<C>(below_max - __builtin_log1p(others));
-    // 1 - p: from the other terms if the label has the largest logit; else the sum holds a 1 that isn't the label's.
-    const double rest = label == max.index ? others : total - __builtin_exp(below_max);
-    const double scale_ = 1.0 / (total * static_cast<double>(batch));
-    const C scale = static_cast<C>(scale_);
+    const bool label_leads = label == max.index;
+    const double p = (label_leads ? 1.0 : __builtin_exp(below_max)) / total;
+    const double rest = label_leads && others < 1.0 ? others / total : 1.0 - p;  // 1 - p, whichever form keeps digits
+    const double divisor = total * static_cast<double>(batch);
+    if constexpr (sizeof(C) == sizeof(double)) {
+      for (int64_t k = 0; k < classes; ++k) out[k] = -(exp_negative(row[k] - max.value) / divisor);
+    } else {
+      // The factor in two parts, so that a class with p near 1 is rounded once, as in torch.
+      const float scale = static_cast<float>(1.0 / divisor);
+      const float scale_rest = static_cast<float>(1.0 / divisor - static_cast<double>(scale));
 #pragma omp simd
-    for (int64_t k = 0; k < classes; ++k) out[k] = narrow<S>(-exp_negative(widen(row[k]) - max.value) * scale);
-    out[label] = narrow<S>(static_cast<C>(rest * scale_));
+      for (int64_t k = 0; k < classes; ++k) {
+        const float term = exp_negative(widen(row[k]) - max.value);
+        out[k] = narrow<S>(-fused(term, scale, term * scale_rest));
+      }
+    }
+    out[label] = narrow<S>(static_cast<C>(rest / static_cast<double>(batch)));
   }
 }
 
