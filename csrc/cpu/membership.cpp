@@ -5,16 +5,17 @@
 //     mass = sum_{k != a} e_k  (at least 1),   moment = sum_{k != a} e_k (x_k - r) / T,
 //     tail = mass exp(-g) = (1 - p_a) / p_a,   S = 1 + tail = 1 / p_a.
 // Everything follows from g, mass, moment and the label's own gap, and nothing is lost to rounding or underflow: the
-// tail of a certain row is a normal number times a power of two, log(1 - p_a) = log(mass) - g - log(S) needs no exponential.
+// tail of a certain row is a normal number times a power of two, log(1 - p_a) = log(mass) - g - log(S) needs no
+// exponential.
 //
 // The arg-max needs no index: with (x - r) cut at 0 its term is exactly exp(0) = 1, and sums that start at -1 drop it.
 //
 // Few classes: one row per lane (a block of rows is transposed in registers), so no horizontal step and no tail in the
-// classes. Many classes: lanes along the row, a group of rows at a time so that their exponentials stay in the L1 cache.
+// classes. Many classes: lanes along the row, a group of rows at a time so that their exponentials stay in the L1
+// cache.
 #include "cpu/membership.h"
 
-#include <math.h>
-
+#include "cpu/membership_double.h"
 #include "cpu/membership_vector.h"
 
 namespace ff::FF_ISA {
@@ -22,7 +23,7 @@ namespace {
 
 // Above this many classes the transposed block leaves the L1 cache, and whole rows are the better vectors.
 constexpr int64_t kTransposedClasses = 256;
-constexpr int64_t kGroupFloats = 8192;   // exponentials of one group of long rows
+constexpr int64_t kGroupFloats = 8192;  // exponentials of one group of long rows
 // Classes summed before the partial sum joins the total; that keeps the rounding of long sums down.
 constexpr int64_t kColumnSumBlock = 16, kSumBlock = 64 * W;
 
@@ -109,7 +110,8 @@ FF_INLINE void finish(const ScoreJob& job, int64_t row, int64_t count, const Row
   // (sum_{k != y} p_k) / p_a - 1 of a label that is not the arg-max
   const Vec beside = max_of(m.tail - at_label, zero);
   Vec margin = select(top, m.gap.high, -below.high);
-  Vec logit_confidence = select(top, m.gap.high + (m.gap.low - m.log_mass), -below.high - (below.low + log1p_of(beside)));
+  Vec logit_confidence =
+      select(top, m.gap.high + (m.gap.low - m.log_mass), -below.high - (below.low + log1p_of(beside)));
   margin = select(top & lone, infinity, margin);
   logit_confidence = select(top & lone, infinity, logit_confidence);
 
@@ -207,7 +209,8 @@ FF_INLINE void score_transposed(const ScoreJob& job, int64_t row, int64_t count,
 
 // ---- many classes: lanes along the row ------------------------------------------------------------------------------
 
-// The two largest of a row. Leaves in `values` the float32 logits of 16-bit rows, and of every row its last, padded block.
+// The two largest of a row. Leaves in `values` the float32 logits of 16-bit rows, and of every row its last, padded
+// block.
 template <class S>
 FF_INLINE Top top_of_row(const S* row, int64_t classes, float* values) {
   Top top[2] = {{splat(-kInf), splat(-kInf)}, {splat(-kInf), splat(-kInf)}};
@@ -306,63 +309,7 @@ FF_INLINE void score_group(const ScoreJob& job, int64_t row, int64_t count, cons
   finish<S>(job, row, count, rows, mass, m, surprise, inverse_t);
 }
 
-// ---- float64 --------------------------------------------------------------------------------------------------------
-
-// The same formulas, a row at a time: float64 logits, and float32 ones at a temperature out of float32's reach.
-template <class S>
-void score_row_in_double(const ScoreJob& job, int64_t row, double* e) {
-  using Out = Compute<S>;
-  const S* x = static_cast<const S*>(job.logits) + row * job.classes;
-  const int64_t label = job.labels[row];
-  int64_t top = 0;
-  bool defined = true;
-  for (int64_t k = 0; k < job.classes; ++k) {
-    defined &= widen(x[k]) < static_cast<Out>(kInf);
-    if (widen(x[k]) > widen(x[top])) top = k;
-  }
-  const auto z = [&](int64_t k) { return static_cast<double>(widen(x[k])) / job.temperature; };
-  double second = -__builtin_inf();
-  for (int64_t k = 0; k < job.classes; ++k) {
-    if (k != top && z(k) > second) second = z(k);
-  }
-  defined &= z(top) > -__builtin_inf() && z(top) < __builtin_inf();
-  job.correct[row] = defined && top == label;
-  if (z(label) == z(top)) top = label;  // of equal logits any may stand for the arg-max in the formulas
-  const double first = z(top);
-  const bool lone = second == -__builtin_inf();
-  const double reference = lone ? first : second;
-
-  double mass = 0.0, moment = 0.0;
-  for (int64_t k = 0; k < job.classes; ++k) {
-    const double distance = z(k) - reference;
-    e[k] = k == top ? 0.0 : exp(distance);
-    mass += e[k];
-    if (e[k] > 0.0) moment += e[k] * distance;
-  }
-  const double gap = first - reference, decay = exp(-gap), tail = mass * decay, total = 1.0 + tail;
-  const double log_total = log1p(tail), log_mass = log(mass);
-  const double spread = decay > 0.0 ? decay * (gap * mass - moment) : 0.0;
-  double surprise = 0.0;
-  for (int64_t k = 0; k < job.classes; ++k) {
-    const double p = e[k] * decay / total;
-    if (k != label) surprise -= p * log1p(-p);
-  }
-
-  const double below = first - z(label), at_label = exp(-below);
-  const bool is_top = top == label;
-  const double loss = log_total + below;
-  const double beside = is_top || tail < at_label ? 0.0 : tail - at_label;
-  const double others = (is_top ? tail : 1.0 + beside) / total;
-  const double of_top = is_top || lone ? 0.0 : (gap + log_total - log_mass) / total;
-  double logit_confidence = is_top ? gap - log_mass : -below - log1p(beside);
-  double margin = is_top ? gap : -below;
-  if (is_top && lone) margin = logit_confidence = __builtin_inf();
-  const double values[6] = {loss, is_top ? 1.0 / total : at_label / total, log_total + spread / total,
-                            others * loss + surprise + of_top, margin, logit_confidence};
-  for (int i = 0; i < 6; ++i) {
-    static_cast<Out*>(job.scores)[i * job.rows + row] = static_cast<Out>(defined ? values[i] : __builtin_nan(""));
-  }
-}
+// ---- all of it ------------------------------------------------------------------------------------------------------
 
 template <class S>
 void score_rows(const ScoreJob& job, int64_t begin, int64_t end, void* scratch) {

@@ -35,7 +35,8 @@ void check_labels(const int64_t* labels, int64_t n, int64_t classes) {
 void membership_scores(Tensor logits, Tensor labels, double temperature, Tensor scores, Tensor correct) {
   constexpr const char* kOp = "membership_scores";
   const int dtype = float_dtype(logits, kOp, "logits");
-  if (logits.dim() != 2 || logits.size(1) < 2) fail("fastforget.", kOp, ": logits must be [rows, classes], classes >= 2");
+  if (logits.dim() != 2 || logits.size(1) < 2)
+    fail("fastforget.", kOp, ": logits must be [rows, classes], classes >= 2");
   if (!(temperature > 0.0 && temperature <= std::numeric_limits<double>::max())) {
     fail("fastforget.", kOp, ": temperature is ", temperature, "; accepted: a finite number above 0");
   }

@@ -149,8 +149,10 @@ struct Exp {
   Vec flush;
 
   __attribute__((always_inline)) explicit Exp(double temperature)
-      : inverse_t(static_cast<float>(1.0 / temperature)), scale(static_cast<float>(kLog2E / temperature)),
-        low(static_cast<float>(-87.0 * temperature)), flush(Vec{}) {
+      : inverse_t(static_cast<float>(1.0 / temperature)),
+        scale(static_cast<float>(kLog2E / temperature)),
+        low(static_cast<float>(-87.0 * temperature)),
+        flush(Vec{}) {
     flush = (*this)(splat(low));
   }
   // x already clamped to [low, 0]. The fma that scales by 2^n also takes away the value at `low`, so that a class of
@@ -199,7 +201,8 @@ FF_INLINE Wide wide_difference(Vec a, Vec b, double factor) {
   const HalfVec a_half[2] = {low_half(a), high_half(a)}, b_half[2] = {low_half(b), high_half(b)};
   Wide out;
   for (int h = 0; h < 2; ++h) {
-    out.part[h] = (__builtin_convertvector(a_half[h], HalfWide) - __builtin_convertvector(b_half[h], HalfWide)) * factor;
+    out.part[h] =
+        (__builtin_convertvector(a_half[h], HalfWide) - __builtin_convertvector(b_half[h], HalfWide)) * factor;
   }
   return out;
 }

@@ -57,7 +57,8 @@ void radix_sort(std::vector<Key>& keys) {
   const auto n = static_cast<int64_t>(keys.size());
   std::vector<int64_t> counts(kPasses * kDigits, 0);
   for (const Key key : keys) {
-    for (int pass = 0; pass < kPasses; ++pass) ++counts[pass * kDigits + ((key >> (pass * kDigitBits)) & (kDigits - 1))];
+    for (int pass = 0; pass < kPasses; ++pass)
+      ++counts[pass * kDigits + ((key >> (pass * kDigitBits)) & (kDigits - 1))];
   }
   std::vector<Key> other(keys.size());
   for (int pass = 0; pass < kPasses; ++pass) {
