@@ -5,9 +5,21 @@
 ['mask', 'membership', 'noise', 'update']
 """
 
-from . import audit, ops
+from . import audit, methods, ops
 from .backend import BackendError, backends, use_backend
+from .methods import NotForgottenWarning, UnlearnResult, unlearn
 
 __version__ = "0.1.0"
 
-__all__ = ["BackendError", "__version__", "audit", "backends", "ops", "use_backend"]
+__all__ = [
+    "BackendError",
+    "NotForgottenWarning",
+    "UnlearnResult",
+    "__version__",
+    "audit",
+    "backends",
+    "methods",
+    "ops",
+    "unlearn",
+    "use_backend",
+]

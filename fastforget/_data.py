@@ -1,7 +1,8 @@
 """One view of the data that users have: a DataLoader, a Dataset, or an ``(inputs, labels)`` pair of tensors.
 
-Everything that reads data (unlearning, the audit, the demo) goes through :func:`source`, so that batches, labels, splits and errors are
-the same everywhere. Shuffles take their own generator: reading data never moves the global random state.
+Everything that reads data (unlearning, the audit, the demo) goes through :func:`source`, so that batches,
+labels, splits and errors are the same everywhere. Shuffles take their own generator: reading data never
+moves the global random state.
 """
 
 from __future__ import annotations
@@ -152,7 +153,8 @@ class Source:
             if not isinstance(batch, Mapping):
                 hint = "unpack=lambda batch: (inputs, labels)"
             raise TypeError(
-                f"{self.name}: a batch is {_describe(batch)}, so its labels can't be found; accepted are (x, y) and (x, _, y). "
+                f"{self.name}: a batch is {_describe(batch)}, so its labels can't be found; accepted are "
+                "(x, y) and (x, _, y). "
                 f"For anything else pass {hint}"
             )
         labels = check_labels(self.name, labels)
@@ -224,7 +226,9 @@ def _pair(name: str, inputs: Tensor, labels: Tensor) -> _Pair:
 
 
 def _sampled(loader: DataLoader[Any]) -> Tensor | None:
-    """Which samples a loader shows; ``None`` for all. A SubsetRandomSampler is a split: ignoring it would mix the user's sets."""
+    """Which samples a loader shows; ``None`` for all. A SubsetRandomSampler is a split: ignoring it would
+    mix the user's sets.
+    """
     sampler = loader.sampler
     if loader.batch_size is None:
         if loader.batch_sampler is None:
@@ -242,7 +246,8 @@ def _sampled(loader: DataLoader[Any]) -> Tensor | None:
 def _from_loader(loader: DataLoader[Any], name: str, unpack: Unpack | None, batch_size: int | None) -> Source:
     if isinstance(loader.dataset, IterableDataset):
         raise TypeError(
-            f"{name}: got a DataLoader over an IterableDataset; accepted is a Dataset with a length, read more than once"
+            f"{name}: got a DataLoader over an IterableDataset; accepted is a Dataset with a length, "
+            "read more than once"
         )
     if loader.batch_size is None and loader.batch_sampler is None:
         raise TypeError(
@@ -294,8 +299,9 @@ def source(data: Any, *, name: str, unpack: Unpack | None = None, batch_size: in
     """What the user gave, as a :class:`Source`.
 
     Args:
-        data: a DataLoader (its dataset, collate function, batch size, workers and choice of samples are used; its order isn't), a
-            Dataset with a length (also a list of samples), or an ``(inputs, labels)`` pair of tensors.
+        data: a DataLoader (its dataset, collate function, batch size, workers and choice of samples are
+            used; its order isn't), a Dataset with a length (also a list of samples), or an ``(inputs,
+            labels)`` pair of tensors.
         name: the argument's name, for errors.
         unpack: makes ``(inputs, labels)`` of a batch; needed unless batches are ``(x, y)`` or ``(x, _, y)``.
         batch_size: instead of the loader's (default 256).
@@ -319,7 +325,8 @@ def source(data: Any, *, name: str, unpack: Unpack | None = None, batch_size: in
         return Source(_pair(name, *data), name=name, batch_size=batch_size or DEFAULT_BATCH)
     if isinstance(data, IterableDataset):
         raise TypeError(
-            f"{name}: got an IterableDataset ({type(data).__name__}); accepted is {ACCEPTED}, read more than once"
+            f"{name}: got an IterableDataset ({type(data).__name__}); accepted is {ACCEPTED}, read more "
+            "than once"
         )
     if isinstance(data, Tensor):
         raise TypeError(f"{name}: got {_describe(data)} without labels; accepted is {ACCEPTED}")

@@ -1,0 +1,85 @@
+"""Weights as a value: fingerprint, save, put back. What lets a failed run leave no trace."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+
+def fingerprint(model: nn.Module) -> str:
+    """sha256 over names, shapes, dtypes and bytes of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(_tensors(model).items()):
+        digest.update(f"{name}|{tuple(value.shape)}|{value.dtype}|".encode())
+        raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(raw.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    # buffers outside the state_dict (persistent=False) count too: they change what a model answers
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def save(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of all parameters and buffers."""
+    return {name: value.detach().clone() for name, value in _tensors(model).items()}
+
+
+def put_back(model: nn.Module, saved: dict[str, Tensor]) -> None:
+    """Writes :func:`save`'s copy into the same model (or one of the same shape), in place."""
+    with torch.no_grad():
+        for name, value in _tensors(model).items():
+            value.copy_(saved[name])
+
+
+def overwrite(model: nn.Module, source: nn.Module) -> None:
+    """``model`` takes ``source``'s weights: all of them, or, if anything stops it half-way, none."""
+    new, old = save(source), save(model)
+    try:
+        put_back(model, new)
+    except BaseException:
+        put_back(model, old)
+        raise
+
+
+def working_copy(model: nn.Module) -> nn.Module:
+    """A copy to work on, without gradients."""
+    try:
+        work = copy.deepcopy(model)
+    except Exception as error:
+        raise TypeError(
+            f"model: {type(model).__name__} can't be copied ({error}), and unlearning works on a copy "
+            "so that a failed "
+            "run changes nothing. Detach tensors that the module keeps from a forward pass"
+        ) from error
+    for parameter in work.parameters():
+        parameter.grad = None
+    return work
+
+
+@contextlib.contextmanager
+def flags_kept(model: nn.Module) -> Iterator[None]:
+    """Every module's training flag and every parameter's requires_grad are as before afterwards."""
+    training = [(module, module.training) for module in model.modules()]
+    gradient = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for module, flag in training:
+            module.training = flag
+        for parameter, flag in gradient:
+            parameter.requires_grad_(flag)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients, flags as before afterwards."""
+    with flags_kept(model), torch.no_grad():
+        model.eval()
+        yield
