@@ -36,9 +36,9 @@ from .rows import (
     tile_max,
 )
 
-SEARCH_BLOCK = (
-    512  # two searches a thread with 8 warps: the loop waits for memory, so many warps and few registers
-)
+# Two searches a thread: the loop waits for memory, so many warps and few registers.
+SEARCH_BLOCK = 512
+SEARCH_WARPS = 8
 FINAL_BLOCK = 1024
 PARTIALS = 3
 
@@ -325,7 +325,7 @@ def roc_stats(member: Tensor, nonmember: Tensor, fprs: Sequence[float], out: Ten
         budgets = device_table([false_positive_budget(fpr, n0) for fpr in fprs] or [0], out.device)
         roc_search_kernel[(programs,)](
             members, nonmembers, partials, n1, n0, n1.bit_length(), n0.bit_length(), programs1, programs,
-            BLOCK=SEARCH_BLOCK, num_warps=8,
+            BLOCK=SEARCH_BLOCK, num_warps=SEARCH_WARPS,
         )  # fmt: skip
         roc_final_kernel[(1,)](
             members, nonmembers, partials, budgets, out, n1, n0, n1.bit_length(), programs1, programs,

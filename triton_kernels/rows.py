@@ -13,7 +13,7 @@ import triton.language as tl
 
 # One tile holds whole rows up to this many classes; longer rows go in tiles of LOOP_TILE.
 MAX_TILE = 8192
-LOOP_TILE = 4096
+LOOP_TILE = 2048
 
 
 @triton.jit
@@ -114,7 +114,7 @@ def row_tiling(classes: int, compute: tl.dtype, read_only: bool) -> tuple[bool, 
     if read_only and width * double <= 32:
         return True, {"ROWS": 128, "WIDTH": width, "WHOLE": True, "num_warps": 4}
     if width * double > MAX_TILE:
-        return False, {"ROWS": 1, "WIDTH": LOOP_TILE // double, "WHOLE": False, "num_warps": 16 // double}
+        return False, {"ROWS": 1, "WIDTH": LOOP_TILE // double, "WHOLE": False, "num_warps": 8}
     rows = max(1, 256 // double // width)
     return False, {"ROWS": rows, "WIDTH": width, "WHOLE": True, "num_warps": max(1, width * double // 512)}
 

@@ -33,7 +33,7 @@ SUM_WIDTH = 1024
 
 @triton.jit
 def _gradient(e, classes, anchor, y, inverse, at_label, DTYPE: tl.constexpr):
-    """(onehot - softmax) / B; at the label, 1 - p came from the sum of the others and not from a difference."""
+    """(onehot - softmax) / B. At the label the caller has it: there a difference could cancel."""
     value = tl.where(classes[None, :] == anchor[:, None], 1.0, e) * -inverse[:, None]
     return narrow(tl.where(classes[None, :] == y[:, None], at_label[:, None], value), DTYPE)
 
@@ -76,17 +76,20 @@ def error_max_loss_kernel(
             k += WIDTH
 
     d_y = distance(x_y, top, 1.0, 0.0, False)
-    rest = tl.where(is_top, tail, tail + exp_of_negative(d_y))
+    e_y = exp_of_negative(d_y)
+    rest = tl.where(is_top, tail, tail + e_y)
     value = tl.where(is_top, 0.0, d_y) - log1p_of_positive(rest)
-    others = tl.where(is_top, tail, 1.0 + tail)
     # NaN logits reach `rest` by themselves; +inf and rows of -inf would not
     defined = valid & (top < float("inf")) & (top > -float("inf")) & (rest == rest)
     # NaN in the factors makes the whole row of the gradient NaN
     value = tl.where(defined, value, float("nan"))
     one = tl.full([ROWS], 1.0, COMPUTE)
-    total = (1.0 + rest) * B
-    inverse = tl.where(defined, divide(one, total), float("nan"))
-    at_label = tl.where(defined, divide(others, total), float("nan"))
+    batch = one * B
+    p_anchor = divide(one, 1.0 + rest)
+    # 1 - p of the label: the tail where p is large, a harmless difference where p is at most 1/2
+    not_label = tl.where(is_top, tail * p_anchor, 1.0 - e_y * p_anchor)
+    inverse = tl.where(defined, divide(p_anchor, batch), float("nan"))
+    at_label = tl.where(defined, divide(not_label, batch), float("nan"))
     tl.store(loss + rows, value.to(loss.dtype.element_ty), mask=in_rows)
     if WHOLE:
         at = dlogits + rows[:, None] * K + classes[None, :]

@@ -1,0 +1,51 @@
+"""The Triton kernels without a GPU: run on CPU tensors in Triton's interpreter, and compiled ahead of time for sm_80 and sm_90.
+
+TRITON_INTERPRET decides what ``triton.jit`` makes, so it must be set before Triton is imported, and it would spoil
+other tests in the process. Every part therefore runs in a process of its own: triton_elementwise.py, triton_rows.py
+and triton_compile.py, which are scripts and not collected.
+
+The interpreter shows what the kernels compute, the compiler that they fit the machine (registers, spills, wide
+accesses). Neither shows a GPU's speed or its approximations; those are emulated (triton_elementwise.like_a_gpu).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+INTERPRETED = [
+    ("triton_elementwise.py", "noise"),
+    ("triton_elementwise.py", "update"),
+    ("triton_elementwise.py", "mask"),
+    ("triton_rows.py", "update"),
+    ("triton_rows.py", "membership"),
+]
+
+
+def run(script: str, *arguments: str, **environment: str) -> str:
+    path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "PYTHONPATH": path, **environment}
+    done = subprocess.run(
+        [sys.executable, HERE / script, *arguments], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize(("script", "family"), INTERPRETED)
+def test_interpreted(script, family):
+    pytest.importorskip("triton")
+    # a script that checked nothing would also end well
+    assert f"{family}: " in run(script, family, TRITON_INTERPRET="1")
+
+
+@pytest.mark.parametrize("arch", ["80", "90"])
+def test_compiles_without_spills(arch, tmp_path):
+    pytest.importorskip("triton")
+    out = run("triton_compile.py", arch, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
+    assert f"sm_{arch}: " in out

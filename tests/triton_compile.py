@@ -1,0 +1,169 @@
+"""Compiles the Triton kernels ahead of time for one architecture, without a GPU, for test_triton_interpreter.py.
+
+Every variant must pass Triton and ptxas, spill no register, and read and write 16 bytes at a time where the memory
+layout allows it. Prints one line a variant: registers, and shared memory in bytes.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fastforget._triton import mask, membership, noise, rows, update
+from fastforget._triton.common import TL_DTYPE
+
+POINTERS = {tl.float32: "*fp32", tl.bfloat16: "*bf16", tl.float16: "*fp16", tl.float64: "*fp64"}
+WIDE = re.compile(r"(ld|st)\.global(?:\.\w+)*\.v(?:4\.b32|2\.b64|4\.u32|2\.u64|4\.f32|2\.f64)")
+
+
+def working(dtype: tl.dtype) -> tl.dtype:
+    return tl.float64 if dtype == tl.float64 else tl.float32
+
+
+def build(arch: int, kernel, types: dict, constants: dict, warps: int, aligned: tuple[str, ...] = ()):
+    """PTX and the assembler's report."""
+    names = kernel.arg_names
+    source = ASTSource(
+        fn=kernel,
+        signature={n: "constexpr" if n in constants else types[n] for n in names},
+        constexprs={(names.index(n),): v for n, v in constants.items()},
+        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in aligned},
+    )
+    built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
+    assembler = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+    with tempfile.TemporaryDirectory() as folder:
+        ptx = Path(folder, "kernel.ptx")
+        ptx.write_text(built.asm["ptx"])
+        command = [
+            assembler,
+            "-v",
+            f"-arch=sm_{arch}{'a' if arch == 90 else ''}",
+            ptx,
+            "-o",
+            ptx.with_suffix(".o"),
+        ]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    stores, loads = (int(re.search(rf"(\d+) bytes spill {kind}", report)[1]) for kind in ("stores", "loads"))
+    registers = int(re.search(r"Used (\d+) registers", report)[1])
+    shown = {n: str(v) for n, v in constants.items()}
+    print(
+        f"{kernel.fn.__name__} sm_{arch} {shown}: {registers} registers, {built.metadata.shared} bytes shared"
+    )
+    assert stores == loads == 0, f"{kernel.fn.__name__} {shown} spills {stores} + {loads} bytes on sm_{arch}"
+    return built.asm["ptx"]
+
+
+def wide(ptx: str) -> set[str]:
+    return set(WIDE.findall(ptx))
+
+
+def elementwise(arch: int) -> int:
+    count = 0
+    words = {"table": "*i64", "tensors": "i32", "steps": "i32", "count": "*i64"}
+    longs = dict.fromkeys(("n", "first", "seed", "stream", "step", "mean", "std", "alpha", "lam"), "i64")
+    for dtype in TL_DTYPE.values():
+        kind = POINTERS[dtype]
+        types = {**words, **longs, "x": kind, "param": kind, "forget": kind, "retain": kind}
+        for aligned in (True, False):
+            common = {"DTYPE": dtype, "COMPUTE": working(dtype), "ALIGNED": aligned}
+            constants = {**common, "ADD": True, "CHUNK": noise.CHUNK}
+            ptx = build(arch, noise.noise_list_kernel, types, constants, noise.NUM_WARPS, ("table",))
+            assert wide(ptx) == ({"ld", "st"} if aligned else set())
+            constants = {**common, "CHUNK": mask.CHUNK}
+            ptx = build(arch, mask.dampen_list_kernel, types, constants, mask.NUM_WARPS, ("table",))
+            assert wide(ptx) == ({"ld", "st"} if aligned else set())
+            count += 2
+    types, single = {**longs, "x": "*fp32", "out": "*i32"}, {"DTYPE": tl.float32, "COMPUTE": tl.float32}
+    single |= {"ADD": False, "ALIGNED": True, "CHUNK": noise.CHUNK}
+    assert "st" in wide(build(arch, noise.noise_one_kernel, types, single, noise.NUM_WARPS, ("x",)))
+    assert "st" in wide(
+        build(
+            arch, noise.bits_kernel, types, {"ALIGNED": True, "CHUNK": noise.CHUNK}, noise.NUM_WARPS, ("out",)
+        )
+    )
+    types = {**longs, **words, "param": "*fp32", "forget": "*fp32", "retain": "*fp32"}
+    del single["ADD"]
+    single["CHUNK"] = mask.CHUNK
+    build(arch, mask.dampen_one_kernel, types, single, mask.NUM_WARPS, ("param", "forget", "retain"))
+    return count + 3
+
+
+def row_wise(arch: int) -> int:
+    count = 0
+    sizes = {
+        tl.float32: (2, 10, 32, 100, 1000, 8192, 50_000),
+        tl.bfloat16: (10, 128, 50_000),
+        tl.float64: (10, 1000),
+    }
+    for dtype, widths in sizes.items():
+        compute = working(dtype)
+        types = {"logits": POINTERS[dtype], "dlogits": POINTERS[dtype], "loss": POINTERS[compute]}
+        types |= {"scores": POINTERS[compute], "labels": "*i64", "correct": "*i8", "temperature": "i64"}
+        types |= dict.fromkeys(("B", "N", "K", "stride"), "i32")
+        for classes in widths:
+            by_thread, tiling = rows.row_tiling(classes, compute, read_only=True)
+            warps = tiling.pop("num_warps")
+            constants = {"COMPUTE": compute, "SCALED": classes == 100, "BY_THREAD": by_thread, **tiling}
+            aligned = ("logits", "labels", "scores", "correct", *(("K",) if classes % 16 == 0 else ()))
+            ptx = build(arch, membership.membership_scores_kernel, types, constants, warps, aligned)
+            # a thread for each row: only the rare branch's vote crosses threads, two shuffles and no sum or maximum
+            assert not by_thread or ptx.count("shfl") <= 5, "the compiler no longer gives each thread a row"
+            _, tiling = rows.row_tiling(classes, compute, read_only=False)
+            warps = tiling.pop("num_warps")
+            aligned = ("logits", "labels", "loss", "dlogits", *(("K",) if classes % 16 == 0 else ()))
+            build(arch, update.error_max_loss_kernel, types, {"COMPUTE": compute, **tiling}, warps, aligned)
+            count += 2
+    return count
+
+
+def reductions(arch: int) -> int:
+    count = 0
+    scalars = ("l2", "take1", "beta2", "take2", "step_size", "root_bc2", "eps", "low", "high")
+    for dtype in TL_DTYPE.values():
+        tensors = ("x", "grad", "exp_avg", "exp_avg_sq")
+        types = {**dict.fromkeys(tensors, POINTERS[dtype]), "partials": "*fp64", "n": "i32"}
+        types |= dict.fromkeys(scalars, "i64")
+        constants = {"COMPUTE": working(dtype), "CHUNK": update.CHUNK}
+        aligned = (*tensors, "partials", "n")
+        ptx = build(arch, update.error_max_step_kernel, types, constants, update.NUM_WARPS, aligned)
+        assert wide(ptx) == {"ld", "st"}
+        count += 1
+    sizes = dict.fromkeys(("n1", "n0", "steps1", "steps0", "programs1", "programs", "F", "count"), "i32")
+    for pointer in ("*fp32", "*fp64"):
+        types = {
+            **sizes,
+            "member": pointer,
+            "nonmember": pointer,
+            "partials": "*i64",
+            "budgets": "*i64",
+            "out": "*fp64",
+        }
+        block = {"BLOCK": membership.SEARCH_BLOCK}
+        build(
+            arch, membership.roc_search_kernel, types, block, membership.SEARCH_WARPS, ("member", "nonmember")
+        )
+        # sizes of 1 reach a kernel as constants
+        ones = {"n1": 1, "steps1": 1, "programs1": 1}
+        build(arch, membership.roc_search_kernel, types, {**block, **ones}, membership.SEARCH_WARPS)
+        constants = {"BLOCK": membership.FINAL_BLOCK, "BUDGETS": 2}
+        build(arch, membership.roc_final_kernel, types, constants, 8)
+        build(arch, membership.roc_final_kernel, types, {**constants, **ones, "F": 1}, 8)
+        types = {"partials": "*fp64", "total": pointer, "count": "i32"}
+        build(arch, update.sum_partials_kernel, types, {"WIDTH": update.SUM_WIDTH}, 4)
+        count += 5
+    return count
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    arch = int(sys.argv[1])
+    print(f"sm_{arch}: {elementwise(arch) + row_wise(arch) + reductions(arch)} kernels compiled, none spills")
