@@ -40,23 +40,22 @@ struct Sorted {
   int64_t members, nonmembers;
 };
 
-// TPR - FPR of the decision "score >= t", as the definition evaluates it in float64.
+// members * nonmembers * (TPR - FPR) of the decision "score >= t": in integers, so that equal gains compare equal.
 template <class T>
-FF_HD double gain(const Sorted<T>& s, T t) {
+FF_HD int64_t gain(const Sorted<T>& s, T t) {
   const int64_t tp = s.members - count_below<false>(s.member, s.members, t);
   const int64_t fp = s.nonmembers - count_below<false>(s.nonmember, s.nonmembers, t);
-  return static_cast<double>(tp) / static_cast<double>(s.members) -
-         static_cast<double>(fp) / static_cast<double>(s.nonmembers);
+  return tp * s.nonmembers - fp * s.members;
 }
 
 struct RocPart {
   unsigned long long rank_sum;  // twice the Mann-Whitney statistic
-  double best;                  // largest TPR - FPR at a member's value
+  int64_t best;                 // largest gain at a member's value
   int64_t best_at;              // the last member that attains it
-  double worst;                 // largest FPR - TPR at a nonmember's value
+  int64_t worst;                // largest loss at a nonmember's value
 };
 
-FF_HD RocPart empty_part() { return {0, -2.0, -1, -2.0}; }
+FF_HD RocPart empty_part() { return {0, INT64_MIN, -1, INT64_MIN}; }
 
 FF_HD RocPart merge(const RocPart& a, const RocPart& b) {
   const bool take_b = b.best > a.best || (b.best == a.best && b.best_at > a.best_at);
@@ -69,9 +68,9 @@ __device__ __forceinline__ RocPart block_merge(RocPart part) {
   for (int step = kWarp / 2; step > 0; step /= 2) {
     RocPart other;
     other.rank_sum = __shfl_xor_sync(kFullWarp, part.rank_sum, step);
-    other.best = __shfl_xor_sync(kFullWarp, part.best, step);
+    other.best = __shfl_xor_sync(kFullWarp, static_cast<long long>(part.best), step);
     other.best_at = __shfl_xor_sync(kFullWarp, static_cast<long long>(part.best_at), step);
-    other.worst = __shfl_xor_sync(kFullWarp, part.worst, step);
+    other.worst = __shfl_xor_sync(kFullWarp, static_cast<long long>(part.worst), step);
     part = merge(part, other);
   }
   __shared__ RocPart partial[kThreads / kWarp];
@@ -92,10 +91,10 @@ __global__ void __launch_bounds__(kThreads) count_kernel(const __grid_constant__
     const T t = s.member[i];
     const int64_t below = count_below<false>(s.nonmember, s.nonmembers, t);
     const int64_t below_or_equal = count_below<true>(s.nonmember, s.nonmembers, t);
-    part = merge(part, {static_cast<unsigned long long>(below + below_or_equal), gain(s, t), i, -2.0});
+    part = merge(part, {static_cast<unsigned long long>(below + below_or_equal), gain(s, t), i, INT64_MIN});
   }
   for (int64_t i = first; i < s.nonmembers; i += stride) {
-    const double loss = -gain(s, s.nonmember[i]);
+    const int64_t loss = -gain(s, s.nonmember[i]);
     part.worst = loss > part.worst ? loss : part.worst;
   }
   part = block_merge(part);
@@ -109,11 +108,13 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = threadIdx.x; i < count; i += kThreads) part = merge(part, parts[i]);
   part = block_merge(part);
   if (threadIdx.x != 0) return;
-  const double best = part.best > 0.0 ? part.best : 0.0;  // no decision at all gains 0
+  const int64_t best = part.best > 0 ? part.best : 0;  // to call nobody a member gains 0
+  const int64_t most = part.worst > best ? part.worst : best;
+  const double pairs = static_cast<double>(s.members * s.nonmembers);
   out[0] = static_cast<double>(part.rank_sum) / (2.0 * static_cast<double>(s.members) * static_cast<double>(s.nonmembers));
-  out[1] = (1.0 + best) / 2.0;
-  out[2] = part.worst > best ? part.worst : best;
-  out[3] = best > 0.0 ? static_cast<double>(s.member[part.best_at]) : __builtin_huge_val();
+  out[1] = (1.0 + static_cast<double>(best) / pairs) / 2.0;
+  out[2] = static_cast<double>(most) / pairs;
+  out[3] = best > 0 ? static_cast<double>(s.member[part.best_at]) : __builtin_huge_val();
 }
 
 constexpr int kBudgetsPerLaunch = 256;

@@ -93,11 +93,12 @@ FF_HD float minus_log1m(float p) {
 }
 FF_HD double minus_log1m(double p) { return -log1p(-p); }
 
-// Exponentials are taken relative to the second largest logit, so that the tail keeps its digits however far the
-// largest is ahead. exp(-inf - reference) must be 0 even when nothing but the largest is finite.
+// What exponentials are taken relative to: the largest logit, or the second where it is so far behind that the tail
+// would run out of exponents. (Always the second would put the rounding of one more factor on the whole tail.)
 template <class C>
 FF_HD C tail_reference(const Top<C>& top) {
-  return top.second > -Limits<C>::kInf ? top.second : C(0);
+  const bool far = top.second < top.first - C(60) && top.second > -Limits<C>::kInf;
+  return far ? top.second : top.first;
 }
 
 // Sums over the classes other than the label and the most likely one.
@@ -142,7 +143,7 @@ struct RowSummary {
 template <class C>
 FF_HD RowSummary<C> summarize(const Top<C>& top, const Tail<C>& sums, int label, C label_z) {
   RowSummary<C> row;
-  const C gap = exp_of(top.second - top.first);
+  const C gap = exp_of(tail_reference(top) - top.first);  // 1 unless the tail is far
   row.label_e = label == top.at ? C(0) : exp_of(label_z - tail_reference(top));
   row.others = gap * sums.sum;
   row.tail = gap * (sums.sum + row.label_e);
@@ -158,19 +159,18 @@ FF_HD Scores<C> finish_scores(const Top<C>& top, const Tail<C>& sums, const RowS
   const bool right = label == top.at;
   const C total = C(1) + row.tail;
   const C distance = label_z - top.first;
-  const C lead = top.first - top.second;
-  const C log_tail = log_of(sums.sum + row.label_e);  // relative to the second largest logit
+  const C minus_log_tail = (top.first - tail_reference(top)) - log_of(sums.sum + row.label_e);
   const C weighted = fused(row.label_e, larger(distance, Limits<C>::kLowest), sums.weighted);
   Scores<C> s;
   s.loss = right ? row.log_total : row.log_total - distance;
-  s.confidence = exp_of(-s.loss);
+  s.confidence = (right ? C(1) : exp_of(distance)) / total;
   s.entropy = row.log_total - row.scale * weighted;
-  s.margin = right ? lead : distance;
-  s.logit_confidence = right ? lead - log_tail : distance - log1p_of(row.others);
+  s.margin = right ? top.first - top.second : distance;
+  s.logit_confidence = right ? minus_log_tail : distance - log1p_of(row.others);
   const C not_label = (right ? row.tail : C(1) + row.others) / total;
   const C label_part = not_label == C(0) ? C(0) : not_label * s.loss;
   // 1 - p of the most likely class is the tail's share; its logarithm is taken before anything underflows.
-  const C top_part = right ? C(0) : (row.log_total + lead - log_tail) / total;
+  const C top_part = right ? C(0) : (row.log_total + minus_log_tail) / total;
   s.modified_entropy = label_part + elsewhere + top_part;
   return s;
 }
@@ -271,6 +271,8 @@ struct StreamRow {
 
   template <class F>
   __device__ __forceinline__ void each(F&& f) {
+    // Several loads in flight; float64's exp is too long to unroll without spilling.
+#pragma unroll(sizeof(T) == 8 ? 1 : 4)
     for (int k = threadIdx.x % Size; k < classes; k += Size) {
       Compute<T> value = widen(from[k]);
       if (temperature != Compute<T>(1)) value /= temperature;

@@ -16,20 +16,22 @@ constexpr int kChunk = kThreads * Pack<T>::kSize * kPacksInFlight;  // of fixed 
 
 template <class C>
 struct AdamScalars {
-  C beta1, beta2, rest1, rest2;  // rest = 1 - beta
-  C pull;                        // 2 * l2 / batch
-  C rate;                        // lr / (1 - beta1^step)
-  C root;                        // sqrt(1 - beta2^step)
+  C pull, pull_rest;     // 2 * l2 / batch in two parts
+  C rest1, beta2, rest2; // rest = 1 - beta
+  C rate;                // lr / (1 - beta1^step)
+  C inverse_root;        // 1 / sqrt(1 - beta2^step)
   C eps, low, high;
 };
 
-// x' of one element; m and v change in place. NaN compares false with both limits, so it stays NaN.
+// x' of one element; m and v change in place. Where the gradient and the pull cancel, Adam divides what is left by its
+// own size, so the rounding of the constant would decide the step: hence its second part. NaN compares false with both
+// limits and stays NaN.
 template <class C>
 FF_HD C adam_element(C x, C grad, C& m, C& v, const AdamScalars<C>& s) {
-  const C g = fused(s.pull, x, grad);
-  m = fused(s.beta1, m, s.rest1 * g);
+  const C g = fused(s.pull_rest, x, fused(s.pull, x, grad));
+  m = fused(s.rest1, g - m, m);
   v = fused(s.beta2, v, s.rest2 * g * g);
-  const C stepped = x - s.rate * m / (sqrt_of(v) / s.root + s.eps);
+  const C stepped = x - s.rate * m / fused(sqrt_of(v), s.inverse_root, s.eps);
   return stepped < s.low ? s.low : (stepped > s.high ? s.high : stepped);
 }
 
@@ -120,13 +122,14 @@ void error_max_step_(Tensor x, Tensor grad, Tensor exp_avg, Tensor exp_avg_sq, T
       a.partial = data<double>(partial);
       a.size = size;
       a.aligned = aligned16(a.x, a.grad, a.exp_avg, a.exp_avg_sq);
-      a.scalars.beta1 = static_cast<C>(beta1);
       a.scalars.beta2 = static_cast<C>(beta2);
       a.scalars.rest1 = static_cast<C>(1.0 - beta1);
       a.scalars.rest2 = static_cast<C>(1.0 - beta2);
-      a.scalars.pull = static_cast<C>(2.0 * l2 / static_cast<double>(x.dim() > 0 ? x.size(0) : 1));
+      const double pull = 2.0 * l2 / static_cast<double>(x.dim() > 0 ? x.size(0) : 1);
+      a.scalars.pull = static_cast<C>(pull);
+      a.scalars.pull_rest = static_cast<C>(pull - static_cast<double>(a.scalars.pull));
       a.scalars.rate = static_cast<C>(lr / correction1);
-      a.scalars.root = static_cast<C>(std::sqrt(correction2));
+      a.scalars.inverse_root = static_cast<C>(1.0 / std::sqrt(correction2));
       a.scalars.eps = static_cast<C>(eps);
       a.scalars.low = static_cast<C>(clamp_min);
       a.scalars.high = static_cast<C>(clamp_max);
@@ -150,21 +153,37 @@ struct LossArgs {
 
 template <class C>
 struct LossRow {
-  C loss;   // log p of the label
-  C scale;  // dlogits = -scale * exp(z - largest), except at the label
-  C label;  // dlogits of the label
+  C loss;     // log p of the label
+  C divisor;  // dlogits = -exp(z - largest) / divisor, except at the label
+  C label;    // dlogits of the label
 };
 
+// What rounding took off a + b, both not negative.
+template <class C>
+FF_HD C sum_rest(C a, C b, C sum) {
+  return smaller(a, b) - (sum - larger(a, b));
+}
+
 // `others`: sum of exp(z - largest) over the classes other than the label and the most likely one. The label's own
-// gradient 1 - p comes from the other classes' share: 1 - p would lose it as p nears 1.
+// gradient 1 - p comes from the other classes' share: 1 - p would lose it as p nears 1. It is the row's largest entry,
+// so the roundings on its way are carried along and put right at the end.
 template <class C>
 FF_HD LossRow<C> loss_row(const Top<C>& top, C others, int label, C label_z, int64_t rows) {
   const bool right = label == top.at;
   const C distance = label_z - top.first;
-  const C tail = right ? others : others + exp_of(distance);
-  const C scale = C(1) / ((C(1) + tail) * static_cast<C>(rows));
+  const C label_e = right ? C(0) : exp_of(distance);
+  const C tail = others + label_e;
+  const C total = C(1) + tail;
+  const C share = right ? others : C(1) + others;
+  const C count = static_cast<C>(rows);
+  const C divisor = total * count;
+  const C total_rest = sum_rest(C(1), tail, total) + sum_rest(others, label_e, tail);
+  const C share_rest = right ? C(0) : sum_rest(C(1), others, share);
+  const C divisor_rest = fused(total_rest, count, fused(total, count, -divisor));
+  const C quotient = share / divisor;
+  const C missing = fused(-quotient, divisor_rest, fused(-quotient, divisor, share) + share_rest);
   const C log_total = log1p_of(tail);
-  return {right ? -log_total : distance - log_total, scale, (right ? others : C(1) + others) * scale};
+  return {right ? -log_total : distance - log_total, divisor, quotient + missing / divisor};
 }
 
 // All threads of the row's group call this. put(k, value) stores one gradient.
@@ -189,7 +208,7 @@ __device__ __forceinline__ void loss_and_gradient(const LossArgs<T>& a, int64_t 
   const LossRow<C> result = loss_row(top, others, static_cast<int>(label), label_z, a.rows);
   row.each([&](C& z, int k) {
     const C e = Row::kKeeps ? z : exp_of(z - top.first);
-    put(k, k == label ? result.label : -result.scale * e);
+    put(k, k == label ? result.label : -e / result.divisor);
   });
   if (writes) a.loss[at] = result.loss;
 }

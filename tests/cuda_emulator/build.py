@@ -1,4 +1,4 @@
-"""Compiles csrc/cuda for the emulated device and registers it, for CPU tensors, in the namespace fastforget_emulated."""
+"""Compiles csrc/cuda for the emulated device and registers it for CPU tensors, in a namespace of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastforget._schema import SCHEMAS
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 NAMESPACE = "fastforget_emulated"
-# Undefined behaviour aborts: a 16-byte access to a misaligned address is one kind. Dividing by zero is defined for floats.
+# Undefined behaviour aborts, such as a 16-byte access to a misaligned address. Floats may be divided by zero.
 SANITIZE = ["-fsanitize=undefined", "-fno-sanitize-recover=all", "-fno-sanitize=float-divide-by-zero,vptr"]
 
 
