@@ -95,17 +95,23 @@ def chosen(options: Options) -> list[Case]:
     return [case for case in found if not (options.quick and case.large)]
 
 
-def run(cases: Sequence[Case], options: Options, memory: bool) -> list[dict[str, Any]]:
+def run(cases: Sequence[Case], options: Options, memory: bool) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows, and which cases were refused for a wrong result (they have no row)."""
     done: list[dict[str, Any]] = []
+    refused: list[str] = []
     bar: Progress[int] = progress(len(cases), "bench")
     with timing.quiet(options.threads), bar:
         for case in cases:
             bar.step(0, f"{case.op} {case.label}")
-            samples = timing.measure(case, options)
+            try:
+                samples = timing.measure(case, options)
+            except WrongResult as wrong:
+                refused.append(str(wrong))
+                continue
             extra = timing.memory(case, options) if memory and case.family != "overhead" else {}
             done += rows.build(case, samples, extra, options)
             bar.step()
-    return done
+    return done, refused
 
 
 def noise_phase(options: Options) -> list[dict[str, Any]]:
@@ -121,7 +127,7 @@ def noise_phase(options: Options) -> list[dict[str, Any]]:
 
 def measure(options: Options, memory: bool) -> dict[str, Any]:
     facts = machine.facts()
-    cases = chosen(options)
+    measured, refused = run(chosen(options), options, memory)
     result: dict[str, Any] = {
         "schema": 1,
         "machine": facts,
@@ -134,7 +140,8 @@ def measure(options: Options, memory: bool) -> dict[str, Any]:
             "quick": options.quick,
             "compiled": options.compiled,
         },
-        "rows": run(cases, options, memory),
+        "rows": measured,
+        "refused": refused,
         "noise_phase": noise_phase(options),
     }
     facts["load_after"] = machine.load()
@@ -151,11 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options = options_of(args)
         except ValueError as wrong:
             p.error(str(wrong))
-        try:
-            result = measure(options, not args.no_memory)
-        except WrongResult as wrong:
-            print(f"\nwrong result, nothing was timed: {wrong}", file=sys.stderr)
-            return 2
+        result = measure(options, not args.no_memory)
     out: Path | None = args.json
     if out is None and args.readme and not args.from_json:
         out = report.FOLDER / "results" / f"cpu-{machine.slug(machine.cpu_model())}.json"
@@ -167,6 +170,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for path in report.write_readme(result, out or args.from_json):
             print(f"wrote {path}")
     missed = [row for row in result["rows"] if row["met"] is False]
+    for line in result["refused"]:
+        print(f"wrong result, not timed: {line}", file=sys.stderr)
+    if result["refused"]:
+        return 2
     return 1 if args.check and missed else 0
 
 

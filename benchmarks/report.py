@@ -83,7 +83,9 @@ def text(result: dict[str, Any]) -> str:
     judged = [row for row in result["rows"] if row["met"] is not None]
     missed = [row for row in judged if not row["met"]]
     parts.append(f"{len(judged) - len(missed)} of {len(judged)} rows with bars meet them")
-    parts += [f"missed: {row['op']} {row['case']} {row['isa']}: {rows.bars(row)}" for row in missed]
+    parts.append(
+        "\n".join(f"missed: {row['op']} {row['case']} {row['isa']}: {rows.bars(row)}" for row in missed)
+    )
     return "\n\n".join(parts)
 
 

@@ -132,6 +132,7 @@ def measured() -> dict[str, Any]:
         "machine": {**facts, "load_after": bench.machine.load()},
         "settings": {"threads": 1, "clock": "thread CPU time", "isas": list(BEST), "placements": 1},
         "rows": found,
+        "refused": [],
         "noise_phase": [],
     }
 
@@ -245,3 +246,16 @@ def test_a_check_that_misses_ends_with_one(
         assert bench.main(["--from-json", str(source), "--check"]) == status
         assert bench.main(["--from-json", str(source)]) == 0
     assert "dampen_" in capsys.readouterr().out
+
+
+def test_a_refused_case_ends_the_command_with_two(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(case: cases.Case, _options: cases.Options) -> None:
+        raise cases.WrongResult(f"{case.op} {case.label}: off")
+
+    monkeypatch.setattr(timing, "measure", measure)
+    out = tmp_path / "cpu.json"
+    assert bench.main(["--op", "dampen_", "--quick", "--json", str(out)]) == 2
+    assert "dampen_ 64K: off" in capsys.readouterr().err
+    assert json.loads(out.read_text())["rows"] == []
