@@ -1,11 +1,11 @@
-"""The Triton kernels without a GPU: run on CPU tensors in Triton's interpreter, and compiled ahead of time for sm_80 and sm_90.
+"""The Triton kernels without a GPU: in Triton's interpreter on CPU tensors, and compiled ahead of time.
 
-TRITON_INTERPRET decides what ``triton.jit`` makes, so it must be set before Triton is imported, and it would spoil
-other tests in the process. Every part therefore runs in a process of its own: triton_elementwise.py, triton_rows.py
-and triton_compile.py, which are scripts and not collected.
+TRITON_INTERPRET decides what ``triton.jit`` makes, so it must be set before Triton is imported, and it would
+spoil other tests in the process. Every part therefore runs in a process of its own: triton_elementwise.py,
+triton_rows.py and triton_compile.py, which are scripts and not collected.
 
-The interpreter shows what the kernels compute, the compiler that they fit the machine (registers, spills, wide
-accesses). Neither shows a GPU's speed or its approximations; those are emulated (triton_elementwise.like_a_gpu).
+The interpreter shows what the kernels compute, the compiler that they fit the machine (registers, spills,
+wide accesses). Neither shows a GPU's speed; its approximations are emulated (triton_elementwise.like_a_gpu).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Compiles the Triton kernels ahead of time for one architecture, without a GPU, for test_triton_interpreter.py.
+"""Compiles the Triton kernels ahead of time for one architecture, without a GPU.
 
-Every variant must pass Triton and ptxas, spill no register, and read and write 16 bytes at a time where the memory
-layout allows it. Prints one line a variant: registers, and shared memory in bytes.
+For test_triton_interpreter.py. Every variant must pass Triton and ptxas and spill no register, and the streaming
+kernels must read and write 16 bytes at a time where the tensors are aligned.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 import triton
 import triton.language as tl
+from fastforget._triton.common import TL_DTYPE
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastforget._triton import mask, membership, noise, rows, update
-from fastforget._triton.common import TL_DTYPE
 
 POINTERS = {tl.float32: "*fp32", tl.bfloat16: "*bf16", tl.float16: "*fp16", tl.float64: "*fp64"}
 WIDE = re.compile(r"(ld|st)\.global(?:\.\w+)*\.v(?:4\.b32|2\.b64|4\.u32|2\.u64|4\.f32|2\.f64)")
@@ -115,7 +115,7 @@ def row_wise(arch: int) -> int:
             constants = {"COMPUTE": compute, "SCALED": classes == 100, "BY_THREAD": by_thread, **tiling}
             aligned = ("logits", "labels", "scores", "correct", *(("K",) if classes % 16 == 0 else ()))
             ptx = build(arch, membership.membership_scores_kernel, types, constants, warps, aligned)
-            # a thread for each row: only the rare branch's vote crosses threads, two shuffles and no sum or maximum
+            # only the rare branch's vote crosses threads, no sum or maximum does
             assert not by_thread or ptx.count("shfl") <= 5, "the compiler no longer gives each thread a row"
             _, tiling = rows.row_tiling(classes, compute, read_only=False)
             warps = tiling.pop("num_warps")

@@ -62,12 +62,14 @@ def _modified_terms(x, classes, top, anchor, y, inverse, scale, scale_low, SCALE
 
 
 @triton.jit
-def _far_sum(x, classes, second, anchor, scale, scale_low, SCALED: tl.constexpr):
-    """Sum over all classes but the anchor of exp((x - second) / T): at least 1 where there is a second
-    class at all."""
+def _far_sums(x, classes, top, second, anchor, scale, scale_low, SCALED: tl.constexpr):
+    """Sums over all classes but the anchor of e and e * -d, with e relative to the second largest logit: the
+    first sum is at least 1 where there is a second class at all."""
     base = tl.where(second > -float("inf"), second, 0.0)
     e = exp_of_negative(distance(x, base[:, None], scale, scale_low, SCALED))
-    return tl.sum(tl.where(classes[None, :] == anchor[:, None], 0.0, e), 1)
+    e = tl.where(classes[None, :] == anchor[:, None], 0.0, e)
+    d = distance(x, top[:, None], scale, scale_low, SCALED)
+    return tl.sum(e, 1), tl.sum(tl.where(e > 0, e * -d, 0.0), 1)
 
 
 @triton.jit(do_not_specialize=["temperature", "stride"])
@@ -140,13 +142,16 @@ def membership_scores_kernel(
     log_rest = log_of_positive(tl.where(tiny, 1.0, rest))
     if tl.max(tiny.to(tl.int32), 0) > 0:
         if WHOLE:
-            far = _far_sum(x, classes, second, anchor, scale, scale_low, SCALED)
+            far, far_weighted = _far_sums(x, classes, top, second, anchor, scale, scale_low, SCALED)
         else:
             far = tl.zeros([ROWS], COMPUTE)
+            far_weighted = tl.zeros([ROWS], COMPUTE)
             k = 0
             while k < K:
                 x = load_tile(logits, rows, in_rows, classes + k, K, step, COMPUTE)
-                far += _far_sum(x, classes + k, second, anchor, scale, scale_low, SCALED)
+                more, more_weighted = _far_sums(x, classes + k, top, second, anchor, scale, scale_low, SCALED)
+                far += more
+                far_weighted += more_weighted
                 k += WIDTH
         gap = distance(second, top, scale, scale_low, SCALED)
         far_log = tl.where(
@@ -154,6 +159,9 @@ def membership_scores_kernel(
         )
         log_rest = tl.where(tiny, far_log, log_rest)
         rest = tl.where(tiny, exp_to_the_end(far_log), rest)
+        # the mean distance times the tail, each in its own range
+        mean = far_weighted / tl.where(far > 0, far, 1.0)
+        weighted = tl.where(tiny, tl.where(far > 0, rest * mean, 0.0), weighted)
 
     log_total = log1p_of_positive(rest)
     loss = tl.where(is_top, log_total, log_total - d_y)
