@@ -69,6 +69,10 @@ class AuditReport:
                 return row
         raise KeyError(f"{model!r} is not among {', '.join(r['model'] for r in self.rows)}")
 
+    def judged(self) -> list[dict[str, Any]]:
+        """The rows that the verdict is about: all but the original and the retrained model."""
+        return [row for row in self.rows if row["model"] not in ("original", "retrained")]
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values; a figure that is undefined (NaN) or infinite is null."""
         whole = {

@@ -96,11 +96,9 @@ def audit(
         value, reason = atk.rate(done.get(ORIGINAL), done[row["model"]], oracle)
         row["forgetting_rate"], row["forgetting_rate_reason"] = value, reason
         row["oracle_members"] = _oracle_members(done[row["model"]], duels[0], oracle)
-    judged = []
     for row in rows:
         row["status"], row["reasons"] = verdict.judge(row, by_name.get(ORIGINAL), by_name.get(RETRAINED))
-        if row["model"] not in (ORIGINAL, RETRAINED):
-            judged.append(row)
+    judged = [row for row in rows if row["model"] not in (ORIGINAL, RETRAINED)]
     statuses = [row["status"] for row in judged] if RETRAINED in models else ["NO REFERENCE"]
     return AuditReport(
         rows=rows,

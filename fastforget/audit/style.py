@@ -39,22 +39,22 @@ p { margin: 0 0 12px; max-width: 68ch; text-wrap: pretty; }
 .lead { font-size: 18px; color: var(--soft); margin-bottom: 0; }
 section { margin-top: 52px; }
 section > p { color: var(--soft); }
-.verdict { display: grid; grid-template-columns: auto 1fr; gap: 8px 24px; align-items: start; margin-top:
+.verdict { display: grid; grid-template-columns: auto 1fr; gap: 8px 28px; align-items: baseline; margin-top:
   28px; padding: 22px 24px;
   background: var(--card); border: 1px solid var(--rule); border-left: 6px solid var(--tone); border-radius:
   8px; }
 .stamp { font-family: var(--serif); font-size: 30px; line-height: 1.2; font-weight: 700; color: var(--tone);
   white-space: nowrap; }
 .verdict ul { margin: 0; padding: 0; list-style: none; }
-.verdict li { padding: 3px 0 3px 76px; text-indent: -76px; }
-.verdict li b { display: inline-block; width: 76px; text-indent: 0; font-size: 12.5px; letter-spacing: 0.04em;
+.verdict li { display: flex; gap: 14px; padding: 3px 0; }
+.verdict li b { flex: 0 0 62px; font-size: 12.5px; line-height: 25px; letter-spacing: 0.04em;
   color: var(--tone); }
 .PASS { --tone: var(--pass); } .PARTIAL { --tone: var(--partial); } .FAIL { --tone: var(--fail); } .NONE {
   --tone: var(--none); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(215px, 1fr)); gap: 14px; margin-top:
   14px; }
 .tile { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 16px 18px 14px; }
-.tile .name { font-size: 13.5px; color: var(--soft); line-height: 1.35; }
+.tile .name { font-size: 13.5px; color: var(--soft); line-height: 1.35; min-height: 2.7em; }
 .tile .value { font-family: var(--serif); font-size: 33px; line-height: 1.25; font-variant-numeric:
   tabular-nums lining-nums; }
 .tile .beside { font-size: 13.5px; color: var(--soft); font-variant-numeric: tabular-nums; }
@@ -70,6 +70,7 @@ thead th { font-weight: 600; padding-top: 14px; padding-bottom: 10px; border-bot
 tbody th.group { font-weight: 600; padding-top: 16px; color: var(--ink); }
 tbody tr + tr:not(.head) > * { border-top: 1px solid var(--grid); }
 tbody th { color: var(--soft); }
+tbody th.group { position: static; } .group span { position: sticky; left: 18px; }
 tbody tr.head + tr > * { border-top: 0; }
 tfoot th, tfoot td { border-top: 1px solid var(--ink); font-weight: 600; padding-top: 10px; padding-bottom:
   12px; }
@@ -118,10 +119,12 @@ footer { margin-top: 52px; padding-top: 14px; border-top: 1px solid var(--rule);
   main { padding: 26px 16px 40px; }
   section { margin-top: 40px; }
   .verdict { grid-template-columns: 1fr; padding: 18px; }
-  .tiles { grid-template-columns: 1fr 1fr; gap: 10px; } .tile { padding: 12px 13px; } .tile .value {
+  .tiles { grid-template-columns: 1fr 1fr; gap: 10px; } .tile { padding: 12px 13px; }  .tile .value {
   font-size: 25px; }
-  th, td { padding: 6px 12px; } table { font-size: 14px; }
-  tbody th:not(.group) { white-space: normal; min-width: 112px; line-height: 1.3; }
+  th, td { padding: 6px 8px; } table { font-size: 13.5px; }
+  th:first-child { padding-left: 12px; } .group span { left: 12px; } .key { display: none; }
+  tbody th:not(.group), tfoot th { white-space: normal; min-width: 104px; max-width: 124px; line-height: 1.3;
+  }
   figure { padding: 13px 10px 10px; } figcaption { padding: 0 4px; }
   dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: 10px; }
 }

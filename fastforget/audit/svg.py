@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from html import escape
 
 WIDTH = 400
+SMALL = 300  # one of three side by side
 Series = tuple[str, str, Sequence[float]]  # css class, name, values
 
 
 def svg(width: float, height: float, title: str, body: list[str]) -> str:
     return (
         f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title, quote=True)}" '
-        f'style="max-width:{1.4 * width:g}px">' + "".join(body) + "</svg>"
+        f'style="max-width:{1.15 * width:g}px">' + "".join(body) + "</svg>"
     )
 
 
@@ -53,7 +54,7 @@ def power(exponent: int) -> str:
 
 def roc(title: str, curves: Sequence[tuple[str, str, dict[str, list[float]]]], unseen: int) -> str:
     """ROC curves on log axes. Left of 1/unseen lies the rate at no false positive at all."""
-    left, top, right, bottom, height = 46, 10, 12, 40, 300
+    left, top, right, bottom, height = 56, 10, 12, 40, 300
     decades = max(2, math.ceil(math.log10(2 * unseen)))
     w, h = WIDTH - left - right, height - top - bottom
 
@@ -92,8 +93,8 @@ def histogram(
     title: str, log10_edges: Sequence[float], series: Sequence[Series], span: tuple[int, int], ceiling: float
 ) -> str:
     """Outlined step histograms over bins ``span`` of a log10 axis; the y axis ends at ``ceiling``."""
-    left, top, right, bottom, height = 46, 10, 12, 38, 190
-    w, h = WIDTH - left - right, height - top - bottom
+    left, top, right, bottom, height = 42, 10, 12, 38, 176
+    w, h = SMALL - left - right, height - top - bottom
     first, last = span
     low, high = log10_edges[first], log10_edges[last]
 
@@ -107,7 +108,9 @@ def histogram(
     every = max(1, round((high - low) / 6))
     for d in range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1):
         if d % every == 0:
-            body += [line(x(d), top, x(d), top + h), text(x(d), top + h + 15, power(d))]
+            # The end bins also hold what lies outside.
+            outside = "≤" if d == log10_edges[0] else "≥" if d == log10_edges[-1] else ""
+            body += [line(x(d), top, x(d), top + h), text(x(d), top + h + 15, outside + power(d))]
     for part in (0.0, 0.5, 1.0):
         body += [line(left, y(part * ceiling), left + w, y(part * ceiling), "axis" if part == 0 else "grid")]
         body.append(text(left - 6, y(part * ceiling) + 4, f"{100 * part * ceiling:.0f} %", anchor="end"))
@@ -118,7 +121,7 @@ def histogram(
         points.append((x(high), y(0)))
         body.append(path(points, f"area {kind}", close=True))
     body.append(text(left + w / 2, height - 4, "loss of a sample", kind="label"))
-    return svg(WIDTH, height, title, body)
+    return svg(SMALL, height, title, body)
 
 
 def columns(
@@ -129,11 +132,12 @@ def columns(
     marked: Sequence[int] = (),
     axis: str = "",
     ceiling: float = 1.0,
+    width: float = WIDTH,
 ) -> str:
     """Grouped vertical bars, shares from 0 to ``ceiling``; the labels of ``marked`` groups stand out. NaN
     leaves a gap."""
-    left, top, right, bottom, height = 46, 10, 8, 38, 190
-    group = max(9.0 * len(series) + 6, (WIDTH - left - right) / max(len(names), 1))
+    left, top, right, bottom, height = 44, 10, 8, 38, 176 if width == SMALL else 200
+    group = max(9.0 * len(series) + 6, (width - left - right) / max(len(names), 1))
     w, h = group * len(names), height - top - bottom
     bar = min(26.0, (group - max(4.0, 0.2 * group)) / len(series))
     body = []

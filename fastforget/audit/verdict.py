@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 ORDER = ("PASS", "PARTIAL", "FAIL")
 ACCURACY = 0.02
@@ -44,39 +45,42 @@ def judge(
         and row["weight_distance"].get("original", {}).get("identical")
     ):
         findings.append(("FAIL", "the weights are those of the original model: nothing was forgotten"))
-    for label, value, tolerance in _forgetting(retrained):
-        findings.append(
-            _near(label, value(row), value(retrained), value(original) if original else math.nan, tolerance)
-        )
-    findings.append(
-        _use(
-            row["accuracy"]["test_retain"],
-            retrained["accuracy"]["test_retain"],
-            _error(retrained, "test_retain"),
-        )
-    )
+    for check in _checks(retrained):
+        value = check.of(original) if original else math.nan
+        findings.append(_near(check, check.of(row), check.of(retrained), value))
+    findings.append(_use(row["accuracy"]["test_retain"], retrained))
     worst = max((status for status, _ in findings), key=ORDER.index)
     return worst, [f"{status}: {text}" for status, text in findings]
 
 
-def _forgetting(retrained: dict[str, Any]) -> list[tuple[str, Any, float]]:
-    sets = ["forget"]
+class Check(NamedTuple):
+    """One figure that must come near the retrained model's."""
+
+    label: str
+    keys: tuple[str, ...]
+    tolerance: float
+    show: Callable[[float], str]
+
+    def of(self, row: dict[str, Any]) -> float:
+        value: Any = row
+        for key in self.keys:
+            value = value[key]
+        return value
+
+
+def _checks(retrained: dict[str, Any]) -> list[Check]:
+    sets = {"forget": "accuracy on the forget set"}
     # Where the request is class-wise, unseen samples of the forgotten classes must be lost as well.
     if retrained["class_wise"] and not math.isnan(retrained["accuracy"]["test_forget"]):
-        sets.append("test_forget")
-    names = {"forget": "accuracy on the forget set", "test_forget": "test accuracy on the forgotten classes"}
-    checks: list[tuple[str, Any, float]] = [
-        (names[s], lambda row, s=s: row["accuracy"][s], max(ACCURACY, 2 * _error(retrained, s))) for s in sets
+        sets["test_forget"] = "test accuracy on the forgotten classes"
+    checks = [
+        Check(label, ("accuracy", name), max(ACCURACY, 2 * _error(retrained, name)), percent)
+        for name, label in sets.items()
     ]
+    duel = ("attacks", "forget_vs_test", "loss")
     error = retrained["attacks"]["forget_vs_test"]["loss"]["auc_standard_error"]
-    checks.append(
-        (
-            "loss-attack AUC, forget against test",
-            lambda row: row["attacks"]["forget_vs_test"]["loss"]["auc"],
-            max(ATTACK, 2 * error),
-        )
-    )
-    return checks
+    label = "loss-attack AUC, forget set against unseen samples"
+    return [*checks, Check(label, (*duel, "auc"), max(ATTACK, 2 * error), plain)]
 
 
 def _error(row: dict[str, Any], name: str) -> float:
@@ -84,9 +88,9 @@ def _error(row: dict[str, Any], name: str) -> float:
     return math.sqrt(accuracy * (1 - accuracy) / count) if count else 0.0
 
 
-def _near(label: str, mine: float, reference: float, original: float, tolerance: float) -> tuple[str, str]:
-    gap = mine - reference
-    text = f"{label} {mine:.3f}, retrained {reference:.3f}, tolerance {tolerance:.3f}"
+def _near(check: Check, mine: float, reference: float, original: float) -> tuple[str, str]:
+    gap, tolerance, show = mine - reference, check.tolerance, check.show
+    text = f"{check.label} {show(mine)}, retrained {show(reference)}, tolerance {show(tolerance)}"
     if abs(gap) <= tolerance:
         return "PASS", text
     if math.isnan(original):
@@ -94,26 +98,28 @@ def _near(label: str, mine: float, reference: float, original: float, tolerance:
     way = original - reference
     if gap * way > 0:
         left = gap / way
-        return (
-            "FAIL" if left > 0.5 else "PARTIAL",
-            f"{text}; original {original:.3f}, {100 * left:.0f} % of the way is missing",
-        )
-    return (
-        "PARTIAL",
-        f"{text}; original {original:.3f}: past the retrained model, so the forgotten samples stand out",
-    )
+        missing = f"{text}; original {show(original)}, {100 * left:.0f} % of the way is missing"
+        return "FAIL" if left > 0.5 else "PARTIAL", missing
+    past = f"{text}; original {show(original)}: past the retrained model, so the forgotten samples stand out"
+    return "PARTIAL", past
 
 
-def _use(mine: float, reference: float, error: float) -> tuple[str, str]:
+def _use(mine: float, retrained: dict[str, Any]) -> tuple[str, str]:
+    reference, error = retrained["accuracy"]["test_retain"], _error(retrained, "test_retain")
     drop = reference - mine
-    text = f"test accuracy on kept classes {mine:.3f}, retrained {reference:.3f}"
     if math.isnan(drop):
-        return (
-            "PARTIAL",
-            "the test set holds no sample of the kept classes, so the loss of use can't be judged",
-        )
+        return "PARTIAL", "the test set has no sample of the kept classes, so the loss of use can't be judged"
     status = "PASS" if drop <= max(UTILITY, 2 * error) else "PARTIAL" if drop <= LOST else "FAIL"
+    text = f"test accuracy on the kept classes {percent(mine)}, retrained {percent(reference)}"
     return status, f"{text}: {100 * drop:.1f} points lost" if drop > 0 else f"{text}: nothing lost"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def plain(value: float) -> str:
+    return f"{value:.3f}"
 
 
 def overall(statuses: list[str]) -> str:
