@@ -1,7 +1,7 @@
 """Compiles the Triton kernels ahead of time for one architecture, without a GPU.
 
-For test_triton_interpreter.py. Every variant must pass Triton and ptxas and spill no register, and the streaming
-kernels must read and write 16 bytes at a time where the tensors are aligned.
+For test_triton_interpreter.py. Every variant must pass Triton and ptxas and spill no register, and the
+streaming kernels must read and write 16 bytes at a time where the tensors are aligned.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ from .rows import (
     tile_max,
 )
 
-# Two searches a thread: the loop waits for memory, so many warps and few registers.
-SEARCH_BLOCK = 512
+# One search a thread: the loop waits for memory, so few registers (32) and every warp the machine holds.
+SEARCH_BLOCK = 256
 SEARCH_WARPS = 8
 FINAL_BLOCK = 1024
 PARTIALS = 3
