@@ -44,20 +44,46 @@ inline int dtype_index(ScalarType type) {
   }
 }
 
+constexpr ScalarType kFloatTypes[4] = {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Double};
+
 constexpr int64_t dtype_size(int index) { return index == 0 ? 4 : index == 3 ? 8 : 2; }
 
-inline int float_dtype(const Tensor& t, const char* op, const char* name) {
-  const int index = dtype_index(t.scalar_type());
-  if (__builtin_expect(index < 0, 0)) {
-    fail("fastforget.", op, ": ", name, " has dtype ", torch::headeronly::toString(t.scalar_type()),
-         "; accepted: float32, bfloat16, float16, float64");
+// The dtype as torch's C interface numbers it. Tensor::scalar_type() asks that interface for one number after another
+// until one fits, which for a list of parameters would be most of the call's time.
+inline int32_t dtype_code(const Tensor& t) {
+  int32_t code;
+  if (__builtin_expect(aoti_torch_get_dtype(t.get(), &code) != 0, 0)) fail("fastforget: a tensor has no dtype");
+  return code;
+}
+
+inline int32_t dtype_code(ScalarType type) {
+  static const int32_t codes[] = {aoti_torch_dtype_float32(), aoti_torch_dtype_bfloat16(), aoti_torch_dtype_float16(),
+                                  aoti_torch_dtype_float64(), aoti_torch_dtype_int32(),    aoti_torch_dtype_int64(),
+                                  aoti_torch_dtype_bool()};
+  switch (type) {
+    case ScalarType::Float: return codes[0];
+    case ScalarType::BFloat16: return codes[1];
+    case ScalarType::Half: return codes[2];
+    case ScalarType::Double: return codes[3];
+    case ScalarType::Int: return codes[4];
+    case ScalarType::Long: return codes[5];
+    case ScalarType::Bool: return codes[6];
+    default: fail("fastforget: no op takes dtype ", torch::headeronly::toString(type));
   }
-  return index;
+}
+
+inline int float_dtype(const Tensor& t, const char* op, const char* name) {
+  const int32_t code = dtype_code(t);
+  for (int index = 0; index < 4; ++index) {
+    if (code == dtype_code(kFloatTypes[index])) return index;
+  }
+  fail("fastforget.", op, ": ", name, " has dtype ", torch::headeronly::toString(t.scalar_type()),
+       "; accepted: float32, bfloat16, float16, float64");
 }
 
 // `name` must be contiguous and have `numel` elements of `type`.
 inline void check_layout(const Tensor& t, ScalarType type, int64_t numel, const char* op, const char* name) {
-  if (__builtin_expect(t.scalar_type() != type, 0)) {
+  if (__builtin_expect(dtype_code(t) != dtype_code(type), 0)) {
     fail("fastforget.", op, ": ", name, " has dtype ", torch::headeronly::toString(t.scalar_type()), "; expected ",
          torch::headeronly::toString(type));
   }

@@ -115,7 +115,7 @@ uint64_t checked_start(int64_t start, const char* op) {
   return static_cast<uint64_t>(start);
 }
 
-void random_bits(const Tensor out, int64_t seed, int64_t stream, int64_t step, int64_t start) {
+void random_bits(const Tensor& out, int64_t seed, int64_t stream, int64_t step, int64_t start) {
   const int64_t n = out.numel();
   check_layout(out, ScalarType::Int, n, "random_bits", "out");
   const NoiseRange range{static_cast<uint64_t>(seed), static_cast<uint32_t>(stream), static_cast<uint32_t>(step),
@@ -169,24 +169,24 @@ void noise_list(const std::vector<Tensor>& xs, const std::vector<double>* mean, 
   });
 }
 
-void normal_(const std::vector<Tensor> xs, const std::vector<double> mean, const std::vector<double> std, int64_t seed,
-             int64_t stream, int64_t step, const std::vector<int64_t> start) {
+void normal_(const std::vector<Tensor>& xs, const std::vector<double>& mean, const std::vector<double>& std,
+             int64_t seed, int64_t stream, int64_t step, const std::vector<int64_t>& start) {
   noise_list(xs, &mean, std, seed, stream, step, start, "normal_");
 }
 
-void add_normal_(const std::vector<Tensor> xs, const std::vector<double> std, int64_t seed, int64_t stream,
-                 int64_t step, const std::vector<int64_t> start) {
+void add_normal_(const std::vector<Tensor>& xs, const std::vector<double>& std, int64_t seed, int64_t stream,
+                 int64_t step, const std::vector<int64_t>& start) {
   noise_list(xs, nullptr, std, seed, stream, step, start, "add_normal_");
 }
 
 // ---- update ---------------------------------------------------------------------------------------------------------
 
-void error_max_loss(const Tensor logits, const Tensor labels, const Tensor loss, const Tensor dlogits) {
+void error_max_loss(const Tensor& logits, const Tensor& labels, const Tensor& loss, const Tensor& dlogits) {
   constexpr const char* op = "error_max_loss";
   if (logits.dim() != 2) fail("fastforget.", op, ": logits has ", logits.dim(), " dimensions; expected [B, K]");
   const int64_t batch = logits.size(0), classes = logits.size(1);
   const int dtype = float_dtype(logits, op, "logits");
-  const ScalarType type = logits.scalar_type();
+  const ScalarType type = kFloatTypes[dtype];
   check_layout(logits, type, batch * classes, op, "logits");
   check_layout(dlogits, type, batch * classes, op, "dlogits");
   check_layout(labels, ScalarType::Long, batch, op, "labels");
@@ -206,12 +206,12 @@ void error_max_loss(const Tensor logits, const Tensor labels, const Tensor loss,
   });
 }
 
-void error_max_step_(const Tensor x, const Tensor grad, const Tensor exp_avg, const Tensor exp_avg_sq,
-                     const Tensor sum_sq, int64_t step, double lr, double beta1, double beta2, double eps, double l2,
+void error_max_step_(const Tensor& x, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq,
+                     const Tensor& sum_sq, int64_t step, double lr, double beta1, double beta2, double eps, double l2,
                      double clamp_min, double clamp_max) {
   constexpr const char* op = "error_max_step_";
   const int dtype = float_dtype(x, op, "x");
-  const ScalarType type = x.scalar_type();
+  const ScalarType type = kFloatTypes[dtype];
   const int64_t n = x.numel();
   check_layout(x, type, n, op, "x");
   check_layout(grad, type, n, op, "grad");
@@ -256,8 +256,8 @@ struct DampenItem {
   int dtype;
 };
 
-void dampen_(const std::vector<Tensor> params, const std::vector<Tensor> forget, const std::vector<Tensor> retain,
-             const Tensor count, double alpha, double lam) {
+void dampen_(const std::vector<Tensor>& params, const std::vector<Tensor>& forget, const std::vector<Tensor>& retain,
+             const Tensor& count, double alpha, double lam) {
   constexpr const char* op = "dampen_";
   if (forget.size() != params.size() || retain.size() != params.size()) {
     fail("fastforget.", op, ": ", params.size(), " params, ", forget.size(), " forget_importance and ", retain.size(),
@@ -268,7 +268,7 @@ void dampen_(const std::vector<Tensor> params, const std::vector<Tensor> forget,
   items.reserve(params.size());
   for (size_t i = 0; i < params.size(); ++i) {
     const int dtype = float_dtype(params[i], op, "params");
-    const ScalarType type = params[i].scalar_type();
+    const ScalarType type = kFloatTypes[dtype];
     const int64_t n = params[i].numel();
     check_layout(params[i], type, n, op, "params");
     check_layout(forget[i], type, n, op, "forget_importance");
@@ -291,7 +291,7 @@ void dampen_(const std::vector<Tensor> params, const std::vector<Tensor> forget,
 // For benchmarks: what the memory of this machine allows, measured in the same process. float32 tensors of one size.
 // kind 0: read a. 1: read and write a. 2: read a, b, write a. 3: read a, b, c, write a (dampen_'s traffic).
 // 4: read a, b, c, d, write a, c, d (error_max_step_'s traffic). Values stay as they are, up to a tiny increment.
-void limit(const std::vector<Tensor> tensors, int64_t kind) {
+void limit(const std::vector<Tensor>& tensors, int64_t kind) {
   constexpr size_t kTensors[] = {1, 1, 2, 3, 4};
   if (kind < 0 || kind > 4) fail("fastforget._limit: kind is ", kind, "; accepted: 0 to 4");
   if (tensors.size() != kTensors[kind]) {

@@ -165,24 +165,21 @@ template <class C>
 struct RowMax {
   C value;
   int64_t index;
-  bool nan;
 };
 
-// Largest logit of a row and the first index that has it.
+// Largest logit of a row and the first index that has it. The comparison may pass over a NaN; the sum below won't.
 template <class S>
 FF_INLINE RowMax<Compute<S>> row_max(const S* row, int64_t classes) {
   using C = Compute<S>;
   C largest = widen(row[0]);
-  bool nan = false;
-#pragma omp simd reduction(max : largest) reduction(| : nan)
+#pragma omp simd reduction(max : largest)
   for (int64_t k = 0; k < classes; ++k) {
     const C z = widen(row[k]);
     largest = z > largest ? z : largest;
-    nan |= z != z;
   }
   int64_t index = 0;
   while (index < classes - 1 && !(widen(row[index]) == largest)) ++index;
-  return {largest, index, nan};
+  return {largest, index};
 }
 
 // Sum of e^(z - max) without the largest logit itself, whose term is 1: a confident row keeps the digits of 1 - p.
@@ -217,10 +214,11 @@ void error_max_loss(const void* logits, const int64_t* labels, int64_t n, int64_
     const S* row = static_cast<const S*>(logits) + b * classes;
     S* out = static_cast<S*>(dlogits) + b * classes;
     const int64_t label = labels[b];
-    RowMax<C> max = row_max(row, classes);
-    if (max.nan) max.value = static_cast<C>(__builtin_nan(""));
+    const RowMax<C> max = row_max(row, classes);
     // Once a row in double: the label's own entries, where float32 would lose digits to cancellation.
-    const double others = sum_of_others(row, classes, max);
+    // A row whose largest logit is infinite has no softmax: NaN throughout, as in torch.
+    const bool finite = max.value - max.value == C(0);
+    const double others = finite ? sum_of_others(row, classes, max) : __builtin_nan("");
     const double total = 1.0 + others;
     const double below_max = static_cast<double>(widen(row[label])) - static_cast<double>(max.value);
     loss[b] = static_cast<C>(below_max - __builtin_log1p(others));
