@@ -91,13 +91,18 @@ def only_wheel(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkout's sources as they are now, all of them."""
+    copy = tmp_path_factory.mktemp("checkout") / "fastforget"
+    return Path(shutil.copytree(ROOT, copy, ignore=NOT_SOURCE))
+
+
+@pytest.fixture(scope="session")
+def tree(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkout as its sdist holds it, with the checkout's object files: only changed files compile."""
     folder = tmp_path_factory.mktemp("sdist")
-    copy = folder / "checkout"
-    shutil.copytree(ROOT, copy, ignore=NOT_SOURCE)
     make = "import os, sys, setuptools.build_meta as b; os.chdir(sys.argv[1]); b.build_sdist(sys.argv[2])"
-    succeeds([sys.executable, "-c", make, copy, folder])
+    succeeds([sys.executable, "-c", make, checkout, folder])
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         tar.extractall(folder / "unpacked", filter="data")
@@ -126,14 +131,14 @@ def modules_below(folder: Path) -> list[str]:
 
 
 @slow
-def test_wheel_holds_all_and_only_fastforget(wheel: Path) -> None:
+def test_wheel_holds_all_and_only_fastforget(wheel: Path, checkout: Path) -> None:
     names = names_in(wheel)
     assert top_level(names) == {"fastforget"}
     assert re.search(r"-cp3\d+-cp3\d+t?-linux_", wheel.name)
     assert "fastforget/_lib/libfastforget_cpu.so" in names
     assert any(re.fullmatch(r"fastforget/_host\.[\w.-]+\.so", name) for name in names)
     for package, folder in {"_triton": "triton_kernels", "_bench": "benchmarks"}.items():
-        modules = modules_below(ROOT / folder)
+        modules = modules_below(checkout / folder)
         assert modules, folder
         assert sorted(modules) == sorted(
             Path(name).stem for name in names if re.fullmatch(rf"fastforget/{package}/\w+\.py", name)
@@ -284,37 +289,36 @@ print("RESULT", json.dumps({"package": fastforget.__file__, "found": found}))
 @slow
 @pytest.mark.parametrize("mode", ["default", "strict", "compat"])
 def test_editable_install_finds_kernels_and_benchmarks(
-    mode: str, wheel: Path, tree: Path, tmp_path: Path
+    mode: str, wheel: Path, tree: Path, checkout: Path, tmp_path: Path
 ) -> None:
     assert wheel.exists()  # so the tree has all its objects
-    checkout = Path(shutil.copytree(tree, tmp_path / "tree"))
+    editable = Path(shutil.copytree(tree, tmp_path / "tree"))
     python = environment(tmp_path / "env", [SITE])
     setting = [] if mode == "default" else ["--config-settings", f"editable_mode={mode}"]
     command = pip(
-        python, "install", "--no-index", "--no-deps", "--no-build-isolation", *setting, "-e", checkout
+        python, "install", "--no-index", "--no-deps", "--no-build-isolation", *setting, "-e", editable
     )
     succeeds(command, FASTFORGET_REQUIRE_NATIVE="1")
-    out = succeeds([python, "-I", "-c", where()])
+    out = succeeds([python, "-I", "-c", where(checkout)])
     result = json.loads(out.split("RESULT ", 1)[1])
-    assert result["package"].startswith(str(checkout))
-    assert all(origin and origin.startswith(str(checkout)) for origin in result["found"].values()), result
+    assert result["package"].startswith(str(editable))
+    assert all(origin and origin.startswith(str(editable)) for origin in result["found"].values()), result
     serving = "import fastforget as ff, fastforget._host; print(ff.backend.serving('normal_', 'cpu'))"
     assert succeeds([python, "-I", "-c", serving]).strip() == "native"
 
 
-def where() -> str:
-    names = [f"_triton.{name}" for name in modules_below(ROOT / "triton_kernels")]
-    names += [f"_bench.{name}" for name in modules_below(ROOT / "benchmarks")]
+def where(checkout: Path) -> str:
+    names = [f"_triton.{name}" for name in modules_below(checkout / "triton_kernels")]
+    names += [f"_bench.{name}" for name in modules_below(checkout / "benchmarks")]
     return WHERE.replace("NAMES", repr(names))
 
 
-def test_bare_checkout_finds_kernels_and_benchmarks() -> None:
-    out = succeeds([sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n" + where()])
+def test_bare_checkout_finds_kernels_and_benchmarks(checkout: Path) -> None:
+    path = f"import sys; sys.path.insert(0, {str(checkout)!r})\n"
+    out = succeeds([sys.executable, "-I", "-c", path + where(checkout)])
     found = json.loads(out.split("RESULT ", 1)[1])["found"]
-    assert set(map(os.path.dirname, found.values())) == {
-        str(ROOT / "triton_kernels"),
-        str(ROOT / "benchmarks"),
-    }
+    folders = {str(checkout / "triton_kernels"), str(checkout / "benchmarks")}
+    assert set(map(os.path.dirname, found.values())) == folders
 
 
 @slow
