@@ -35,5 +35,5 @@ def figure(caption: str, small: str, chart: str, *, wide: bool = False) -> str:
 def section(title: str, text: str, figures: list[str], keys: str = "") -> str:
     return (
         f"<section><h2>{esc(title)}</h2><p>{esc(text)}</p>{keys}"
-        f'<div class="grid">{"".join(figures)}</div></section>'
+        f'<div class="grid n{min(len(figures), 3)}">{"".join(figures)}</div></section>'
     )

@@ -139,7 +139,11 @@ footer { margin-top: 52px; padding-top: 14px; border-top: 1px solid var(--rule);
   section { margin-top: 26px; }
   figure, .tile, .verdict, tr, dl > * { break-inside: avoid; } h2, h3, figcaption { break-after: avoid; }
   .scroll { overflow: visible; } th, td { padding: 3px 10px; } table { font-size: 9.5pt; }
-  .grid { grid-template-columns: repeat(2, 1fr); }
+  .grid { grid-template-columns: repeat(2, 1fr); gap: 8px; } .grid.n1 { grid-template-columns: 1fr; }
+  .grid.n3 { grid-template-columns: repeat(3, 1fr); } .tiles { grid-template-columns: repeat(4, 1fr); }
+  figure, .tile { padding: 9px 10px; } .tile .value { font-size: 19pt; } .noise { gap: 5px; }
+  .noise { grid-template-columns: repeat(12, 1fr); }
+  tfoot { display: table-row-group; } section > p, .legend { break-after: avoid; }
   * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
 }
 """
