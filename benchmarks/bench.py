@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--compiled", action="store_true", help="also torch.compile of the plain form (slow: it compiles)"
     )
+    p.add_argument(
+        "--allocator",
+        choices=[*timing.ALLOCATORS, "both"],
+        default="both",
+        help="what large temporaries cost: reused memory, fresh pages, or a second run for those (default)",
+    )
     p.add_argument("--no-memory", action="store_true", help="leave out peak memory")
     p.add_argument(
         "--rounds", type=int, default=15, help="timed blocks a variant, at least 7 (default %(default)s)"
@@ -66,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--from-json", type=Path, metavar="FILE", help="measure nothing: print (and --readme) what FILE holds"
     )
+    p.add_argument("--sized", action="store_true", help="leave out the rows on what a call costs")
     p.add_argument("--check", action="store_true", help="exit with 1 if a row misses its bar")
     return p
 
@@ -85,13 +94,25 @@ def options_of(args: argparse.Namespace) -> Options:
             raise ValueError(f"--isa: {isa} is not to be had here; accepted are {', '.join(there)}")
     isas = tuple(args.isa) or there[:1]
     rounds, placements = (8, 2) if args.quick else (args.rounds, 5)
-    return Options(isas, args.threads, args.quick, args.compiled, tuple(args.op), rounds, placements)
+    return Options(
+        isas,
+        args.threads,
+        args.quick,
+        args.compiled,
+        tuple(args.op),
+        rounds,
+        placements,
+        args.allocator,
+        args.sized,
+    )
 
 
 def chosen(options: Options) -> list[Case]:
     found = [case for module in MODULES for case in module.cases(options)]
     if options.ops:
         found = [case for case in found if case.op in options.ops]
+    if options.sized:
+        found = [case for case in found if case.family != "overhead"]
     return [case for case in found if not (options.quick and case.large)]
 
 
@@ -104,7 +125,7 @@ def run(cases: Sequence[Case], options: Options, memory: bool) -> tuple[list[dic
         for case in cases:
             bar.step(0, f"{case.op} {case.label}")
             try:
-                samples = timing.measure(case, options)
+                samples = timing.measure(case, options, refused)
             except WrongResult as wrong:
                 refused.append(str(wrong))
                 continue
@@ -114,9 +135,35 @@ def run(cases: Sequence[Case], options: Options, memory: bool) -> tuple[list[dic
     return done, refused
 
 
+def fresh_pages(options: Options) -> list[dict[str, Any]]:
+    """The rows again from a process of its own, whose allocator takes fresh pages for every large block."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "rows.json"
+        names = sorted({case.op for case in chosen(options) if case.family != "overhead"})
+        if not names:
+            return []
+        command = [sys.executable, "-m", "fastforget", "bench", "--allocator", "fresh", "--json", str(out)]
+        command += [
+            "--no-memory",
+            "--sized",
+            "--rounds",
+            "7",
+            "--threads",
+            str(options.threads),
+            "--op",
+            *names,
+        ]
+        if options.isas != ("reference",):
+            command += ["--isa", *options.isas]
+        if options.quick:
+            command.append("--quick")
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+        return json.loads(out.read_text())["rows"] if done.returncode == 0 and out.exists() else []
+
+
 def noise_phase(options: Options) -> list[dict[str, Any]]:
     """The rows of the whole noise phase against the published procedure (they take their own times)."""
-    if options.quick or (options.ops and UNSIR not in options.ops):
+    if options.quick or options.sized or (options.ops and UNSIR not in options.ops):
         return []
     try:
         from .nets import noise_phase_rows
@@ -127,7 +174,11 @@ def noise_phase(options: Options) -> list[dict[str, Any]]:
 
 def measure(options: Options, memory: bool) -> dict[str, Any]:
     facts = machine.facts()
+    state = "fresh" if options.allocator == "fresh" else "settled"
+    set_here = timing.set_allocator(state)
     measured, refused = run(chosen(options), options, memory)
+    if options.allocator == "both" and set_here:
+        rows.add_fresh_pages(measured, fresh_pages(options))
     result: dict[str, Any] = {
         "schema": 1,
         "machine": facts,
@@ -139,6 +190,7 @@ def measure(options: Options, memory: bool) -> dict[str, Any]:
             "placements": options.placements,
             "quick": options.quick,
             "compiled": options.compiled,
+            "allocator": state if set_here else "as it is",
         },
         "rows": measured,
         "refused": refused,

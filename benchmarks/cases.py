@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -195,5 +195,6 @@ class Options:
     ops: tuple[str, ...] = ()
     rounds: int = 15
     placements: int = 5
+    allocator: str = "settled"
+    sized: bool = False
     device: str = "cpu"
-    extra: dict[str, Any] = field(default_factory=dict)

@@ -26,14 +26,21 @@ MEANING = """\
 | published | the published procedure, restated; "-" where it is the eager form |
 | limit | a kernel that touches the same bytes once, same process, same buffers, same instruction set |
 | vs eager | eager / ours: how many times as fast |
+| fresh pages | the same ratio where every large temporary gets fresh pages from the system (see below) |
 | of limit | ours / limit: 1 is as fast as memory allows (compute-bound ops can't come near) |
 | spread | fastest and slowest block over all placements, as a share of the median |
 | memory | peak resident memory above the inputs' during one call: ours / eager |
 | bars | what was reached and what was asked (`targets.py`); MISS where it was missed |
 
-Times are medians a call: variants run in turn in one process on the same buffers, in blocks of at least 2
-ms, over several placements of the buffers, with 1 thread in thread CPU time. Every variant's result is
-compared with float64 first; a wrong one ends the run without a time.
+Times are medians a call: variants run in turn in one process on the same buffers, in blocks of at least
+2 ms, over several placements of the buffers, with 1 thread in thread CPU time. Every variant's result is
+compared with float64 first; a wrong one gets no time.
+
+Plain forms make temporaries, and what these cost depends on what the process did before: glibc starts by
+taking each block of 128 KiB or more from the system and giving it back, so that every use faults its pages
+in; after larger blocks have been freed it keeps up to 32 MiB for reuse. Times and bars here are those of the
+second, settled state, which favours plain PyTorch; the column `fresh pages` and the word `fresh` are those of
+the first.
 """
 
 

@@ -27,6 +27,7 @@ FIELDS = (
     "published",
     "others",
     "ratios",
+    "fresh_pages",
     "ns_per_unit",
     "bytes_touched",
     "gb_per_second",
@@ -67,6 +68,7 @@ def build(
             **{name: seconds.get(name) for name in COLUMNS},
             "others": {n: seconds[n] for n in rivals if n not in COLUMNS},
             "ratios": ratios,
+            "fresh_pages": {},
             "ns_per_unit": ours / case.elements * 1e9,
             "bytes_touched": case.bytes_touched,
             "gb_per_second": case.bytes_touched / ours / 1e9,
@@ -78,6 +80,15 @@ def build(
         assert tuple(row) == FIELDS
         rows.append(row)
     return rows
+
+
+def add_fresh_pages(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
+    """Puts the ratios of a second run, with fresh pages for large temporaries, beside those of the first."""
+    second = {(r["op"], r["case"], r["isa"]): r for r in others}
+    for row in rows:
+        other = second.get((row["op"], row["case"], row["isa"]))
+        if other:
+            row["fresh_pages"] = {"ours": other["ours"], "ratios": other["ratios"]}
 
 
 def duration(seconds: float | None) -> str:
@@ -109,7 +120,9 @@ def bars(row: dict[str, Any]) -> str:
         mark = "" if bar["met"] else "MISS "
         suffix = {"ns": " ns", "us": " us"}.get(bar["vs"], "x")
         what = "" if bar["vs"] in ("ns", "us") else f"{bar['vs']} "
-        words.append(f"{mark}{what}{bar['got']:.3g}{suffix} ({bar['sense']} {bar['bound']:g})")
+        fresh = row["fresh_pages"].get("ratios", {}).get(bar["vs"])
+        beside = f"; fresh {fresh:.3g}x" if fresh and bar["vs"] != "limit" else ""
+        words.append(f"{mark}{what}{bar['got']:.3g}{suffix} ({bar['sense']} {bar['bound']:g}{beside})")
     return ", ".join(words)
 
 
@@ -124,6 +137,7 @@ HEADS = (
     "published",
     "limit",
     "vs eager",
+    "fresh pages",
     "of limit",
     "spread",
     "memory",
@@ -145,6 +159,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         duration(row["published"]),
         duration(row["limit"]),
         times(row["ratios"].get("eager")),
+        times(row["fresh_pages"].get("ratios", {}).get("eager")),
         times(row["ratios"].get("limit")),
         f"{spread['min'] / row['ours']:.2f}-{spread['max'] / row['ours']:.2f}",
         f"{size(memory.get('ours'))} / {size(memory.get('eager'))}" if memory else "-",

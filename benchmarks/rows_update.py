@@ -123,7 +123,9 @@ def _step_work(place: Place, shape: tuple[int, ...], options: Options) -> Work:
     m, v = place.zeros(*shape), place.zeros(*shape)
     start = x.clone()
     count = {"ours": 0}
-    step = torch.zeros((), device=x.device)
+    step = torch.zeros(
+        (), dtype=torch.float64, device=x.device
+    )  # its bias corrections are those of a Python float
     eager, fused = EagerStep(x, grad, foreach=True), EagerStep(x, grad, fused=True)
     bare = AdamOnly(x, grad, fused=True)
 

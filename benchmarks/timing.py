@@ -18,6 +18,15 @@ import torch
 from .cases import ANCHOR, Call, Case, Options, Place, Work, WrongResult
 
 LEVELS = {"baseline": 2, "avx2": 3, "avx512": 4}
+# glibc's allocator adapts: at first blocks of 128 KiB and more come as fresh pages each time and go back at
+# once; once larger
+# ones have been freed, up to 32 MiB are kept and reused. A plain form's temporaries make it several times
+# slower in the
+# first state, so each state is set, not met by accident.
+ALLOCATORS = {
+    "settled": (32 << 20, 64 << 20),
+    "fresh": (128 << 10, 128 << 10),
+}  # (mmap threshold, trim threshold)
 BLOCK = 2e-3  # seconds that one timed block lasts at least
 
 
@@ -67,6 +76,15 @@ def set_isa(name: str) -> None:
             raise RuntimeError(f"isa: asked for {name}, level {reached} is in force")
 
 
+def set_allocator(state: str) -> bool:
+    """Fixes glibc's thresholds; False where the C library has none."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    mmap, trim = ALLOCATORS[state]
+    return bool(mallopt(-3, mmap) and mallopt(-1, trim))  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+
+
 @contextmanager
 def quiet(threads: int) -> Iterator[None]:
     """No garbage collection, a fixed thread count, the instruction set as before afterwards."""
@@ -98,15 +116,28 @@ def expand(work: Work, isas: tuple[str, ...]) -> dict[str, Call]:
     return table
 
 
-def judge(work: Work, table: dict[str, Call], only_ours: bool = False) -> None:
-    for key, call in table.items():
+def judge(work: Work, table: dict[str, Call], only_ours: bool = False) -> list[str]:
+    """Judges in place: a wrong rival leaves ``table`` and is named in the result.
+
+    Raises:
+        WrongResult: ours is wrong, or the anchor that it is measured by.
+    """
+    dropped = []
+    for key in list(table):
         name, _, isa = key.partition("@")
         if name in work.unjudged or (only_ours and name not in ("ours", ANCHOR)):
             continue
         if isa:
             set_isa(isa)
         work.reset()
-        work.judge(key, call())
+        try:
+            work.judge(key, table[key]())
+        except WrongResult as wrong:
+            if name in ("ours", ANCHOR):
+                raise
+            dropped.append(str(wrong))
+            del table[key]
+    return dropped
 
 
 def _block(call: Call, repeats: int, clock: Callable[[], float]) -> float:
@@ -117,12 +148,16 @@ def _block(call: Call, repeats: int, clock: Callable[[], float]) -> float:
     return (clock() - begin) / repeats
 
 
-def measure(case: Case, options: Options, tick: Callable[[], None] = lambda: None) -> dict[str, Sample]:
+def measure(case: Case, options: Options, dropped: list[str] | None = None) -> dict[str, Sample]:
     """Judges, then times every variant of ``case``; keys are variant or variant@isa.
 
+    Rivals with a wrong result get no time and are named in ``dropped``.
+
     Raises:
-        WrongResult: a variant is wrong; nothing of the case is timed then.
+        WrongResult: ours is wrong, or the plain form that it is measured by; nothing of the case is timed
+        then.
     """
+    away: set[str] = set()
     clock = time.thread_time if options.threads == 1 else time.perf_counter
     samples: dict[str, Sample] = {}
     rounds = max(2, math.ceil(options.rounds / options.placements))
@@ -130,9 +165,14 @@ def measure(case: Case, options: Options, tick: Callable[[], None] = lambda: Non
         work = case.prepare(Place(index))
         table = expand(work, options.isas)
         try:
-            judge(work, table, only_ours=index > 0)
+            before = set(table)
+            found = judge(work, table, only_ours=index > 0)
+            away |= before - set(table)
         except WrongResult as wrong:
             raise WrongResult(f"{case.op} {case.label}, placement {index}: {wrong}") from None
+        if dropped is not None:
+            dropped += [f"{case.op} {case.label}: {line}" for line in found]
+        table = {key: call for key, call in table.items() if key not in away}
         work.reset()
         for turn in range(-1, rounds):  # turn -1 warms up and chooses the repeats
             for key, call in table.items():
@@ -149,7 +189,6 @@ def measure(case: Case, options: Options, tick: Callable[[], None] = lambda: Non
                     continue
                 sample.seconds.append(_block(call, sample.repeats, clock))
                 sample.placements.append(index)
-            tick()
     return samples
 
 

@@ -251,11 +251,37 @@ def test_a_check_that_misses_ends_with_one(
 def test_a_refused_case_ends_the_command_with_two(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def measure(case: cases.Case, _options: cases.Options) -> None:
+    def measure(case: cases.Case, _options: cases.Options, _dropped: list[str]) -> None:
         raise cases.WrongResult(f"{case.op} {case.label}: off")
 
     monkeypatch.setattr(timing, "measure", measure)
     out = tmp_path / "cpu.json"
-    assert bench.main(["--op", "dampen_", "--quick", "--json", str(out)]) == 2
+    assert bench.main(["--op", "dampen_", "--quick", "--allocator", "settled", "--json", str(out)]) == 2
     assert "dampen_ 64K: off" in capsys.readouterr().err
     assert json.loads(out.read_text())["rows"] == []
+
+
+def test_a_wrong_rival_loses_its_time_only() -> None:
+    case = rows_mask.dampen("small", [(1001,)], options(), False)
+    right = case.prepare
+
+    def prepare(place: cases.Place) -> cases.Work:
+        work = right(place)
+        work.run["compiled"] = lambda: None  # changes nothing
+        return work
+
+    object.__setattr__(case, "prepare", prepare)
+    dropped: list[str] = []
+    with torch.no_grad():
+        samples = timing.measure(case, options(), dropped)
+    assert "compiled" not in samples and {"eager", "published"} <= set(samples)
+    assert len(dropped) == 1 and "compiled" in dropped[0]
+
+
+def test_the_second_run_stands_beside_the_first(measured: dict[str, Any]) -> None:
+    first = json.loads(json.dumps(measured["rows"]))
+    second = json.loads(json.dumps(measured["rows"][:1]))
+    second[0]["ratios"]["published"] = 99.0
+    rows.add_fresh_pages(first, second)
+    assert first[0]["fresh_pages"]["ratios"]["published"] == 99.0 and first[1]["fresh_pages"] == {}
+    assert not timing.native() or "99x" in rows.bars(first[0])
