@@ -50,41 +50,29 @@ constexpr bool kFused = true;
 constexpr bool kFused = false;
 #endif
 
-// The leading half of a number's digits.
-FF_INLINE float high_half(float x) { return bits_float(float_bits(x) & 0xfffff000u); }
-FF_INLINE double high_half(double x) {
-  uint64_t u;
-  memcpy(&u, &x, sizeof u);
-  u &= 0xfffffffff8000000ull;
-  memcpy(&x, &u, sizeof u);
-  return x;
-}
-
-// grad + l2 * x. The constant comes in two parts: where the terms cancel, Adam divides what is left by its own size,
-// and the rounding of the constant alone would decide the step.
+// The gradient with its L2 term, and the second moment. The constant l2 comes in two parts: where the terms cancel,
+// Adam divides what is left by its own size, and the rounding of the constant alone would decide the step. Without a
+// fused multiply-add float32 would round three times more than torch does: the baseline build takes these two in
+// double.
 template <class C>
-FF_INLINE C regularised(C x, C grad, const AdamConstants<C>& c) {
-  if constexpr (kFused) return fused(c.l2_rest, x, fused(c.l2, x, grad));
-  // No fused multiply-add to keep the product's digits: multiply halves, of which the high ones' product is exact.
-  const C x_high = high_half(x), l2_high = high_half(c.l2);
-  return (grad + l2_high * x_high) + (l2_high * (x - x_high) + ((c.l2 - l2_high) + c.l2_rest) * x);
-}
-
-// beta2 * v + (1 - beta2) * g^2
-template <class C>
-FF_INLINE C second_moment(C v, C g, const AdamConstants<C>& c) {
-  const C plain = fused(c.beta2, v, c.one_minus_beta2 * g * g);
-  if constexpr (kFused) return plain;
-  // Unfused, beta2 * v rounds all of v once more; as an increment only the small part is rounded. inf - inf stays out.
-  const C increment = v + c.one_minus_beta2 * (g * g - v);
-  return v <= C(3.4e38) ? increment : plain;
+FF_INLINE void moments(C x, C grad, C& g, C& v, const AdamConstants<C>& c) {
+  if constexpr (kFused || sizeof(C) == sizeof(double)) {
+    g = fused(c.l2_rest, x, fused(c.l2, x, grad));
+    v = fused(c.beta2, v, c.one_minus_beta2 * g * g);
+  } else {
+    const double l2 = static_cast<double>(c.l2) + static_cast<double>(c.l2_rest);
+    const double wide = l2 * static_cast<double>(x) + static_cast<double>(grad);
+    g = static_cast<C>(wide);
+    v = static_cast<C>(static_cast<double>(c.beta2) * static_cast<double>(v) +
+                       static_cast<double>(c.one_minus_beta2) * wide * wide);
+  }
 }
 
 template <class C>
 FF_INLINE void adam_element(C& x, C grad, C& exp_avg, C& exp_avg_sq, const AdamConstants<C>& c) {
-  const C g = regularised(x, grad, c);
+  C g, v = exp_avg_sq;
+  moments(x, grad, g, v, c);
   const C m = fused(c.one_minus_beta1, g - exp_avg, exp_avg);
-  const C v = second_moment(exp_avg_sq, g, c);
   const C moved = x - c.step_size * m / fused(root(v), c.inverse_bias2, c.eps);
   const C above = moved < c.low ? c.low : moved;  // in this form a NaN passes both comparisons
   x = above > c.high ? c.high : above;
