@@ -40,12 +40,11 @@ struct Sorted {
   int64_t members, nonmembers;
 };
 
-// members * nonmembers * (TPR - FPR) of the decision "score >= t": in integers, so that equal gains compare equal.
+// members * nonmembers * (TPR - FPR) of a decision "score >= t", from how many of each lie below t. In integers, so that
+// equal gains compare equal.
 template <class T>
-FF_HD int64_t gain(const Sorted<T>& s, T t) {
-  const int64_t tp = s.members - count_below<false>(s.member, s.members, t);
-  const int64_t fp = s.nonmembers - count_below<false>(s.nonmember, s.nonmembers, t);
-  return tp * s.nonmembers - fp * s.members;
+FF_HD int64_t gain(const Sorted<T>& s, int64_t members_below, int64_t nonmembers_below) {
+  return (s.members - members_below) * s.nonmembers - (s.nonmembers - nonmembers_below) * s.members;
 }
 
 struct RocPart {
@@ -87,14 +86,22 @@ __global__ void __launch_bounds__(kThreads) count_kernel(const __grid_constant__
   RocPart part = empty_part();
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
+  // Unrolling would bring a 64-bit division for the trip count, and spills around its call.
+#pragma unroll 1
   for (int64_t i = first; i < s.members; i += stride) {
     const T t = s.member[i];
     const int64_t below = count_below<false>(s.nonmember, s.nonmembers, t);
     const int64_t below_or_equal = count_below<true>(s.nonmember, s.nonmembers, t);
-    part = merge(part, {static_cast<unsigned long long>(below + below_or_equal), gain(s, t), i, INT64_MIN});
+    const int64_t here = gain(s, count_below<false>(s.member, s.members, t), below);
+    part.rank_sum += static_cast<unsigned long long>(below + below_or_equal);
+    part.best_at = here >= part.best ? i : part.best_at;  // i grows: of equal gains the last
+    part.best = here >= part.best ? here : part.best;
   }
+#pragma unroll 1
   for (int64_t i = first; i < s.nonmembers; i += stride) {
-    const int64_t loss = -gain(s, s.nonmember[i]);
+    const T t = s.nonmember[i];
+    const int64_t members_below = count_below<false>(s.member, s.members, t);
+    const int64_t loss = -gain(s, members_below, count_below<false>(s.nonmember, s.nonmembers, t));
     part.worst = loss > part.worst ? loss : part.worst;
   }
   part = block_merge(part);
