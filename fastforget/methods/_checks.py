@@ -18,9 +18,7 @@ from ._task import Forward
 def model_device(model: Any) -> torch.device:
     """The one device of the model's weights."""
     if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"model: got {type(model).__name__}; accepted is a torch.nn.Module that maps a batch to logits"
-        )
+        raise TypeError(f"model: got {type(model).__name__}; accepted is a torch.nn.Module that maps a batch to logits")
     parameters = list(model.named_parameters())
     if not parameters:
         raise ValueError(f"model: {type(model).__name__} has no parameters, so there is nothing to unlearn")
@@ -42,18 +40,12 @@ def class_list(classes: Any, forget: Source | None) -> list[int]:
     """The classes to forget, distinct and sorted; taken from ``forget`` when not named."""
     if classes is None:
         if forget is None:
-            raise ValueError(
-                "classes: not given; accepted is a list of class ids to forget, e.g. classes=[3]"
-            )
+            raise ValueError("classes: not given; accepted is a list of class ids to forget, e.g. classes=[3]")
         return sorted(set(forget.labels().tolist()))
-    given = (
-        [classes] if isinstance(classes, int) else list(classes) if isinstance(classes, Iterable) else None
-    )
+    given = [classes] if isinstance(classes, int) else list(classes) if isinstance(classes, Iterable) else None
     ok = given is not None and all(isinstance(c, int) and not isinstance(c, bool) and c >= 0 for c in given)
     if isinstance(classes, Tensor) or not ok or not given:
-        raise TypeError(
-            f"classes: got {classes!r}; accepted is a list of class ids (Python ints >= 0), e.g. classes=[3]"
-        )
+        raise TypeError(f"classes: got {classes!r}; accepted is a list of class ids (Python ints >= 0), e.g. classes=[3]")
     if len(set(given)) != len(given):
         raise ValueError(f"classes: got {classes!r}; accepted are distinct class ids")
     return sorted(given)
@@ -63,9 +55,7 @@ def probe(model: nn.Module, forward: Forward, source: Source, device: torch.devi
     """Number of classes the model knows, from one small batch; refuses what can't serve."""
     inputs, _ = next(iter(source.at([torch.arange(min(2, len(source)))], device=device)))
     if not isinstance(inputs, Tensor):
-        raise TypeError(
-            f"{source.name}: inputs are {type(inputs).__name__}; accepted are tensors (choose one by unpack=)"
-        )
+        raise TypeError(f"{source.name}: inputs are {type(inputs).__name__}; accepted are tensors (choose one by unpack=)")
     if not inputs.is_floating_point():
         raise TypeError(
             f"{source.name}: inputs are {inputs.dtype}; accepted are floating point tensors, prepared "
@@ -81,10 +71,7 @@ def probe(model: nn.Module, forward: Forward, source: Source, device: torch.devi
             "Pass forward=lambda model, inputs: ... that returns them"
         )
     if not bool(torch.isfinite(logits).all()):
-        raise ValueError(
-            f"model: its logits on the first {source.name} batch aren't finite (NaN or inf); nothing "
-            "was changed"
-        )
+        raise ValueError(f"model: its logits on the first {source.name} batch aren't finite (NaN or inf); nothing was changed")
     return logits.shape[1]
 
 
@@ -104,8 +91,7 @@ def known_classes(classes: list[int], outputs: int) -> None:
     unknown = [c for c in classes if c >= outputs]
     if unknown:
         raise ValueError(
-            f"classes: {unknown} unknown to the model, which gives {outputs} logits; accepted are 0 to "
-            f"{outputs - 1}"
+            f"classes: {unknown} unknown to the model, which gives {outputs} logits; accepted are 0 to {outputs - 1}"
         )
 
 
@@ -120,8 +106,5 @@ def clean_retain(retain: Source, classes: list[int], drop_forget: bool) -> Sourc
             "what is to be forgotten. Take them out, or pass drop_forget=True to have them left out here"
         )
     if count == len(retain):
-        raise ValueError(
-            f"retain: all {count} samples have a label in classes={classes}; accepted is a set of other "
-            "classes"
-        )
+        raise ValueError(f"retain: all {count} samples have a label in classes={classes}; accepted is a set of other classes")
     return retain.subset((~inside).nonzero()[:, 0]) if count else retain

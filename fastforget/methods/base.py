@@ -70,20 +70,13 @@ def _method(method: Any, options: dict[str, Any]) -> Method:
     if isinstance(method, str):
         if method not in METHODS:
             raise ValueError(
-                f"method: got {method!r}; accepted are {', '.join(map(repr, METHODS))} or an instance from "
-                "ff.methods"
+                f"method: got {method!r}; accepted are {', '.join(map(repr, METHODS))} or an instance from ff.methods"
             )
         return METHODS[method](**options)
     if not (hasattr(method, "run") and hasattr(method, "receipt")) or isinstance(method, type):
-        raise TypeError(
-            f"method: got {method!r}; accepted are {', '.join(map(repr, METHODS))} or an instance, e.g. "
-            "UNSIR()"
-        )
+        raise TypeError(f"method: got {method!r}; accepted are {', '.join(map(repr, METHODS))} or an instance, e.g. UNSIR()")
     if options:
-        raise TypeError(
-            f"options {', '.join(options)}: give them to {type(method).__name__}(...) when the method "
-            "is an instance"
-        )
+        raise TypeError(f"options {', '.join(options)}: give them to {type(method).__name__}(...) when the method is an instance")
     return method
 
 
@@ -204,10 +197,7 @@ def _task(
 ) -> Task:
     given = [s for s in sets.values() if s is not None]
     if not given:
-        raise ValueError(
-            "retain: not given; accepted is a DataLoader, a Dataset or an (inputs, labels) pair of "
-            "data to keep"
-        )
+        raise ValueError("retain: not given; accepted is a DataLoader, a Dataset or an (inputs, labels) pair of data to keep")
     work = _weights.working_copy(model)
     outputs = _checks.probe(work, forward, given[0], device)
     _checks.known_classes(classes, outputs)
@@ -227,9 +217,7 @@ def _only(data: Source, classes: list[int], *, required: bool) -> Source | None:
     """The set's samples of these classes."""
     inside = torch.isin(data.labels(), torch.tensor(classes)).nonzero()[:, 0]
     if len(inside) == 0 and required:
-        raise ValueError(
-            f"{data.name}: holds no sample of classes={classes}; accepted is data of the classes to forget"
-        )
+        raise ValueError(f"{data.name}: holds no sample of classes={classes}; accepted is data of the classes to forget")
     return data.subset(inside) if len(inside) else None
 
 
@@ -246,10 +234,7 @@ def _verdict(task: Task, proxy: dict[str, Any] | None) -> tuple[bool, str, dict[
         shares[f"{data.name}_accuracy"] = {str(c): v for c, v in by_class.items()}
         gone = gone and not missing and max(by_class.values()) <= GONE_AT
         counts = ", ".join(f"class {c}: {share(v)}" for c, v in by_class.items())
-        said.append(
-            f"on {len(data)} {data.name} samples still right {counts}"
-            + (f", none of {missing}" if missing else "")
-        )
+        said.append(f"on {len(data)} {data.name} samples still right {counts}" + (f", none of {missing}" if missing else ""))
     if said:
         return (
             gone,
@@ -265,9 +250,7 @@ def _verdict(task: Task, proxy: dict[str, Any] | None) -> tuple[bool, str, dict[
 def _refuse_nan(model: nn.Module) -> None:
     for name, value in model.named_parameters():
         if not bool(torch.isfinite(value).all()):
-            raise FloatingPointError(
-                f"the run made {name} NaN or inf; the given model is unchanged. Lower the rates"
-            )
+            raise FloatingPointError(f"the run made {name} NaN or inf; the given model is unchanged. Lower the rates")
 
 
 def _versions() -> dict[str, str]:

@@ -63,20 +63,14 @@ class UNSIR:
     noise_lr: float = 0.1
     noise_lr_decay: str = "none"  # "linear": to zero over the steps
     l2: float | None = 0.1  # lambda, on the squared norm
-    l2_reduction: str = (
-        "sum"  # over an image's pixels: "sum" as published; "mean" keeps lambda's meaning at any image size
-    )
+    l2_reduction: str = "sum"  # over an image's pixels: "sum" as published; "mean" keeps lambda's meaning at any image size
     noise_clamp: tuple[float | None, float | None] | None = None
     noise_mode: str = "eval"  # model's mode while noise is learned: "eval", "train", "as_is"
-    noise_statistics: str = (
-        "restore"  # batch-norm statistics moved by noise_mode="train": "restore" them or let them "drift"
-    )
+    noise_statistics: str = "restore"  # batch-norm statistics moved by noise_mode="train": "restore" them or let them "drift"
     classes_per_batch: int | None = None  # None: all classes learn in one batch; 1: the published loop
     # impair and repair
     images_used: int | None = None  # of noise_batch, for each class; None: all
-    copies: int | None = (
-        20  # how often each noise image is seen in an impair epoch (by index, nothing is copied)
-    )
+    copies: int | None = 20  # how often each noise image is seen in an impair epoch (by index, nothing is copied)
     label_rule: str = "class"  # label of the noise: its "class", or "zero" as in the published notebook
     retain_per_class: int | None = None  # cap, drawn at random
     impair_lr: float | None = 0.02
@@ -102,8 +96,7 @@ class UNSIR:
             if name not in names:
                 near = difflib.get_close_matches(name, names, 1)
                 raise TypeError(
-                    f"UNSIR: unknown option {name!r}{f', did you mean {near[0]!r}?' if near else ''} Known: "
-                    f"{', '.join(names)}"
+                    f"UNSIR: unknown option {name!r}{f', did you mean {near[0]!r}?' if near else ''} Known: {', '.join(names)}"
                 )
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
         for name, value in {**defaults, **PRESETS[preset], **options, "preset": preset}.items():
@@ -113,9 +106,7 @@ class UNSIR:
     def _check(self) -> None:
         for name, accepted in _CHOICES.items():
             if getattr(self, name) not in accepted:
-                raise ValueError(
-                    f"{name}: got {getattr(self, name)!r}; accepted are {', '.join(map(repr, accepted))}"
-                )
+                raise ValueError(f"{name}: got {getattr(self, name)!r}; accepted are {', '.join(map(repr, accepted))}")
         for name in (
             "noise_batch",
             "noise_steps",
@@ -142,18 +133,14 @@ class UNSIR:
             "gone_at",
         ):
             value = getattr(self, name)
-            if value is not None and not (
-                isinstance(value, (int, float)) and value >= 0 and math.isfinite(value)
-            ):
+            if value is not None and not (isinstance(value, (int, float)) and value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name}: got {value!r}; accepted is a finite number >= 0")
         if not 0 < self.held_back < 1:
             raise ValueError(f"held_back: got {self.held_back!r}; accepted is a share between 0 and 1")
         if self.preset != "auto":
             for name in ("l2", "copies", "batch_size", "impair_lr", "repair_lr"):
                 if getattr(self, name) is None:
-                    raise ValueError(
-                        f"{name}: only preset='auto' finds it; give a number for preset={self.preset!r}"
-                    )
+                    raise ValueError(f"{name}: only preset='auto' finds it; give a number for preset={self.preset!r}")
 
     name = "unsir"
 
@@ -161,8 +148,7 @@ class UNSIR:
         """Every option in force, JSON-able; optimiser factories by their name."""
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {
-            k: f"{v.__module__}.{v.__qualname__}" if callable(v) and hasattr(v, "__qualname__") else v
-            for k, v in plain.items()
+            k: f"{v.__module__}.{v.__qualname__}" if callable(v) and hasattr(v, "__qualname__") else v for k, v in plain.items()
         }
 
     def run(self, task: Task) -> dict[str, Any]:
@@ -176,6 +162,12 @@ class UNSIR:
         impair(self, task, retain, noise)
         repair(self, task, retain)
         return {}
+
+
+def _answers_alone(model: nn.Module) -> bool:
+    """Whether, in eval mode, no image's answer depends on the others in its batch."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    return all(m.running_mean is not None for m in norms)
 
 
 @dataclasses.dataclass
@@ -202,16 +194,17 @@ def capped(retain: Source, per_class: int | None, generator: torch.Generator) ->
     return retain.subset(torch.cat(kept).sort().values)
 
 
-def learn_noise(
-    options: UNSIR, task: Task, classes: list[int], like: Tensor, *, sign: float = 1.0, stream: int = 0
-) -> Noise:
+def learn_noise(options: UNSIR, task: Task, classes: list[int], like: Tensor, *, sign: float = 1.0, stream: int = 0) -> Noise:
     """Error-maximising noise for ``classes`` (paper, equation 4); with ``sign=-1`` error-minimising: images
     of what a class looks like.
 
     A class's noise is the same whichever classes learn beside it (up to rounding, where the model answers
     each image on its own).
     """
-    batch, group = options.noise_batch, options.classes_per_batch or len(classes)
+    # an image that is never used needn't be learned, where the model answers each image on its own
+    lean = options.images_used is not None and options.noise_mode == "eval" and _answers_alone(task.model)
+    batch = min(options.noise_batch, options.images_used or options.noise_batch) if lean else options.noise_batch
+    group = options.classes_per_batch or len(classes)
     images = torch.empty(len(classes) * batch, *like.shape, dtype=like.dtype, device=task.device)
     for i, c in enumerate(classes):
         noise_ops.normal_(images[i * batch : (i + 1) * batch], seed=task.seed, stream=stream + c)
@@ -226,7 +219,7 @@ def learn_noise(
             rows = slice(int(part[0]) * batch, (int(part[-1]) + 1) * batch)
             label = "learning noise" if sign > 0 else "learning images"
             with progress(options.noise_steps, label, task.progress) as bar:
-                _learn(options, task, images[rows], labels[rows], len(part), sign, bar)
+                _learn(options, task, images[rows], labels[rows], sign, bar)
     if statistics is not None and options.noise_statistics == "restore":
         _weights.put_back(task.model, statistics)
     if options.label_rule == "zero":
@@ -237,12 +230,12 @@ def learn_noise(
     return Noise(images, labels)
 
 
-def _learn(
-    options: UNSIR, task: Task, x: Tensor, labels: Tensor, classes: int, sign: float, bar: Any
-) -> None:
+def _learn(options: UNSIR, task: Task, x: Tensor, labels: Tensor, sign: float, bar: Any) -> None:
     exp_avg, exp_avg_sq = torch.zeros_like(x), torch.zeros_like(x)
     assert options.l2 is not None
     l2 = options.l2 / (x[0].numel() if options.l2_reduction == "mean" else 1)
+    # loss and l2 are means over one class's noise_batch images; the kernels divide by all the images in x
+    scale = len(x) / options.noise_batch
     rows = []
     for step in range(1, options.noise_steps + 1):
         leaf = x.detach().requires_grad_()
@@ -250,23 +243,18 @@ def _learn(
         loss, dlogits = update.error_max_loss(logits.detach(), labels)
         # loss and l2 are means over one class's images; the kernels divide by all classes' images, hence
         # the factor
-        (gradient,) = torch.autograd.grad(logits, leaf, dlogits.mul_(sign * classes))
-        lr = options.noise_lr * (
-            1 - (step - 1) / options.noise_steps if options.noise_lr_decay == "linear" else 1
-        )
+        (gradient,) = torch.autograd.grad(logits, leaf, dlogits.mul_(sign * scale))
+        lr = options.noise_lr * (1 - (step - 1) / options.noise_steps if options.noise_lr_decay == "linear" else 1)
         sum_sq = update.error_max_step_(
-            x, gradient, exp_avg, exp_avg_sq, step=step, lr=lr, l2=l2 * classes, clamp=options.noise_clamp
+            x, gradient, exp_avg, exp_avg_sq, step=step, lr=lr, l2=l2 * scale, clamp=options.noise_clamp
         )
         rows.append((step, sign * loss.mean() + l2 * sum_sq / len(x), -loss.mean()))
         bar.step()
     phase = "noise" if sign > 0 else "images"
-    task.history += [
-        {"phase": phase, "step": s, "objective": float(j), "error": float(e)} for s, j, e in rows
-    ]
+    task.history += [{"phase": phase, "step": s, "objective": float(j), "error": float(e)} for s, j, e in rows]
     if not all(math.isfinite(float(j)) for _, j, _ in rows):
         raise RuntimeError(
-            f"learning {phase} gave NaN or inf; the model is unchanged. Lower noise_lr, or check the "
-            "model's logits"
+            f"learning {phase} gave NaN or inf; the model is unchanged. Lower noise_lr, or check the model's logits"
         )
 
 
@@ -321,9 +309,7 @@ def train(
     mean = float(total) / seen
     task.history.append({"phase": phase, "lr": lr, "loss": mean, "samples": seen})
     if not math.isfinite(mean):
-        raise FloatingPointError(
-            f"{phase}: the loss became {mean} at rate {lr:g}; the model is unchanged. Lower the rate"
-        )
+        raise FloatingPointError(f"{phase}: the loss became {mean} at rate {lr:g}; the model is unchanged. Lower the rate")
 
 
 def _order(retained: int, noisy: int, size: int, task: Task) -> list[Tensor]:
@@ -336,9 +322,7 @@ def _order(retained: int, noisy: int, size: int, task: Task) -> list[Tensor]:
     return batches
 
 
-def _mixed(
-    task: Task, retain: Source, noise: Noise | None, order: list[Tensor]
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _mixed(task: Task, retain: Source, noise: Noise | None, order: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of ``order``: numbers below ``len(retain)`` are retained samples, those above go round
     the noise, by index.
     """
