@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
+from tolerance import FLOATS, assert_two_times
 
 from fastforget.ops import mask
-from tolerance import FLOATS, assert_two_times
 
 SIZES = [0, 1, 3, 16, 63, 64, 65, 1025, 70_001]
 

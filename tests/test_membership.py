@@ -8,10 +8,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from tolerance import FLOATS, assert_two_times, error
 from torch.nn import functional as F
 
 from fastforget.ops import membership
-from tolerance import FLOATS, assert_two_times, error
 
 SHAPES = [(0, 2), (1, 2), (3, 10), (15, 3), (16, 10), (17, 10), (65, 7), (200, 33), (33, 100), (5, 1000), (3, 4099), (2, 9001)]
 NAMES = ("loss", "confidence", "entropy", "modified_entropy", "margin", "logit_confidence")
@@ -47,22 +47,24 @@ def exact_scores(z, y):
         masked = z.copy()
         masked[rows, columns] = -np.inf
         m = masked.max(1)
-        return m + np.log(np.exp(masked - m[:, None]).sum(1)), m
+        return np.log(np.exp(masked - m[:, None]).sum(1)), m
 
-    other, other_max = lse_without(y)
-    tail, _ = lse_without(top)
     z_y, z_top = z[rows, y], z[rows, top]
-    phi = z_y - other
+    spread, other_max = lse_without(y)
+    phi = (z_y - other_max) - spread  # differences first: an offset common to all logits costs no digits
+    other = (other_max - z_top) + spread
+    spread, tail_max = lse_without(top)
+    tail = (tail_max - z_top) + spread
     loss = np.logaddexp(np.longdouble(0), -phi)
-    log_total = np.log1p(np.exp(tail - z_top))
+    log_total = np.log1p(np.exp(tail))
     d = z - z_top[:, None]
     p = np.exp(d - log_total[:, None])
     entropy = log_total - (p * d).sum(1)
     log_not_p = np.log1p(-np.where(np.arange(z.shape[1]) == top[:, None], 0, p))
-    log_not_p[rows, top] = tail - z_top - log_total
+    log_not_p[rows, top] = tail - log_total
     terms = p * log_not_p
     terms[rows, y] = 0
-    not_p_y = np.exp(other - z_top - log_total)
+    not_p_y = np.exp(other - log_total)
     modified = not_p_y * loss - terms.sum(1)
     values = (loss, np.exp(-loss), entropy, modified, z_y - other_max, phi)
     return tuple(torch.from_numpy(v.astype(np.float64)) for v in values)
@@ -104,6 +106,14 @@ def test_confident_rows_keep_relative_accuracy(implementation, gap, right):
         shown = e.abs() > 1e-30  # below, float32 has no normal numbers left for products of two small factors
         relative = ((value.to(torch.float64) - e).abs() / e.abs())[shown]
         assert shown.sum() == 0 or relative.max().item() < 16 * torch.finfo(torch.float32).eps * max(1.0, gap / 8), name
+
+
+def test_a_common_offset_costs_nothing(implementation):
+    z = torch.randint(-8, 8, (50, 6)).float()
+    y = torch.randint(0, 6, (50,))
+    near, far = membership.membership_scores(z, y), membership.membership_scores(z + 2.0**20, y)
+    for name in NAMES:
+        assert torch.equal(getattr(near, name), getattr(far, name)), name
 
 
 def test_no_saturation(implementation):

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
+from tolerance import FLOATS, ulps
 
 from fastforget.ops import noise
 from fastforget.reference.noise import standard_normals
-from tolerance import FLOATS, ulps
 
 SIZES = [0, 1, 2, 3, 4, 5, 7, 15, 63, 64, 65, 255, 1023, 1024, 1025, 4097, 70001]
 

@@ -98,7 +98,8 @@ def membership_scores(logits: Tensor, labels: Tensor, *, temperature: float = 1.
         [scores, correct],
         (rows, labels.reshape(-1), float(temperature), scores, correct),
     )
-    return MembershipScores(*(s.view(shape) for s in scores.unbind(0)), correct.view(shape))
+    loss, confidence, entropy, modified_entropy, margin, logit_confidence = (s.view(shape) for s in scores.unbind(0))
+    return MembershipScores(loss, confidence, entropy, modified_entropy, margin, logit_confidence, correct.view(shape))
 
 
 def _without_nan(name: str, x: Tensor, nan: str) -> tuple[Tensor, int]:

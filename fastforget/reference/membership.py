@@ -35,16 +35,19 @@ def membership_scores(logits: Tensor, labels: Tensor, temperature: float, scores
 
     z_y = z.gather(1, y)[:, 0]
     others = z.masked_fill(at_label, -math.inf)
-    logit_confidence = z_y - torch.logsumexp(others, dim=1)
+    nearest = others.amax(dim=1)
+    margin = z_y - nearest
+    # differences first: an offset common to all logits must not cost digits
+    spread = (others - torch.where(nearest.isfinite(), nearest, 0.0)[:, None]).exp().sum(dim=1)
+    logit_confidence = torch.where(nearest.isfinite(), margin - spread.log(), margin)
     loss = log_total - distance.gather(1, y)[:, 0]
-    margin = z_y - others.amax(dim=1)
 
     zero = torch.zeros((), dtype=z.dtype, device=z.device)
     weighted = torch.where(e > 0, e * distance, zero).sum(dim=1)
     entropy = log_total - weighted / total
 
     p = e / total[:, None]
-    log_tail = torch.logsumexp(z.masked_fill(at_top, -math.inf), dim=1) - top[:, 0]
+    log_tail = torch.logsumexp(distance.masked_fill(at_top, -math.inf), dim=1)
     log_not_p = torch.where(at_top, (log_tail - log_total)[:, None], torch.log1p(-p))
     elsewhere = torch.where(at_label | (p == 0), zero, p * log_not_p).sum(dim=1)
     not_p_y = e.masked_fill(at_label, 0.0).sum(dim=1) / total
