@@ -67,8 +67,8 @@ def audit(
     >>> _ = torch.manual_seed(0)
     >>> x, y = torch.randn(90, 4), torch.arange(90) % 3
     >>> net = torch.nn.Linear(4, 3)
-    >>> report = ff.audit({"original": net}, forget=(x[:9], y[:9]), retain=(x[9:60], y[9:60]), test=(x[60:],
-    y[60:]))
+    >>> sets = {"forget": (x[:9], y[:9]), "retain": (x[9:60], y[9:60]), "test": (x[60:], y[60:])}
+    >>> report = ff.audit({"original": net}, **sets)
     >>> report.verdict
     'NO REFERENCE'
     """
