@@ -1,9 +1,10 @@
 """What the Triton kernels of every family share: scalars, storage rounding, pointer tables, launch context.
 
-Lists of tensors go to the device as one pointer table, so that a list costs one launch for each storage
-dtype and not one for each tensor. Host work: about 0.3 us a tensor to collect addresses and sizes and to
-look the table up; when the same list comes again (a training loop) that is all. A new list also pays one
-small copy from pinned memory, which doesn't wait for the device.
+Lists of tensors go to the device as one pointer table, so that a list costs one launch for each storage dtype and
+not one for each tensor. Host work, measured on a server core without a GPU: 0.65 us a tensor to collect addresses
+and sizes and to look the table up (105 us for the 161 tensors of a ResNet-50); when the same list comes again (a
+training loop) that is all before the launch. A new list also pays 50 us to build the table and one small copy from
+pinned memory, which doesn't wait for the device.
 """
 
 from __future__ import annotations

@@ -121,9 +121,13 @@ def dampen_(
         n = p.numel()
         if n == 0:
             continue
-        addresses = (p.data_ptr(), f.data_ptr(), r.data_ptr())
-        aligned = all(address % 16 == 0 for address in addresses)
-        groups.setdefault((p.dtype, aligned), []).append((index, *addresses, n, triton.cdiv(n, CHUNK)))
+        addresses = p.data_ptr(), f.data_ptr(), r.data_ptr()
+        key = p.dtype, (addresses[0] | addresses[1] | addresses[2]) & 15 == 0
+        entry = (index, *addresses, n, (n + CHUNK - 1) // CHUNK)
+        if key in groups:
+            groups[key].append(entry)
+        else:
+            groups[key] = [entry]
 
     for (dtype, aligned), entries in groups.items():
         meta = {

@@ -227,19 +227,31 @@ def _launch(
     start: Sequence[int],
     add: bool,
 ) -> None:
+    # this loop is the host's cost, so it handles plain integers and calls nothing that can wait
+    mean_bits, std_bits = [float_bits(v) for v in mean], [float_bits(v) for v in std]
     groups: dict[tuple[torch.dtype, bool], list[tuple[int, ...]]] = {}
     for index, x in enumerate(xs):
         n = x.numel()
         if n == 0:
             continue
-        first = _pick(start, index)
-        address = x.data_ptr()
-        aligned = (address - first % 4 * x.element_size()) % 16 == 0
+        first, address, dtype = _pick(start, index), x.data_ptr(), x.dtype
+        shift = first & 3
+        key = dtype, (address - shift * dtype.itemsize) & 15 == 0
+        chunks = (n + shift + CHUNK - 1) // CHUNK
         entry = (
-            index, address, n, first, stream + index,
-            float_bits(_pick(mean, index)), float_bits(_pick(std, index)), triton.cdiv(n + first % 4, CHUNK),
-        )  # fmt: skip
-        groups.setdefault((x.dtype, aligned), []).append(entry)
+            index,
+            address,
+            n,
+            first,
+            stream + index,
+            _pick(mean_bits, index),
+            _pick(std_bits, index),
+            chunks,
+        )
+        if key in groups:
+            groups[key].append(entry)
+        else:
+            groups[key] = [entry]
 
     for (dtype, aligned), entries in groups.items():
         meta = {
@@ -249,8 +261,8 @@ def _launch(
         x = xs[entries[0][0]]
         with on_device(x):
             if len(entries) == 1:
-                _, _, n, first, word, mean_bits, std_bits, chunks = entries[0]
-                noise_one_kernel[(chunks,)](x, n, first, seed, word, step, mean_bits, std_bits, **meta)
+                _, _, n, first, word, mean_word, std_word, chunks = entries[0]
+                noise_one_kernel[(chunks,)](x, n, first, seed, word, step, mean_word, std_word, **meta)
             else:
                 columns = list(zip(*entries, strict=True))
                 table, programs, steps = work_table(columns[1:7], columns[7], x.device)
