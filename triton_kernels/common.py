@@ -1,10 +1,10 @@
 """What the Triton kernels of every family share: scalars, storage rounding, pointer tables, launch context.
 
-Lists of tensors go to the device as one pointer table, so that a list costs one launch for each storage dtype and
-not one for each tensor. Host work, measured on a server core without a GPU: 0.65 us a tensor to collect addresses
-and sizes and to look the table up (105 us for the 161 tensors of a ResNet-50); when the same list comes again (a
-training loop) that is all before the launch. A new list also pays 50 us to build the table and one small copy from
-pinned memory, which doesn't wait for the device.
+Lists of tensors go to the device as one pointer table, so that a list costs one launch for each storage
+dtype and not one for each tensor. Host work, measured on a server core without a GPU: 0.65 us a tensor to
+collect addresses and sizes and to look the table up (105 us for the 161 tensors of a ResNet-50); when the
+same list comes again (a training loop) that is all before the launch. A new list also pays 50 us to build
+the table and one small copy from pinned memory, which doesn't wait for the device.
 """
 
 from __future__ import annotations
@@ -76,9 +76,7 @@ def device_table(values: Sequence[int], device: torch.device) -> Tensor:
     return table
 
 
-def work_table(
-    columns: Sequence[Sequence[int]], chunks: Sequence[int], device: torch.device
-) -> tuple[Tensor, int, int]:
+def work_table(columns: Sequence[Sequence[int]], chunks: Sequence[int], device: torch.device) -> tuple[Tensor, int, int]:
     """Table for a list: row 0 is each tensor's first chunk, then one row for each column.
 
     Returns:

@@ -69,9 +69,7 @@ def _dampen_chunk(
         inside = begin + lane < n
         f = tl.load(f_at + lane, mask=inside, other=0.0)
         r = tl.load(r_at + lane, mask=inside, other=0.0)
-        p, selected = _dampened(
-            tl.load(p_at + lane, mask=inside, other=0.0), f, r, alpha, lam, DTYPE, COMPUTE
-        )
+        p, selected = _dampened(tl.load(p_at + lane, mask=inside, other=0.0), f, r, alpha, lam, DTYPE, COMPUTE)
         tl.store(p_at + lane, p, mask=inside)
         chosen = tl.sum((selected & inside).to(tl.int64), 0)
     if chosen > 0:

@@ -154,9 +154,7 @@ def membership_scores_kernel(
                 far_weighted += more_weighted
                 k += WIDTH
         gap = distance(second, top, scale, scale_low, SCALED)
-        far_log = tl.where(
-            second > -float("inf"), gap + log_of_positive(tl.where(far > 0, far, 1.0)), -float("inf")
-        )
+        far_log = tl.where(second > -float("inf"), gap + log_of_positive(tl.where(far > 0, far, 1.0)), -float("inf"))
         log_rest = tl.where(tiny, far_log, log_rest)
         rest = tl.where(tiny, exp_to_the_end(far_log), rest)
         # the mean distance times the tail, each in its own range
@@ -190,9 +188,7 @@ def membership_scores_kernel(
     tl.store(correct + rows, (defined & (first == y)).to(tl.int8), mask=in_rows)
 
 
-def membership_scores(
-    logits: Tensor, labels: Tensor, temperature: float, scores: Tensor, correct: Tensor
-) -> None:
+def membership_scores(logits: Tensor, labels: Tensor, temperature: float, scores: Tensor, correct: Tensor) -> None:
     n, classes = logits.shape
     if n == 0:
         return

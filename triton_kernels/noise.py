@@ -208,9 +208,7 @@ def random_bits(out: Tensor, seed: int, stream: int, step: int, start: int) -> N
     aligned = (out.data_ptr() - start % 4 * out.element_size()) % 16 == 0
     with on_device(out):
         grid = (triton.cdiv(n + start % 4, CHUNK),)
-        bits_kernel[grid](
-            out, n, start, seed, stream, step, ALIGNED=aligned, CHUNK=CHUNK, num_warps=NUM_WARPS
-        )
+        bits_kernel[grid](out, n, start, seed, stream, step, ALIGNED=aligned, CHUNK=CHUNK, num_warps=NUM_WARPS)
 
 
 def _pick(values: Sequence, index: int):
@@ -281,7 +279,5 @@ def normal_(
     _launch(xs, mean, std, seed, stream, step, start, add=False)
 
 
-def add_normal_(
-    xs: Sequence[Tensor], std: Sequence[float], seed: int, stream: int, step: int, start: Sequence[int]
-) -> None:
+def add_normal_(xs: Sequence[Tensor], std: Sequence[float], seed: int, stream: int, step: int, start: Sequence[int]) -> None:
     _launch(xs, (0.0,), std, seed, stream, step, start, add=True)

@@ -118,9 +118,7 @@ def error_max_loss(logits: Tensor, labels: Tensor, loss: Tensor, dlogits: Tensor
         )
 
 
-@triton.jit(
-    do_not_specialize=["l2", "take1", "beta2", "take2", "step_size", "root_bc2", "eps", "low", "high"]
-)
+@triton.jit(do_not_specialize=["l2", "take1", "beta2", "take2", "step_size", "root_bc2", "eps", "low", "high"])
 def error_max_step_kernel(
     x, grad, exp_avg, exp_avg_sq, partials, n,
     l2: tl.int64, take1: tl.int64, beta2: tl.int64, take2: tl.int64, step_size: tl.int64, root_bc2: tl.int64,
