@@ -33,7 +33,7 @@ format: $(VENV)/.lint
 	$(VENV)/bin/clang-format -i $(CSRC_FORMATTED)
 
 bench: setup
-	$(PY) -m fastforget bench $(ARGS)
+	$(PY) -m fastforget bench --readme $(ARGS)
 
 info: setup
 	$(PY) -m fastforget info

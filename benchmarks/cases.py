@@ -40,9 +40,7 @@ class Place:
     def __init__(self, index: int = 0, device: str = "cpu") -> None:
         self.index, self.device = index, torch.device(device)
         self._layout = torch.Generator().manual_seed(1000 + index)
-        self._values = torch.Generator(self.device).manual_seed(
-            7
-        )  # the values are the same in every placement
+        self._values = torch.Generator(self.device).manual_seed(7)  # the values are the same in every placement
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         count = torch.Size(shape).numel()
@@ -102,9 +100,7 @@ def error(result: Tensor, truth: Tensor) -> tuple[float, float]:
     finite = torch.isfinite(want)
     same = torch.where(finite, torch.isfinite(got), (got == want) | (torch.isnan(got) & torch.isnan(want)))
     if not bool(same.all()):
-        raise WrongResult(
-            f"{int((~same).sum())} of {same.numel()} values are not finite, or finite where they must not be"
-        )
+        raise WrongResult(f"{int((~same).sum())} of {same.numel()} values are not finite, or finite where they must not be")
     zero = torch.zeros((), dtype=torch.float64, device=want.device)
     distance = torch.where(finite, got - want, zero).abs()
     scale = torch.where(finite, want, zero).abs()
@@ -118,9 +114,7 @@ class Judge:
     to judge.
     """
 
-    def __init__(
-        self, truth: Sequence[Tensor], read: Callable[[str, Any], Sequence[Tensor]], exact: bool = False
-    ) -> None:
+    def __init__(self, truth: Sequence[Tensor], read: Callable[[str, Any], Sequence[Tensor]], exact: bool = False) -> None:
         self.truth, self.read, self.exact = truth, read, exact
         self.allowed: list[float] | None = None
 
@@ -131,9 +125,7 @@ class Judge:
         measured = []
         for i, (value, truth) in enumerate(zip(values, self.truth, strict=True)):
             if value.shape != truth.shape:
-                raise WrongResult(
-                    f"{name}: result {i} has shape {tuple(value.shape)}, due is {tuple(truth.shape)}"
-                )
+                raise WrongResult(f"{name}: result {i} has shape {tuple(value.shape)}, due is {tuple(truth.shape)}")
             if self.exact:
                 if not torch.equal(value, truth):
                     raise WrongResult(f"{name}: result {i} is not bit-exact")

@@ -49,22 +49,14 @@ def cases(options: Options, big: int) -> list[Case]:
         rows_update.error_max_step("x".join(map(str, pixels)), pixels, options, False),
         rows_mask.dampen(label, [(big,)], options, False),
         *(rows_mask.dampen(name, list(shape), options, False) for name, shape in lists),
-        *(
-            rows_membership.membership_scores(f"{big // k}x{k}", big // k, k, options, False)
-            for k in (10, 100, 1000)
-        ),
-        *(
-            rows_membership.roc_stats(name, n, False)
-            for name, n in ((("10K", 10_000),) if few else (("1M", 10**6), ("16M", 1 << 24)))
-        ),
+        *(rows_membership.membership_scores(f"{big // k}x{k}", big // k, k, options, False) for k in (10, 100, 1000)),
+        *(rows_membership.roc_stats(name, n, False) for name, n in ((("10K", 10_000),) if few else (("1M", 10**6), ("16M", 1 << 24)))),
     ]
 
 
 def events(call: Call, count: int) -> list[float]:
     """Seconds of each of ``count`` calls on the current stream."""
-    marks = [
-        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(count)
-    ]
+    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(count)]
     for begin, end in marks:
         begin.record()
         call()
@@ -167,15 +159,9 @@ def attempt(case: Case, options: Options, small: bool) -> dict[str, Any]:
 def with_ratios(row: dict[str, Any], bandwidth: dict[str, float]) -> dict[str, Any]:
     for key, seconds in row["seconds"].items():
         if key.startswith("ours"):
-            row.setdefault("share_of_copy_bandwidth", {})[key] = (
-                row["bytes_touched"] / seconds / bandwidth["copy"]
-            )
-            row.setdefault("share_of_read_bandwidth", {})[key] = (
-                row["bytes_touched"] / seconds / bandwidth["read"]
-            )
-            row.setdefault("ratios", {})[key] = {
-                rival: s / seconds for rival, s in row["seconds"].items() if not rival.startswith("ours")
-            }
+            row.setdefault("share_of_copy_bandwidth", {})[key] = row["bytes_touched"] / seconds / bandwidth["copy"]
+            row.setdefault("share_of_read_bandwidth", {})[key] = row["bytes_touched"] / seconds / bandwidth["read"]
+            row.setdefault("ratios", {})[key] = {rival: s / seconds for rival, s in row["seconds"].items() if not rival.startswith("ours")}
     return row
 
 
@@ -211,9 +197,7 @@ def table(result: dict[str, Any]) -> str:
                     )
                 )
         lines += [(row["op"], row["case"], name, note, "", "", "") for name, note in row["notes"].items()]
-    return rows.aligned(
-        ("op", "case", "variant", "time", "vs eager", "vs compiled", "of copy bandwidth"), lines
-    )
+    return rows.aligned(("op", "case", "variant", "time", "vs eager", "vs compiled", "of copy bandwidth"), lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -29,9 +29,7 @@ def series(rows: list[dict[str, Any]], family: str) -> dict[str, list[Point]]:
         suffix = f", {row['isa']}" if len(isas) > 1 else ""
         for rival in ("eager", "published"):
             if row["ratios"].get(rival):
-                found.setdefault(f"{row['op']} vs {rival}{suffix}", []).append(
-                    (row["elements"], row["ratios"][rival])
-                )
+                found.setdefault(f"{row['op']} vs {rival}{suffix}", []).append((row["elements"], row["ratios"][rival]))
     return {name: sorted(points) for name, points in found.items() if len(points) > 1}
 
 
@@ -53,11 +51,7 @@ def _marker(kind: str, x: float, y: float, colour: str, title: str) -> str:
 def _panel(title: str, lines: dict[str, list[Point]], dx: float, dy: float) -> str:
     points = [p for line in lines.values() for p in line]
     xs, ys = _decades(min(p[0] for p in points), max(p[0] for p in points)), [p[1] for p in points]
-    ticks = [
-        t
-        for t in (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-        if t <= 1.3 * max(ys) and t >= 0.7 * min(*ys, 1.0)
-    ]
+    ticks = [t for t in (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if t <= 1.3 * max(ys) and t >= 0.7 * min(*ys, 1.0)]
     low, high = math.log10(min(*ys, ticks[0]) * 0.9), math.log10(max(*ys, ticks[-1]) * 1.15)
     legend = 15 * len(lines)
     height = HEIGHT - legend
@@ -89,10 +83,7 @@ def _panel(title: str, lines: dict[str, list[Point]], dx: float, dy: float) -> s
         out.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"{dashes}/>')
         out += [_marker(marker, *at(p), colour, f"{name}: {p[0]:.0f} elements, {p[1]:.1f}x") for p in line]
         y = height + 4 + 15 * i
-        out.append(
-            _marker(marker, LEFT + 4, y, colour, name)
-            + f'<text x="{LEFT + 16}" y="{y + 4}">{escape(name)}</text>'
-        )
+        out.append(_marker(marker, LEFT + 4, y, colour, name) + f'<text x="{LEFT + 16}" y="{y + 4}">{escape(name)}</text>')
     return "\n".join([*out, "</g>"])
 
 
@@ -102,14 +93,9 @@ def ratios_by_size(rows: list[dict[str, Any]], families: dict[str, str]) -> str:
     panels = [(title, lines) for family, title in families.items() if (lines := series(rows, family))]
     columns = min(2, max(1, len(panels)))
     down = max(1, math.ceil(len(panels) / columns))
-    body = [
-        _panel(title, lines, (i % columns) * WIDTH, (i // columns) * (HEIGHT + 6))
-        for i, (title, lines) in enumerate(panels)
-    ]
+    body = [_panel(title, lines, (i % columns) * WIDTH, (i // columns) * (HEIGHT + 6)) for i, (title, lines) in enumerate(panels)]
     w, h = columns * WIDTH, down * (HEIGHT + 6)
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img">'
-    )
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img">'
     label = "<title>How many times as fast as plain PyTorch, by number of elements</title>"
     frame = f'<rect width="{w}" height="{h}" fill="#fff"/>'
     return "\n".join([head, label, f"<style>{STYLE}</style>", frame, *body, "</svg>"]) + "\n"

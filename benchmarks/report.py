@@ -65,8 +65,7 @@ def _machine_lines(result: dict[str, Any]) -> list[str]:
     caches = ", ".join(f"{name} {size}" for name, size in m["caches"].items())
     return [
         f"{m['cpu']}, {m['cores']} cores, {caches}",
-        f"torch {m['torch']} ({m['torch_cpu']}), Python {m['python']}, {m['system']}, "
-        f"huge pages: {m['huge_pages']}",
+        f"torch {m['torch']} ({m['torch_cpu']}), Python {m['python']}, {m['system']}, huge pages: {m['huge_pages']}",
         f"fastforget {m['fastforget']}, {m['compiler']}, instruction sets {', '.join(s['isas'])}",
         f"{m['date']}, {s['threads']} thread(s), {s['clock']}, {s['placements']} placements, "
         f"load {m['load_before']} before, {m.get('load_after')} after",
@@ -84,15 +83,12 @@ def text(result: dict[str, Any]) -> str:
         parts.append("UNSIR's noise phase\n" + rows.aligned(tuple(extra[0]), [_plain(row) for row in extra]))
     others = [line for row in result["rows"] for line in _other_lines(row)]
     if others:
-        parts.append(
-            "Further plain forms\n" + rows.aligned(("op", "case", "isa", "form", "time", "vs ours"), others)
-        )
+        parts.append("Further plain forms\n" + rows.aligned(("op", "case", "isa", "form", "time", "vs ours"), others))
     judged = [row for row in result["rows"] if row["met"] is not None]
     missed = [row for row in judged if not row["met"]]
     parts.append(f"{len(judged) - len(missed)} of {len(judged)} rows with bars meet them")
-    parts.append(
-        "\n".join(f"missed: {row['op']} {row['case']} {row['isa']}: {rows.bars(row)}" for row in missed)
-    )
+    if missed:
+        parts.append("\n".join(f"missed: {row['op']} {row['case']} {row['isa']}: {rows.bars(row)}" for row in missed))
     return "\n\n".join(parts)
 
 
@@ -148,11 +144,7 @@ def markdown(result: dict[str, Any], source: str, picture: str) -> str:
     judged = sum(row["met"] is not None for row in result["rows"])
     parts.append(f"## Bars\n\n{judged - len(missed)} of {judged} rows with bars meet them.")
     if missed:
-        parts.append(
-            "\n".join(
-                f"- missed: {row['op']} {row['case']}, {row['isa']}: {rows.bars(row)}" for row in missed
-            )
-        )
+        parts.append("\n".join(f"- missed: {row['op']} {row['case']}, {row['isa']}: {rows.bars(row)}" for row in missed))
     return "\n\n".join(parts) + "\n"
 
 

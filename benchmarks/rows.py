@@ -39,9 +39,7 @@ FIELDS = (
 COLUMNS = ("eager", "compiled", "limit", "published")
 
 
-def build(
-    case: Case, samples: dict[str, Sample], memory: dict[str, int | None], options: Options
-) -> list[dict[str, Any]]:
+def build(case: Case, samples: dict[str, Sample], memory: dict[str, int | None], options: Options) -> list[dict[str, Any]]:
     """One row an instruction set. Times in seconds a call; ``ratios``: rival / ours, but ours / limit for
     the limit."""
     rows = []
@@ -170,6 +168,4 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
 def aligned(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     table = [tuple(heads), *map(tuple, lines)]
     widths = [max(len(line[i]) for line in table) for i in range(len(heads))]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in table
-    )
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in table)

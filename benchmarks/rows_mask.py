@@ -54,9 +54,7 @@ def _work(place: Place, shape_list: Sequence[Sequence[int]], options: Options) -
     forget, retain = map(list, zip(*(importances(place, shape) for shape in shape_list), strict=True))
     start = [p.clone() for p in params]
 
-    truth = [
-        p.clone() for p in params
-    ]  # float32 operations in the definition's order: bit-exact is what is asked
+    truth = [p.clone() for p in params]  # float32 operations in the definition's order: bit-exact is what is asked
     count = torch.zeros((), dtype=torch.int64, device=params[0].device)
     reference.dampen_(truth, forget, retain, count, ALPHA, LAM)
 

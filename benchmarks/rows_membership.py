@@ -34,9 +34,7 @@ def eager_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     confidence = p.gather(1, index)[:, 0]
     entropy = -(p * log_p).sum(dim=1)
     others = p.scatter(1, index, 0.0)
-    modified = -(1.0 - confidence) * log_p.gather(1, index)[:, 0] - (
-        others * (1.0 - others).clamp_min(1e-30).log()
-    ).sum(1)
+    modified = -(1.0 - confidence) * log_p.gather(1, index)[:, 0] - (others * (1.0 - others).clamp_min(1e-30).log()).sum(1)
     z_y = logits.gather(1, index)[:, 0]
     rivals = logits.scatter(1, index, -math.inf)
     margin = z_y - rivals.amax(dim=1)
@@ -47,9 +45,7 @@ def eager_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
 def _scores_work(place: Place, n: int, classes: int, options: Options) -> Work:
     labels = place.integers(classes, n)
     logits = place.normal(n, classes, scale=2.0)
-    logits.scatter_add_(
-        1, labels[:, None], torch.full((n, 1), 4.0, device=logits.device)
-    )  # a trained model: mostly right
+    logits.scatter_add_(1, labels[:, None], torch.full((n, 1), 4.0, device=logits.device))  # a trained model: mostly right
     run = {
         "ours": lambda: membership.membership_scores(logits, labels),
         "eager": lambda: eager_scores(logits, labels),
@@ -89,18 +85,14 @@ def argsort_roc(member: Tensor, nonmember: Tensor, fprs: Sequence[float]) -> lis
     is_member[: member.numel()] = 1.0
     order = torch.argsort(scores, descending=True)
     scores, is_member = scores[order], is_member[order].double()
-    last = torch.cat(
-        (torch.where(scores.diff())[0], torch.tensor([scores.numel() - 1], device=scores.device))
-    )
+    last = torch.cat((torch.where(scores.diff())[0], torch.tensor([scores.numel() - 1], device=scores.device)))
     tp = is_member.cumsum(0)[last]
     fp = 1.0 + last - tp
     zero = torch.zeros(1, dtype=torch.float64, device=scores.device)
     tpr, fpr = torch.cat((zero, tp / tp[-1])), torch.cat((zero, fp / fp[-1]))
     auc = torch.trapezoid(tpr, fpr)
     gain = tpr - fpr
-    at = (
-        torch.searchsorted(fpr, torch.tensor(fprs, dtype=torch.float64, device=scores.device), right=True) - 1
-    )
+    at = torch.searchsorted(fpr, torch.tensor(fprs, dtype=torch.float64, device=scores.device), right=True) - 1
     return [auc, (1.0 + gain.max()) / 2.0, gain.abs().max(), tpr[at]]
 
 
@@ -148,7 +140,5 @@ def roc_stats(label: str, n: int, large: bool) -> Case:
 
 def cases(options: Options) -> list[Case]:
     large = {"50000x100", "10000x1000"}
-    rows = [
-        membership_scores(label, *shape, options, label in large) for label, shape in SCORE_SHAPES.items()
-    ]
+    rows = [membership_scores(label, *shape, options, label in large) for label, shape in SCORE_SHAPES.items()]
     return [*rows, *(roc_stats(label, n, False) for label, n in ROC_SIZES.items())]

@@ -28,31 +28,23 @@ def windows(count: int) -> Iterator[slice]:
         yield slice(begin, begin + WINDOW)
 
 
-def check_defined(
-    name: str, before: Sequence[Tensor | None], after: Sequence[Tensor], std: float, step: int
-) -> None:
+def check_defined(name: str, before: Sequence[Tensor | None], after: Sequence[Tensor], std: float, step: int) -> None:
     """Ours is a function of (seed, stream, step, index): within 1e-6 of its float64 value, plus one
     rounding of the storage."""
     for i, x in enumerate(after):
         flat = x.view(-1)
         for part in windows(flat.numel()):
             count = part.stop - part.start
-            z = reference.standard_normals(
-                count, seed=SEED, stream=i, step=step, start=part.start, device=x.device
-            )
+            z = reference.standard_normals(count, seed=SEED, stream=i, step=step, start=part.start, device=x.device)
             base = before[i]
             truth = std * z if base is None else base.view(-1)[part].double() + std * z
             worst = (flat[part].double() - truth).abs()
             allowed = std * 1e-6 + truth.abs() * torch.finfo(x.dtype).eps
             if not bool((worst <= allowed).all()):
-                raise WrongResult(
-                    f"{name}: tensor {i} is off by up to {float(worst.max()):.3g} from the definition"
-                )
+                raise WrongResult(f"{name}: tensor {i} is off by up to {float(worst.max()):.3g} from the definition")
 
 
-def check_distribution(
-    name: str, before: Sequence[Tensor | None], after: Sequence[Tensor], std: float
-) -> None:
+def check_distribution(name: str, before: Sequence[Tensor | None], after: Sequence[Tensor], std: float) -> None:
     """Other generators draw other numbers; what can be asked of them is N(0, std): mean and variance within
     six of their sigmas."""
     zs = []
@@ -78,9 +70,7 @@ def eager_bits(n: int, device: torch.device) -> Tensor:
     return torch.randint(-(2**31), 2**31, (n,), dtype=torch.int32, device=device)
 
 
-def _add_work(
-    place: Place, shape_list: Sequence[Sequence[int]], dtype: torch.dtype, options: Options
-) -> Work:
+def _add_work(place: Place, shape_list: Sequence[Sequence[int]], dtype: torch.dtype, options: Options) -> Work:
     single = len(shape_list) == 1
     xs = [place.normal(*shape, dtype=dtype) for shape in shape_list]
     start = [x.clone() for x in xs]
@@ -120,13 +110,9 @@ def _add_work(
     return Work(run, judge, reset)
 
 
-def add_normal(
-    label: str, shape_list: Sequence[Sequence[int]], dtype: torch.dtype, options: Options, large: bool
-) -> Case:
+def add_normal(label: str, shape_list: Sequence[Sequence[int]], dtype: torch.dtype, options: Options, large: bool) -> Case:
     count = shapes.numel([tuple(s) for s in shape_list])
-    shape = (
-        "x".join(map(str, shape_list[0])) if len(shape_list) == 1 else f"{len(shape_list)} tensors, {count}"
-    )
+    shape = "x".join(map(str, shape_list[0])) if len(shape_list) == 1 else f"{len(shape_list)} tensors, {count}"
     return Case(
         "add_normal_",
         label,

@@ -98,9 +98,7 @@ def _case(op: str, label: str, tensors: int, make: Make, kind: str) -> Case:
         return Work({"ours": calls[kind], "eager": calls["eager"], other: calls[other]}, _finite)
 
     shape = str(SMALL) if tensors == 1 else f"{tensors} tensors of {SMALL}"
-    return Case(
-        op, f"{label}, {kind}", shape, "float32", SMALL * tensors, prepare, unit="element", family="overhead"
-    )
+    return Case(op, f"{label}, {kind}", shape, "float32", SMALL * tensors, prepare, unit="element", family="overhead")
 
 
 def cases(options: Options) -> list[Case]:

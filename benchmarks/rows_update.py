@@ -123,17 +123,13 @@ def _step_work(place: Place, shape: tuple[int, ...], options: Options) -> Work:
     m, v = place.zeros(*shape), place.zeros(*shape)
     start = x.clone()
     count = {"ours": 0}
-    step = torch.zeros(
-        (), dtype=torch.float64, device=x.device
-    )  # its bias corrections are those of a Python float
+    step = torch.zeros((), dtype=torch.float64, device=x.device)  # its bias corrections are those of a Python float
     eager, fused = EagerStep(x, grad, foreach=True), EagerStep(x, grad, fused=True)
     bare = AdamOnly(x, grad, fused=True)
 
     def ours() -> Tensor:
         count["ours"] += 1
-        return update.error_max_step_(
-            x, grad, m, v, step=count["ours"], lr=LR, betas=BETAS, eps=EPS, l2=L2, clamp=(LOW, HIGH)
-        )
+        return update.error_max_step_(x, grad, m, v, step=count["ours"], lr=LR, betas=BETAS, eps=EPS, l2=L2, clamp=(LOW, HIGH))
 
     def reset() -> None:
         x.copy_(start)
@@ -185,7 +181,5 @@ def error_max_step(label: str, shape: tuple[int, ...], options: Options, large: 
 
 def cases(options: Options) -> list[Case]:
     rows = [error_max_loss(label, *shape, options) for label, shape in LOSS_SHAPES.items()]
-    rows += [
-        error_max_step(label, shape, options, label == "64x3x224x224") for label, shape in STEP_SHAPES.items()
-    ]
+    rows += [error_max_step(label, shape, options, label == "64x3x224x224") for label, shape in STEP_SHAPES.items()]
     return rows

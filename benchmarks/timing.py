@@ -62,9 +62,7 @@ def available_isas() -> tuple[str, ...]:
     if not native():
         return ("reference",)
     before = torch.ops.fastforget._cpu_isa(0)
-    found = tuple(
-        name for name, level in reversed(LEVELS.items()) if torch.ops.fastforget._cpu_isa(level) == level
-    )
+    found = tuple(name for name, level in reversed(LEVELS.items()) if torch.ops.fastforget._cpu_isa(level) == level)
     torch.ops.fastforget._cpu_isa(before)
     return found
 
