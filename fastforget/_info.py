@@ -45,10 +45,7 @@ def facts() -> dict[str, Any]:
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "forced": backend.forced,
         "backends": backend.backends(),
-        "serving": {
-            op: {device: backend.serving(op, device) for device in ("cpu", "cuda")}
-            for op in backend.backends()
-        },
+        "serving": {op: {device: backend.serving(op, device) for device in ("cpu", "cuda")} for op in backend.backends()},
     }
 
 
@@ -86,9 +83,7 @@ def text(found: dict[str, Any]) -> str:
     if cpu is None:
         lines.append(f"CPU level  unknown: {found['cpu_reason']}")
     else:
-        ignored = (
-            f"; FASTFORGET_CPU_ISA={cpu['ignored']} is not known and ignored" if cpu.get("ignored") else ""
-        )
+        ignored = f"; FASTFORGET_CPU_ISA={cpu['ignored']} is not known and ignored" if cpu.get("ignored") else ""
         lines.append(f"CPU level  {cpu['in_force']} in force, {cpu['detected']} detected{ignored}")
     for part, name in PARTS.items():
         library = found["libraries"][part]
@@ -117,10 +112,7 @@ def _table(found: dict[str, Any]) -> list[str]:
             rows.append((op, device, *cells, found["serving"][op][device]))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    notes = (
-        textwrap.fill(f"({i}) {reason}", 110, initial_indent="  ", subsequent_indent="      ")
-        for reason, i in reasons.items()
-    )
+    notes = (textwrap.fill(f"({i}) {reason}", 110, initial_indent="  ", subsequent_indent="      ") for reason, i in reasons.items())
     return [*lines, *notes]
 
 

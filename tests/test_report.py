@@ -55,9 +55,7 @@ def test_full_device(report) -> None:
 
 
 def test_full_disk(report, tmp_path) -> None:
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(tmp_path)], capture_output=True, check=False
-    )
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(tmp_path)], capture_output=True, check=False)
     if mounted.returncode:
         pytest.skip("mounting a small file system needs rights that this user lacks")
     try:

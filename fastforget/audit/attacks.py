@@ -52,8 +52,8 @@ def duels(labels: dict[str, Tensor]) -> list[Duel]:
             keep = torch.ones_like(keep)
             convention = (
                 f"members: the {name} set; non-members: ALL test samples, because the test set holds none "
-                f"of the {name} set's classes. "
-                "The attack then compares different classes, and a perfectly retrained model is far from 0.5"
+                f"of the {name} set's classes. The attack then compares different classes, and a perfectly "
+                "retrained model is far from 0.5"
             )
         result.append(Duel(f"{name}_vs_test", name, keep, convention))
     return result
@@ -83,9 +83,7 @@ def curve(member: Tensor, nonmember: Tensor, points: int = 120) -> dict[str, lis
     """The ROC curve's steps at up to ``points`` false-positive counts, spread evenly on a log axis; the first
     is FPR 0."""
     n0 = nonmember.numel()
-    spread = (
-        torch.logspace(0, math.log10(max(n0, 2)), points, dtype=torch.float64).round().long().clamp(max=n0)
-    )
+    spread = torch.logspace(0, math.log10(max(n0, 2)), points, dtype=torch.float64).round().long().clamp(max=n0)
     rates = [0.0] + [k / n0 for k in spread.unique().tolist()]
     return {"fpr": rates, "tpr": roc_stats(member, nonmember, fprs=rates).tpr.tolist()}
 
@@ -105,9 +103,7 @@ def calibrate(original: dict[str, Scored] | None, duel: Duel) -> Oracle:
     stats = roc_stats(*sides(original, duel, "loss"), fprs=())
     score = float(stats.best_threshold)
     if math.isinf(score) and score > 0:
-        return Oracle(
-            math.nan, "on the original model no loss threshold tells retained samples from test samples"
-        )
+        return Oracle(math.nan, "on the original model no loss threshold tells retained samples from test samples")
     return Oracle(-score, None)
 
 
@@ -115,9 +111,7 @@ def verdicts(scored: Scored, oracle: Oracle) -> Tensor:
     return scored.scores["loss"] <= oracle.threshold
 
 
-def rate(
-    before: dict[str, Scored] | None, after: dict[str, Scored], oracle: Oracle
-) -> tuple[float, str | None]:
+def rate(before: dict[str, Scored] | None, after: dict[str, Scored], oracle: Oracle) -> tuple[float, str | None]:
     """Forsaken's forgetting rate on the forget set, or NaN and why."""
     if oracle.reason is not None or before is None:
         return math.nan, oracle.reason

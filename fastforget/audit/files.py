@@ -44,8 +44,7 @@ def write_whole(path: str | PathLike[str], content: str | bytes) -> None:
         reason = error.strerror or str(error)
         raise type(error)(
             error.errno,
-            f"could not write {os.fspath(path)}: {reason}. No partial file was left; free some space or "
-            "choose another path",
+            f"could not write {os.fspath(path)}: {reason}. No partial file was left; free some space or choose another path",
         ) from error
 
 

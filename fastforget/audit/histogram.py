@@ -17,9 +17,7 @@ def loss_histograms(losses: dict[str, dict[str, Tensor]], bins: int = 40) -> dic
     """``{"log10_edges": […], "share": {model: {set: share of the samples in each bin}}}``"""
     return {
         "log10_edges": [LOW + (HIGH - LOW) * i / bins for i in range(bins + 1)],
-        "share": {
-            model: {s: _share(values, bins) for s, values in sets.items()} for model, sets in losses.items()
-        },
+        "share": {model: {s: _share(values, bins) for s, values in sets.items()} for model, sets in losses.items()},
     }
 
 

@@ -87,8 +87,9 @@ def _losses(report: AuditReport) -> str:
     keys = "".join(f'<li class="{s}">{s}</li>' for s in SETS)
     return section(
         "How surprised is each model?",
-        "The loss of every sample, on a logarithmic axis. After forgetting, the forget set should lie where "
-        "it lies for the retrained model; further to the right, the model shows what it was made to forget.",
+        "The loss of every sample, on a logarithmic axis. After forgetting, the forget set should lie "
+        "where it lies for the retrained model; further to the right, the model shows what it was made to "
+        "forget.",
         charts,
         f'<ul class="legend">{keys}</ul>',
     )
@@ -103,10 +104,7 @@ def _bounds(edges: list[float], shares: list[list[float]]) -> tuple[tuple[int, i
 
 
 def _predictions(report: AuditReport, names: list[str]) -> str:
-    shares = {
-        row["model"]: [c / sum(row["forget_predictions"]) for c in row["forget_predictions"]]
-        for row in report.rows
-    }
+    shares = {row["model"]: [c / sum(row["forget_predictions"]) for c in row["forget_predictions"]] for row in report.rows}
     marked = report.settings["forgotten_classes"]
     ceiling = math.ceil(10 * max(map(max, shares.values()))) / 10
     charts = []
@@ -135,9 +133,7 @@ def _cost(report: AuditReport, names: list[str]) -> str:
     bars = []
     for row in report.rows:
         accuracy = row["class_accuracy"]["test"]
-        bars.append(
-            (kind(row["model"]), row["model"], [accuracy.get(i, math.nan) for i in range(len(names))])
-        )
+        bars.append((kind(row["model"]), row["model"], [accuracy.get(i, math.nan) for i in range(len(names))]))
     marked = report.settings["forgotten_classes"]
     chart = svg.columns("Test accuracy by class", names, bars, marked=marked, axis="class")
     charts = [figure("Test accuracy by class", "", chart, wide=len(names) > 10)]
@@ -154,17 +150,9 @@ def _cost(report: AuditReport, names: list[str]) -> str:
 
 def _weights(report: AuditReport) -> tuple[str, list[str]]:
     """The chart of layer distances, and for models that can't be compared the reasons."""
-    distances = {
-        row["model"]: row["weight_distance"]["original"]
-        for row in report.rows
-        if "original" in row["weight_distance"]
-    }
+    distances = {row["model"]: row["weight_distance"]["original"] for row in report.rows if "original" in row["weight_distance"]}
     reasons = [f"{name}: {found['reason']}." for name, found in distances.items() if found["reason"]]
-    moved = {
-        name: [layer["relative"] for layer in found["layers"]]
-        for name, found in distances.items()
-        if not found["reason"]
-    }
+    moved = {name: [layer["relative"] for layer in found["layers"]] for name, found in distances.items() if not found["reason"]}
     if not moved:
         return "", reasons
     layers = [layer["layer"] for layer in distances[next(iter(moved))]["layers"]]
@@ -180,21 +168,15 @@ def _weights(report: AuditReport) -> tuple[str, list[str]]:
 def _noise(noise: dict[str, Any]) -> str:
     figures = []
     for caption, images in noise.items():
-        pictures = [
-            f'<img src="{uri}" alt="{esc(caption)}, image {i + 1}">'
-            for i, uri in enumerate(as_pictures(images[:MOST]))
-        ]
-        figures.append(
-            f"<figure><figcaption>{esc(caption)}</figcaption>"
-            f'<div class="noise">{"".join(pictures)}</div></figure>'
-        )
+        pictures = [f'<img src="{uri}" alt="{esc(caption)}, image {i + 1}">' for i, uri in enumerate(as_pictures(images[:MOST]))]
+        figures.append(f'<figure><figcaption>{esc(caption)}</figcaption><div class="noise">{"".join(pictures)}</div></figure>')
     if not figures:
         return ""
     return section(
         "The learned noise",
-        "Images made to maximise the model's error on the forgotten class; training on them wears the class "
-        "away. No forgotten image was used. Each picture's own range of values is stretched from black to "
-        "white.",
+        "Images made to maximise the model's error on the forgotten class; training on them wears the "
+        "class away. No forgotten image was used. Each picture's own range of values is stretched from "
+        "black to white.",
         figures,
     )
 
@@ -202,9 +184,7 @@ def _noise(noise: dict[str, Any]) -> str:
 def _reading(report: AuditReport, facts: dict[str, str], timing: dict[str, float]) -> str:
     settings = report.settings
     threshold = settings["oracle_threshold"]
-    oracle = (
-        settings["oracle_reason"] or f"member if loss <= {threshold:.4g}, calibrated on the original model"
-    )
+    oracle = settings["oracle_reason"] or f"member if loss <= {threshold:.4g}, calibrated on the original model"
     lines = {
         **facts,
         **{f"seconds, {step}": f"{value:.2f}" for step, value in timing.items()},
@@ -213,8 +193,7 @@ def _reading(report: AuditReport, facts: dict[str, str], timing: dict[str, float
         "reference": settings["reference"] or "no reference",
         "audit seed": str(settings["seed"]),
         "audit seconds": f"{settings['seconds']:.2f}",
-        "software": f"fastforget {__version__}, torch {torch.__version__}, Python "
-        f"{platform.python_version()}",
+        "software": f"fastforget {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         "machine": f"{platform.system()} {platform.machine()}",
     }
 

@@ -105,17 +105,13 @@ def _one_set(
     result = {}
     for name, rows in kept.items():
         correct, predicted, *values = (torch.cat(column).cpu() for column in zip(*rows, strict=True))
-        scored = Scored(
-            torch.cat(all_labels), correct, predicted, dict(zip(attacks, values, strict=True)), classes[name]
-        )
+        scored = Scored(torch.cat(all_labels), correct, predicted, dict(zip(attacks, values, strict=True)), classes[name])
         _refuse_nan(scored, name, set_name)
         result[name] = scored
     return result
 
 
-def _logits(
-    model: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Tensor] | None, where: str
-) -> Tensor:
+def _logits(model: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Tensor] | None, where: str) -> Tensor:
     inputs = move(inputs, device_of(model))
     try:
         logits = forward(model, inputs) if forward is not None else model(inputs)
@@ -123,8 +119,8 @@ def _logits(
         raise RuntimeError(f"{where}: its forward failed with {type(error).__name__}: {error}") from error
     if not isinstance(logits, Tensor):
         raise TypeError(
-            f"{where}: it returned {type(logits).__name__}; accepted is a tensor of logits [batch, classes]. "
-            "Pass forward=lambda model, batch: ... to pick them"
+            f"{where}: it returned {type(logits).__name__}; accepted is a tensor of logits [batch, "
+            "classes]. Pass forward=lambda model, batch: ... to pick them"
         )
     return logits.detach()
 
@@ -133,9 +129,8 @@ def _check(logits: Tensor, labels: Tensor, name: str, where: str) -> int:
     if logits.dim() != 2 or logits.shape[0] != labels.numel() or logits.shape[1] < 2:
         raise ValueError(
             f"{where}: it returned a tensor of shape {tuple(logits.shape)} for {labels.numel()} labels; "
-            "accepted is "
-            "[batch, classes] with at least 2 classes. Pass forward=lambda model, batch: ... to pick or "
-            "reshape them"
+            "accepted is [batch, classes] with at least 2 classes. Pass forward=lambda model, batch: ... "
+            "to pick or reshape them"
         )
     if not logits.is_floating_point():
         raise TypeError(f"{where}: it returned {logits.dtype}; accepted are floating-point logits")
@@ -145,8 +140,7 @@ def _check(logits: Tensor, labels: Tensor, name: str, where: str) -> int:
         first = int(wrong[0])
         raise ValueError(
             f"{where}: label {int(labels[first])} (the batch's sample {first}), but model {name!r} has "
-            f"{classes} classes; "
-            f"accepted are labels from 0 to {classes - 1}"
+            f"{classes} classes; accepted are labels from 0 to {classes - 1}"
         )
     return classes
 
@@ -157,6 +151,6 @@ def _refuse_nan(scored: Scored, name: str, set_name: str) -> None:
     if len(bad):
         raise ValueError(
             f"model {name!r}, {set_name} set: {len(bad)} of {len(loss)} samples have NaN or +inf logits, "
-            "the first at index "
-            f"{int(bad[0])}. Such a model can't be audited; look at its weights and at these inputs"
+            f"the first at index {int(bad[0])}. Such a model can't be audited; look at its weights and at "
+            "these inputs"
         )

@@ -13,10 +13,7 @@ from torch import Tensor
 def png(image: Tensor) -> bytes:
     """``image`` [height, width] or [3, height, width], uint8, as a PNG file."""
     if image.dtype != torch.uint8 or not (image.dim() == 2 or (image.dim() == 3 and image.shape[0] == 3)):
-        raise ValueError(
-            f"image: got {tuple(image.shape)} {image.dtype}; accepted is uint8 [height, width] or [3, "
-            "height, width]"
-        )
+        raise ValueError(f"image: got {tuple(image.shape)} {image.dtype}; accepted is uint8 [height, width] or [3, height, width]")
     rows = image.unsqueeze(-1) if image.dim() == 2 else image.permute(1, 2, 0)
     height, width, channels = rows.shape
     # Every line starts with its filter type, 0 = as it is.

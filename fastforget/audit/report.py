@@ -15,34 +15,27 @@ from .files import write_whole
 CONVENTIONS = {
     "accuracy": "share of samples whose largest logit is the label's; the first of equal logits wins",
     "attack": "score >= threshold means member; loss and entropy enter negated; no attack is trained",
-    "auc": "probability that a member scores above a non-member, ties count one half; 0.5 means it can't "
-    "tell",
+    "auc": "probability that a member scores above a non-member, ties count one half; 0.5 means it can't tell",
     "balanced accuracy": "(1 + max(TPR - FPR)) / 2, threshold chosen on the same samples, so never under "
     "0.5 and a little high on small sets",
-    "TPR at a FPR": "largest true-positive rate with a false-positive rate of at most that; exact counts, "
-    "ties not split",
+    "TPR at a FPR": "largest true-positive rate with a false-positive rate of at most that; exact counts, ties not split",
     "confidence": "the label's softmax probability; in 32-bit floats it ties at 1 where the loss still ranks",
     "forgetting rate": "(AF - BF) / BT (Forsaken, arXiv 2003.10933): of the forget samples that a fixed "
-    "oracle called members on the "
-    "original model, the share it no longer does. The oracle: loss <= threshold, of best balanced accuracy "
-    "between retain and test "
-    "samples on the original model, the same before and after",
+    "oracle called members on the original model, the share it no longer does. The oracle: loss <= "
+    "threshold, of best balanced accuracy between retain and test samples on the original model, the same "
+    "before and after",
     "weight distance": "Euclidean, per module that owns parameters (weight and bias together); buffers left "
-    "out; relative = divided "
-    "by the norm of the other model's layer",
-    "prediction spread": "exp(entropy) of the predicted classes' shares: 1 = one class takes every forget "
-    "sample",
+    "out; relative = divided by the norm of the other model's layer",
+    "prediction spread": "exp(entropy) of the predicted classes' shares: 1 = one class takes every forget sample",
     "order": "models see each batch in the same pass, in eval mode, without gradients",
 }
 
 WHY = (
     "Neither 0.5 nor 100 % is always the ideal. A model that never saw a class still guesses, so its "
-    "accuracy there need not be 0; "
-    "against test samples of other classes even a perfectly retrained model is far from an AUC of 0.5; a "
-    "class that stands out (AUC well "
-    "under 0.5) is a trace as well; and a retrained model too is called a member as often as the oracle "
-    "errs, so its forgetting rate is "
-    "under 100 %. The yardstick is therefore the retrained column: a model that never saw the forget set."
+    "accuracy there need not be 0; against test samples of other classes even a perfectly retrained model "
+    "is far from an AUC of 0.5; a class that stands out (AUC well under 0.5) is a trace as well; and a "
+    "retrained model too is called a member as often as the oracle errs, so its forgetting rate is under "
+    "100 %. The yardstick is therefore the retrained column: a model that never saw the forget set."
 )
 
 
@@ -123,11 +116,7 @@ class AuditReport:
     def _lines(self) -> list[tuple[str, str, Callable[[dict[str, Any]], str]]]:
         class_wise = bool(self.rows[0]["class_wise"])
         accuracy = [("forget set", "forget"), ("retain set", "retain")]
-        accuracy += (
-            [("test, forgotten classes", "test_forget"), ("test, kept classes", "test_retain")]
-            if class_wise
-            else []
-        )
+        accuracy += [("test, forgotten classes", "test_forget"), ("test, kept classes", "test_retain")] if class_wise else []
         accuracy += [("test, all", "test")]
         lines = [("accuracy", label, _reader(percent, "accuracy", key)) for label, key in accuracy]
         for attack in self.settings["attacks"]:
@@ -145,15 +134,11 @@ class AuditReport:
         lines.append((group, "called members by the oracle", _reader(percent, "oracle_members", "forget")))
         lines.append((group, "the same, unseen samples", _reader(percent, "oracle_members", "unseen")))
         lines.append((group, "mean loss", _reader(number, "mean_loss", "forget")))
-        lines.append(
-            (group, "classes its predictions spread over", _reader(number, "forget_prediction_spread"))
-        )
+        lines.append((group, "classes its predictions spread over", _reader(number, "forget_prediction_spread")))
         group = "weights, relative distance"
         for other in ("original", "retrained"):
             if any(other == row["model"] for row in self.rows):
-                lines.append(
-                    (group, f"to the {other}", _reader(number, "weight_distance", other, "relative"))
-                )
+                lines.append((group, f"to the {other}", _reader(number, "weight_distance", other, "relative")))
         return lines
 
     def resolves(self, fpr: str) -> bool:
@@ -164,29 +149,18 @@ class AuditReport:
         """What a reader must know about these particular figures."""
         notes = []
         unseen = self.rows[0]["attacks"]["forget_vs_test"]["loss"]["nonmembers"]
-        coarse = [
-            text
-            for name, text in zip(atk.FPR_NAMES, ("1 %", "0.1 %"), strict=True)
-            if not self.resolves(name)
-        ]
+        coarse = [text for name, text in zip(atk.FPR_NAMES, ("1 %", "0.1 %"), strict=True) if not self.resolves(name)]
         if coarse:
             notes.append(
                 f"* {unseen} unseen samples can't resolve a false-positive rate of {' or '.join(coarse)}: "
-                "one false positive is already "
-                f"{100 / unseen:.2g} %. The figure is the true-positive rate at no false positive at all, "
-                "and rests on one sample."
+                f"one false positive is already {100 / unseen:.2g} %. The figure is the true-positive rate "
+                "at no false positive at all, and rests on one sample."
             )
         if self.settings["reference"] is None:
-            notes.append(
-                'NO REFERENCE: no model named "retrained" was given. Read the figures as changes, not as '
-                "distances from an ideal."
-            )
+            notes.append('NO REFERENCE: no model named "retrained" was given. Read the figures as changes, not as distances from an ideal.')
         rates = {row["forgetting_rate_reason"] for row in self.rows if row["forgetting_rate_reason"]}
         notes += [f"forgetting rate undefined: {reason}" for reason in sorted(rates)]
-        notes += [
-            f"{name.replace('_', ' ')}: {convention}."
-            for name, convention in self.settings["comparisons"].items()
-        ]
+        notes += [f"{name.replace('_', ' ')}: {convention}." for name, convention in self.settings["comparisons"].items()]
         return notes
 
     def headline(self) -> str:
@@ -214,9 +188,7 @@ class AuditReport:
             if of != group:
                 group = of
                 out.append(group)
-            out.append(
-                f"  {label.ljust(left)}" + "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True))
-            )
+            out.append(f"  {label.ljust(left)}" + "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)))
         out += ["", *(_wrap(reason) for reason in self.reasons), *([""] if self.reasons else [])]
         out += [_wrap(note) for note in self.notes()]
         out.append(_wrap(WHY))

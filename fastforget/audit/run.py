@@ -89,9 +89,7 @@ def audit(
     for row in rows:
         model = models[row["model"]]
         row["weight_distance"] = {
-            other: weight_distance(model, models[other])
-            for other in (ORIGINAL, RETRAINED)
-            if other in models and other != row["model"]
+            other: weight_distance(model, models[other]) for other in (ORIGINAL, RETRAINED) if other in models and other != row["model"]
         }
         value, reason = atk.rate(done.get(ORIGINAL), done[row["model"]], oracle)
         row["forgetting_rate"], row["forgetting_rate_reason"] = value, reason
@@ -119,34 +117,20 @@ def audit(
             "torch": torch.__version__,
         },
         curves={
-            "roc": {
-                duel.name: {a: {n: atk.curve(*atk.sides(done[n], duel, a)) for n in models} for a in names}
-                for duel in duels
-            },
-            "loss": loss_histograms(
-                {n: {s: v.scores["loss"] for s, v in of.items()} for n, of in done.items()}
-            ),
+            "roc": {duel.name: {a: {n: atk.curve(*atk.sides(done[n], duel, a)) for n in models} for a in names} for duel in duels},
+            "loss": loss_histograms({n: {s: v.scores["loss"] for s, v in of.items()} for n, of in done.items()}),
         },
     )
 
 
-def _checked(
-    models: dict[str, nn.Module], attacks: Sequence[str]
-) -> tuple[dict[str, nn.Module], tuple[str, ...]]:
+def _checked(models: dict[str, nn.Module], attacks: Sequence[str]) -> tuple[dict[str, nn.Module], tuple[str, ...]]:
     if not isinstance(models, dict) or not models:
-        raise TypeError(
-            f"models: got {type(models).__name__}; accepted is a dict such as "
-            f'{{"original": net, "unlearned": net2}}'
-        )
+        raise TypeError(f'models: got {type(models).__name__}; accepted is a dict such as {{"original": net, "unlearned": net2}}')
     for name, model in models.items():
         if not isinstance(name, str) or not isinstance(model, nn.Module):
-            raise TypeError(
-                f"models[{name!r}]: got {type(model).__name__}; accepted is a name and a torch.nn.Module"
-            )
+            raise TypeError(f"models[{name!r}]: got {type(model).__name__}; accepted is a name and a torch.nn.Module")
     if isinstance(attacks, str) or not all(a in atk.DIRECTION for a in attacks):
-        raise ValueError(
-            f"attacks: got {attacks!r}; accepted is a list of {', '.join(map(repr, atk.DIRECTION))}"
-        )
+        raise ValueError(f"attacks: got {attacks!r}; accepted is a list of {', '.join(map(repr, atk.DIRECTION))}")
     order = [n for n in models if n == ORIGINAL] + [n for n in models if n not in (ORIGINAL, RETRAINED)]
     order += [n for n in models if n == RETRAINED]
     return {n: models[n] for n in order}, tuple(dict.fromkeys(("loss", *attacks)))
@@ -178,9 +162,7 @@ def _row(
         "mean_loss": {s: float(scored[s].scores["loss"].double().mean()) for s in scored},
         "forget_predictions": predictions.tolist(),
         "forget_prediction_spread": _spread(predictions),
-        "attacks": {
-            duel.name: {a: atk.figures(*atk.sides(scored, duel, a)) for a in attacks} for duel in duels
-        },
+        "attacks": {duel.name: {a: atk.figures(*atk.sides(scored, duel, a)) for a in attacks} for duel in duels},
     }
 
 

@@ -90,10 +90,7 @@ def _group(name: str, span: int) -> str:
 
 def table(report: AuditReport, timing: dict[str, float]) -> str:
     """Every figure, one column a model."""
-    columns = "".join(
-        f'<th scope="col"><span class="key {kind(row["model"])}"></span>{esc(row["model"])}</th>'
-        for row in report.rows
-    )
+    columns = "".join(f'<th scope="col"><span class="key {kind(row["model"])}"></span>{esc(row["model"])}</th>' for row in report.rows)
     missing = report.settings["reference"] is None
     columns += '<th scope="col">retrained</th>' if missing else ""
     body, group = [], ""
@@ -102,21 +99,14 @@ def table(report: AuditReport, timing: dict[str, float]) -> str:
         if of != group:
             group = of
             body.append(_group(of, span))
-        values = "".join(f"<td>{esc(cell)}</td>" for cell in row_cells) + (
-            '<td class="noref">no reference</td>' if missing else ""
-        )
+        values = "".join(f"<td>{esc(cell)}</td>" for cell in row_cells) + ('<td class="noref">no reference</td>' if missing else "")
         body.append(f'<tr><th scope="row">{esc(label)}</th>{values}</tr>')
     if timing:
         steps = {"original": "train", "unlearned": "unlearn", "retrained": "retrain"}
-        cells = "".join(
-            f"<td>{seconds(timing[s]) if (s := steps.get(row['model'], '')) in timing else '-'}</td>"
-            for row in report.rows
-        )
+        cells = "".join(f"<td>{seconds(timing[s]) if (s := steps.get(row['model'], '')) in timing else '-'}</td>" for row in report.rows)
         body.append(_group("cost", span))
         body.append(f'<tr><th scope="row">time</th>{cells}{"<td></td>" if missing else ""}</tr>')
-    tones = "".join(
-        f'<td class="tone {tone(row["status"])}">{esc(row["status"])}</td>' for row in report.rows
-    )
+    tones = "".join(f'<td class="tone {tone(row["status"])}">{esc(row["status"])}</td>' for row in report.rows)
     foot = f'<tr><th scope="row">by the rule</th>{tones}{"<td></td>" if missing else ""}</tr>'
     return (
         "<section><h2>All figures</h2><p>The retrained model never saw the forget set. Its column, not 0 or "

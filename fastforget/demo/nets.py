@@ -19,9 +19,7 @@ class PlainCNN(nn.Module):
             nn.ReLU(),
             nn.MaxPool2d(2),
         )
-        self.classifier = nn.Sequential(
-            nn.Linear(2 * width * (size // 4) ** 2, 128), nn.ReLU(), nn.Linear(128, classes)
-        )
+        self.classifier = nn.Sequential(nn.Linear(2 * width * (size // 4) ** 2, 128), nn.ReLU(), nn.Linear(128, classes))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x).flatten(1))
@@ -34,9 +32,7 @@ class _Block(nn.Module):
         self.norm1 = nn.BatchNorm2d(outside)
         self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(outside)
-        self.shortcut = (
-            nn.Identity() if inside == outside else nn.Conv2d(inside, outside, 1, stride, bias=False)
-        )
+        self.shortcut = nn.Identity() if inside == outside else nn.Conv2d(inside, outside, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.relu(self.norm1(self.conv1(x)))
@@ -51,9 +47,7 @@ class SmallResNet(nn.Module):
         # size does not matter to the weights: the average pooling takes any.
         self.stem = nn.Conv2d(channels, width, 3, 1 if size < 16 else 2, 1, bias=False)
         self.norm = nn.BatchNorm2d(width)
-        self.blocks = nn.Sequential(
-            _Block(width, width, 1), _Block(width, 2 * width, 2), _Block(2 * width, 4 * width, 2)
-        )
+        self.blocks = nn.Sequential(_Block(width, width, 1), _Block(width, 2 * width, 2), _Block(2 * width, 4 * width, 2))
         self.head = nn.Linear(4 * width, classes)
 
     def forward(self, x: Tensor) -> Tensor:

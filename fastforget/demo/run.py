@@ -32,10 +32,8 @@ DEFINITIONS = {
     "retain_accuracy": "test accuracy on the kept classes",
     "train_forget_accuracy": "accuracy on the forgotten classes' training images",
     "train_retain_accuracy": "accuracy on the kept classes' training images",
-    "loss_attack_auc": "forgotten training images against test images of the same classes; the ideal is the "
-    "retrained model's",
-    "forgetting_rate": "Forsaken's, with a loss threshold fixed on the original model; the ideal is the "
-    "retrained model's",
+    "loss_attack_auc": "forgotten training images against test images of the same classes; the ideal is the retrained model's",
+    "forgetting_rate": "Forsaken's, with a loss threshold fixed on the original model; the ideal is the retrained model's",
     "speedup": "seconds of retraining / seconds of unlearning",
     "forgot": f"the unlearned model's forget_accuracy is at most {GONE:g}, and the method's own check agrees",
 }
@@ -44,8 +42,7 @@ DEFINITIONS = {
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m fastforget demo",
-        description="Train a small network on real images, forget classes, audit it beside a retrained one, "
-        "write a report.",
+        description="Train a small network on real images, forget classes, audit it beside a retrained one, write a report.",
         epilog="Exit status: 0 the model forgot, 1 it did not, 2 the demonstration could not run.",
     )
     p.add_argument("--data", choices=tuple(images.LOADERS), default="mnist5k", help="default: %(default)s")
@@ -60,9 +57,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--net", choices=tuple(NETS), default="cnn", help="default: %(default)s")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--epochs", type=int, help="of training and retraining (default: by the data)")
-    p.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one"
-    )
+    p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one")
     p.add_argument(
         "--out",
         type=Path,
@@ -89,10 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = images.load(args.data, args.root)
         wrong = [c for c in args.classes if not 0 <= c < found.shape[2]]
         if wrong:
-            p.error(
-                f"--classes: {wrong[0]} is not a class of {found.name}; accepted are 0 to "
-                f"{found.shape[2] - 1}"
-            )
+            p.error(f"--classes: {wrong[0]} is not a class of {found.name}; accepted are 0 to {found.shape[2] - 1}")
         return run(args, found)
     except (images.DataMissing, OSError) as error:
         print(f"python -m fastforget demo: {error}", file=sys.stderr)
@@ -151,8 +143,7 @@ def run(args: argparse.Namespace, found: images.Images) -> int:
         "data": f"{found.name}: {len(y)} training and {len(found.test[1])} test images from {found.source}",
         "network": f"{type(original).__name__}, {sum(w.numel() for w in original.parameters()):,} weights",
         "training": f"{args.epochs} epochs of Adam, batches of {batch_size}, seed {args.seed}; the "
-        "retrained model starts "
-        "from the same weights",
+        "retrained model starts from the same weights",
         "method": args.method,
         **{f"method, {key}": str(value) for key, value in result.receipt.get("chosen", {}).items()},
         "method, weights before": result.receipt["weights_sha256"]["before"],
@@ -305,8 +296,8 @@ def _text(
     ]
     left = max(len(label) for label, _ in lines)
     out = [
-        f"{found.name}, {args.net}, class{'es' if many else ''} {', '.join(map(str, args.classes))}, method "
-        f"{args.method}, seed {args.seed}",
+        f"{found.name}, {args.net}, class{'es' if many else ''} {', '.join(map(str, args.classes))}, "
+        f"method {args.method}, seed {args.seed}",
         "",
         " " * left + "".join(f"{r['model']:>12}" for r in report.rows),
     ]
@@ -316,10 +307,6 @@ def _text(
         ratio = speedup(seconds)
         out.append(
             f"Unlearning took {seconds['unlearn']:.2f} s, retraining {seconds['retrain']:.2f} s: "
-            + (
-                f"{ratio:.1f} times as fast."
-                if ratio >= 1
-                else f"{1 / ratio:.1f} times as slow, on a task this small."
-            )
+            + (f"{ratio:.1f} times as fast." if ratio >= 1 else f"{1 / ratio:.1f} times as slow, on a task this small.")
         )
     return "\n".join(out)
