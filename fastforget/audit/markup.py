@@ -26,9 +26,10 @@ def legend(report: AuditReport) -> str:
     return f'<ul class="legend">{items}</ul>'
 
 
-def figure(caption: str, small: str, chart: str, *, wide: bool = False) -> str:
+def figure(caption: str, small: str, chart: str) -> str:
+    """A chart with its caption; one of fixed size scrolls inside its box."""
     note = f"<small>{esc(small)}</small>" if small else ""
-    inner = f'<div class="scroll">{chart.replace("<svg ", "<svg class=wide ", 1)}</div>' if wide else chart
+    inner = f'<div class="scroll">{chart}</div>' if 'class="fixed"' in chart else chart
     return f"<figure><figcaption>{esc(caption)}{note}</figcaption>{inner}</figure>"
 
 

@@ -120,7 +120,7 @@ def _predictions(report: AuditReport, names: list[str]) -> str:
             width=svg.SMALL,
         )
         spread = f"spread over {row['forget_prediction_spread']:.1f} classes"
-        charts.append(figure(model, spread, chart, wide=len(names) > 16))
+        charts.append(figure(model, spread, chart))
     return section(
         "What does it say instead?",
         "The classes predicted for the forget set. They should be spread as the retrained model's are: a "
@@ -136,7 +136,7 @@ def _cost(report: AuditReport, names: list[str]) -> str:
         bars.append((kind(row["model"]), row["model"], [accuracy.get(i, math.nan) for i in range(len(names))]))
     marked = report.settings["forgotten_classes"]
     chart = svg.columns("Test accuracy by class", names, bars, marked=marked, axis="class")
-    charts = [figure("Test accuracy by class", "", chart, wide=len(names) > 10)]
+    charts = [figure("Test accuracy by class", "", chart)]
     text = "What the other classes paid, and how far each layer moved from the original model."
     weights, reasons = _weights(report)
     if weights:

@@ -84,7 +84,7 @@ figure .scroll { border: 0; border-radius: 0; }
 figcaption { font-size: 14px; font-weight: 600; margin: 0 0 8px; }
 figcaption small { display: block; font-weight: 400; font-size: 13px; color: var(--soft); }
 svg { display: block; width: 100%; height: auto; margin: 0 auto; overflow: visible; }
-.scroll svg.wide { width: auto; max-width: none; }
+svg.fixed { margin: 0; }
 svg text { font-family: var(--sans); fill: var(--soft); }
 .tick { font-size: 11.5px; font-variant-numeric: tabular-nums; } .label { font-size: 12px; }
 svg .marked { fill: var(--forget); font-weight: 700; } .code { font-family: var(--mono); font-size: 10.5px; }
@@ -143,7 +143,7 @@ footer { margin-top: 52px; padding-top: 14px; border-top: 1px solid var(--rule);
   .grid.n3 { grid-template-columns: repeat(3, 1fr); } .tiles { grid-template-columns: repeat(4, 1fr); }
   figure, .tile { padding: 9px 10px; } .tile .value { font-size: 19pt; } .noise { gap: 5px; }
   .noise { grid-template-columns: repeat(12, 1fr); }
-  tfoot { display: table-row-group; } section > p, .legend { break-after: avoid; }
+  svg.fixed { width: 100% !important; } tfoot { display: table-row-group; } section > p, .legend { break-after: avoid; }
   * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
 }
 """

@@ -12,11 +12,11 @@ SMALL = 300  # one of three side by side
 Series = tuple[str, str, Sequence[float]]  # css class, name, values
 
 
-def svg(width: float, height: float, title: str, body: list[str]) -> str:
-    return (
-        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title, quote=True)}" '
-        f'style="max-width:{1.15 * width:g}px">' + "".join(body) + "</svg>"
-    )
+def svg(width: float, height: float, title: str, body: list[str], *, fixed: bool = False) -> str:
+    """A chart that shrinks and grows with its box, or one of ``fixed`` size that its box scrolls."""
+    style = f'class="fixed" style="width:{width:g}px"' if fixed else f'style="max-width:{1.15 * width:g}px"'
+    label = escape(title, quote=True)
+    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{label}" {style}>' + "".join(body) + "</svg>"
 
 
 def text(x: float, y: float, label: str, *, anchor: str = "middle", kind: str = "tick", turn: float | None = None) -> str:
@@ -131,16 +131,16 @@ def columns(
     """Grouped vertical bars, shares from 0 to ``ceiling``; the labels of ``marked`` groups stand out. NaN
     leaves a gap."""
     left, top, right, bottom, height = 44, 10, 8, 38, 176 if width == SMALL else 200
-    group = max(9.0 * len(series) + 6, (width - left - right) / max(len(names), 1))
+    group = max(3.0 * len(series) + 2, (width - left - right) / max(len(names), 1))
     w, h = group * len(names), height - top - bottom
-    bar = min(26.0, (group - max(4.0, 0.2 * group)) / len(series))
+    bar = min(26.0, (group - min(max(2.0, 0.2 * group), 12.0)) / len(series))
     body = []
     for part in (0.0, 0.5, 1.0):
         at = top + h * (1 - part)
         body += [line(left, at, left + w, at, "axis" if part == 0 else "grid")]
         body.append(text(left - 6, at + 4, f"{100 * part * ceiling:.0f} %", anchor="end"))
     widest = max((len(name) for name in names), default=1)
-    every = max(1, math.ceil((6.5 * widest + 4) / group))
+    labelled = _labelled(len(names), max(1, math.ceil((6.5 * widest + 4) / group)), marked)
     for i, name in enumerate(names):
         start = left + i * group + (group - bar * len(series)) / 2
         for j, (kind, label, values) in enumerate(series):
@@ -156,17 +156,20 @@ def columns(
                         f"{label}, {name}: {100 * values[i]:.1f} %",
                     )
                 )
-        if i % every == 0 or i in marked:
-            body.append(
-                text(
-                    left + (i + 0.5) * group,
-                    top + h + 15,
-                    name,
-                    kind="tick marked" if i in marked else "tick",
-                )
-            )
+        if i in labelled:
+            kind_of = "tick marked" if i in marked else "tick"
+            body.append(text(left + (i + 0.5) * group, top + h + 15, name, kind=kind_of))
     body.append(text(left + w / 2, height - 4, axis, kind="label"))
-    return svg(left + w + right, height, title, body)
+    return svg(left + w + right, height, title, body, fixed=left + w + right > width + 1)
+
+
+def _labelled(count: int, every: int, marked: Sequence[int]) -> set[int]:
+    """Which groups have room for a label: the marked ones first, then every ``every``-th that is not too near."""
+    chosen: list[int] = []
+    for i in [*marked, *range(0, count, every)]:
+        if all(abs(i - j) >= every for j in chosen):
+            chosen.append(i)
+    return set(chosen)
 
 
 def dots(title: str, names: Sequence[str], series: Sequence[Series], axis: str) -> str:
