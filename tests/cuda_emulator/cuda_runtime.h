@@ -104,20 +104,22 @@ inline void run_block() {
     makecontext(&fiber.context, fiber_main, 0);
     fiber.state = State::kReady;
   }
-  const bool backwards = m.launches % 2 != 0;  // a missing barrier shows in one order or in the other
-  for (;;) {
-    bool ran = false;
-    for (unsigned n = 0; n < m.threads; ++n) {
-      m.current = backwards ? m.threads - 1 - n : n;
-      if (m.fibers[m.current]->state != State::kReady) continue;
-      threadIdx.x = m.current;
-      swapcontext(&m.scheduler, &m.fibers[m.current]->context);
-      ran = true;
+  // A warp runs as far ahead of the others as barriers let it, the first or the last one first: a missing barrier shows
+  // in one order or in the other.
+  const bool backwards = m.launches % 2 != 0;
+  do {
+    for (unsigned n = 0; n < m.threads; n += kWarp) {
+      const unsigned warp = backwards ? m.threads - kWarp - n : n;
+      do {
+        for (unsigned lane = 0; lane < kWarp; ++lane) {
+          m.current = warp + (backwards ? kWarp - 1 - lane : lane);
+          if (m.fibers[m.current]->state != State::kReady) continue;
+          threadIdx.x = m.current;
+          swapcontext(&m.scheduler, &m.fibers[m.current]->context);
+        }
+      } while (release(warp, warp + kWarp, State::kAtWarp));
     }
-    if (!ran) break;
-    for (unsigned warp = 0; warp < m.threads; warp += kWarp) release(warp, warp + kWarp, State::kAtWarp);
-    release(0, m.threads, State::kAtBlock);
-  }
+  } while (release(0, m.threads, State::kAtBlock));
   for (unsigned i = 0; i < m.threads; ++i) {
     if (m.fibers[i]->state != State::kDone) die("threads wait at different barriers for ever");
   }
