@@ -43,12 +43,15 @@ def listed(name: str, value: Tensor | Sequence[Tensor]) -> list[Tensor]:
     xs = [value] if isinstance(value, Tensor) else list(value) if isinstance(value, (list, tuple)) else None
     if xs is None:
         raise TypeError(f"{name}: got {describe(value)}; accepted is a tensor or a list of tensors")
+    device = None
     for i, x in enumerate(xs):
-        floating(name if len(xs) == 1 else f"{name}[{i}]", x)
-    for i, x in enumerate(xs):
-        if x.device != xs[0].device:
+        if not isinstance(x, Tensor) or x.dtype not in FLOATS or x.layout is not torch.strided:
+            floating(name if len(xs) == 1 else f"{name}[{i}]", x)
+        if device is None:
+            device = x.device
+        elif x.device != device:
             raise ValueError(
-                f"{name}: {name}[0] is on {xs[0].device} but {name}[{i}] is on {x.device}; accepted is one device a call. "
+                f"{name}: {name}[0] is on {device} but {name}[{i}] is on {x.device}; accepted is one device a call. "
                 "Call once for each device"
             )
     return xs
@@ -57,11 +60,9 @@ def listed(name: str, value: Tensor | Sequence[Tensor]) -> list[Tensor]:
 def same(name: str, value: Any, like_name: str, like: Tensor) -> Tensor:
     """A tensor with the shape, dtype and device of another argument."""
     tensor(name, value)
-    for fact in ("device", "dtype", "shape"):
-        if getattr(value, fact) != getattr(like, fact):
-            raise ValueError(
-                f"{name}: got {describe(value)}; its {fact} must be that of {like_name}, which is {describe(like)}"
-            )
+    if value.shape != like.shape or value.dtype != like.dtype or value.device != like.device:
+        fact = next(f for f in ("device", "dtype", "shape") if getattr(value, f) != getattr(like, f))
+        raise ValueError(f"{name}: got {describe(value)}; its {fact} must be that of {like_name}, which is {describe(like)}")
     return value
 
 
@@ -70,26 +71,31 @@ def same_list(name: str, value: Any, like_name: str, like: list[Tensor]) -> list
     if len(xs) != len(like):
         raise ValueError(f"{name}: got {len(xs)} tensors; accepted are {len(like)}, one for each of {like_name}")
     for i, (x, other) in enumerate(zip(xs, like, strict=True)):
-        same(f"{name}[{i}]", x, f"{like_name}[{i}]", other)
+        if not isinstance(x, Tensor) or x.shape != other.shape or x.dtype != other.dtype or x.device != other.device:
+            same(f"{name}[{i}]", x, f"{like_name}[{i}]", other)
     return xs
 
 
-def writable(name: str, xs: Sequence[Tensor]) -> None:
-    """Refuses what an in-place kernel would silently get wrong."""
-    grad = torch.is_grad_enabled()
-    for i, x in enumerate(xs):
-        if grad and x.requires_grad:
-            where = name if len(xs) == 1 else f"{name}[{i}]"
-            raise RuntimeError(
-                f"{where}: {describe(x)} requires grad and is changed in place; autograd can't follow that. "
-                "Call inside torch.no_grad()"
-            )
-        if not x.is_contiguous() and _overlaps(x):
-            where = name if len(xs) == 1 else f"{name}[{i}]"
-            raise ValueError(
-                f"{where}: {describe(x)} with strides {x.stride()} shows one memory cell as several elements (expand?); "
-                "accepted is a tensor whose elements are distinct. Use .clone()"
-            )
+def writable(name: str, xs: Sequence[Tensor]) -> list[Tensor]:
+    """Refuses what an in-place kernel would silently get wrong; returns contiguous stand-ins where a kernel needs them."""
+    if torch.is_grad_enabled():
+        for i, x in enumerate(xs):
+            if x.requires_grad:
+                where = name if len(xs) == 1 else f"{name}[{i}]"
+                raise RuntimeError(
+                    f"{where}: {describe(x)} requires grad and is changed in place; autograd can't follow that. "
+                    "Call inside torch.no_grad()"
+                )
+    return [x if x.is_contiguous() else _stand_in(name if len(xs) == 1 else f"{name}[{i}]", x) for i, x in enumerate(xs)]
+
+
+def _stand_in(where: str, x: Tensor) -> Tensor:
+    if _overlaps(x):
+        raise ValueError(
+            f"{where}: {describe(x)} with strides {x.stride()} shows one memory cell as several elements (expand?); "
+            "accepted is a tensor whose elements are distinct. Use .clone()"
+        )
+    return x.contiguous()
 
 
 def _overlaps(x: Tensor) -> bool:
@@ -102,6 +108,13 @@ def _overlaps(x: Tensor) -> bool:
             return True
         reach += stride * (size - 1)
     return False
+
+
+def readable(xs: Sequence[Tensor]) -> list[Tensor]:
+    """Contiguous inputs, outside autograd's sight (no op records a gradient for them)."""
+    if torch.is_grad_enabled():
+        xs = [x.detach() if x.requires_grad else x for x in xs]
+    return [x if x.is_contiguous() else x.contiguous() for x in xs]
 
 
 def not_differentiable(op: str, **tensors: Tensor) -> None:
@@ -153,4 +166,4 @@ def label_vector(labels: Any, shape: torch.Size, logits: Tensor) -> Tensor:
         raise ValueError(f"labels: got shape {tuple(labels.shape)}; accepted is {tuple(shape)}, one for each row of logits")
     if labels.device != logits.device:
         raise ValueError(f"labels: on {labels.device}, but logits is on {logits.device}; move one of them")
-    return labels.to(torch.int64).contiguous()
+    return labels if labels.dtype == torch.int64 and labels.is_contiguous() else labels.to(torch.int64).contiguous()

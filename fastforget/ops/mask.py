@@ -51,15 +51,14 @@ def dampen_(
     xs = arg.listed("params", params)
     forget = arg.same_list("forget_importance", forget_importance, "params", xs)
     retain = arg.same_list("retain_importance", retain_importance, "params", xs)
-    arg.writable("params", xs)
+    staged = arg.writable("params", xs)
     for name, value in (("alpha", alpha), ("lam", lam)):
         if not (isinstance(value, (int, float)) and value >= 0 and math.isfinite(value)):
             raise ValueError(f"{name}: got {value!r}; accepted is a finite number >= 0")
     if not xs:
         return torch.zeros((), dtype=torch.int64)
     count = torch.empty((), dtype=torch.int64, device=xs[0].device)
-    staged = [t.contiguous() for t in xs]
-    inputs = [[t.detach().contiguous() for t in ts] for ts in (forget, retain)]
-    arg.run("dampen_", _dampen, staged, (staged, *inputs, count, alpha, lam))
+    inputs = (staged, arg.readable(forget), arg.readable(retain), count, alpha, lam)
+    arg.run("dampen_", _dampen, staged, inputs)
     arg.write_back(xs, staged)
     return count

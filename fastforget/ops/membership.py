@@ -87,7 +87,8 @@ def membership_scores(logits: Tensor, labels: Tensor, *, temperature: float = 1.
         raise ValueError(f"temperature: got {temperature!r}; accepted is a finite number > 0")
     shape = logits.shape[:-1]
     labels = arg.label_vector(labels, shape, logits)
-    rows = logits.reshape(-1, logits.shape[-1]).contiguous()
+    flat = logits.dim() == 2
+    rows = (logits if flat else logits.reshape(-1, logits.shape[-1])).contiguous()
     n = rows.shape[0]
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     scores = torch.empty((6, n), dtype=dtype, device=logits.device)
@@ -96,10 +97,11 @@ def membership_scores(logits: Tensor, labels: Tensor, *, temperature: float = 1.
         "membership_scores",
         _membership_scores,
         [scores, correct],
-        (rows, labels.reshape(-1), float(temperature), scores, correct),
+        (rows, labels if flat else labels.reshape(-1), float(temperature), scores, correct),
     )
-    loss, confidence, entropy, modified_entropy, margin, logit_confidence = (s.view(shape) for s in scores.unbind(0))
-    return MembershipScores(loss, confidence, entropy, modified_entropy, margin, logit_confidence, correct.view(shape))
+    if not flat:
+        scores, correct = scores.view(6, *shape), correct.view(shape)
+    return MembershipScores(*scores.unbind(0), correct)  # type: ignore[call-arg]
 
 
 def _without_nan(name: str, x: Tensor, nan: str) -> tuple[Tensor, int]:

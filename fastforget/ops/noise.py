@@ -118,10 +118,9 @@ def normal_(
     xs = arg.listed("x", x)
     if not xs:
         return x
-    arg.writable("x", xs)
+    staged = arg.writable("x", xs)
     key, stream, step = _counter(seed, stream, step, len(xs))
     stds, means, starts = _floats("std", std, len(xs)), _floats("mean", mean, len(xs)), _starts(start, len(xs))
-    staged = [t if t.is_contiguous() else torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in xs]
     arg.run("normal_", _normal, staged, (staged, means, stds, key, stream, step, starts))
     arg.write_back(xs, staged)
     return x
@@ -160,10 +159,9 @@ def add_normal_(
     xs = arg.listed("x", x)
     if not xs:
         return x
-    arg.writable("x", xs)
+    staged = arg.writable("x", xs)
     key, stream, step = _counter(seed, stream, step, len(xs))
     stds, starts = _floats("std", std, len(xs)), _starts(start, len(xs))
-    staged = [t.contiguous() for t in xs]
     arg.run("add_normal_", _add_normal, staged, (staged, stds, key, stream, step, starts))
     arg.write_back(xs, staged)
     return x

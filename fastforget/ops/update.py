@@ -122,8 +122,9 @@ def error_max_step_(
     for name, t in (("grad", grad), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
         arg.same(name, t, "x", x)
     changed = [x, exp_avg, exp_avg_sq]
-    for name, t in zip(("x", "exp_avg", "exp_avg_sq"), changed, strict=True):
-        arg.writable(name, (t,))
+    staged = [
+        t for name, c in zip(("x", "exp_avg", "exp_avg_sq"), changed, strict=True) for t in arg.writable(name, (c,))
+    ]
     arg.integer("step", step, 1, 2**63)
     for name, value in (("lr", lr), ("eps", eps), ("l2", l2)):
         if not (isinstance(value, (int, float)) and value >= 0 and math.isfinite(value)):
@@ -136,12 +137,12 @@ def error_max_step_(
     if not low <= high:
         raise ValueError(f"clamp: got {clamp!r}; accepted is (lowest, highest) with lowest <= highest")
     sum_sq = torch.empty((), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=x.device)
-    staged = [t.contiguous() for t in changed]
+    (gradient,) = arg.readable((grad,))
     arg.run(
         "error_max_step_",
         _error_max_step,
         staged,
-        (staged[0], grad.detach().contiguous(), staged[1], staged[2], sum_sq, step, lr, beta1, beta2, eps, l2, low, high),
+        (staged[0], gradient, staged[1], staged[2], sum_sq, step, lr, beta1, beta2, eps, l2, low, high),
     )
     arg.write_back(changed, staged)
     return sum_sq
