@@ -189,6 +189,7 @@ def test_networks_take_any_image(name: str, shape: tuple[int, int, int]) -> None
         ["--method", "magic"],
         ["--device", "cuda:99"],
         ["--seed", "-1"],
+        ["--threads", "0"],
     ],
 )
 @needs_mnist

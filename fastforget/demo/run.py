@@ -9,7 +9,8 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from .train import train
 # Test accuracy on the forgotten classes at or under which a class counts as gone.
 GONE = 0.01
 EPOCHS = {"mnist5k": 6, "digits": 20, "fashion-mnist": 3, "mnist": 2, "cifar10": 6}
+SMALL = ("mnist5k", "digits")
 DEFINITIONS = {
     "forget_accuracy": "test accuracy on the forgotten classes (samples no model was trained on)",
     "retain_accuracy": "test accuracy on the kept classes",
@@ -59,6 +61,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--epochs", type=int, help="of training and retraining (default: by the data)")
     p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one")
     p.add_argument(
+        "--threads",
+        type=int,
+        help=f"CPU threads (default: 1 for {' and '.join(SMALL)}, whose networks are so small that threads mostly "
+        "wait for each other; else torch's own number)",
+    )
+    p.add_argument(
         "--out",
         type=Path,
         default=Path("report"),
@@ -85,10 +93,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         wrong = [c for c in args.classes if not 0 <= c < found.shape[2]]
         if wrong:
             p.error(f"--classes: {wrong[0]} is not a class of {found.name}; accepted are 0 to {found.shape[2] - 1}")
-        return run(args, found)
+        with _threads(args.threads or (1 if args.data in SMALL else torch.get_num_threads())):
+            return run(args, found)
     except (images.DataMissing, OSError) as error:
         print(f"python -m fastforget demo: {error}", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -98,6 +117,8 @@ def _check(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         p.error("--classes: at least two classes must stay")
     if args.epochs is not None and args.epochs < 1:
         p.error(f"--epochs: got {args.epochs}; accepted is 1 or more")
+    if args.threads is not None and args.threads < 1:
+        p.error(f"--threads: got {args.threads}; accepted is 1 or more")
     if not 0 <= args.seed < 2**63:
         p.error(f"--seed: got {args.seed}; accepted is 0 to 2**63 - 1")
     if args.device == "auto":
@@ -148,7 +169,7 @@ def run(args: argparse.Namespace, found: images.Images) -> int:
         **{f"method, {key}": str(value) for key, value in result.receipt.get("chosen", {}).items()},
         "method, weights before": result.receipt["weights_sha256"]["before"],
         "method, weights after": result.receipt["weights_sha256"]["after"],
-        "device": f"{args.device}, {torch.get_num_threads()} threads",
+        "device": f"{args.device}, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}",
     }
     names = ", ".join(found.class_names[c] for c in classes.tolist())
     page = args.out / "report.html"
