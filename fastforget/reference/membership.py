@@ -64,7 +64,9 @@ def membership_scores(logits: Tensor, labels: Tensor, temperature: float, scores
 
 def false_positive_budget(fpr: float, nonmembers: int) -> int:
     """The largest k with k / nonmembers <= fpr, compared in float64."""
-    k = math.floor(fpr * nonmembers)
+    k = math.floor(fpr * nonmembers)  # the product is rounded: one up or down may be the answer
+    if k / nonmembers > fpr:
+        return k - 1
     return k + 1 if (k + 1) / nonmembers <= fpr else k
 
 
