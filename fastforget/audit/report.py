@@ -31,11 +31,11 @@ CONVENTIONS = {
 }
 
 WHY = (
-    "Neither 0.5 nor 100 % is always the ideal. A model that never saw a class still guesses, so its "
-    "accuracy there need not be 0; against test samples of other classes even a perfectly retrained model "
-    "is far from an AUC of 0.5; a class that stands out (AUC well under 0.5) is a trace as well; and a "
-    "retrained model too is called a member as often as the oracle errs, so its forgetting rate is under "
-    "100 %. The yardstick is therefore the retrained column: a model that never saw the forget set."
+    "Neither 0.5 nor 100 % is always the ideal. A model that never saw a class or a sample still guesses, so its "
+    "accuracy there need not be 0; against test samples of other classes even a perfectly retrained model is far from an "
+    "AUC of 0.5; a class that stands out (AUC well under 0.5) is a trace as well; and the oracle errs about a retrained "
+    "model too, so its forgetting rate can be under 100 %. The yardstick is therefore the retrained column: a model that "
+    "never saw the forget set."
 )
 
 

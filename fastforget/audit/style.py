@@ -105,7 +105,7 @@ svg .chance { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 2 4; fill:
 .legend li::before, th .key::before { content: ""; display: inline-block; width: 11px; height: 11px;
   border-radius: 3px;
   margin-right: 7px; background: var(--c); }
-.noise { display: grid; grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)); gap: 10px; }
+.noise { display: grid; grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)); gap: 10px; }
 .noise img { width: 100%; aspect-ratio: 1; display: block; border-radius: 4px; image-rendering: pixelated;
   background: var(--grid); }
 dl { display: grid; grid-template-columns: minmax(130px, 210px) 1fr; gap: 6px 24px; margin: 14px 0 0;
