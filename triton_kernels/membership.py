@@ -13,7 +13,6 @@ alone; nothing waits for the device.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -21,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..reference.membership import false_positive_budget
 from .common import compute_dtype, device_table, divide, float_bits, on_device, scalar
 from .rows import (
     distance,
@@ -309,12 +309,6 @@ def roc_final_kernel(
     smallest = tl.load(member + (n1 - above), mask=asked & (above > 0), other=float("inf")).to(tl.float64)
     tl.store(out + 4 + slot, above.to(tl.float64) / tl.cast(n1, tl.float64), mask=asked)
     tl.store(out + 4 + F + slot, smallest, mask=asked)
-
-
-def false_positive_budget(fpr: float, nonmembers: int) -> int:
-    """The largest k with k / nonmembers <= fpr, compared in float64."""
-    k = math.floor(fpr * nonmembers)
-    return k + 1 if (k + 1) / nonmembers <= fpr else k
 
 
 def roc_stats(member: Tensor, nonmember: Tensor, fprs: Sequence[float], out: Tensor) -> None:
