@@ -1,7 +1,7 @@
 """UNSIR without numbers from the user: the rate is found from the model and the retained data at hand.
 
 No published rate survives another network or request, and the forgotten class's data isn't there to look at.
-So the search rehearses: one or two *retained* classes are forgotten together with the wanted ones, by the
+So the search rehearses: a few *retained* classes are forgotten together with the wanted ones, by the
 same noise and passes, and the rate rises until
 
 * the rehearsed classes, whose real samples are at hand and weren't trained on in the rehearsal, are gone, and
@@ -19,6 +19,7 @@ is looked at directly, and no margin is added.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -93,7 +94,7 @@ def run(options: UNSIR, task: Task) -> dict[str, Any]:
     return {
         "chosen": {
             "impair_lr": final["rate"],
-            "repair_lr": final["rate"] / 2,
+            "repair_lr": options.repair_lr or final["rate"] / 2,
             "repair_epochs": final["epochs"],
             **{name: getattr(options, name) for name in ("l2", "copies", "batch_size")},
             "rehearsed_classes": rehearsed,
@@ -131,6 +132,7 @@ def _rehearsed(train: Source, wanted: int, task: Task) -> list[int]:
     present = int((counts > 0).sum())
     able = [c for c in range(task.outputs) if counts[c] >= 20]
     able = [c for c, right in task.right_by_class(train, able).items() if right > 0.5]
+    wanted = max(wanted, len(task.classes)) if wanted else 0  # the hardest of few is easier than that of many
     order = torch.randperm(len(able), generator=task.generator(CHOOSE)).tolist()
     return sorted(able[i] for i in order[: max(min(wanted, present - 2), 0)])
 
@@ -200,41 +202,46 @@ def _gone(search: Search, trials: list[dict[str, Any]]) -> bool:
 
 
 def _final(search: Search, rate: float, noise: Noise) -> dict[str, Any]:
-    """The run itself: impair, then repair as long as it helps and the class stays away. Returns what it
-    ended with.
+    """The run itself: impair, then repair as long as it helps and the class stays away. Returns what it ended
+    with.
     """
-    task, options = search.task, search.options
     for retry in range(RETRIES + 1):
         search.attempt(rate, search.train, noise)
-        lr, best, last = options.repair_lr or rate / 2, None, retry == RETRIES
-        for epoch in range(1, options.repair_epochs + 1):
-            search.mend(lr, search.train)
-            row = {
-                "rate": rate,
-                "repair_lr": lr,
-                "epochs": epoch,
-                "held": task.right(search.held),
-                "images": search.images_kept(),
-            }
-            row["back"] = _back(search, row["images"])
-            task.history.append({"phase": "repaired", **row})
-            if best is None or (best[0]["back"], -best[0]["held"]) > (row["back"], -row["held"]):
-                best = (row, _weights.save(task.model))
-            elif epoch > 2:
-                break
-            lr /= 2
-        if best is None:
-            return {
-                "rate": rate,
-                "epochs": 0,
-                "held": task.right(search.held),
-                "images": search.images_kept(),
-            }
-        if not best[0]["back"] or last or options.impair_lr:
-            _weights.put_back(task.model, best[1])
-            return best[0]
+        best = _repaired(search, rate)
+        if not best["back"] or retry == RETRIES or search.options.impair_lr:
+            break
         rate *= 2
-    raise AssertionError("unreachable: the last retry returns")
+    return best
+
+
+def _repaired(search: Search, rate: float) -> dict[str, Any]:
+    """Repairs by halving rates and leaves the model in the best state: without the class, accuracy as high as
+    it got (to within its standard error, where the later, better settled state is taken).
+    """
+    task, options = search.task, search.options
+    lr, top, stale = options.repair_lr or rate / 2, 0.0, 0
+    best, weights = _state(search, rate, 0, 0.0), _weights.save(task.model)
+    for epoch in range(1, options.repair_epochs + 1):
+        search.mend(lr, search.train)
+        row = _state(search, rate, epoch, lr)
+        task.history.append({"phase": "repaired", **row})
+        stale = 0 if row["held"] > top else stale + 1
+        top = max(top, row["held"])
+        error = math.sqrt(top * (1 - top) / len(search.held))
+        as_good = row["held"] >= top - error and not row["back"]
+        if as_good or (best["back"] and not row["back"]) or (best["back"] and row["held"] >= best["held"]):
+            best, weights = row, _weights.save(task.model)
+        if stale == 2:
+            break
+        lr /= 2
+    _weights.put_back(task.model, weights)
+    return best
+
+
+def _state(search: Search, rate: float, epoch: int, lr: float) -> dict[str, Any]:
+    row: dict[str, Any] = {"rate": rate, "repair_lr": lr, "epochs": epoch}
+    row |= {"held": search.task.right(search.held), "images": search.images_kept()}
+    return row | {"back": _back(search, row["images"])}
 
 
 def _back(search: Search, images: float) -> bool:

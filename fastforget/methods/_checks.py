@@ -90,9 +90,7 @@ def label_range(source: Source, outputs: int) -> None:
 def known_classes(classes: list[int], outputs: int) -> None:
     unknown = [c for c in classes if c >= outputs]
     if unknown:
-        raise ValueError(
-            f"classes: {unknown} unknown to the model, which gives {outputs} logits; accepted are 0 to {outputs - 1}"
-        )
+        raise ValueError(f"classes: {unknown} unknown to the model, which gives {outputs} logits; accepted are 0 to {outputs - 1}")
 
 
 def clean_retain(retain: Source, classes: list[int], drop_forget: bool) -> Source:

@@ -55,7 +55,7 @@ _AUTO: dict[str, Any] = {
     "batch_size": None,
     "impair_lr": None,
     "repair_lr": None,
-    "repair_epochs": 4,
+    "repair_epochs": 6,
 }
 
 PRESETS = {"auto": _AUTO, "paper": _PAPER, "notebook": _NOTEBOOK, "ssd": _SSD, "supreme": _SUPREME}

@@ -69,9 +69,7 @@ class NotForgottenWarning(UserWarning):
 def _method(method: Any, options: dict[str, Any]) -> Method:
     if isinstance(method, str):
         if method not in METHODS:
-            raise ValueError(
-                f"method: got {method!r}; accepted are {', '.join(map(repr, METHODS))} or an instance from ff.methods"
-            )
+            raise ValueError(f"method: got {method!r}; accepted are {', '.join(map(repr, METHODS))} or an instance from ff.methods")
         return METHODS[method](**options)
     if not (hasattr(method, "run") and hasattr(method, "receipt")) or isinstance(method, type):
         raise TypeError(f"method: got {method!r}; accepted are {', '.join(map(repr, METHODS))} or an instance, e.g. UNSIR()")

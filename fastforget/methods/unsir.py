@@ -82,10 +82,11 @@ class UNSIR:
     repair_optimizer: OptimizerFactory = adam
     # auto only
     held_back: float = 0.1  # share of the retain set that is never trained on
-    rehearsal_classes: int = 2  # retained classes forgotten on trial, to see on real data which rate forgets
+    # retained classes forgotten on trial, to see on real data which rate forgets (more, if more are to be forgotten)
+    rehearsal_classes: int = 3
     first_rate: float = 5e-4
     last_rate: float = 0.05
-    margin: float = 1.5  # final impair rate over the lowest one that forgot on trial
+    margin: float = 2.0  # final impair rate over the lowest one that forgot on trial
     gone_at: float = 0.01  # a class is gone when at most this share of its samples is answered with it
 
     def __init__(self, preset: str = "auto", **options: Any) -> None:
@@ -95,9 +96,7 @@ class UNSIR:
         for name in options:
             if name not in names:
                 near = difflib.get_close_matches(name, names, 1)
-                raise TypeError(
-                    f"UNSIR: unknown option {name!r}{f', did you mean {near[0]!r}?' if near else ''} Known: {', '.join(names)}"
-                )
+                raise TypeError(f"UNSIR: unknown option {name!r}{f', did you mean {near[0]!r}?' if near else ''} Known: {', '.join(names)}")
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
         for name, value in {**defaults, **PRESETS[preset], **options, "preset": preset}.items():
             setattr(self, name, value)
@@ -147,9 +146,7 @@ class UNSIR:
     def receipt(self) -> dict[str, Any]:
         """Every option in force, JSON-able; optimiser factories by their name."""
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {
-            k: f"{v.__module__}.{v.__qualname__}" if callable(v) and hasattr(v, "__qualname__") else v for k, v in plain.items()
-        }
+        return {k: f"{v.__module__}.{v.__qualname__}" if callable(v) and hasattr(v, "__qualname__") else v for k, v in plain.items()}
 
     def run(self, task: Task) -> dict[str, Any]:
         """Unlearns ``task.classes`` in ``task.model``; returns what was measured and chosen."""
@@ -245,17 +242,13 @@ def _learn(options: UNSIR, task: Task, x: Tensor, labels: Tensor, sign: float, b
         # the factor
         (gradient,) = torch.autograd.grad(logits, leaf, dlogits.mul_(sign * scale))
         lr = options.noise_lr * (1 - (step - 1) / options.noise_steps if options.noise_lr_decay == "linear" else 1)
-        sum_sq = update.error_max_step_(
-            x, gradient, exp_avg, exp_avg_sq, step=step, lr=lr, l2=l2 * scale, clamp=options.noise_clamp
-        )
+        sum_sq = update.error_max_step_(x, gradient, exp_avg, exp_avg_sq, step=step, lr=lr, l2=l2 * scale, clamp=options.noise_clamp)
         rows.append((step, sign * loss.mean() + l2 * sum_sq / len(x), -loss.mean()))
         bar.step()
     phase = "noise" if sign > 0 else "images"
     task.history += [{"phase": phase, "step": s, "objective": float(j), "error": float(e)} for s, j, e in rows]
     if not all(math.isfinite(float(j)) for _, j, _ in rows):
-        raise RuntimeError(
-            f"learning {phase} gave NaN or inf; the model is unchanged. Lower noise_lr, or check the model's logits"
-        )
+        raise RuntimeError(f"learning {phase} gave NaN or inf; the model is unchanged. Lower noise_lr, or check the model's logits")
 
 
 def impair(options: UNSIR, task: Task, retain: Source, noise: Noise) -> None:

@@ -1,0 +1,432 @@
+"""UNSIR: the noise is the published procedure's, the class goes, the rest stays, and a failed run leaves no
+trace.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn import functional as F
+
+import fastforget as ff
+from benchmarks.unsir_published import our_noise, published_noise
+from fastforget.methods import UNSIR, NotForgottenWarning, _weights, unlearn
+from fastforget.methods import _auto as auto
+from fastforget.methods import unsir as loop
+from fastforget.methods._task import Task
+
+
+def small_cnn() -> nn.Module:
+    """With batch norm and dropout: what train mode changes must come back."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Flatten(),
+        nn.Dropout(0.2), nn.Linear(512, 10),
+    )  # fmt: skip
+
+
+def small_mlp() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
+def fit(model: nn.Module, x, y, epochs: int = 12) -> nn.Module:
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(x), generator=generator).split(32):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[batch]), y[batch]).backward()
+            optimizer.step()
+    return model.eval()
+
+
+def right(model: nn.Module, data) -> float:
+    with torch.no_grad():
+        return model(data[0]).argmax(1).eq(data[1]).double().mean().item()
+
+
+class World:
+    """8x8 digits in two halves, train and test, and nets trained on the first with everything and without
+    the class.
+    """
+
+    def __init__(self) -> None:
+        torch.set_num_threads(1)
+        images, labels = load_digits(return_X_y=True)
+        x = torch.from_numpy(images.astype(np.float32)).reshape(-1, 1, 8, 8) / 8 - 1
+        y = torch.from_numpy(labels).long()
+        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+        self.train, self.test = [(x[part], y[part]) for part in (order[400:], order[:400])]
+        self._nets: dict = {}
+
+    def part(self, data, classes, inside: bool):
+        mask = torch.isin(data[1], torch.tensor(classes)) == inside
+        return data[0][mask], data[1][mask]
+
+    def net(self, kind: str, without: tuple[int, ...] = ()) -> nn.Module:
+        if (kind, without) not in self._nets:
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                model = small_cnn() if kind == "cnn" else small_mlp()
+                self._nets[kind, without] = fit(model, *self.part(self.train, list(without), False))
+        return copy.deepcopy(self._nets[kind, without])
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World()
+
+
+def quiet(model, *args, **kwargs):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotForgottenWarning)
+        return unlearn(model, *args, **kwargs)
+
+
+def trace(model: nn.Module):
+    """All that a failed run must leave as it was."""
+    return (
+        _weights.fingerprint(model),
+        [m.training for m in model.modules()],
+        [p.requires_grad for p in model.parameters()],
+        [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+    )
+
+
+def same_trace(a, b) -> bool:
+    grads = all((g is None) == (h is None) and (g is None or torch.equal(g, h)) for g, h in zip(a[3], b[3], strict=True))
+    return a[:3] == b[:3] and grads
+
+
+def marked(model: nn.Module) -> nn.Module:
+    """A model with a mixed state, so that "as before" means something."""
+    model.train()
+    model[0].eval()
+    list(model.parameters())[1].requires_grad_(False)
+    next(iter(model.parameters())).grad = torch.ones_like(next(iter(model.parameters())))
+    return model
+
+
+# The noise
+
+
+@pytest.mark.parametrize("used", [None, 3])
+def test_noise_is_the_published_procedures(world, used):
+    """All classes in one batch and without weight gradients: each class's noise as the published per-class
+    loop gives it.
+    """
+    model, classes = world.net("cnn"), [1, 4, 7]
+    small = {"batch": 8, "steps": 6, "image": (1, 8, 8)}
+    exact = published_noise(copy.deepcopy(model).double(), classes, dtype=torch.float64, **small)
+    first = torch.arange(24) % 8 < (used or 8)
+    published = published_noise(model, classes, **small)[first]
+    ours = our_noise(model, classes, images_used=used, **small)
+    limit = rms(published.double() - exact[first])
+    assert rms(ours.double() - exact[first]) <= 2 * limit
+
+
+def rms(error: torch.Tensor) -> float:
+    """Not the largest: where a gradient is nearly zero, Adam turns its last bit into a step of any size."""
+    return error.square().mean().sqrt().item()
+
+
+def task_of(model: nn.Module) -> Task:
+    return Task(model, lambda m, x: m(x), [3], 10, torch.device("cpu"), 0, False, None, None, None)
+
+
+def test_noise_of_a_class_does_not_depend_on_the_others_start():
+    zero = {"noise_steps": 1, "noise_lr": 0.0, "noise_batch": 4}
+    both, one = (
+        loop.learn_noise(UNSIR("paper", **zero), task_of(small_mlp()), classes, torch.empty(1, 8, 8)).images for classes in ([2, 5], [5])
+    )
+    assert torch.equal(both[4:], one)
+    assert not torch.equal(both[:4], one)
+
+
+def test_l2_mean_is_sum_over_pixels(world):
+    settings = {"noise_batch": 4, "noise_steps": 5}
+    a, b = (
+        loop.learn_noise(UNSIR("paper", **settings, **l2), task_of(world.net("mlp")), [1, 2], torch.empty(1, 8, 8)).images
+        for l2 in ({"l2": 0.5}, {"l2": 32.0, "l2_reduction": "mean"})
+    )
+    assert torch.equal(a, b)
+
+
+def test_noise_raises_the_error_and_learned_images_lower_it(world):
+    task = task_of(world.net("cnn"))
+    noise = loop.learn_noise(UNSIR("paper", noise_batch=8), task, [3], torch.empty(1, 8, 8))
+    images = loop.learn_noise(UNSIR("paper", noise_batch=8), task, [3], torch.empty(1, 8, 8), sign=-1)
+    error = {row["phase"]: row["error"] for row in task.history}
+    assert error["noise"] > 5 > 0.1 > error["images"]
+    assert noise.labels.tolist() == images.labels.tolist() == [3] * 8
+
+
+def test_noise_options_shape_the_result(world):
+    model = world.net("cnn")
+    notebook = UNSIR("notebook", noise_batch=8, noise_steps=2)
+    task = task_of(model)
+    noise = loop.learn_noise(notebook, task, [3, 5], torch.empty(1, 8, 8))
+    assert noise.images.shape == (6, 1, 8, 8) and noise.labels.tolist() == [0] * 6
+    assert _weights.fingerprint(model) != _weights.fingerprint(world.net("cnn"))  # statistics drift, as published
+    kept = UNSIR("notebook", noise_batch=8, noise_steps=2, noise_statistics="restore", noise_clamp=(-0.5, 0.5))
+    model = world.net("cnn")
+    clamped = loop.learn_noise(kept, task_of(model), [3], torch.empty(1, 8, 8)).images
+    assert _weights.fingerprint(model) == _weights.fingerprint(world.net("cnn"))
+    assert clamped.abs().max() <= 0.5
+    assert all(p.requires_grad and p.grad is None for p in model.parameters()) and not model.training
+
+
+# The result
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+@pytest.mark.parametrize("classes", [(3,), (1, 4, 7)], ids=["one", "three"])
+def test_default_forgets_and_keeps(world, kind, classes):
+    wanted = list(classes)
+    model = world.net(kind)
+    result = unlearn(model, "unsir", retain=world.part(world.train, wanted, False), classes=wanted, progress=False)
+    assert right(model, world.part(world.test, wanted, True)) > 0.9
+    assert right(result.model, world.part(world.test, wanted, True)) <= 0.01
+    kept = world.part(world.test, wanted, False)
+    assert right(world.net(kind, classes), kept) - right(result.model, kept) <= 0.02
+    assert result.forgot and "rehearsal" in result.why
+    assert result.receipt["verdict"]["rests_on"] == "rehearsal"
+    assert not set(result.receipt["chosen"]["rehearsed_classes"]) & set(wanted)
+
+
+def test_forget_data_replaces_the_rehearsal(world):
+    retain, forget = (world.part(world.train, [3], inside) for inside in (False, True))
+    result = unlearn(world.net("mlp"), retain=retain, forget=forget, test=world.test, progress=False)
+    assert result.forgot and result.receipt["classes"] == [3]
+    assert result.receipt["chosen"]["rehearsed_classes"] == []
+    assert result.receipt["verdict"]["forget_accuracy"]["3"] <= 0.01 >= result.receipt["verdict"]["test_accuracy"]["3"]
+
+
+def test_nothing_done_is_said_loudly(world):
+    model = world.net("mlp")
+    with pytest.warns(NotForgottenWarning, match="did NOT verifiably forget"):
+        result = unlearn(model, "none", retain=world.train, drop_forget=True, test=world.test, classes=[3])
+    assert not result.forgot and "class 3: 9" in result.why
+    assert result.receipt["weights_sha256"]["before"] == result.receipt["weights_sha256"]["after"]
+
+
+def test_too_small_a_rate_is_said_loudly(world):
+    with pytest.warns(NotForgottenWarning):
+        result = unlearn(world.net("mlp"), UNSIR(last_rate=5e-4), retain=world.part(world.train, [3], False), classes=[3])
+    assert not result.forgot and "no rate up to 0.0005" in result.why
+
+
+def test_without_any_data_of_the_class_a_published_preset_is_not_believed(world):
+    retain = world.part(world.train, [3], False)
+    with pytest.warns(NotForgottenWarning, match="not shown"):
+        result = unlearn(world.net("mlp"), "unsir", preset="paper", retain=retain, classes=[3])
+    assert not result.forgot
+
+
+def test_two_classes_leave_nothing_to_rehearse_on(world):
+    retain = world.part(world.train, [0, 1], True)
+    with pytest.warns(NotForgottenWarning, match="too few retained classes"):
+        result = unlearn(world.net("mlp"), retain=world.part(retain, [1], False), classes=[1])
+    assert result.receipt["chosen"]["rehearsed_classes"] == []
+
+
+@pytest.mark.parametrize("preset", ["paper", "notebook", "ssd", "supreme"])
+def test_presets_run_and_receipts_tell(world, preset):
+    model = world.net("cnn")
+    before = trace(model)
+    small = {"noise_steps": 2, "noise_batch": 8, "copies": 2}
+    result = quiet(model, "unsir", preset=preset, retain=world.part(world.train, [3], False), test=world.test, classes=[3], **small)
+    assert same_trace(trace(model), before) and result.model is not model
+    receipt = json.loads(json.dumps(result.receipt))
+    assert receipt["options"]["preset"] == preset and receipt["options"]["noise_steps"] == 2
+    assert set(receipt) >= {"method", "classes", "seed", "versions", "device", "weights_sha256", "verdict"}
+    assert receipt["weights_sha256"]["after"] == _weights.fingerprint(result.model) != receipt["weights_sha256"]["before"]
+    assert {row["phase"] for row in result.history} == {"noise", "impair 1", "repair 1"}
+
+
+def test_noise_is_indexed_not_copied(world):
+    """Each retained sample once, each noise image ``copies`` times, in one shuffled epoch."""
+    seen = []
+
+    def forward(model, inputs):
+        if model.training:
+            seen.append(inputs.detach().clone())
+        return model(inputs)
+
+    retain = world.part(world.train, [3], False)
+    options = UNSIR("paper", noise_batch=2, noise_steps=1, copies=5, repair_epochs=0)
+    quiet(world.net("mlp"), options, retain=retain, test=world.test, classes=[3], forward=forward)
+    rows = torch.cat(seen).flatten(1)
+    _, counts = torch.unique(rows, dim=0, return_counts=True)
+    assert len(rows) == len(retain[0]) + 10
+    assert sorted(counts.tolist())[-2:] == [5, 5]
+    assert max(len(part) for part in seen) <= 256
+
+
+def test_optimiser_factories_are_used(world):
+    made = []
+
+    def sgd(params, lr):
+        made.append(lr)
+        return torch.optim.SGD(params, lr=lr)
+
+    options = UNSIR("paper", noise_steps=1, noise_batch=2, impair_optimizer=sgd, repair_optimizer=sgd, repair_lr=0.005)
+    result = quiet(world.net("mlp"), options, retain=world.part(world.train, [3], False), classes=[3])
+    assert made == [0.02, 0.005]
+    assert result.receipt["options"]["impair_optimizer"].endswith("sgd")
+
+
+# Bytes and traces
+
+
+@pytest.mark.parametrize("options", [{"preset": "paper", "noise_steps": 2}, {"repair_epochs": 1}], ids=["paper", "auto"])
+def test_same_seed_same_bytes(world, options):
+    retain = world.part(world.train, [3], False)
+    state = torch.get_rng_state()
+    prints = []
+    for seed, burn in ((5, 0), (5, 3), (6, 0)):
+        torch.rand(burn)
+        result = quiet(world.net("cnn"), "unsir", retain=retain, classes=[3], seed=seed, **options)
+        prints.append(_weights.fingerprint(result.model))
+    assert prints[0] == prints[1] != prints[2]
+    torch.set_rng_state(state)
+    quiet(world.net("cnn"), "unsir", retain=retain, classes=[3], **options)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Bomb:
+    """Counts forward passes and goes off at one of them."""
+
+    def __init__(self, at: int, error: BaseException) -> None:
+        self.left, self.error = at, error
+
+    def __call__(self, model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+        self.left -= 1
+        if self.left == 0:
+            raise self.error
+        return model(inputs)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("error", [ZeroDivisionError("half-way"), KeyboardInterrupt()], ids=["exception", "interrupt"])
+@pytest.mark.parametrize("at", [1, 3, 8, 60], ids=["probe", "noise", "impair", "later"])
+def test_a_run_that_breaks_off_leaves_no_trace(world, inplace, error, at):
+    model = marked(world.net("cnn"))
+    before = trace(model)
+    small = {"preset": "paper", "noise_steps": 5, "noise_batch": 4, "batch_size": 32}
+    with pytest.raises(type(error)):
+        unlearn(model, retain=world.part(world.train, [3], False), classes=[3], inplace=inplace, forward=Bomb(at, error), **small)
+    assert same_trace(trace(model), before)
+
+
+def test_a_loss_that_is_not_finite_leaves_no_trace(world):
+    model = marked(world.net("cnn"))
+    before = trace(model)
+    with pytest.raises(FloatingPointError, match=r"impair 1: the loss became (nan|inf)"):
+        unlearn(
+            model, retain=world.part(world.train, [3], False), classes=[3], inplace=True,
+            preset="paper", noise_steps=1, impair_lr=1e30, batch_size=32,
+        )  # fmt: skip
+    assert same_trace(trace(model), before)
+
+
+def test_overwriting_is_all_or_nothing(world, monkeypatch):
+    model, new = world.net("cnn"), world.net("cnn", (3,))
+    before, calls, real = _weights.fingerprint(model), [], _weights.put_back
+
+    def torn(target, saved):
+        calls.append(1)
+        if len(calls) == 1:
+            real(target, {**_weights.save(target), **dict(list(saved.items())[:2])})
+            raise KeyboardInterrupt
+        real(target, saved)
+
+    monkeypatch.setattr(_weights, "put_back", torn)
+    with pytest.raises(KeyboardInterrupt):
+        _weights.overwrite(model, new)
+    assert _weights.fingerprint(model) == before
+
+
+def test_inplace_gives_the_same_weights_and_keeps_flags(world):
+    retain = world.part(world.train, [3], False)
+    small = {"preset": "paper", "noise_steps": 2, "noise_batch": 8}
+    copied = quiet(world.net("cnn"), retain=retain, classes=[3], **small)
+    model = marked(world.net("cnn"))
+    frozen = marked(world.net("cnn"))
+    flags = trace(model)[1:3]
+    result = quiet(model, retain=retain, classes=[3], inplace=True, **small)
+    assert result.model is model and trace(model)[1:3] == flags
+    # the frozen bias didn't move, everything else did as in a copy of the same model
+    assert torch.equal(list(model.parameters())[1], list(frozen.parameters())[1])
+    again = quiet(frozen, retain=retain, classes=[3], **small)
+    assert _weights.fingerprint(again.model) == _weights.fingerprint(model) != _weights.fingerprint(copied.model)
+
+
+# Refusals
+
+
+def refusals():
+    x, y = torch.zeros(40, 1, 8, 8), torch.arange(40) % 10
+    keep = y != 3
+    good = {"retain": (x[keep], y[keep]), "classes": [3]}
+    mixed = small_mlp()
+    mixed[3].to("meta")
+    broken = small_mlp()
+    nn.init.constant_(broken[1].weight, float("nan"))
+    frozen = small_mlp().requires_grad_(False)
+    cases = {
+        "no classes": ({"classes": None}, ValueError, "classes: not given"),
+        "empty classes": ({"classes": []}, TypeError, r"classes: got \[\]"),
+        "unknown class": ({"classes": [3, 12]}, ValueError, r"classes: \[12\] unknown .* 0 to 9"),
+        "negative class": ({"classes": [-1]}, TypeError, "classes: got"),
+        "no retain": ({"retain": None}, ValueError, "retain: not given"),
+        "empty retain": ({"retain": (x[:0], y[:0])}, ValueError, "retain: the set is empty"),
+        "retain holds it": ({"retain": (x, y)}, ValueError, "4 of its 40 samples .* drop_forget=True"),
+        "retain is it": ({"retain": (x[~keep], y[~keep]), "drop_forget": True}, ValueError, "all 4 samples"),
+        "integer images": ({"retain": (x[keep].long(), y[keep])}, TypeError, "int64; accepted are floating point"),
+        "labels too high": ({"retain": (x[keep], y[keep] + 7)}, ValueError, "label 1[0-6] at sample .* 0 to 9"),
+        "float labels": ({"retain": (x[keep], y[keep].float())}, TypeError, "integer class ids"),
+        "forget of another class": ({"forget": (x[keep], y[keep])}, ValueError, "forget: holds no sample"),
+        "mixed devices": ({"model": mixed}, ValueError, "on cpu but 3.weight on meta"),
+        "no parameters": ({"model": nn.Flatten()}, ValueError, "no parameters"),
+        "all frozen": ({"model": frozen}, ValueError, "no parameter requires a gradient"),
+        "not a model": ({"model": len}, TypeError, "torch.nn.Module"),
+        "NaN logits": ({"model": broken}, ValueError, "aren't finite"),
+        "no logits": ({"forward": lambda m, x: m(x).sum(1)}, TypeError, r"accepted are logits \[batch, classes\]"),
+        "method": ({"method": "scrub"}, ValueError, "method: got 'scrub'"),
+        "option": ({"copy": 3}, TypeError, "unknown option 'copy', did you mean 'copies'"),
+        "preset": ({"preset": "papers"}, ValueError, "preset: got 'papers'"),
+        "choice": ({"label_rule": "mine"}, ValueError, "label_rule: got 'mine'"),
+        "number": ({"noise_batch": 0}, ValueError, "noise_batch: got 0"),
+        "seed": ({"seed": -1}, ValueError, "seed: got -1"),
+    }
+    return [pytest.param({**good, **given}, error, says, id=name) for name, (given, error, says) in cases.items()]
+
+
+@pytest.mark.parametrize(("given", "error", "says"), refusals())
+def test_refusals(given, error, says):
+    given = {"model": small_mlp(), **given}
+    model = given.pop("model")
+    before = trace(model) if isinstance(model, nn.Module) and not any(p.is_meta for p in model.parameters()) else None
+    with pytest.raises(error, match=says):
+        unlearn(model, given.pop("method", "unsir"), inplace=True, **given)
+    assert before is None or same_trace(trace(model), before)
+
+
+def test_drop_forget_leaves_the_class_out(world):
+    options = {"preset": "paper", "noise_steps": 1, "noise_batch": 2, "classes": [3], "seed": 4}
+    whole = quiet(world.net("mlp"), retain=world.train, drop_forget=True, **options)
+    clean = quiet(world.net("mlp"), retain=world.part(world.train, [3], False), **options)
+    assert _weights.fingerprint(whole.model) == _weights.fingerprint(clean.model)
+
+
+def test_exported():
+    assert ff.unlearn is unlearn and ff.methods.UNSIR is UNSIR
+    assert auto.RETRIES >= 1
