@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any, Generic, TextIO, TypeVar
 
 T = TypeVar("T")
@@ -74,6 +74,5 @@ def progress(work: Iterable[T] | int, label: str, enabled: bool = True) -> Progr
     shown = enabled and getattr(sys.stderr, "isatty", lambda: False)()
     if isinstance(work, int):
         return Progress(range(work), work, label, sys.stderr if shown else None)  # type: ignore[arg-type]
-    return Progress(
-        work, len(work) if hasattr(work, "__len__") else None, label, sys.stderr if shown else None
-    )
+    total = len(work) if isinstance(work, Sized) else None
+    return Progress(work, total, label, sys.stderr if shown else None)

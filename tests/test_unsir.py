@@ -6,112 +6,22 @@ from __future__ import annotations
 
 import copy
 import json
-import warnings
 
-import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
+from digits_world import World, marked, quiet, right, same_trace, small_mlp, trace
 from torch import nn
-from torch.nn import functional as F
 
 import fastforget as ff
 from benchmarks.unsir_published import our_noise, published_noise
 from fastforget.methods import UNSIR, NotForgottenWarning, _weights, unlearn
-from fastforget.methods import _auto as auto
 from fastforget.methods import unsir as loop
 from fastforget.methods._task import Task
-
-
-def small_cnn() -> nn.Module:
-    """With batch norm and dropout: what train mode changes must come back."""
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Flatten(),
-        nn.Dropout(0.2), nn.Linear(512, 10),
-    )  # fmt: skip
-
-
-def small_mlp() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
-
-
-def fit(model: nn.Module, x, y, epochs: int = 12) -> nn.Module:
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(epochs):
-        for batch in torch.randperm(len(x), generator=generator).split(32):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x[batch]), y[batch]).backward()
-            optimizer.step()
-    return model.eval()
-
-
-def right(model: nn.Module, data) -> float:
-    with torch.no_grad():
-        return model(data[0]).argmax(1).eq(data[1]).double().mean().item()
-
-
-class World:
-    """8x8 digits in two halves, train and test, and nets trained on the first with everything and without
-    the class.
-    """
-
-    def __init__(self) -> None:
-        torch.set_num_threads(1)
-        images, labels = load_digits(return_X_y=True)
-        x = torch.from_numpy(images.astype(np.float32)).reshape(-1, 1, 8, 8) / 8 - 1
-        y = torch.from_numpy(labels).long()
-        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
-        self.train, self.test = [(x[part], y[part]) for part in (order[400:], order[:400])]
-        self._nets: dict = {}
-
-    def part(self, data, classes, inside: bool):
-        mask = torch.isin(data[1], torch.tensor(classes)) == inside
-        return data[0][mask], data[1][mask]
-
-    def net(self, kind: str, without: tuple[int, ...] = ()) -> nn.Module:
-        if (kind, without) not in self._nets:
-            with torch.random.fork_rng():
-                torch.manual_seed(0)
-                model = small_cnn() if kind == "cnn" else small_mlp()
-                self._nets[kind, without] = fit(model, *self.part(self.train, list(without), False))
-        return copy.deepcopy(self._nets[kind, without])
 
 
 @pytest.fixture(scope="module")
 def world() -> World:
     return World()
-
-
-def quiet(model, *args, **kwargs):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotForgottenWarning)
-        return unlearn(model, *args, **kwargs)
-
-
-def trace(model: nn.Module):
-    """All that a failed run must leave as it was."""
-    return (
-        _weights.fingerprint(model),
-        [m.training for m in model.modules()],
-        [p.requires_grad for p in model.parameters()],
-        [None if p.grad is None else p.grad.clone() for p in model.parameters()],
-    )
-
-
-def same_trace(a, b) -> bool:
-    grads = all((g is None) == (h is None) and (g is None or torch.equal(g, h)) for g, h in zip(a[3], b[3], strict=True))
-    return a[:3] == b[:3] and grads
-
-
-def marked(model: nn.Module) -> nn.Module:
-    """A model with a mixed state, so that "as before" means something."""
-    model.train()
-    model[0].eval()
-    list(model.parameters())[1].requires_grad_(False)
-    next(iter(model.parameters())).grad = torch.ones_like(next(iter(model.parameters())))
-    return model
 
 
 # The noise
@@ -369,57 +279,6 @@ def test_inplace_gives_the_same_weights_and_keeps_flags(world):
     assert _weights.fingerprint(again.model) == _weights.fingerprint(model) != _weights.fingerprint(copied.model)
 
 
-# Refusals
-
-
-def refusals():
-    x, y = torch.zeros(40, 1, 8, 8), torch.arange(40) % 10
-    keep = y != 3
-    good = {"retain": (x[keep], y[keep]), "classes": [3]}
-    mixed = small_mlp()
-    mixed[3].to("meta")
-    broken = small_mlp()
-    nn.init.constant_(broken[1].weight, float("nan"))
-    frozen = small_mlp().requires_grad_(False)
-    cases = {
-        "no classes": ({"classes": None}, ValueError, "classes: not given"),
-        "empty classes": ({"classes": []}, TypeError, r"classes: got \[\]"),
-        "unknown class": ({"classes": [3, 12]}, ValueError, r"classes: \[12\] unknown .* 0 to 9"),
-        "negative class": ({"classes": [-1]}, TypeError, "classes: got"),
-        "no retain": ({"retain": None}, ValueError, "retain: not given"),
-        "empty retain": ({"retain": (x[:0], y[:0])}, ValueError, "retain: the set is empty"),
-        "retain holds it": ({"retain": (x, y)}, ValueError, "4 of its 40 samples .* drop_forget=True"),
-        "retain is it": ({"retain": (x[~keep], y[~keep]), "drop_forget": True}, ValueError, "all 4 samples"),
-        "integer images": ({"retain": (x[keep].long(), y[keep])}, TypeError, "int64; accepted are floating point"),
-        "labels too high": ({"retain": (x[keep], y[keep] + 7)}, ValueError, "label 1[0-6] at sample .* 0 to 9"),
-        "float labels": ({"retain": (x[keep], y[keep].float())}, TypeError, "integer class ids"),
-        "forget of another class": ({"forget": (x[keep], y[keep])}, ValueError, "forget: holds no sample"),
-        "mixed devices": ({"model": mixed}, ValueError, "on cpu but 3.weight on meta"),
-        "no parameters": ({"model": nn.Flatten()}, ValueError, "no parameters"),
-        "all frozen": ({"model": frozen}, ValueError, "no parameter requires a gradient"),
-        "not a model": ({"model": len}, TypeError, "torch.nn.Module"),
-        "NaN logits": ({"model": broken}, ValueError, "aren't finite"),
-        "no logits": ({"forward": lambda m, x: m(x).sum(1)}, TypeError, r"accepted are logits \[batch, classes\]"),
-        "method": ({"method": "scrub"}, ValueError, "method: got 'scrub'"),
-        "option": ({"copy": 3}, TypeError, "unknown option 'copy', did you mean 'copies'"),
-        "preset": ({"preset": "papers"}, ValueError, "preset: got 'papers'"),
-        "choice": ({"label_rule": "mine"}, ValueError, "label_rule: got 'mine'"),
-        "number": ({"noise_batch": 0}, ValueError, "noise_batch: got 0"),
-        "seed": ({"seed": -1}, ValueError, "seed: got -1"),
-    }
-    return [pytest.param({**good, **given}, error, says, id=name) for name, (given, error, says) in cases.items()]
-
-
-@pytest.mark.parametrize(("given", "error", "says"), refusals())
-def test_refusals(given, error, says):
-    given = {"model": small_mlp(), **given}
-    model = given.pop("model")
-    before = trace(model) if isinstance(model, nn.Module) and not any(p.is_meta for p in model.parameters()) else None
-    with pytest.raises(error, match=says):
-        unlearn(model, given.pop("method", "unsir"), inplace=True, **given)
-    assert before is None or same_trace(trace(model), before)
-
-
 def test_drop_forget_leaves_the_class_out(world):
     options = {"preset": "paper", "noise_steps": 1, "noise_batch": 2, "classes": [3], "seed": 4}
     whole = quiet(world.net("mlp"), retain=world.train, drop_forget=True, **options)
@@ -429,4 +288,3 @@ def test_drop_forget_leaves_the_class_out(world):
 
 def test_exported():
     assert ff.unlearn is unlearn and ff.methods.UNSIR is UNSIR
-    assert auto.RETRIES >= 1

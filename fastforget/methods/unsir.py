@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._data import Source
-from .._progress import progress
+from .._progress import Progress, progress
 from ..ops import noise as noise_ops
 from ..ops import update
 from . import _auto, _weights
@@ -215,6 +215,7 @@ def learn_noise(options: UNSIR, task: Task, classes: list[int], like: Tensor, *,
         for part in torch.arange(len(classes)).split(group):
             rows = slice(int(part[0]) * batch, (int(part[-1]) + 1) * batch)
             label = "learning noise" if sign > 0 else "learning images"
+            bar: Progress[int]
             with progress(options.noise_steps, label, task.progress) as bar:
                 _learn(options, task, images[rows], labels[rows], sign, bar)
     if statistics is not None and options.noise_statistics == "restore":
@@ -285,6 +286,7 @@ def train(
     copies = options.copies or 1
     order = _order(len(retain), len(noise.images) * copies if noise else 0, options.batch_size, task)
     total, seen = torch.zeros((), device=task.device), 0
+    bar: Progress[int]
     with (
         _weights.flags_kept(task.model),
         torch.enable_grad(),
