@@ -185,6 +185,8 @@ def measure(case: Case, options: Options, dropped: list[str] | None = None) -> d
                         few = max(1, min(1000, math.ceil(0.1 * BLOCK / max(once, 1e-7))))
                         sample.repeats = max(1, math.ceil(BLOCK / max(_block(call, few, clock), 1e-8)))
                     continue
+                if sample.repeats > 1:
+                    call()  # the variant before may have left other data in the caches
                 sample.seconds.append(_block(call, sample.repeats, clock))
                 sample.placements.append(index)
     return samples

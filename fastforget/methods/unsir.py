@@ -28,6 +28,7 @@ from ._presets import PRESETS
 from ._task import Task
 
 OptimizerFactory = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
+CPU_PART = 256  # images in one pass of the model while noise is learned on a CPU
 SHUFFLE, KEEP = 1, 2  # purposes of seeds
 _CHOICES = {
     "l2_reduction": ("sum", "mean"),
@@ -232,16 +233,11 @@ def _learn(options: UNSIR, task: Task, x: Tensor, labels: Tensor, sign: float, b
     exp_avg, exp_avg_sq = torch.zeros_like(x), torch.zeros_like(x)
     assert options.l2 is not None
     l2 = options.l2 / (x[0].numel() if options.l2_reduction == "mean" else 1)
-    # loss and l2 are means over one class's noise_batch images; the kernels divide by all the images in x
+    # l2 is a mean over one class's noise_batch images; the kernel divides by all the images in x
     scale = len(x) / options.noise_batch
     rows = []
     for step in range(1, options.noise_steps + 1):
-        leaf = x.detach().requires_grad_()
-        logits = task.forward(task.model, leaf)
-        loss, dlogits = update.error_max_loss(logits.detach(), labels)
-        # loss and l2 are means over one class's images; the kernels divide by all classes' images, hence
-        # the factor
-        (gradient,) = torch.autograd.grad(logits, leaf, dlogits.mul_(sign * scale))
+        loss, gradient = _error_and_gradient(options, task, x, labels, sign)
         lr = options.noise_lr * (1 - (step - 1) / options.noise_steps if options.noise_lr_decay == "linear" else 1)
         sum_sq = update.error_max_step_(x, gradient, exp_avg, exp_avg_sq, step=step, lr=lr, l2=l2 * scale, clamp=options.noise_clamp)
         rows.append((step, sign * loss.mean() + l2 * sum_sq / len(x), -loss.mean()))
@@ -250,6 +246,21 @@ def _learn(options: UNSIR, task: Task, x: Tensor, labels: Tensor, sign: float, b
     task.history += [{"phase": phase, "step": s, "objective": float(j), "error": float(e)} for s, j, e in rows]
     if not all(math.isfinite(float(j)) for _, j, _ in rows):
         raise RuntimeError(f"learning {phase} gave NaN or inf; the model is unchanged. Lower noise_lr, or check the model's logits")
+
+
+def _error_and_gradient(options: UNSIR, task: Task, x: Tensor, labels: Tensor, sign: float) -> tuple[Tensor, Tensor]:
+    """-CE of every image, and its gradient as the mean over one class's ``noise_batch`` images has it."""
+    # where an image's answer doesn't depend on its neighbours, a CPU's caches prefer fewer at a time
+    part = CPU_PART if options.noise_mode == "eval" and x.device.type == "cpu" else len(x)
+    losses, gradient = [], torch.empty_like(x)
+    for images, classes, out in zip(x.split(part), labels.split(part), gradient.split(part), strict=True):
+        leaf = images.detach().requires_grad_()
+        logits = task.forward(task.model, leaf)
+        loss, dlogits = update.error_max_loss(logits.detach(), classes)
+        dlogits.mul_(sign * len(images) / options.noise_batch)
+        out.copy_(torch.autograd.grad(logits, leaf, dlogits)[0])
+        losses.append(loss)
+    return torch.cat(losses), gradient
 
 
 def impair(options: UNSIR, task: Task, retain: Source, noise: Noise) -> None:
