@@ -1,0 +1,31 @@
+"""README's first example runs as it stands there, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_first_example_runs(tmp_path):
+    code = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL).group(1)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "no reference" in result.stdout.lower()
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README.read_text())
+    assert links
+    assert [link for link in links if not (README.parent / link).exists()] == []
+
+
+def test_every_public_op_is_in_the_support_table():
+    from fastforget import _schema
+
+    table = README.read_text().split("## Where each op runs")[1].split("##")[0]
+    assert [name for name in _schema.SCHEMAS if name not in table] == []
