@@ -15,6 +15,7 @@ def test_the_first_example_runs(tmp_path):
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("True ")
     assert "no reference" in result.stdout.lower()
 
 

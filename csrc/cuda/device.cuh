@@ -1,4 +1,5 @@
-// Device-side helpers shared by the CUDA kernels: storage types, 16-byte packs, reductions in a fixed order. Torch-free.
+// Device-side helpers shared by the CUDA kernels: storage types, 16-byte packs, reductions in a fixed order.
+// Torch-free.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -46,8 +47,8 @@ FF_HD T narrow(Compute<T> x) {
   }
 }
 
-// N consecutive elements, moved with 16-byte accesses where the pointer allows it. Kept in storage form until used: half
-// the registers for 16-bit types while the loads are in flight.
+// N consecutive elements, moved with 16-byte accesses where the pointer allows it. Kept in storage form until used:
+// half the registers for 16-bit types while the loads are in flight.
 template <class T, int N = 16 / static_cast<int>(sizeof(T))>
 struct alignas(16) Pack {
   static_assert(N * sizeof(T) % 16 == 0);
@@ -69,7 +70,8 @@ __device__ __forceinline__ P load_whole(const T* from) {
 // An ordinary assignment of a uint4 is taken apart into 4-byte stores.
 __device__ __forceinline__ void store16(void* to, uint4 words) {
 #if defined(__CUDA_ARCH__)
-  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w)
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words.x), "r"(words.y), "r"(words.z),
+               "r"(words.w)
                : "memory");
 #else
   *static_cast<uint4*>(to) = words;

@@ -21,13 +21,12 @@
 // Lives in libtorch_cuda. Weak: absent under CPU-only torch, where no CUDA tensor can reach these ops.
 extern "C" __attribute__((weak)) int32_t aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
 
-#define FF_CUDA_CHECK(call)                                                                         \
-  do {                                                                                              \
-    const cudaError_t error = (call);                                                               \
-    if (error != cudaSuccess) {                                                                     \
-      ::ff::fail("fastforget: CUDA error ", cudaGetErrorName(error), ": ", cudaGetErrorString(error), \
-                 " in ", #call);                                                                    \
-    }                                                                                               \
+#define FF_CUDA_CHECK(call)                                                                                           \
+  do {                                                                                                                \
+    const cudaError_t error = (call);                                                                                 \
+    if (error != cudaSuccess) {                                                                                       \
+      ::ff::fail("fastforget: CUDA error ", cudaGetErrorName(error), ": ", cudaGetErrorString(error), " in ", #call); \
+    }                                                                                                                 \
   } while (0)
 
 namespace ff::cuda {

@@ -33,9 +33,8 @@ FF_HD C dampened(C p, C forget, C retain, C lam) {
 // p is read and written only where its pack holds a selected weight: dampening usually selects a few percent, and then
 // half of the traffic is gone.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    dampen_kernel(const __grid_constant__ ListTable<DampenItem> table, Compute<T> alpha, Compute<T> lam,
-                  unsigned long long* count) {
+__global__ void __launch_bounds__(kThreads) dampen_kernel(const __grid_constant__ ListTable<DampenItem> table,
+                                                          Compute<T> alpha, Compute<T> lam, unsigned long long* count) {
   using P = Pack<T>;
   unsigned hits = 0;
   unsigned long long total = 0;

@@ -18,7 +18,8 @@ struct ScoreArgs {
 };
 
 template <class T>
-__device__ __forceinline__ void write_scores(const ScoreArgs<T>& a, int64_t row, const Scores<Compute<T>>& s, bool correct) {
+__device__ __forceinline__ void write_scores(const ScoreArgs<T>& a, int64_t row, const Scores<Compute<T>>& s,
+                                             bool correct) {
   a.scores[row] = s.loss;
   a.scores[a.rows + row] = s.confidence;
   a.scores[2 * a.rows + row] = s.entropy;

@@ -40,8 +40,8 @@ struct Sorted {
   int64_t members, nonmembers;
 };
 
-// members * nonmembers * (TPR - FPR) of a decision "score >= t", from how many of each lie below t. In integers, so that
-// equal gains compare equal.
+// members * nonmembers * (TPR - FPR) of a decision "score >= t", from how many of each lie below t. In integers, so
+// that equal gains compare equal.
 template <class T>
 FF_HD int64_t gain(const Sorted<T>& s, int64_t members_below, int64_t nonmembers_below) {
   return (s.members - members_below) * s.nonmembers - (s.nonmembers - nonmembers_below) * s.members;
@@ -118,7 +118,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t best = part.best > 0 ? part.best : 0;  // to call nobody a member gains 0
   const int64_t most = part.worst > best ? part.worst : best;
   const double pairs = static_cast<double>(s.members * s.nonmembers);
-  out[0] = static_cast<double>(part.rank_sum) / (2.0 * static_cast<double>(s.members) * static_cast<double>(s.nonmembers));
+  out[0] =
+      static_cast<double>(part.rank_sum) / (2.0 * static_cast<double>(s.members) * static_cast<double>(s.nonmembers));
   out[1] = (1.0 + static_cast<double>(best) / pairs) / 2.0;
   out[2] = static_cast<double>(most) / pairs;
   out[3] = best > 0 ? static_cast<double>(s.member[part.best_at]) : __builtin_huge_val();
@@ -165,7 +166,8 @@ const T* sorted(const DeviceScope& scope, const Tensor& scores, Tensor& buffer) 
   buffer = scratch(scores, 2 * size * int64_t{sizeof(T)});
   T* const from = data<T>(buffer);
   T* const to = from + size;
-  launch(scope, canonical_kernel<T>, scope.blocks(ceil_div(size, kThreads)), kThreads, data<const T>(scores), from, size);
+  launch(scope, canonical_kernel<T>, scope.blocks(ceil_div(size, kThreads)), kThreads, data<const T>(scores), from,
+         size);
   size_t bytes = 0;
   constexpr int kBits = 8 * sizeof(T);
   FF_CUDA_CHECK(cub::DeviceRadixSort::SortKeys(nullptr, bytes, from, to, size, 0, kBits, scope.stream()));

@@ -133,10 +133,10 @@ FF_HD Scores<C> undefined_scores() {
 // What follows from the sums, before modified entropy's own.
 template <class C>
 struct RowSummary {
-  C scale;     // p_k = scale * exp(z_k - reference)
-  C label_e;   // the label's exp(z - reference); 0 where the label is the most likely class
-  C others;    // sum of exp(z - first) over the classes other than the label, without the most likely one's 1
-  C tail;      // sum of exp(z - first) over all but the most likely class
+  C scale;    // p_k = scale * exp(z_k - reference)
+  C label_e;  // the label's exp(z - reference); 0 where the label is the most likely class
+  C others;   // sum of exp(z - first) over the classes other than the label, without the most likely one's 1
+  C tail;     // sum of exp(z - first) over all but the most likely class
   C log_total;
 };
 
@@ -300,7 +300,9 @@ constexpr int kTileStride = kFewClasses + 1;
 constexpr int kTileSize = kTileRows * kTileStride;
 
 // i / classes for i < kTileRows * kFewClasses, by a multiplication; reciprocal = ceil(2^20 / classes).
-FF_HD int tile_row(int i, unsigned reciprocal) { return static_cast<int>((static_cast<unsigned>(i) * reciprocal) >> 20); }
+FF_HD int tile_row(int i, unsigned reciprocal) {
+  return static_cast<int>((static_cast<unsigned>(i) * reciprocal) >> 20);
+}
 inline unsigned tile_reciprocal(int classes) {
   return ((1u << 20) + static_cast<unsigned>(classes) - 1) / static_cast<unsigned>(classes);
 }

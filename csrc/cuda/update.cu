@@ -12,14 +12,15 @@ namespace {
 
 constexpr int kPacksInFlight = 2;
 template <class T>
-constexpr int kChunk = kThreads * Pack<T>::kSize * kPacksInFlight;  // of fixed size: the sums do not depend on the launch
+constexpr int kChunk =
+    kThreads * Pack<T>::kSize * kPacksInFlight;  // of fixed size: the sums do not depend on the launch
 
 template <class C>
 struct AdamScalars {
-  C pull, pull_rest;     // 2 * l2 / batch in two parts
-  C rest1, beta2, rest2; // rest = 1 - beta
-  C rate;                // lr / (1 - beta1^step)
-  C inverse_root;        // 1 / sqrt(1 - beta2^step)
+  C pull, pull_rest;      // 2 * l2 / batch in two parts
+  C rest1, beta2, rest2;  // rest = 1 - beta
+  C rate;                 // lr / (1 - beta1^step)
+  C inverse_root;         // 1 / sqrt(1 - beta2^step)
   C eps, low, high;
 };
 
