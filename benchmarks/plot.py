@@ -9,7 +9,7 @@ from typing import Any
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 430, 290, 46, 34, 14, 40
 # distinguishable without colour vision, and by marker
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4499")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#56b4e9", "#b8860b")
 MARKERS = ("circle", "square", "triangle", "diamond")
 STYLE = """
   text { font: 11px system-ui, sans-serif; fill: #333 } .title { font-size: 13px; font-weight: 600 }
