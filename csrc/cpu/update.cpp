@@ -165,20 +165,32 @@ FF_INLINE RowMax<Compute<S>> row_max(const S* row, int64_t classes) {
     const C z = widen(row[k]);
     largest = z > largest ? z : largest;
   }
-  int64_t index = 0;
-  while (index < classes - 1 && !(widen(row[index]) == largest)) ++index;
+  // Where a NaN hid the largest, any index will do: the row is NaN throughout.
+  int64_t index = classes - 1;
+  if (classes <= kTile) {
+    int32_t first = static_cast<int32_t>(index);
+#pragma omp simd reduction(min : first)
+    for (int32_t k = 0; k < static_cast<int32_t>(classes); ++k) {
+      const int32_t here = widen(row[k]) == largest ? k : static_cast<int32_t>(kTile);
+      first = here < first ? here : first;
+    }
+    return {largest, first};
+  }
+  for (int64_t k = 0; k < index; ++k) {
+    if (widen(row[k]) == largest) index = k;
+  }
   return {largest, index};
 }
 
 // Sum of e^(z - max) without the largest logit itself, whose term is 1: a confident row keeps the digits of 1 - p.
+// `terms` ends with the last tile's: all of them, where one tile holds the row.
 template <class S>
-FF_INLINE double sum_of_others(const S* row, int64_t classes, const RowMax<Compute<S>>& max) {
+FF_INLINE double sum_of_others(const S* row, int64_t classes, const RowMax<Compute<S>>& max, Compute<S>* terms) {
   using C = Compute<S>;
   double sum = 0;
   for (int64_t at = 0; at < classes; at += kTile) {
     const int64_t count = classes - at < kTile ? classes - at : kTile;
     const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
-    alignas(64) C terms[kTile];
     for (int64_t k = count; k < padded; ++k) terms[k] = 0;
 #pragma omp simd
     for (int64_t k = 0; k < count; ++k) terms[k] = exp_negative(widen(row[at + k]) - max.value);
@@ -198,6 +210,7 @@ void error_max_loss(const void* logits, const int64_t* labels, int64_t n, int64_
                     void* dlogits) {
   using C = Compute<S>;
   C* loss = static_cast<C*>(loss_);
+  alignas(64) C terms[kTile];
   for (int64_t b = 0; b < n; ++b) {
     const S* row = static_cast<const S*>(logits) + b * classes;
     S* out = static_cast<S*>(dlogits) + b * classes;
@@ -206,7 +219,7 @@ void error_max_loss(const void* logits, const int64_t* labels, int64_t n, int64_
     // Once a row in double: the label's own entries, where float32 would lose digits to cancellation.
     // A row whose largest logit is infinite has no softmax: NaN throughout, as in torch.
     const bool finite = max.value - max.value == C(0);
-    const double others = finite ? sum_of_others(row, classes, max) : __builtin_nan("");
+    const double others = finite ? sum_of_others(row, classes, max, terms) : __builtin_nan("");
     const double total = 1.0 + others;
     const double below_max = static_cast<double>(widen(row[label])) - static_cast<double>(max.value);
     loss[b] = static_cast<C>(below_max - __builtin_log1p(others));
@@ -220,10 +233,16 @@ void error_max_loss(const void* logits, const int64_t* labels, int64_t n, int64_
       // The factor in two parts, so that a class with p near 1 is rounded once, as in torch.
       const float scale = static_cast<float>(1.0 / divisor);
       const float scale_rest = static_cast<float>(1.0 / divisor - static_cast<double>(scale));
+      if (finite && classes <= kTile) {
+        terms[max.index] = 1.0f;
 #pragma omp simd
-      for (int64_t k = 0; k < classes; ++k) {
-        const float term = exp_negative(widen(row[k]) - max.value);
-        out[k] = narrow<S>(-fused(term, scale, term * scale_rest));
+        for (int64_t k = 0; k < classes; ++k) out[k] = narrow<S>(-fused(terms[k], scale, terms[k] * scale_rest));
+      } else {
+#pragma omp simd
+        for (int64_t k = 0; k < classes; ++k) {
+          const float term = exp_negative(widen(row[k]) - max.value);
+          out[k] = narrow<S>(-fused(term, scale, term * scale_rest));
+        }
       }
     }
     out[label] = narrow<S>(static_cast<C>(rest / static_cast<double>(batch)));
