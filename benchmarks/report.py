@@ -41,6 +41,12 @@ taking each block of 128 KiB or more from the system and giving it back, so that
 in; after larger blocks have been freed it keeps up to 32 MiB for reuse. Times and bars here are those of the
 second, settled state, which favours plain PyTorch; the column `fresh pages` and the word `fresh` are those of
 the first.
+
+Why bars are missed, as far as we know: small cases (64K, 20x3x32x32, 1000x10, the calls) by what the public function's
+checks in Python cost, which the table of calls shows. `dampen_` and the step within the caches by the divider: one IEEE
+division an element, and a square root, take longer than such memory does (inferred from instruction timings, not from
+counters); approximations would be faster and no longer bit-exact. `dampen_` against the published loop where memory is
+reused: the limit kernel itself is hardly faster than the bar there.
 """
 
 
