@@ -46,7 +46,7 @@ Why bars are missed, as far as we know: small cases (64K, 20x3x32x32, 1000x10, t
 checks in Python cost, which the table of calls shows. `dampen_` and the step within the caches by the divider: one IEEE
 division an element, and a square root, take longer than such memory does (inferred from instruction timings, not from
 counters); approximations would be faster and no longer bit-exact. `dampen_` against the published loop where memory is
-reused: the limit kernel itself is hardly faster than the bar there.
+reused: there even the limit kernel would miss the bar.
 """
 
 
