@@ -39,6 +39,16 @@ def _starts(start: int | Sequence[int], tensors: int) -> list[int]:
     return starts
 
 
+def _prepared(
+    x: Tensor | Sequence[Tensor], seed: int, stream: int, step: int, start: int | Sequence[int]
+) -> tuple[list[Tensor], list[Tensor], tuple[int, int, int, list[int]]]:
+    """What both in-place ops check: the tensors, their contiguous stand-ins, and (key, stream, step, starts)."""
+    xs = arg.listed("x", x)
+    staged = arg.writable("x", xs)
+    key, stream, step = _counter(seed, stream, step, len(xs))
+    return xs, staged, (key, stream, step, _starts(start, len(xs)))
+
+
 def _floats(name: str, value: float | Sequence[float], tensors: int) -> list[float]:
     if isinstance(value, (float, int)):
         return [float(value)]
@@ -115,14 +125,11 @@ def normal_(
     >>> torch.equal(whole[4:], noise.normal_(torch.empty(2), seed=7, start=4))
     True
     """
-    xs = arg.listed("x", x)
-    if not xs:
-        return x
-    staged = arg.writable("x", xs)
-    key, stream, step = _counter(seed, stream, step, len(xs))
-    stds, means, starts = _floats("std", std, len(xs)), _floats("mean", mean, len(xs)), _starts(start, len(xs))
-    arg.run("normal_", _normal, staged, (staged, means, stds, key, stream, step, starts))
-    arg.write_back(xs, staged)
+    xs, staged, (key, stream, step, starts) = _prepared(x, seed, stream, step, start)
+    if xs:
+        means, stds = _floats("mean", mean, len(xs)), _floats("std", std, len(xs))
+        arg.run("normal_", _normal, staged, (staged, means, stds, key, stream, step, starts))
+        arg.write_back(xs, staged)
     return x
 
 
@@ -156,12 +163,9 @@ def add_normal_(
     >>> torch.equal(params[1], alone)
     True
     """
-    xs = arg.listed("x", x)
-    if not xs:
-        return x
-    staged = arg.writable("x", xs)
-    key, stream, step = _counter(seed, stream, step, len(xs))
-    stds, starts = _floats("std", std, len(xs)), _starts(start, len(xs))
-    arg.run("add_normal_", _add_normal, staged, (staged, stds, key, stream, step, starts))
-    arg.write_back(xs, staged)
+    xs, staged, (key, stream, step, starts) = _prepared(x, seed, stream, step, start)
+    if xs:
+        stds = _floats("std", std, len(xs))
+        arg.run("add_normal_", _add_normal, staged, (staged, stds, key, stream, step, starts))
+        arg.write_back(xs, staged)
     return x
