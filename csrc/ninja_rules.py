@@ -38,7 +38,8 @@ LINK_FLAGS = ["-shared"]
 
 # These are compiled once per instruction set, with -DFF_ISA=<name> -DFF_ISA_LEVEL=<n>; every other
 # csrc/cpu/*.cpp once.
-PER_ISA = ["noise", "update", "mask", "membership"]
+PER_ISA = ["noise", "update", "mask", "mask_rows", "mask_select", "mask_optim"]
+PER_ISA += ["membership", "membership_lira", "membership_rank"]
 ISA_FLAGS = {
     "baseline": ["-DFF_ISA=baseline", "-DFF_ISA_LEVEL=2", "-march=x86-64-v2"],
     "avx2": ["-DFF_ISA=avx2", "-DFF_ISA_LEVEL=3", "-march=x86-64-v3"],

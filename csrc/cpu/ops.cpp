@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "cpu/lists.h"
 #include "cpu/table.h"
 #include "torch_glue.h"
 
@@ -13,7 +14,17 @@ namespace {
 
 // ---- the choice of kernels ------------------------------------------------------------------------------------------
 
-#define FF_TABLE(number, isa) {number, isa::noise_table, isa::update_table, isa::mask_table, isa::membership_table}
+#define FF_TABLE(number, isa)  \
+  {number,                     \
+   isa::noise_table,           \
+   isa::update_table,          \
+   isa::mask_table,            \
+   isa::mask_rows_table,       \
+   isa::mask_select_table,     \
+   isa::mask_optim_table,      \
+   isa::membership_table,      \
+   isa::membership_lira_table, \
+   isa::membership_rank_table}
 constinit const Table kBaseline = FF_TABLE(2, baseline);
 #if defined(__x86_64__)
 constinit const Table kAvx2 = FF_TABLE(3, avx2);
@@ -56,56 +67,6 @@ int64_t cpu_isa(int64_t level) {
     if (wanted->level == level) current.store(wanted, std::memory_order_relaxed);
   }
   return table().level;
-}
-
-// ---- lists ----------------------------------------------------------------------------------------------------------
-
-// Work worth a thread, in elements.
-constexpr int64_t kNoiseGrain = 8192;
-constexpr int64_t kStreamGrain = 32768;
-
-// A list as one range of elements: `ends[i]` is where tensor i ends in it. Cutting that range gives every thread its
-// share whatever the sizes are; no result depends on where the cuts fall.
-struct FlatList {
-  std::vector<int64_t> ends;
-
-  explicit FlatList(const std::vector<Tensor>& tensors) {
-    ends.reserve(tensors.size());
-    int64_t total = 0;
-    for (const Tensor& t : tensors) ends.push_back(total += t.numel());
-  }
-
-  // Calls work(tensor, begin, end) on pieces that cover every tensor once.
-  template <class Work>
-  void parallel(int64_t grain, const Work& work) const {
-    const int64_t total = ends.empty() ? 0 : ends.back();
-    const auto range = [&](int64_t from, int64_t to) {
-      size_t i = 0;
-      for (size_t high = ends.size(); i < high;) {  // the first tensor that ends after `from`
-        const size_t middle = (i + high) / 2;
-        if (ends[middle] <= from) {
-          i = middle + 1;
-        } else {
-          high = middle;
-        }
-      }
-      for (; from < to; ++i) {
-        const int64_t begin = i == 0 ? 0 : ends[i - 1];
-        const int64_t stop = ends[i] < to ? ends[i] : to;
-        if (from < stop) work(i, from - begin, stop - begin);
-        from = stop;
-      }
-    };
-    if (total <= grain) {
-      range(0, total);
-    } else {
-      torch::stable::parallel_for(0, total, grain, range);
-    }
-  }
-};
-
-void* at(const Tensor& t, int64_t element) {
-  return static_cast<char*>(t.data_ptr()) + element * static_cast<int64_t>(t.element_size());
 }
 
 // ---- noise ----------------------------------------------------------------------------------------------------------

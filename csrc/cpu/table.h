@@ -9,12 +9,15 @@
 #pragma once
 #include <cstdint>
 
+#include "cpu/dtypes.h"
+#include "cpu/mask_optim.h"
+#include "cpu/mask_rows.h"
+#include "cpu/mask_select.h"
 #include "cpu/membership.h"
+#include "cpu/membership_lira.h"
+#include "cpu/membership_rank.h"
 
 namespace ff {
-
-// Order of the dtype-indexed entries below. Arithmetic is float32 for the first three, float64 for the last.
-enum Dtype : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3, kDtypes = 4 };
 
 // ---- noise ----------------------------------------------------------------------------------------------------------
 
@@ -74,15 +77,25 @@ struct Table {
   const NoiseTable& noise;
   const UpdateTable& update;
   const MaskTable& mask;
+  const MaskRowsTable& mask_rows;
+  const MaskSelectTable& mask_select;
+  const MaskOptimTable& mask_optim;
   const MembershipTable& membership;
+  const MembershipLiraTable& membership_lira;
+  const MembershipRankTable& membership_rank;
 };
 
-#define FF_DECLARE_LEVEL(isa)                    \
-  namespace isa {                                \
-  extern const NoiseTable noise_table;           \
-  extern const UpdateTable update_table;         \
-  extern const MaskTable mask_table;             \
-  extern const MembershipTable membership_table; \
+#define FF_DECLARE_LEVEL(isa)                             \
+  namespace isa {                                         \
+  extern const NoiseTable noise_table;                    \
+  extern const UpdateTable update_table;                  \
+  extern const MaskTable mask_table;                      \
+  extern const MaskRowsTable mask_rows_table;             \
+  extern const MaskSelectTable mask_select_table;         \
+  extern const MaskOptimTable mask_optim_table;           \
+  extern const MembershipTable membership_table;          \
+  extern const MembershipLiraTable membership_lira_table; \
+  extern const MembershipRankTable membership_rank_table; \
   }
 FF_DECLARE_LEVEL(baseline)
 #if defined(__x86_64__)

@@ -1,0 +1,55 @@
+// Lists of tensors as one range of work, shared by the glue of every family.
+#pragma once
+#include "torch_glue.h"
+
+namespace ff {
+
+// Work worth a thread, in elements.
+inline constexpr int64_t kNoiseGrain = 8192;
+inline constexpr int64_t kStreamGrain = 32768;
+
+// A list as one range of elements: `ends[i]` is where tensor i ends in it. Cutting that range gives every thread its
+// share whatever the sizes are; no result depends on where the cuts fall.
+struct FlatList {
+  std::vector<int64_t> ends;
+
+  explicit FlatList(const std::vector<Tensor>& tensors) {
+    ends.reserve(tensors.size());
+    int64_t total = 0;
+    for (const Tensor& t : tensors) ends.push_back(total += t.numel());
+  }
+
+  // Calls work(tensor, begin, end) on pieces that cover every tensor once.
+  template <class Work>
+  void parallel(int64_t grain, const Work& work) const {
+    const int64_t total = ends.empty() ? 0 : ends.back();
+    const auto range = [&](int64_t from, int64_t to) {
+      size_t i = 0;
+      for (size_t high = ends.size(); i < high;) {  // the first tensor that ends after `from`
+        const size_t middle = (i + high) / 2;
+        if (ends[middle] <= from) {
+          i = middle + 1;
+        } else {
+          high = middle;
+        }
+      }
+      for (; from < to; ++i) {
+        const int64_t begin = i == 0 ? 0 : ends[i - 1];
+        const int64_t stop = ends[i] < to ? ends[i] : to;
+        if (from < stop) work(i, from - begin, stop - begin);
+        from = stop;
+      }
+    };
+    if (total <= grain) {
+      range(0, total);
+    } else {
+      torch::stable::parallel_for(0, total, grain, range);
+    }
+  }
+};
+
+inline void* at(const Tensor& t, int64_t element) {
+  return static_cast<char*>(t.data_ptr()) + element * static_cast<int64_t>(t.element_size());
+}
+
+}  // namespace ff
