@@ -25,6 +25,9 @@ struct MembershipTable {
   int64_t (*scratch_bytes)(int64_t classes);
 };
 
+// The largest k with k / n <= fpr, compared in float64; -1 if there is none.
+int64_t false_positives_allowed(double fpr, int64_t n);
+
 // out[4 + 2 * fpr_count]: auc, balanced accuracy, advantage, best threshold, then the TPR at each FPR and its
 // threshold. Score is float or double; both sides hold at least one score and no NaN. sort_side(0) and (1) may run in
 // parallel.

@@ -1,83 +1,15 @@
 // ROC statistics of two samples of scores: sort the values of each side, then one walk over both. Counts are integers
 // throughout, so ties cost no accuracy and the order of equal scores does not matter.
-#include <string.h>
-
 #include <algorithm>
 #include <limits>
 #include <memory>
 #include <vector>
 
 #include "cpu/membership.h"
+#include "cpu/radix.h"
 
 namespace ff {
-namespace {
 
-// Unsigned keys in the order of the scores; -0.0 and 0.0 share a key.
-template <class Score>
-struct KeyOf;
-template <>
-struct KeyOf<float> {
-  using type = uint32_t;
-};
-template <>
-struct KeyOf<double> {
-  using type = uint64_t;
-};
-
-template <class Score>
-typename KeyOf<Score>::type to_key(Score score) {
-  using Key = typename KeyOf<Score>::type;
-  constexpr int kSignBit = 8 * sizeof(Key) - 1;
-  score += Score(0);  // -0.0 becomes 0.0
-  Key bits;
-  memcpy(&bits, &score, sizeof bits);
-  const Key negative = Key(0) - (bits >> kSignBit);
-  return bits ^ (negative | (Key(1) << kSignBit));
-}
-
-template <class Score>
-Score from_key(typename KeyOf<Score>::type key) {
-  using Key = typename KeyOf<Score>::type;
-  constexpr int kSignBit = 8 * sizeof(Key) - 1;
-  const Key positive = Key(0) - (key >> kSignBit);
-  const Key bits = key ^ (~positive | (Key(1) << kSignBit));
-  Score score;
-  memcpy(&score, &bits, sizeof score);
-  return score;
-}
-
-constexpr int64_t kSmallSort = 1024;
-constexpr int kDigitBits = 11;
-constexpr int64_t kDigits = int64_t(1) << kDigitBits;
-
-// Least significant digit first; all histograms come from one read, and a digit that every key shares is skipped.
-template <class Key>
-void radix_sort(std::vector<Key>& keys) {
-  constexpr int kPasses = (8 * sizeof(Key) + kDigitBits - 1) / kDigitBits;
-  const auto n = static_cast<int64_t>(keys.size());
-  std::vector<int64_t> counts(kPasses * kDigits, 0);
-  for (const Key key : keys) {
-    for (int pass = 0; pass < kPasses; ++pass)
-      ++counts[pass * kDigits + ((key >> (pass * kDigitBits)) & (kDigits - 1))];
-  }
-  std::vector<Key> other(keys.size());
-  for (int pass = 0; pass < kPasses; ++pass) {
-    int64_t* next = counts.data() + pass * kDigits;
-    const int shift = pass * kDigitBits;
-    if (next[(keys[0] >> shift) & (kDigits - 1)] == n) continue;
-    int64_t sum = 0;
-    for (int64_t digit = 0; digit < kDigits; ++digit) {
-      const int64_t count = next[digit];
-      next[digit] = sum;
-      sum += count;
-    }
-    Key* to = other.data();
-    for (const Key key : keys) to[next[(key >> shift) & (kDigits - 1)]++] = key;
-    keys.swap(other);
-  }
-}
-
-// The largest k with k / n <= fpr, compared in float64; -1 if there is none.
 int64_t false_positives_allowed(double fpr, int64_t n) {
   const auto allowed = [&](int64_t k) { return static_cast<double>(k) / static_cast<double>(n) <= fpr; };
   if (allowed(n)) return n;
@@ -87,8 +19,6 @@ int64_t false_positives_allowed(double fpr, int64_t n) {
   while (allowed(k + 1)) ++k;
   return k;
 }
-
-}  // namespace
 
 template <class Score>
 struct RocStats<Score>::Sides {
@@ -116,11 +46,7 @@ void RocStats<Score>::sort_side(int side) {
   auto& keys = sides_->keys[side];
   const Score* scores = sides_->scores[side];
   for (size_t i = 0; i < keys.size(); ++i) keys[i] = to_key(scores[i]);
-  if (static_cast<int64_t>(keys.size()) < kSmallSort) {
-    std::sort(keys.begin(), keys.end());
-  } else {
-    radix_sort(keys);
-  }
+  sort_keys(keys);
 }
 
 template <class Score>

@@ -55,5 +55,6 @@ def roc_bootstrap(member: Tensor, nonmember: Tensor, fprs: Sequence[float], seed
         out[resample, 0] = below.sum().to(torch.float64) / (2.0 * n1 * n0)
         for i, fpr in enumerate(fprs):
             k = false_positive_budget(fpr, n0)
-            tp = n1 if k >= n0 else n1 - torch.searchsorted(m, u[n0 - 1 - k], right=True)
+            # in float64: a quotient of integer tensors would be float32
+            tp = float(n1) if k >= n0 else (n1 - torch.searchsorted(m, u[n0 - 1 - k], right=True)).to(torch.float64)
             out[resample, 1 + i] = tp / n1
