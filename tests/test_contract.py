@@ -36,6 +36,10 @@ def samples(dtype=torch.float32):
         "dampen_": ([f(5), f(2, 3)], [f(5), f(2, 3)], [f(5), f(2, 3)], torch.zeros((), dtype=torch.int64), 1.0, 1.0),
         "membership_scores": (f(3, 4), labels, 1.0, torch.zeros(6, 3, dtype=single), torch.zeros(3, dtype=torch.bool)),
         "roc_stats": (torch.randn(5).to(single), torch.randn(6).to(single), [0.1], torch.zeros(6, dtype=torch.float64)),
+        "roc_bootstrap": (torch.randn(5).to(single), torch.randn(6).to(single), [0.1], 7, torch.zeros(3, 2, dtype=torch.float64)),
+        "rmia_counts": (
+            torch.rand(2, 5).to(single), torch.rand(2, 6).to(single), [1.0, 2.0], False, torch.zeros(2, 2, 5, dtype=torch.int64)),
+        "rmia_vote": (torch.rand(3, 5).to(single), torch.rand(3, 6).to(single), 2.0, False, torch.zeros(5, dtype=torch.int64)),
     }  # fmt: skip
 
 
@@ -73,6 +77,11 @@ def public_calls():
         "error_max_step_": (step, (torch.randn(4, 5), torch.randn(4, 5), torch.randn(4, 5), torch.rand(4, 5))),
         "dampen_": (dampen, (torch.randn(9), torch.randn(2, 2), *(torch.rand(s) for s in ((9,), (2, 2), (9,), (2, 2))))),
         "membership_scores": (membership.membership_scores, (torch.randn(6, 5), torch.randint(0, 5, (6,)))),
+        "rmia_counts": (lambda x, z: membership.rmia_counts(x, z, gamma=(1.0, 2.0)), (torch.rand(2, 5), torch.rand(2, 6))),
+        "rmia": (
+            lambda x, rx, z, rz, m: membership.rmia(x, rx, z, rz, member=m, self_in_z=m[0]),
+            (-torch.rand(5), -torch.rand(3, 5), -torch.rand(6), -torch.rand(3, 6), torch.eye(3).bool()[:, [0, 1, 2, 0, 1]])),
+        "rmia_vote": (membership.rmia_vote, (-torch.rand(4, 5), -torch.rand(3, 4, 5), -torch.rand(4, 6), -torch.rand(3, 4, 6))),
     }
 
 
