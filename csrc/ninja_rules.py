@@ -252,7 +252,7 @@ def build_cpu() -> Made:
             own = FILE_FLAGS.get((source.stem, level), [])
             objects.append(rules.edge("cxx", out, [source], f"{source} ({level})", [*flags, *own]))
     target = BUILD / "cpu" / "libfastforget_cpu.so"
-    link = [*LINK_FLAGS, "-Wl,-z,defs", f"-L{torch / 'lib'}", "-ltorch_cpu"]
+    link = [*LINK_FLAGS, "-Wl,-z,defs", f"-L{torch / 'lib'}", "-ltorch_cpu", "-ldl"]
     rules.edge("link", target, objects, "link libfastforget_cpu.so", link)
     made = run_ninja(rules, BUILD / "cpu", target)
     facts: dict[str, Any] = {

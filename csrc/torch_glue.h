@@ -4,18 +4,15 @@
 #pragma once
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <cstdint>
 #include <sstream>
 #include <stdexcept>
 #include <vector>
 
-namespace ff {
+#include "tensor.h"
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+namespace ff {
 
 // Raises RuntimeError with this text alone: torch's own macro prepends a source path of the build machine.
 template <class... Parts>

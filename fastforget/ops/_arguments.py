@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -12,6 +13,45 @@ from .. import backend
 
 FLOATS = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 _increment_version = torch.autograd.graph.increment_version
+
+# A list of parameters is judged as a whole by passes that stay inside the interpreter's C code: a third of the time of a loop
+# over the tensors. Only where such a pass finds something does the loop run that says what and where. Tracing gets the loop,
+# which it understands.
+_TYPES = {Tensor, torch.nn.Parameter}
+_STRIDED = {torch.strided}
+_dtype, _layout, _device = attrgetter("dtype"), attrgetter("layout"), attrgetter("device")
+_is_cpu, _requires_grad = attrgetter("is_cpu"), attrgetter("requires_grad")
+_is_compiling = torch.compiler.is_compiling
+
+
+def _plain(xs: list[Tensor]) -> bool:
+    """Whether all are floating strided tensors on one device; False may also mean that only the loop can tell."""
+    return (
+        not _is_compiling()
+        and set(map(type, xs)) <= _TYPES
+        and set(map(_dtype, xs)) <= FLOATS
+        and set(map(_layout, xs)) <= _STRIDED
+        and (all(map(_is_cpu, xs)) or len(set(map(_device, xs))) == 1)
+    )
+
+
+def _alike(xs: list[Tensor], like: list[Tensor]) -> bool:
+    """Whether each tensor has the shape, dtype and device of its partner; False may also mean that only the loop can tell."""
+    return (
+        not _is_compiling()
+        and set(map(type, xs)) <= _TYPES
+        and list(map(Tensor.size, xs)) == list(map(Tensor.size, like))
+        and list(map(_dtype, xs)) == list(map(_dtype, like))
+        and ((all(map(_is_cpu, xs)) and like[0].is_cpu) or list(map(_device, xs)) == list(map(_device, like)))
+    )
+
+
+def _all_contiguous(xs: list[Tensor]) -> bool:
+    return not _is_compiling() and all(map(Tensor.is_contiguous, xs))
+
+
+def _any_requires_grad(xs: list[Tensor]) -> bool:
+    return _is_compiling() or any(map(_requires_grad, xs))
 
 
 def describe(value: Any) -> str:
@@ -40,9 +80,15 @@ def floating(name: str, value: Any) -> Tensor:
 
 def listed(name: str, value: Tensor | Sequence[Tensor]) -> list[Tensor]:
     """One tensor or a sequence of tensors, as a list of floating tensors on one device."""
-    xs = [value] if isinstance(value, Tensor) else list(value) if isinstance(value, (list, tuple)) else None
-    if xs is None:
+    if isinstance(value, Tensor):
+        if value.dtype not in FLOATS or value.layout is not torch.strided:
+            floating(name, value)
+        return [value]
+    if not isinstance(value, (list, tuple)):
         raise TypeError(f"{name}: got {describe(value)}; accepted is a tensor or a list of tensors")
+    xs = list(value)
+    if _plain(xs):
+        return xs
     device = None
     for i, x in enumerate(xs):
         if not isinstance(x, Tensor) or x.dtype not in FLOATS or x.layout is not torch.strided:
@@ -59,26 +105,37 @@ def listed(name: str, value: Tensor | Sequence[Tensor]) -> list[Tensor]:
 
 def same(name: str, value: Any, like_name: str, like: Tensor) -> Tensor:
     """A tensor with the shape, dtype and device of another argument."""
-    tensor(name, value)
-    if value.shape != like.shape or value.dtype != like.dtype or value.device != like.device:
+    if not isinstance(value, Tensor):
+        tensor(name, value)
+    if value.shape != like.shape or value.dtype is not like.dtype or value.device != like.device:
         fact = next(f for f in ("device", "dtype", "shape") if getattr(value, f) != getattr(like, f))
         raise ValueError(f"{name}: got {describe(value)}; its {fact} must be that of {like_name}, which is {describe(like)}")
     return value
 
 
 def same_list(name: str, value: Any, like_name: str, like: list[Tensor]) -> list[Tensor]:
-    xs = [value] if isinstance(value, Tensor) else list(value)
+    if isinstance(value, Tensor):
+        xs = [value]
+        if len(like) == 1:
+            return [same(f"{name}[0]", value, f"{like_name}[0]", like[0])]
+    else:
+        xs = list(value)
     if len(xs) != len(like):
         raise ValueError(f"{name}: got {len(xs)} tensors; accepted are {len(like)}, one for each of {like_name}")
+    if len(xs) > 1 and _alike(xs, like):
+        return xs
     for i, (x, other) in enumerate(zip(xs, like, strict=True)):
-        if not isinstance(x, Tensor) or x.shape != other.shape or x.dtype != other.dtype or x.device != other.device:
+        if not isinstance(x, Tensor) or x.shape != other.shape or x.dtype is not other.dtype or x.device != other.device:
             same(f"{name}[{i}]", x, f"{like_name}[{i}]", other)
     return xs
 
 
 def writable(name: str, xs: Sequence[Tensor]) -> list[Tensor]:
     """Refuses what an in-place kernel would silently get wrong; returns contiguous stand-ins where a kernel needs them."""
-    if torch.is_grad_enabled():
+    if len(xs) == 1 and xs[0].is_contiguous() and not (xs[0].requires_grad and torch.is_grad_enabled()):
+        return list(xs)
+    xs = xs if isinstance(xs, list) else list(xs)
+    if torch.is_grad_enabled() and _any_requires_grad(xs):
         for i, x in enumerate(xs):
             if x.requires_grad:
                 where = name if len(xs) == 1 else f"{name}[{i}]"
@@ -86,6 +143,8 @@ def writable(name: str, xs: Sequence[Tensor]) -> list[Tensor]:
                     f"{where}: {describe(x)} requires grad and is changed in place; autograd can't follow that. "
                     "Call inside torch.no_grad()"
                 )
+    if _all_contiguous(xs):
+        return xs
     return [x if x.is_contiguous() else _stand_in(name if len(xs) == 1 else f"{name}[{i}]", x) for i, x in enumerate(xs)]
 
 
@@ -112,8 +171,13 @@ def _overlaps(x: Tensor) -> bool:
 
 def readable(xs: Sequence[Tensor]) -> list[Tensor]:
     """Contiguous inputs, outside autograd's sight (no op records a gradient for them)."""
-    if torch.is_grad_enabled():
+    if len(xs) == 1 and xs[0].is_contiguous() and not xs[0].requires_grad:
+        return list(xs)
+    xs = xs if isinstance(xs, list) else list(xs)
+    if torch.is_grad_enabled() and _any_requires_grad(xs):
         xs = [x.detach() if x.requires_grad else x for x in xs]
+    if _all_contiguous(xs):
+        return xs
     return [x if x.is_contiguous() else x.contiguous() for x in xs]
 
 
@@ -141,17 +205,21 @@ def signed64(seed: int) -> int:
 
 def run(name: str, op: Callable[..., None], mutated: list[Tensor], args: tuple[Any, ...]) -> None:
     """Calls the op on the backend in force and tells autograd what it changed."""
-    if backend.forced is None:
+    compiling = _is_compiling()
+    if backend.forced is not None:
+        backend.call_forced(name, mutated[0].device.type, args)
+    elif compiling:
         op(*args)
     else:
-        device = mutated[0].device.type
-        backend.call_forced(name, device, args)
-    if not torch.compiler.is_compiling():
+        getattr(op, "_op", op)(*args)  # what OpOverload.__call__ calls: that frame alone would be a tenth of a small call
+    if not compiling:
         _increment_version(mutated)
 
 
 def write_back(xs: Sequence[Tensor], staged: Sequence[Tensor]) -> None:
     """Copies the results of contiguous stand-ins into the caller's strided tensors."""
+    if staged is xs:
+        return
     for x, s in zip(xs, staged, strict=True):
         if s is not x:
             x.copy_(s)
