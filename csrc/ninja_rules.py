@@ -53,6 +53,8 @@ ISA_FLAGS = {
 FILE_FLAGS = {
     ("membership", "avx512"): ["-ffp-contract=fast"],
     ("membership", "avx2"): ["-ffp-contract=fast"],
+    ("membership_lira", "avx512"): ["-ffp-contract=fast"],
+    ("membership_lira", "avx2"): ["-ffp-contract=fast"],
 }
 # The PTX of the newest listed architecture serves every later GPU. PTX of the newest one nvcc knows would
 # leave out those between (8.0;9.0;12.1+PTX cannot run on 10.0), so it is 9.0 that carries it.

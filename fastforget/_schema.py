@@ -107,13 +107,14 @@ SCHEMAS: dict[str, tuple[str, Callable[..., None]]] = {
         "(Tensor scores, Tensor member, bool median, Tensor(a!) center, Tensor(b!) variance, Tensor(c!) count) -> ()",
         membership_lira.lira_stats,
     ),
+    # "form", not "mode": torch.compile's handling of ops that change their arguments has a parameter of that name
     "lira_ratio": (
-        "(Tensor target, Tensor center, Tensor variance, Tensor count, int mode, float var_floor, int min_count, "
+        "(Tensor target, Tensor center, Tensor variance, Tensor count, int form, float var_floor, int min_count, "
         "Tensor(a!) out) -> ()",
         membership_lira.lira_ratio,
     ),
     "lira_loo": (
-        "(Tensor scores, Tensor member, bool median, Tensor variance, int mode, float var_floor, int min_count, "
+        "(Tensor scores, Tensor member, bool median, Tensor variance, int form, float var_floor, int min_count, "
         "Tensor(a!) out) -> ()",
         membership_lira.lira_loo,
     ),

@@ -40,7 +40,20 @@ def samples(dtype=torch.float32):
         "rmia_counts": (
             torch.rand(2, 5).to(single), torch.rand(2, 6).to(single), [1.0, 2.0], False, torch.zeros(2, 2, 5, dtype=torch.int64)),
         "rmia_vote": (torch.rand(3, 5).to(single), torch.rand(3, 6).to(single), 2.0, False, torch.zeros(5, dtype=torch.int64)),
+        **lira_samples(single),
     }  # fmt: skip
+
+
+def lira_samples(dtype):
+    scores, member = torch.randn(6, 3, 2).to(dtype), torch.arange(18).view(6, 3) % 2 == 0
+    pair, count = torch.ones(2, 3, 2, dtype=dtype), torch.full((2, 3), 3)
+    rule = (0, 1e-6, 1)
+    return {
+        "lira_stats": (scores, member, True, pair.clone(), pair.clone(), count.clone()),
+        "lira_ratio": (scores, pair, pair.clone(), count, *rule, torch.zeros(6, 3, dtype=dtype)),
+        "lira_loo": (scores, member, True, torch.empty(0, dtype=dtype), *rule, torch.zeros(6, 3, dtype=dtype)),
+        "lira_update_": (scores, member.to(torch.int8), count.clone(), pair.double(), pair.double()),
+    }
 
 
 def test_every_op_has_a_sample():
@@ -69,6 +82,10 @@ def public_calls():
     def dampen(a, b, f, g, r, s):
         return mask.dampen_([a, b], [f, g], [r, s], alpha=1.0, lam=0.5), a, b
 
+    def lira(target, scores, member):
+        stream = membership.Lira(5).update(scores, member)
+        return membership.lira(target, scores, member), membership.lira("loo", scores, member), stream.score(target)
+
     return {
         "random_bits": (lambda x: noise.random_bits(9, seed=3, start=2) + x, (torch.zeros(9, dtype=torch.int32),)),
         "normal_": (lambda x: noise.normal_(x, 2.0, 1.0, seed=3), (torch.zeros(7, 5),)),
@@ -82,6 +99,7 @@ def public_calls():
             lambda x, rx, z, rz, m: membership.rmia(x, rx, z, rz, member=m, self_in_z=m[0]),
             (-torch.rand(5), -torch.rand(3, 5), -torch.rand(6), -torch.rand(3, 6), torch.eye(3).bool()[:, [0, 1, 2, 0, 1]])),
         "rmia_vote": (membership.rmia_vote, (-torch.rand(4, 5), -torch.rand(3, 4, 5), -torch.rand(4, 6), -torch.rand(3, 4, 6))),
+        "lira": (lira, (torch.randn(5), torch.randn(8, 5), torch.arange(40).view(8, 5) % 2 == 0)),
     }
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import _schema
 from . import _arguments as arg
+from .membership_lira import Lira, lira, lira_probability  # noqa: F401
 from .membership_rmia import rmia, rmia_counts, rmia_vote  # noqa: F401
 
 _membership_scores = _schema.overload("membership_scores")

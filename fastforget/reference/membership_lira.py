@@ -21,7 +21,7 @@ def _group(scores: Tensor, chosen: Tensor, median: bool) -> tuple[Tensor, Tensor
     n = count[:, None].to(torch.float64)
     mean = torch.where(on, values, 0.0).sum(dim=0) / n
     variance = torch.where(on, values - mean, 0.0).square().sum(dim=0) / n
-    if not median:
+    if not median or len(scores) == 0:
         return mean, variance, count
     ordered = torch.where(on, values, math.inf).sort(dim=0).values
     low = ((count - 1).clamp_min(0) // 2)[None, :, None].expand(1, *mean.shape)

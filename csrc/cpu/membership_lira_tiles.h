@@ -1,0 +1,166 @@
+// Blocks of whole samples, and what is computed for each sample: counts, logarithms, means over queries. For
+// membership_lira.cpp, which is compiled once per instruction set.
+#pragma once
+#include <cstdint>
+
+#include "cpu/membership_lira.h"
+#include "cpu/membership_lira_lanes.h"
+
+namespace ff::FF_ISA {
+
+constexpr int64_t kCacheBytes = 512 << 10;  // of L2, for the scores and members of a block
+constexpr int64_t kTile = 128;              // columns whose double constants share the L1 cache
+
+FF_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Columns a block; whole vectors of every width.
+FF_INLINE int64_t block_columns(int64_t models, int64_t score_bytes, int64_t most) {
+  const int64_t fit = kCacheBytes / ((score_bytes + 1) * (models > 0 ? models : 1)) / 16 * 16;
+  return fit < 16 ? 16 : fit < most ? fit : most;
+}
+
+// A block of whole samples, or part of one that has more queries than a block has columns.
+struct Span {
+  int64_t sample, samples;  // those it touches
+  int64_t query;            // of the first sample: where the block begins
+  int64_t width;
+};
+
+template <class Visit>
+FF_INLINE void for_spans(int64_t begin, int64_t end, int64_t queries, int64_t columns, const Visit& visit) {
+  const int64_t at_once = queries < columns ? columns / (queries > 0 ? queries : 1) : 1;
+  for (int64_t n = begin; n < end; n += at_once) {
+    const int64_t samples = smaller(at_once, end - n), width = samples * queries;
+    for (int64_t from = 0; from < width; from += columns) visit(Span{n, samples, from, smaller(columns, width - from)});
+  }
+}
+
+template <class T, class To>
+FF_INLINE void repeat(const T* from, const Span& span, int64_t queries, To* to) {  // each sample's value, a column
+  if (queries == 1) {
+    for (int64_t c = 0; c < span.width; ++c) to[c] = static_cast<To>(from[c]);
+    return;
+  }
+  int64_t c = 0;
+  for (int64_t n = 0; c < span.width; ++n) {
+    const int64_t end = smaller(queries * (n + 1) - span.query, span.width);
+    for (const To value = static_cast<To>(from[n]); c < end; ++c) to[c] = value;
+  }
+}
+
+// The block of scores that a span names, with a member byte for each column; `bytes` takes them where they must be
+// repeated.
+template <class S>
+FF_INLINE Block<S> block_of(const LiraScores& in, const Span& span, uint8_t* bytes) {
+  const int64_t columns = in.samples * in.queries;
+  Block<S> b = {static_cast<const S*>(in.scores) + span.sample * in.queries + span.query,
+                columns,
+                in.member + span.sample,
+                in.samples,
+                in.models,
+                span.width};
+  if (in.queries == 1) return b;
+  for (int64_t m = 0; m < in.models; ++m) repeat(b.on + m * in.samples, span, in.queries, bytes + m * span.width);
+  b.on = bytes;
+  b.on_stride = span.width;
+  return b;
+}
+
+// How many models of each side the samples have: [2][samples].
+FF_INLINE void count_members(const LiraScores& in, int64_t sample, int64_t samples, int64_t* out, int64_t* in_count) {
+  uint8_t few[kBlockColumns];
+  for (int64_t n = 0; n < samples; ++n) in_count[n] = 0;
+  for (int64_t m = 0; m < in.models; m += 255) {  // what a byte can count
+    for (int64_t n = 0; n < samples; ++n) few[n] = 0;
+    for (int64_t i = m; i < smaller(m + 255, in.models); ++i) {
+      const uint8_t* on = in.member + i * in.samples + sample;
+#pragma omp simd
+      for (int64_t n = 0; n < samples; ++n) few[n] = static_cast<uint8_t>(few[n] + on[n]);
+    }
+    for (int64_t n = 0; n < samples; ++n) in_count[n] += few[n];
+  }
+  for (int64_t n = 0; n < samples; ++n) out[n] = in.models - in_count[n];
+}
+
+template <class C>
+FF_INLINE void column_counts(const int64_t (&count)[2][kBlockColumns], const Span& span, int64_t queries,
+                             Moments<C>& m) {
+  for (int side = 0; side < 2; ++side) {
+    repeat(count[side], span, queries, m.n[side]);
+    for (int64_t c = span.width; c < (span.width + 15) / 16 * 16; ++c) m.n[side][c] = 1;
+  }
+}
+
+constexpr int64_t rounded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// Scratch: member bytes, then the sorted side, then leave-one-out's sums over a long sample.
+int64_t scratch_bytes(int64_t models, int64_t queries, bool median) {
+  int64_t bytes = rounded(8 * models);
+  if (queries > 1) bytes += rounded(models * kBlockColumns);
+  if (median) bytes += models * kVectorBytes;
+  return bytes;
+}
+struct Scratch {
+  double* sums;
+  uint8_t* bytes;
+  void* sorted;
+  FF_INLINE Scratch at(void* p, int64_t models, int64_t queries) {
+    char* base = static_cast<char*>(p);
+    char* bytes = base + rounded(8 * models);
+    char* sorted = bytes + (queries > 1 ? rounded(models * kBlockColumns) : 0);
+    return {reinterpret_cast<double*>(base), reinterpret_cast<uint8_t*>(bytes), sorted};
+  }
+};
+
+// ---- per sample -----------------------------------------------------------------------------------------------------
+
+constexpr double kInfinity = __builtin_inf();
+constexpr double kTwoPi = 6.283185307179586;
+
+FF_INLINE uint64_t bits_of(double x) { return __builtin_bit_cast(uint64_t, x); }
+FF_INLINE double from_bits(uint64_t x) { return __builtin_bit_cast(double, x); }
+
+// Natural logarithm in a form that loops of it vectorise; below 1 ulp. (FreeBSD's e_log.c has the same polynomial.)
+FF_INLINE double log_of(double x) {
+  constexpr uint64_t kRootHalf = 0x3fe6a09e667f3bcd;
+  const bool small = x < 0x1p-1022;
+  const uint64_t i = bits_of(small ? x * 0x1p54 : x) - kRootHalf;
+  // the exponent as a double: 1024 added while it is an integer keeps it positive, 2^52 in front makes it a double
+  const double k = from_bits(((i + (1024ull << 52)) >> 52) | 0x4330000000000000) - (0x1p52 + 1024.0) - (small ? 54 : 0);
+  const double f = from_bits((i & 0xfffffffffffff) + kRootHalf) - 1.0;
+  const double s = f / (2.0 + f), z = s * s, half = 0.5 * f * f;
+  double r = z * 1.479819860511658591e-01 + 1.531383769920937332e-01;
+  r = z * r + 1.818357216161805012e-01;
+  r = z * r + 2.222219843214978396e-01;
+  r = z * r + 2.857142874366239149e-01;
+  r = z * r + 3.999999999940941908e-01;
+  r = z * r + 6.666666666666735130e-01;
+  r = z * r;
+  const double y = k * 6.93147180369123816490e-01 - ((half - (s * (half + r) + k * 1.90821492927058770002e-10)) - f);
+  return x > 0.0 && x < kInfinity ? y : x == 0.0 ? -kInfinity : x < 0.0 ? __builtin_nan("") : x;
+}
+
+FF_INLINE double at_least(double x, double floor) { return x < floor ? floor : x; }  // NaN stays
+
+FF_INLINE bool enough(int64_t out, int64_t in, const LiraRule& rule) {
+  return out >= rule.min_count && (rule.mode != kOnline || in >= rule.min_count);
+}
+
+// The mean over each sample's queries; `sum` carries a long sample from span to span.
+template <class S, class Enough>
+FF_INLINE void finish(const Span& span, int64_t queries, const double* score, double& sum, S* out, const Enough& ok) {
+  if (queries == 1) {
+    for (int64_t n = 0; n < span.samples; ++n) out[n] = static_cast<S>(ok(n) ? score[n] : __builtin_nan(""));
+    return;
+  }
+  int64_t c = 0;
+  for (int64_t n = 0; c < span.width; ++n) {
+    const int64_t end = smaller(queries * (n + 1) - span.query, span.width);
+    double total = span.query > 0 ? sum : 0.0;
+    for (; c < end; ++c) total += score[c];
+    sum = total;
+    out[n] = static_cast<S>(ok(n) ? total / static_cast<double>(queries) : __builtin_nan(""));
+  }
+}
+
+}  // namespace ff::FF_ISA
