@@ -104,4 +104,11 @@ void check_per_tensor(const std::vector<T>& values, size_t tensors, const char* 
   }
 }
 
+// An optional list of tensors: empty, or one for each tensor of the op's first list.
+inline void check_none_or_each(const std::vector<Tensor>& list, size_t tensors, const char* op, const char* name) {
+  if (__builtin_expect(!list.empty() && list.size() != tensors, 0)) {
+    fail("fastforget.", op, ": ", name, " has ", list.size(), " tensors for ", tensors, "; give none or ", tensors);
+  }
+}
+
 }  // namespace ff

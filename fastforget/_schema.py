@@ -40,6 +40,11 @@ SCHEMAS: dict[str, tuple[str, Callable[..., None]]] = {
         "(Tensor(a!)[] xs, float[] std, int seed, int stream, int step, int[] start) -> ()",
         noise.add_normal_,
     ),
+    "perturb_step_": (
+        "(Tensor(a!)[] params, Tensor[] grads, float lr, float[] std, Tensor[] std_elements, int seed, int stream, int step, "
+        "int[] start) -> ()",
+        noise.perturb_step_,
+    ),
     # update
     "error_max_loss": (
         "(Tensor logits, Tensor labels, Tensor(a!) loss, Tensor(b!) dlogits) -> ()",
@@ -125,7 +130,7 @@ SCHEMAS: dict[str, tuple[str, Callable[..., None]]] = {
 }
 
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "noise": ("random_bits", "normal_", "add_normal_"),
+    "noise": ("random_bits", "normal_", "add_normal_", "perturb_step_"),
     "update": ("error_max_loss", "error_max_step_"),
     "mask": (
         "dampen_",

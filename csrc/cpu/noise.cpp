@@ -106,23 +106,37 @@ void normal(void* x, int64_t n, double mean_, double std_, const NoiseRange& ran
   });
 }
 
-template <class S>
-void add_normal(void* x, int64_t n, double std_, const NoiseRange& range) {
+// x += -lr * grad + std * z. A term that isn't there is never read; its pointer only has to be one.
+template <class S, bool kGrad, bool kElements>
+void perturb(void* x_, const void* grad_, const void* std_elements_, int64_t n, double lr_, double std_,
+             const NoiseRange& range) {
   using C = Compute<S>;
-  const C std = static_cast<C>(std_);
+  const C minus_lr = static_cast<C>(-lr_), std = static_cast<C>(std_);
+  S* x = static_cast<S*>(x_);
+  const S* grad = static_cast<const S*>(grad_);
+  const S* std_elements = static_cast<const S*>(std_elements_);
   for_each_tile<C>(range, n, [=](int64_t at, const C* z, int count) {
-    S* to = static_cast<S*>(x) + at;
+    S* to = x + at;
+    const S* g = grad + at;
+    const S* s = std_elements + at;
 #pragma omp simd
-    for (int i = 0; i < count; ++i) to[i] = narrow<S>(fused(std, z[i], widen(to[i])));
+    for (int i = 0; i < count; ++i) {
+      const C base = kGrad ? fused(minus_lr, widen(g[i]), widen(to[i])) : widen(to[i]);
+      to[i] = narrow<S>(fused(kElements ? widen(s[i]) : std, z[i], base));
+    }
   });
 }
 
 }  // namespace
 
+#define FF_PERTURB(grad, elements)                                                                      \
+  {perturb<float, grad, elements>, perturb<BFloat16, grad, elements>, perturb<Float16, grad, elements>, \
+   perturb<double, grad, elements>}
 constinit const NoiseTable noise_table = {
     random_bits,
     {normal<float>, normal<BFloat16>, normal<Float16>, normal<double>},
-    {add_normal<float>, add_normal<BFloat16>, add_normal<Float16>, add_normal<double>},
+    {FF_PERTURB(false, false), FF_PERTURB(true, false), FF_PERTURB(false, true), FF_PERTURB(true, true)},
 };
+#undef FF_PERTURB
 
 }  // namespace ff::FF_ISA

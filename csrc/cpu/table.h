@@ -32,8 +32,12 @@ struct NoiseTable {
   void (*random_bits)(uint32_t* out, int64_t n, const NoiseRange& range);
   // x = mean + std * z
   void (*normal[kDtypes])(void* x, int64_t n, double mean, double std, const NoiseRange& range);
-  // x += std * z
-  void (*add_normal[kDtypes])(void* x, int64_t n, double std, const NoiseRange& range);
+  // x += -lr * grad + std * z: with neither tensor (no gradient, std a number), the gradient, std as a tensor, both.
+  // What a kernel has no use for is not read.
+  using Perturb = void(void* x, const void* grad, const void* std_elements, int64_t n, double lr, double std,
+                       const NoiseRange& range);
+  enum { kPlain, kGrad, kElements, kGradAndElements, kPerturbs };
+  Perturb* perturb[kPerturbs][kDtypes];
 };
 
 // ---- update ---------------------------------------------------------------------------------------------------------

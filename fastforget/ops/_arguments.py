@@ -118,8 +118,10 @@ def same_list(name: str, value: Any, like_name: str, like: list[Tensor]) -> list
         xs = [value]
         if len(like) == 1:
             return [same(f"{name}[0]", value, f"{like_name}[0]", like[0])]
-    else:
+    elif isinstance(value, (list, tuple)):
         xs = list(value)
+    else:
+        raise TypeError(f"{name}: got {describe(value)}; accepted is a tensor or a list of tensors, one for each of {like_name}")
     if len(xs) != len(like):
         raise ValueError(f"{name}: got {len(xs)} tensors; accepted are {len(like)}, one for each of {like_name}")
     if len(xs) > 1 and _alike(xs, like):

@@ -7,6 +7,7 @@ and Box-Muller.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -21,6 +22,9 @@ T = TypeVar("T", Tensor, Sequence[Tensor])
 _random_bits = _schema.overload("random_bits")
 _normal = _schema.overload("normal_")
 _add_normal = _schema.overload("add_normal_")
+_perturb_step = _schema.overload("perturb_step_")
+
+Std = float | Tensor | Sequence[float] | Sequence[Tensor]
 
 
 def _counter(seed: int, stream: int, step: int, tensors: int = 1) -> tuple[int, int, int]:
@@ -40,16 +44,16 @@ def _starts(start: int | Sequence[int], tensors: int) -> list[int]:
 
 
 def _prepared(
-    x: Tensor | Sequence[Tensor], seed: int, stream: int, step: int, start: int | Sequence[int]
+    name: str, x: Tensor | Sequence[Tensor], seed: int, stream: int, step: int, start: int | Sequence[int]
 ) -> tuple[list[Tensor], list[Tensor], tuple[int, int, int, list[int]]]:
-    """What both in-place ops check: the tensors, their contiguous stand-ins, and (key, stream, step, starts)."""
-    xs = arg.listed("x", x)
-    staged = arg.writable("x", xs)
+    """What the in-place ops check: the tensors, their contiguous stand-ins, and (key, stream, step, starts)."""
+    xs = arg.listed(name, x)
+    staged = arg.writable(name, xs)
     key, stream, step = _counter(seed, stream, step, len(xs))
     return xs, staged, (key, stream, step, _starts(start, len(xs)))
 
 
-def _floats(name: str, value: float | Sequence[float], tensors: int) -> list[float]:
+def _floats(name: str, value: Std, tensors: int) -> list[float]:
     if isinstance(value, (float, int)):
         return [float(value)]
     if isinstance(value, Tensor) or not all(isinstance(v, (float, int)) for v in value):
@@ -57,6 +61,13 @@ def _floats(name: str, value: float | Sequence[float], tensors: int) -> list[flo
     if len(value) != tensors:
         raise ValueError(f"{name}: got {len(value)} values; accepted is one float, or one for each of the {tensors} tensors")
     return [float(v) for v in value]
+
+
+def _stds(std: Std, like_name: str, like: list[Tensor]) -> tuple[list[float], list[Tensor]]:
+    """``std`` as floats, or as one tensor for each of ``like``; the other list is empty."""
+    if isinstance(std, Tensor) or (isinstance(std, (list, tuple)) and any(isinstance(s, Tensor) for s in std)):
+        return [], arg.readable(arg.same_list("std", std, like_name, like))
+    return _floats("std", std, len(like)), []
 
 
 def random_bits(
@@ -125,7 +136,7 @@ def normal_(
     >>> torch.equal(whole[4:], noise.normal_(torch.empty(2), seed=7, start=4))
     True
     """
-    xs, staged, (key, stream, step, starts) = _prepared(x, seed, stream, step, start)
+    xs, staged, (key, stream, step, starts) = _prepared("x", x, seed, stream, step, start)
     if xs:
         means, stds = _floats("mean", mean, len(xs)), _floats("std", std, len(xs))
         arg.run("normal_", _normal, staged, (staged, means, stds, key, stream, step, starts))
@@ -135,7 +146,7 @@ def normal_(
 
 def add_normal_(
     x: T,
-    std: float | Sequence[float],
+    std: Std,
     *,
     seed: int,
     stream: int = 0,
@@ -146,14 +157,14 @@ def add_normal_(
 
     Args:
         x: a tensor or a list of tensors of any shape; float32, bfloat16, float16 or float64.
-        std: a float, or one float a tensor.
+        std: a float; or floats, one a tensor; or a tensor like ``x`` (a list of tensors for a list), one value an element.
         seed, stream, step, start: as for :func:`normal_`.
 
     Returns:
         ``x``.
 
     Raises:
-        As :func:`normal_`.
+        TypeError, ValueError, RuntimeError: as :func:`normal_`; ``std`` with another count, shape, dtype or device than ``x``.
 
     >>> import torch
     >>> from fastforget.ops import noise
@@ -162,10 +173,72 @@ def add_normal_(
     >>> alone = noise.add_normal_(torch.zeros(5), 0.1, seed=7, stream=1)   # the list's second tensor has stream 1
     >>> torch.equal(params[1], alone)
     True
+    >>> only_last = noise.add_normal_(torch.zeros(3), torch.tensor([0.0, 0.0, 0.1]), seed=7)
+    >>> only_last[:2].tolist(), torch.equal(only_last[2:], params[0].view(-1)[2:3])
+    ([0.0, 0.0], True)
     """
-    xs, staged, (key, stream, step, starts) = _prepared(x, seed, stream, step, start)
+    xs, staged, (key, stream, step, starts) = _prepared("x", x, seed, stream, step, start)
     if xs:
-        stds = _floats("std", std, len(xs))
-        arg.run("add_normal_", _add_normal, staged, (staged, stds, key, stream, step, starts))
+        stds, elements = _stds(std, "x", xs)
+        if elements:
+            # no gradient term is a step without grads
+            arg.run("perturb_step_", _perturb_step, staged, (staged, [], 0.0, stds, elements, key, stream, step, starts))
+        else:
+            arg.run("add_normal_", _add_normal, staged, (staged, stds, key, stream, step, starts))
         arg.write_back(xs, staged)
     return x
+
+
+def perturb_step_(
+    params: T,
+    grads: Tensor | Sequence[Tensor],
+    *,
+    lr: float,
+    std: Std,
+    seed: int,
+    stream: int = 0,
+    step: int = 0,
+    start: int | Sequence[int] = 0,
+) -> T:
+    """A gradient step with noise, in place: ``p += -lr * g + std * N(0, 1)``, in one pass with no noise tensor in memory.
+
+    With ``std = sqrt(2 * lr * temperature)`` this is the step of stochastic gradient Langevin dynamics (Welling & Teh, ICML'11,
+    equation 4); unlearning by small perturbations of the weights and noisy fine-tuning take it with a ``std`` of their own.
+
+    Args:
+        params: a tensor or a list of tensors of any shape; float32, bfloat16, float16 or float64 (mixed dtypes allowed in a list).
+        grads: like ``params``: as many tensors, each with its parameter's shape, dtype and device.
+        lr: the step size; negative to ascend.
+        std: a float; or floats, one a tensor; or a tensor like ``params`` (a list of tensors for a list), one value an element.
+        seed, stream, step, start: as for :func:`normal_`. Pass the number of the training step as ``step``, or every step adds the
+            same noise.
+
+    Returns:
+        ``params``.
+
+    Raises:
+        TypeError: an integer tensor; grads or std that are neither tensors nor, for std, floats.
+        ValueError: a count, shape, dtype or device that differs from ``params``; overlapping memory; a value out of range.
+        RuntimeError: ``params`` requires grad outside ``torch.no_grad()``.
+
+    >>> import torch
+    >>> from fastforget.ops import noise
+    >>> weight = torch.tensor([1.0, 2.0])
+    >>> noise.perturb_step_(weight, torch.tensor([2.0, -2.0]), lr=0.5, std=0.0, seed=7)
+    tensor([0., 3.])
+    >>> a = noise.perturb_step_(torch.zeros(2), torch.ones(2), lr=0.5, std=0.1, seed=7, step=3)
+    >>> b = noise.add_normal_(torch.full((2,), -0.5), 0.1, seed=7, step=3)
+    >>> torch.equal(a, b)
+    True
+    """
+    xs, staged, (key, stream, step, starts) = _prepared("params", params, seed, stream, step, start)
+    if isinstance(lr, bool) or not isinstance(lr, (int, float)):
+        raise TypeError(f"lr: got {arg.describe(lr)}; accepted is a float")
+    if not math.isfinite(lr):
+        raise ValueError(f"lr: got {lr}; accepted is a finite number")
+    slopes = arg.readable(arg.same_list("grads", grads, "params", xs))
+    if xs:
+        stds, elements = _stds(std, "params", xs)
+        arg.run("perturb_step_", _perturb_step, staged, (staged, slopes, float(lr), stds, elements, key, stream, step, starts))
+        arg.write_back(xs, staged)
+    return params

@@ -73,16 +73,19 @@ def _pick(values: Sequence, index: int):
 
 
 def _each_chunk(xs: Sequence[Tensor], seed: int, stream: int, step: int, start: Sequence[int]):
-    """Yields (index of the tensor, its flat slice, the float64 normals of that slice)."""
+    """Yields (index of the tensor, a span of its elements, the float64 normals of that span)."""
     for index, x in enumerate(xs):
-        flat = x.view(-1)
-        for begin in range(0, flat.numel(), _CHUNK):
-            part = flat[begin : begin + _CHUNK]
+        for begin in range(0, x.numel(), _CHUNK):
+            span = slice(begin, min(begin + _CHUNK, x.numel()))
             first = _pick(start, index) + begin
             z = standard_normals(
-                part.numel(), seed=seed, stream=stream + index, step=step, start=first, device=x.device
+                span.stop - begin, seed=seed, stream=stream + index, step=step, start=first, device=x.device
             )
-            yield index, part, z
+            yield index, span, z
+
+
+def _part(xs: Sequence[Tensor], index: int, span: slice) -> Tensor:
+    return xs[index].view(-1)[span]
 
 
 def _store(part: Tensor, value: Tensor) -> None:
@@ -99,12 +102,34 @@ def normal_(
     step: int,
     start: Sequence[int],
 ) -> None:
-    for index, part, z in _each_chunk(xs, seed, stream, step, start):
-        _store(part, _pick(mean, index) + _pick(std, index) * z)
+    for index, span, z in _each_chunk(xs, seed, stream, step, start):
+        _store(_part(xs, index, span), _pick(mean, index) + _pick(std, index) * z)
 
 
 def add_normal_(
     xs: Sequence[Tensor], std: Sequence[float], seed: int, stream: int, step: int, start: Sequence[int]
 ) -> None:
-    for index, part, z in _each_chunk(xs, seed, stream, step, start):
+    for index, span, z in _each_chunk(xs, seed, stream, step, start):
+        part = _part(xs, index, span)
         _store(part, part.to(torch.float64) + _pick(std, index) * z)
+
+
+def perturb_step_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    lr: float,
+    std: Sequence[float],
+    std_elements: Sequence[Tensor],
+    seed: int,
+    stream: int,
+    step: int,
+    start: Sequence[int],
+) -> None:
+    # grads may be empty: no gradient term. Where std_elements is not empty, it takes the place of std.
+    for index, span, z in _each_chunk(params, seed, stream, step, start):
+        part = _part(params, index, span)
+        value = part.to(torch.float64)
+        if grads:
+            value = value - lr * _part(grads, index, span).to(torch.float64)
+        scale = _part(std_elements, index, span).to(torch.float64) if std_elements else _pick(std, index)
+        _store(part, value + scale * z)
