@@ -19,7 +19,7 @@ from fastforget._triton.common import TL_DTYPE
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastforget._triton import mask, membership, noise, rows, update
+from fastforget._triton import mask, membership, noise, noise_step, rows, update
 
 POINTERS = {tl.float32: "*fp32", tl.bfloat16: "*bf16", tl.float16: "*fp16", tl.float64: "*fp64"}
 WIDE = re.compile(r"(ld|st)\.global(?:\.\w+)*\.v(?:4\.b32|2\.b64|4\.u32|2\.u64|4\.f32|2\.f64)")
@@ -69,7 +69,7 @@ def wide(ptx: str) -> set[str]:
 def elementwise(arch: int) -> int:
     count = 0
     words = {"table": "*i64", "tensors": "i32", "steps": "i32", "count": "*i64"}
-    longs = dict.fromkeys(("n", "first", "seed", "stream", "step", "mean", "std", "alpha", "lam"), "i64")
+    longs = dict.fromkeys(("n", "first", "seed", "stream", "step", "mean", "std", "lr", "alpha", "lam"), "i64")
     for dtype in TL_DTYPE.values():
         kind = POINTERS[dtype]
         types = {**words, **longs, "x": kind, "param": kind, "forget": kind, "retain": kind}
@@ -78,6 +78,12 @@ def elementwise(arch: int) -> int:
             constants = {**common, "ADD": True, "CHUNK": noise.CHUNK}
             ptx = build(arch, noise.noise_list_kernel, types, constants, noise.NUM_WARPS, ("table",))
             assert wide(ptx) == ({"ld", "st"} if aligned else set())
+            # what isn't aligned differs in its masks alone, so the one with every term stands for all
+            for grad, elements in ((True, False), (False, True), (True, True)) if aligned else ((True, True),):
+                constants = {**common, "GRAD": grad, "ELEMENTS": elements, "CHUNK": noise.CHUNK}
+                ptx = build(arch, noise_step.perturb_list_kernel, types, constants, noise.NUM_WARPS, ("table",))
+                assert wide(ptx) == ({"ld", "st"} if aligned else set())
+                count += 1
             constants = {**common, "CHUNK": mask.CHUNK}
             ptx = build(arch, mask.dampen_list_kernel, types, constants, mask.NUM_WARPS, ("table",))
             assert wide(ptx) == ({"ld", "st"} if aligned else set())
@@ -90,11 +96,15 @@ def elementwise(arch: int) -> int:
             arch, noise.bits_kernel, types, {"ALIGNED": True, "CHUNK": noise.CHUNK}, noise.NUM_WARPS, ("out",)
         )
     )
-    types = {**longs, **words, "param": "*fp32", "forget": "*fp32", "retain": "*fp32"}
     del single["ADD"]
+    types = {**longs, "param": "*fp32", "grad": "*fp32", "elements": "*fp32"}
+    constants = {**single, "GRAD": True, "ELEMENTS": True}
+    aligned = ("param", "grad", "elements")
+    assert wide(build(arch, noise_step.perturb_one_kernel, types, constants, noise.NUM_WARPS, aligned)) == {"ld", "st"}
+    types = {**longs, **words, "param": "*fp32", "forget": "*fp32", "retain": "*fp32"}
     single["CHUNK"] = mask.CHUNK
     build(arch, mask.dampen_one_kernel, types, single, mask.NUM_WARPS, ("param", "forget", "retain"))
-    return count + 3
+    return count + 4
 
 
 def row_wise(arch: int) -> int:

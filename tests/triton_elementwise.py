@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 import torch
+from normals import exact_normals, plain_normals
 from tolerance import FLOATS, assert_two_times, error, ulps
 
 SIZES = [0, 1, 3, 4, 5, 4095, 4096, 4097, 9001]
@@ -62,16 +63,10 @@ def like_a_gpu():
 
 def plain_and_exact_normals(n, seed, stream, step, start):
     """The definition in float64 as PyTorch evaluates it, and in extended precision."""
-    from fastforget.reference.noise import philox_words, standard_normals
+    from fastforget.reference.noise import standard_normals
 
-    plain = standard_normals(n, seed=seed, stream=stream, step=step, start=start)
-    blocks = torch.arange(start // 4, (start + n + 3) // 4)
-    words = philox_words(blocks, seed=seed, stream=stream, step=step).numpy()
-    u = np.maximum(words[:, 0::2].astype(np.float32), 0.5).astype(np.longdouble) / 2**32
-    radius = np.sqrt(-2 * np.log(u))
-    angle = words[:, 1::2].astype(np.longdouble) * (8 * np.arctan(np.longdouble(1)) / 2**32)
-    exact = np.stack((radius * np.cos(angle), radius * np.sin(angle)), -1).reshape(-1)
-    return plain, torch.from_numpy(exact.astype(np.float64))[start % 4 : start % 4 + n]
+    counter = {"seed": seed, "stream": stream, "step": step, "start": start}
+    return standard_normals(n, **counter), exact_normals(n, **counter)
 
 
 def noise_words():
@@ -161,6 +156,61 @@ def noise_lists():
     for a, b in itertools.pairwise(cuts):
         part = poisoned(b - a)
         noise.normal_([part], [0.0], [1.0], 1, 0, 0, [5 + a])
+        assert same_bits(part, whole[a:b]), "a value depends on more than its index"
+
+
+def noise_perturb():
+    from fastforget._triton import noise
+
+    def terms_of(count, dtype, **counter):
+        """A parameter, a gradient, a std and the noise: plain in the working dtype, and exact."""
+        values = torch.randn(count), torch.randn(count), torch.rand(count)
+        p, g, s = (v.to(dtype) for v in values)
+        working = torch.float64 if dtype == torch.float64 else torch.float32
+        return p, g, s, plain_normals(count, working, **counter), exact_normals(count, **counter)
+
+    def stepped(terms, grad, std, wide):
+        p, g, s, plain_z, exact_z = terms
+        z = exact_z if wide else plain_z
+        base = p.to(z.dtype) - 0.7 * g.to(z.dtype) if grad else p.to(z.dtype)
+        result = base + (s.to(z.dtype) if std is None else std) * z
+        return result if wide else result.to(p.dtype)
+
+    kinds = [(True, False), (False, True), (True, True), (False, False)]
+    many = {d: terms_of(1 << 14, d, seed=5) for d in FLOATS}
+    for (graded, elementwise), (lead, uniform) in itertools.product(kinds, ((0, False), (1, True))):
+        made, params, grads, elements, buffers = [], [], [], [], []
+        for i, (n, dtype) in enumerate(itertools.product([0, 3, 4097, 5001], FLOATS)):
+            first = 2 if uniform else [0, 5, 4096, 8191][i % 4]
+            made.append((first, terms_of(n, dtype, seed=3, stream=2 + i, step=9, start=first)))
+            for into, values, shift in zip((params, grads, elements), made[-1][1], (lead, 2 * lead, lead), strict=False):
+                part, buffer = misaligned(n, dtype, shift, 0.0)
+                into.append(part.copy_(values))
+                buffers.append((part, buffer))
+        grads, elements = grads if graded else [], elements if elementwise else []
+        std = [] if elementwise else [0.3] if uniform else [0.1 + 0.1 * i for i in range(len(params))]
+        start = [2] if uniform else [first for first, _ in made]
+        noise.perturb_step_(params, grads, 0.7, std, elements, 3, 2, 9, start)
+        for i, (p, (first, terms)) in enumerate(zip(params, made, strict=True)):
+            scale = None if elementwise else std[0] if uniform else std[i]
+            plain, exact = (
+                [stepped(t, graded, scale, wide) for t in (terms, many[p.dtype])] for wide in (False, True)
+            )
+            assert_two_times(p, plain, exact, f"tensor {i} {p.dtype} grad {graded} elements {elementwise}")
+            alone = terms[0].clone()
+            own = [grads[i]] if graded else [], [] if scale is None else [scale], elements[i : i + 1]
+            noise.perturb_step_([alone], own[0], 0.7, own[1], own[2], 3, 2 + i, 9, [first])
+            assert same_bits(alone, p), "a list and its tensors alone give different bits"
+        for part, buffer in buffers:
+            part.zero_()
+            assert not buffer.any(), "wrote beyond the tensor"
+
+    whole, grad = torch.randn(10_000), torch.randn(10_000)
+    cuts = [0, 1, 3, 4096, 4099, 9998, 10_000]
+    parts = [whole[a:b].clone() for a, b in itertools.pairwise(cuts)]
+    noise.perturb_step_([whole], [grad], 0.1, [0.5], [], 1, 0, 0, [2**34 - 7])
+    for part, (a, b) in zip(parts, itertools.pairwise(cuts), strict=True):
+        noise.perturb_step_([part], [grad[a:b].clone()], 0.1, [0.5], [], 1, 0, 0, [2**34 - 7 + a])
         assert same_bits(part, whole[a:b]), "a value depends on more than its index"
 
 
@@ -254,7 +304,7 @@ def main(checks):
 
 
 CHECKS = {
-    "noise": [noise_words, noise_accuracy, noise_lists],
+    "noise": [noise_words, noise_accuracy, noise_lists, noise_perturb],
     "update": [update_step],
     "mask": [mask_dampen],
 }

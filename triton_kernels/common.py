@@ -44,6 +44,11 @@ def float_bits(value: float) -> int:
     return struct.unpack("<q", struct.pack("<d", value))[0]
 
 
+def pick(values: Sequence, index: int):
+    """A scalar of tensor ``index`` of a list, for which one value or one a tensor was given."""
+    return values[0] if len(values) == 1 else values[index]
+
+
 def on_device(tensor: Tensor) -> contextlib.AbstractContextManager:
     """Triton launches on the current device, so make the tensor's own device current."""
     return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else contextlib.nullcontext()
