@@ -28,6 +28,7 @@ def samples(dtype=torch.float32):
         "random_bits": (torch.zeros(9, dtype=torch.int32), 7, 1, 2, 3),
         "normal_": ([f(5), f(2, 3)], [0.0], [1.0, 2.0], 7, 0, 0, [0]),
         "add_normal_": ([f(5), f(2, 3)], [0.5], 7, 0, 0, [0, 4]),
+        "perturb_step_": ([f(5), f(2, 3)], [f(5), f(2, 3)], 0.1, [], [f(5).abs(), f(2, 3).abs()], 7, 0, 0, [0, 4]),
         "error_max_loss": (f(3, 4), labels, torch.zeros(3, dtype=single), f(3, 4)),
         "error_max_step_": (
             f(3, 4), f(3, 4), f(3, 4), f(3, 4).abs(), torch.zeros((), dtype=single), 1, 0.1, 0.9, 0.999, 1e-8, 0.1,
@@ -90,6 +91,11 @@ def public_calls():
         "random_bits": (lambda x: noise.random_bits(9, seed=3, start=2) + x, (torch.zeros(9, dtype=torch.int32),)),
         "normal_": (lambda x: noise.normal_(x, 2.0, 1.0, seed=3), (torch.zeros(7, 5),)),
         "add_normal_": (lambda a, b: noise.add_normal_([a, b], 0.5, seed=3), (torch.zeros(7), torch.ones(3, 3))),
+        "add_normal_ by element": (lambda x, s: noise.add_normal_(x, s, seed=3), (torch.zeros(7, 5), torch.rand(7, 5))),
+        "perturb_step_": (
+            lambda a, b, g, h: noise.perturb_step_([a, b], [g, h], lr=0.1, std=0.5, seed=3),
+            (torch.zeros(7), torch.ones(3, 3), torch.randn(7), torch.randn(3, 3)),
+        ),
         "error_max_loss": (update.error_max_loss, (torch.randn(6, 5), torch.randint(0, 5, (6,)))),
         "error_max_step_": (step, (torch.randn(4, 5), torch.randn(4, 5), torch.randn(4, 5), torch.rand(4, 5))),
         "dampen_": (dampen, (torch.randn(9), torch.randn(2, 2), *(torch.rand(s) for s in ((9,), (2, 2), (9,), (2, 2))))),
@@ -139,6 +145,8 @@ def test_compiled_step_inside_a_larger_graph():
 IN_PLACE = {
     "normal_": lambda x: noise.normal_(x, seed=1),
     "add_normal_": lambda x: noise.add_normal_(x, 1.0, seed=1),
+    "add_normal_ by element": lambda x: noise.add_normal_(x, torch.ones_like(x), seed=1),
+    "perturb_step_": lambda x: noise.perturb_step_(x, torch.ones_like(x), lr=0.1, std=1.0, seed=1),
     "error_max_step_": lambda x: update.error_max_step_(
         x, torch.ones_like(x), torch.zeros_like(x), torch.zeros_like(x), step=1, lr=0.1
     ),
@@ -204,7 +212,20 @@ BAD_CALLS = {
     "negative start": (lambda: noise.normal_(F, seed=1, start=-4), ValueError, "start: got -4"),
     "starts": (lambda: noise.normal_([F, F], seed=1, start=[0, 1, 2]), ValueError, "start: got 3 values"),
     "stds": (lambda: noise.add_normal_([F, F], [0.1, 0.2, 0.3], seed=1), ValueError, "std: got 3 values"),
-    "std tensor": (lambda: noise.add_normal_(F, torch.ones(4, 3), seed=1), TypeError, "std: got a tensor"),
+    "filling std": (lambda: noise.normal_(F, torch.ones(4, 3), seed=1), TypeError, "std: got a tensor"),
+    "std shape": (lambda: noise.add_normal_(F, torch.ones(3), seed=1), ValueError, r"std\[0\]: .*its shape must be that of x\[0\]"),
+    "std dtype": (lambda: noise.add_normal_(F, torch.ones(4, 3).double(), seed=1), ValueError, r"std\[0\]: .*its dtype"),
+    "std tensors": (lambda: noise.add_normal_([F, F], torch.ones(4, 3), seed=1), ValueError, "std: got 1 tensors; accepted are 2"),
+    "std mixed": (lambda: noise.add_normal_([F, F], [F, 1.0], seed=1), TypeError, r"std\[1\]: got float 1.0"),
+    "std text": (lambda: noise.add_normal_(F, "1", seed=1), TypeError, "std: got str '1'"),
+    "no grads": (lambda: noise.perturb_step_(F, None, lr=0.1, std=1.0, seed=1), TypeError, "grads: got NoneType"),
+    "grads missing": (lambda: noise.perturb_step_([F, F], [F], lr=0.1, std=1.0, seed=1), ValueError, "grads: got 1 tensors"),
+    "grads of none": (lambda: noise.perturb_step_(F, [None], lr=0.1, std=1.0, seed=1), TypeError, r"grads\[0\]: got NoneType"),
+    "grads dtype": (
+        lambda: noise.perturb_step_(F, F.half(), lr=0.1, std=1.0, seed=1), ValueError, r"grads\[0\]: .*dtype must be that of params"),
+    "integer params": (lambda: noise.perturb_step_(F.int(), F, lr=0.1, std=1.0, seed=1), TypeError, "params: got .*int32"),
+    "step size": (lambda: noise.perturb_step_(F, F, lr=math.nan, std=1.0, seed=1), ValueError, "lr: got nan"),
+    "step size tensor": (lambda: noise.perturb_step_(F, F, lr=torch.ones(1), std=1.0, seed=1), TypeError, "lr: got a tensor"),
     "negative count": (lambda: noise.random_bits(-1, seed=0), ValueError, "n: got -1"),
     "label too large": (
         lambda: update.error_max_loss(F, torch.tensor([0, 1, 3, 0])), RuntimeError, r"labels\[2\] is 3; accepted: 0 to 2"),
@@ -248,6 +269,7 @@ def test_bad_arguments_are_named_and_change_nothing(implementation, case):
 
 def test_empty_lists_are_fine():
     assert noise.normal_([], seed=0) == []
+    assert noise.perturb_step_([], [], lr=0.1, std=1.0, seed=0) == []
     assert mask.dampen_([], [], [], alpha=1, lam=1).item() == 0
 
 

@@ -29,7 +29,7 @@ from tolerance import FLOATS, assert_two_times
 from build import load
 
 Ops = dict[str, Callable[..., None]]
-FAMILIES = ("noise", "update", "mask", "membership")
+FAMILIES = ("noise", "noise_perturb", "update", "mask", "membership")
 
 
 @pytest.fixture(scope="session")
@@ -71,6 +71,10 @@ def everything() -> list[torch.Tensor]:
     wide, wide_labels = torch.randn(200, 500), torch.randint(0, 500, (200,))
     return [
         *noise.normal_([torch.empty(200_003), torch.empty(5)], seed=4),
+        *noise.perturb_step_(
+            [torch.randn(200_003), torch.randn(5)], [torch.randn(200_003), torch.randn(5)],
+            lr=0.1, std=[torch.rand(200_003), torch.rand(5)], seed=4,
+        ),
         noise.random_bits(200_003, seed=4),
         *(x, m, v, total, *params, count),
         *update.error_max_loss(logits, labels),
@@ -100,6 +104,40 @@ def test_noise_lists_longer_than_a_launch_table(implementation):
     for i, x in enumerate(alone):
         noise.add_normal_(x, 0.5, seed=8, stream=3 + i, start=i)
     assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+
+
+def test_perturb_step_without_its_tensors_is_the_plain_op(emulated):
+    """The public functions never call the op so, but its schema allows it."""
+    x = torch.randn(1001)
+    y = x.clone()
+    emulated["perturb_step_"]([x], [], 0.0, [0.5], [], 7, 0, 0, [3])
+    emulated["add_normal_"]([y], [0.5], 7, 0, 0, [3])
+    assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize(
+    "grads, std, elements, message",
+    [
+        ([torch.zeros(4)], [0.5], [], "grads has 1 tensors for 2"),
+        ([], [0.5], [torch.zeros(4)] * 3, "std_elements has 3 tensors for 2"),
+        ([], [0.5] * 3, [torch.zeros(4)] * 2, None),
+        ([torch.zeros(4), torch.zeros(3)], [0.5], [], "grads has 3 elements; expected 4"),
+        ([], [], [torch.zeros(4), torch.zeros(4).double()], "std_elements has dtype"),
+        ([torch.zeros(4)] * 2, [0.5] * 3, [], "std has 3 values for 2"),
+    ],
+)
+def test_perturb_step_checks_a_direct_call(emulated, grads, std, elements, message):
+    params = [torch.zeros(4), torch.zeros(4)]
+
+    def step():
+        emulated["perturb_step_"](params, grads, 0.1, std, elements, 7, 0, 0, [0])
+
+    if message is None:  # std counts for nothing where std_elements is given
+        step()
+        return
+    with pytest.raises(RuntimeError, match=message):
+        step()
+    assert not params[0].any()
 
 
 def test_dampen_lists_longer_than_a_launch_table(implementation):

@@ -12,6 +12,8 @@ import torch
 from conftest import REQUIRED
 from test_mask import published
 from test_membership import NAMES, exact_scores, plain_scores
+from test_noise_perturb import TERMS, assert_right, drawn
+from test_noise_perturb import call as perturb
 from test_update import draw_state, exact_loss, exact_step, plain_loss, plain_step
 from tolerance import FLOATS, assert_two_times, ulps
 from torch import Tensor
@@ -85,6 +87,27 @@ def test_add_normal(dtype: torch.dtype, n: int, shift: int) -> None:
     largest = exact.abs().max().item() if n else 0.0
     allowed = largest * torch.finfo(dtype).eps * 0.5 + 0.25 * 1e-6 * (dtype != torch.float64) + 1e-15
     assert n == 0 or (got.to(torch.float64) - exact).abs().max().item() <= allowed
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("n", [0, 1, 7, 1025, 70_001])
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("terms", TERMS)
+def test_perturb_step(dtype: torch.dtype, n: int, shift: int, terms: str) -> None:
+    values = drawn(n, dtype)
+    on_device = [offset_by(shift, v) for v in values]
+    perturb(*on_device, terms, seed=5, stream=2, step=7, start=shift)
+    assert_right(on_device[0].cpu(), values, terms, seed=5, stream=2, step=7, start=shift)
+
+
+def test_a_list_of_steps_equals_single_calls() -> None:
+    values = [drawn(n, FLOATS[i % 4]) for i, n in enumerate([3, 0, 320, 1, 4097, 1, 300_001] * 20)]
+    lists = [[put(v[kind]) for v in values] for kind in range(3)]
+    perturb(*lists, "both", seed=8, stream=3)
+    for i, value in enumerate(values):
+        alone = [put(v) for v in value]
+        perturb(*alone, "both", seed=8, stream=3 + i)
+        assert torch.equal(lists[0][i], alone[0])
 
 
 def test_a_list_of_mixed_dtypes_equals_single_calls() -> None:
@@ -268,6 +291,7 @@ def test_roc(on_gpu: str, dtype: torch.dtype, n1: int, n0: int, ties: bool) -> N
 def _ops_once(buffers: dict[str, Tensor]) -> None:
     b = buffers
     noise.add_normal_([b["x"], b["p"]], 0.1, seed=3)
+    noise.perturb_step_([b["x"], b["p"]], [b["g"], b["g"]], lr=0.1, std=[b["f"], b["r"]], seed=3, step=1)
     update.error_max_step_(b["x"], b["g"], b["m"], b["v"], step=1, lr=0.1)
     mask.dampen_([b["p"]], [b["f"]], [b["r"]], alpha=1.0, lam=1.0)
 

@@ -150,7 +150,7 @@ def test_wheel_holds_all_and_only_fastforget(wheel: Path, checkout: Path) -> Non
 
 
 OPS = {
-    "noise": ["random_bits", "normal_", "add_normal_"],
+    "noise": ["random_bits", "normal_", "add_normal_", "perturb_step_"],
     "update": ["error_max_loss", "error_max_step_"],
     "mask": ["dampen_"],
     "membership": ["membership_scores", "roc_stats", "rmia", "rmia_vote", "rmia_counts"],
