@@ -45,6 +45,8 @@ def cases(options: Options, big: int) -> list[Case]:
         rows_noise.add_normal(label, [(big,)], f32, options, False),
         rows_noise.add_normal(f"{label} bfloat16", [(big,)], bf16, options, False),
         *(rows_noise.add_normal(name, list(shape), f32, options, False) for name, shape in lists),
+        rows_noise.perturb_step(label, [(big,)], options, False),
+        *(rows_noise.perturb_step(name, list(shape), options, False) for name, shape in lists),
         rows_update.error_max_loss(f"{big // 1000}x1000", big // 1000, 1000, options),
         rows_update.error_max_step("x".join(map(str, pixels)), pixels, options, False),
         rows_mask.dampen(label, [(big,)], options, False),

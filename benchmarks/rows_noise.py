@@ -1,4 +1,4 @@
-"""Noise: raw words, normals, and normals added in place; one tensor and whole parameter lists."""
+"""Noise: raw words, normals, normals added in place, noisy gradient steps; one tensor and whole parameter lists."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from . import shapes
 from .cases import Call, Case, Options, Place, Work, WrongResult, compiled, limit
 
 STD = 0.5
+LR = 1e-3
 SEED = 20_240_601
 SIZES = {"16K": 16384, "1M": 1 << 20, "11.2M": shapes.numel(shapes.RESNET18)}
 WINDOW = 1 << 16  # elements compared with float64 at the start, in the middle and at the end of a tensor
@@ -66,6 +67,12 @@ def eager_add_list(xs: list[Tensor]) -> None:
         x.add_(torch.randn_like(x) * STD)
 
 
+def eager_step(params: list[Tensor], grads: list[Tensor]) -> None:
+    for p, g in zip(params, grads, strict=True):
+        p.add_(g, alpha=-LR)
+        p.add_(torch.randn_like(p), alpha=STD)
+
+
 def eager_bits(n: int, device: torch.device) -> Tensor:
     return torch.randint(-(2**31), 2**31, (n,), dtype=torch.int32, device=device)
 
@@ -102,12 +109,69 @@ def _add_work(place: Place, shape_list: Sequence[Sequence[int]], dtype: torch.dt
         run["prealloc"] = lambda: xs[0].add_(buffer.normal_(), alpha=STD)
         run |= limit(xs, "rw")
     else:
+        buffers = [place.empty(*x.shape, dtype=dtype) for x in xs]
+        run["prealloc"] = lambda: [x.add_(b.normal_(), alpha=STD) for x, b in zip(xs, buffers, strict=True)]
         run["foreach"] = lambda: torch._foreach_add_(xs, [torch.randn_like(x) for x in xs], alpha=STD)
         run |= limit([place.zeros(sum(x.numel() for x in xs))], "rw")
     if options.compiled:
         form = compiled(eager_add if single else eager_add_list)
         run["compiled"] = lambda: form(xs[0] if single else xs)
     return Work(run, judge, reset)
+
+
+def _perturb_work(place: Place, shape_list: Sequence[Sequence[int]], options: Options) -> Work:
+    params = [place.normal(*shape) for shape in shape_list]
+    grads = [place.normal(*shape) for shape in shape_list]
+    start = [p.clone() for p in params]
+    calls = {"steps": 0}
+
+    def ours() -> None:
+        calls["steps"] += 1
+        noise.perturb_step_(params, grads, lr=LR, std=STD, seed=SEED, step=calls["steps"])
+
+    def reset() -> None:
+        for p, s in zip(params, start, strict=True):
+            p.copy_(s)
+
+    def judge(name: str, _result: object) -> None:
+        # |lr * g| is far below |p|, so one rounding of the result covers that of the descent too
+        stepped = [s.double() - LR * g.double() for s, g in zip(start, grads, strict=True)]
+        if name.startswith("ours"):
+            check_defined(name, stepped, params, STD, calls["steps"])
+        else:
+            check_distribution(name, stepped, params, STD)
+
+    buffers = [place.empty(*p.shape) for p in params]
+
+    def prealloc() -> None:
+        for p, g, b in zip(params, grads, buffers, strict=True):
+            p.add_(g, alpha=-LR)
+            p.add_(b.normal_(), alpha=STD)
+
+    run: dict[str, Call] = {"ours": ours, "eager": lambda: eager_step(params, grads), "prealloc": prealloc}
+    if len(params) == 1:
+        run |= limit((params[0], grads[0]), "2r1w")
+    else:
+        run |= limit([place.zeros(sum(p.numel() for p in params)) for _ in range(2)], "2r1w")
+    if options.compiled:
+        form = compiled(eager_step)
+        run["compiled"] = lambda: form(params, grads)
+    return Work(run, judge, reset)
+
+
+def perturb_step(label: str, shape_list: Sequence[Sequence[int]], options: Options, large: bool) -> Case:
+    count = shapes.numel([tuple(s) for s in shape_list])
+    return Case(
+        "perturb_step_",
+        label,
+        str(count) if len(shape_list) == 1 else f"{len(shape_list)} tensors, {count}",
+        "float32",
+        count,
+        lambda place: _perturb_work(place, shape_list, options),
+        bytes_touched=12 * count,
+        family="noise",
+        large=large,
+    )
 
 
 def add_normal(label: str, shape_list: Sequence[Sequence[int]], dtype: torch.dtype, options: Options, large: bool) -> Case:
@@ -205,4 +269,7 @@ def cases(options: Options) -> list[Case]:
     rows.append(add_normal("1M bfloat16", [(SIZES["1M"],)], bf16, options, False))
     rows.append(add_normal("ResNet-18", shapes.RESNET18, f32, options, True))
     rows.append(add_normal("ResNet-50", shapes.RESNET50, f32, options, True))
+    rows += [perturb_step(label, [(SIZES[label],)], options, label in big) for label in ("1M", "11.2M")]
+    rows.append(perturb_step("ResNet-18", shapes.RESNET18, options, True))
+    rows.append(perturb_step("ResNet-50", shapes.RESNET50, options, True))
     return rows
