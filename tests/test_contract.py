@@ -104,6 +104,9 @@ def public_calls():
         "rmia": (
             lambda x, rx, z, rz, m: membership.rmia(x, rx, z, rz, member=m, self_in_z=m[0]),
             (-torch.rand(5), -torch.rand(3, 5), -torch.rand(6), -torch.rand(3, 6), torch.eye(3).bool()[:, [0, 1, 2, 0, 1]])),
+        "roc_bootstrap": (
+            lambda m, n: OPS.roc_bootstrap(m, n, [0.1], 7, out := torch.zeros(4, 2, dtype=torch.float64)) or out,
+            (torch.randn(5), torch.randn(6))),
         "rmia_vote": (membership.rmia_vote, (-torch.rand(4, 5), -torch.rand(3, 4, 5), -torch.rand(4, 6), -torch.rand(3, 4, 6))),
         "lira": (lira, (torch.randn(5), torch.randn(8, 5), torch.arange(40).view(8, 5) % 2 == 0)),
     }

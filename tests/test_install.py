@@ -153,7 +153,7 @@ OPS = {
     "noise": ["random_bits", "normal_", "add_normal_", "perturb_step_"],
     "update": ["error_max_loss", "error_max_step_"],
     "mask": ["dampen_"],
-    "membership": ["membership_scores", "roc_stats", "rmia", "rmia_vote", "rmia_counts"],
+    "membership": ["membership_scores", "roc_stats", "rmia", "rmia_vote", "rmia_counts", "roc_bootstrap", "forget_quality"],
 }
 USE_IT = (
     f"HAS_TRITON, OPS = {HAS_TRITON}, {OPS}"

@@ -15,7 +15,9 @@ from torch import Tensor
 from .. import _schema
 from . import _arguments as arg
 from .membership_lira import Lira, lira, lira_probability  # noqa: F401
+from .membership_quality import ForgetQuality, class_thresholds, forget_quality  # noqa: F401
 from .membership_rmia import rmia, rmia_counts, rmia_vote  # noqa: F401
+from .membership_roc import CONVENTIONS, RocBootstrap, clopper_pearson, roc_bootstrap, tpr_by_convention  # noqa: F401
 
 _membership_scores = _schema.overload("membership_scores")
 _roc_stats = _schema.overload("roc_stats")
@@ -123,18 +125,33 @@ def _without_nan(name: str, x: Tensor, nan: str) -> tuple[Tensor, int]:
 
 
 def roc_stats(
-    member_scores: Tensor, nonmember_scores: Tensor, *, fprs: Sequence[float] = (1e-2, 1e-3), nan: str = "raise"
+    member_scores: Tensor,
+    nonmember_scores: Tensor,
+    *,
+    fprs: Sequence[float] = (1e-2, 1e-3),
+    nan: str = "raise",
+    convention: str = "le",
 ) -> RocStats:
     """AUC, balanced accuracy, advantage and TPR at fixed FPR of an attack's scores, by sorting values only.
 
     Conventions: a score >= threshold is called a member; tied scores share half in the AUC and are never split by a threshold; the TPR at
-    FPR x is the largest with FP / n <= x (exact counts, no interpolation); balanced accuracy = max (1 + TPR - FPR) / 2; advantage =
-    max |TPR - FPR|, the Kolmogorov-Smirnov statistic of the two samples.
+    FPR x is the largest with FP / n <= x (exact counts, no interpolation) unless ``convention`` says otherwise; balanced accuracy =
+    max (1 + TPR - FPR) / 2; advantage = max |TPR - FPR|, the Kolmogorov-Smirnov statistic of the two samples.
 
     Args:
         member_scores, nonmember_scores: 1-D, any float dtype (16-bit types are widened), higher = more member-like; infinities allowed.
         fprs: false-positive rates, each in [0, 1].
         nan: ``"raise"``; ``"drop"`` (leave NaN scores out; the result counts them); ``"lowest"`` (rank them as -inf).
+        convention: which TPR at FPR x. Published tools differ under the same name, by a few percent of it at FPR 0.1 %; all but "le" are
+            plain PyTorch. The curve starts at (0, 0) and has one point for each distinct score.
+
+            - ``"le"``: the largest with FP / n <= x (Privacy Meter, RMIA)
+            - ``"lt"``: the last point with FP / n < x; 0 at x = 0 (LiRA's plotting code)
+            - ``"nearest"``: the first point whose FPR is nearest to x, which may exceed x (RULI)
+            - ``"interpolated"``: linear between the curve's points, as ``numpy.interp`` does (Opake, JAX Privacy); the
+              threshold is that of the point at or left of x
+            - ``"threshold_interpolated"``: the threshold is interpolated, and the TPR at it (SACRO): the TPR of ``"interpolated"``, with
+              the threshold that belongs to it; +inf up to the curve's first point
 
     Returns:
         :class:`RocStats`; ``tpr`` and ``thresholds`` are [len(fprs)], a threshold is +inf where no score may be called a member.
@@ -148,6 +165,8 @@ def roc_stats(
     >>> round(r.auc.item(), 4), [round(t, 4) for t in r.tpr.tolist()]
     (0.75, [0.3333, 1.0])
     """
+    if convention not in CONVENTIONS:
+        raise ValueError(f"convention: got {convention!r}; accepted are {', '.join(map(repr, CONVENTIONS))}")
     if nan not in ("raise", "drop", "lowest"):
         raise ValueError(f"nan: got {nan!r}; accepted are 'raise', 'drop' and 'lowest'")
     rates = tuple(float(f) for f in fprs)
@@ -177,9 +196,10 @@ def roc_stats(
     arg.run("roc_stats", _roc_stats, [out], (sides[0], sides[1], list(rates), out))
     auc, balanced, advantage, best = out[:4].unbind(0)
     split = 4 + len(rates)
-    return RocStats(
-        auc, balanced, advantage, best, out[4:split], out[split:], rates, sides[0].numel(), sides[1].numel(), dropped
-    )
+    tpr, thresholds = out[4:split], out[split:]
+    if convention != "le":
+        tpr, thresholds = tpr_by_convention(sides[0], sides[1], rates, convention)
+    return RocStats(auc, balanced, advantage, best, tpr, thresholds, rates, sides[0].numel(), sides[1].numel(), dropped)
 
 
 def forgetting_rate(before: Tensor, after: Tensor) -> float:

@@ -146,8 +146,8 @@ def rmia_vote(
 ) -> Tensor:
     """RMIA with several queries a sample (augmentations): z counts where more than half of the queries say r_x / r_z >= gamma.
 
-    The majority is strict: an even split counts as not dominated. No [N, Z] array is made. Zarifzadeh, Liu & Shokri (ICML'24), section 3
-    and the published code's majority vote over 18 queries.
+    The majority is strict: an even split counts as not dominated. No [N, Z] array is made. Zarifzadeh, Liu & Shokri (ICML'24), whose
+    code takes the majority of 18 queries and lets an even split count for the value that ``torch.mode`` returns.
 
     Args:
         log_p_x: [A, N], the target model's log probabilities for A queries of each sample.
