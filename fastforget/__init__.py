@@ -7,7 +7,7 @@
 
 from typing import TYPE_CHECKING
 
-from . import methods, ops
+from . import methods, ops, optim
 from .backend import BackendError, backends, use_backend
 from .methods import NotForgottenWarning, UnlearnResult, unlearn
 
@@ -27,6 +27,7 @@ __all__ = [
     "backends",
     "methods",
     "ops",
+    "optim",
     "unlearn",
     "use_backend",
 ]

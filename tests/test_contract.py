@@ -35,6 +35,14 @@ def samples(dtype=torch.float32):
             -math.inf, math.inf,
         ),
         "dampen_": ([f(5), f(2, 3)], [f(5), f(2, 3)], [f(5), f(2, 3)], torch.zeros((), dtype=torch.int64), 1.0, 1.0),
+        "masked_sgd_": (
+            [f(5), f(2, 3)], [f(5), f(2, 3)], [torch.ones(5, dtype=torch.bool), torch.tensor([0.0, 2.0])], [f(5), f(2, 3)],
+            0.1, 0.9, 0.1, 0.1, False, False, False,
+        ),
+        "masked_adam_": (
+            [f(5), f(2, 3)], [f(5), f(2, 3)], [torch.tensor([5], dtype=torch.uint8), torch.tensor([True, False])],
+            [f(5), f(2, 3)], [f(5).abs(), f(2, 3).abs()], 2, 0.1, 0.9, 0.999, 1e-8, 0.1, True, False,
+        ),
         "membership_scores": (f(3, 4), labels, 1.0, torch.zeros(6, 3, dtype=single), torch.zeros(3, dtype=torch.bool)),
         "roc_stats": (torch.randn(5).to(single), torch.randn(6).to(single), [0.1], torch.zeros(6, dtype=torch.float64)),
         "roc_bootstrap": (torch.randn(5).to(single), torch.randn(6).to(single), [0.1], 7, torch.zeros(3, 2, dtype=torch.float64)),
@@ -87,6 +95,16 @@ def public_calls():
         stream = membership.Lira(5).update(scores, member)
         return membership.lira(target, scores, member), membership.lira("loo", scores, member), stream.score(target)
 
+
+    def sgd(a, b, g, h, m, n, on, bits):
+        buffers = [m, n]
+        return mask.masked_sgd_([a, b], [g, h], [on, bits], lr=0.1, momentum=0.9, momentum_buffers=buffers), buffers
+
+    def adam(x, g, rows, m, v):
+        return mask.masked_adam_(x, g, rows, m, v, step=2, lr=0.1, weight_decay=0.1), m, v
+
+    nine, four = (torch.randn(9) for _ in range(3)), (torch.randn(2, 2) for _ in range(3))
+    pairs = [t for pair in zip(nine, four, strict=True) for t in pair]
     return {
         "random_bits": (lambda x: noise.random_bits(9, seed=3, start=2) + x, (torch.zeros(9, dtype=torch.int32),)),
         "normal_": (lambda x: noise.normal_(x, 2.0, 1.0, seed=3), (torch.zeros(7, 5),)),
@@ -99,6 +117,8 @@ def public_calls():
         "error_max_loss": (update.error_max_loss, (torch.randn(6, 5), torch.randint(0, 5, (6,)))),
         "error_max_step_": (step, (torch.randn(4, 5), torch.randn(4, 5), torch.randn(4, 5), torch.rand(4, 5))),
         "dampen_": (dampen, (torch.randn(9), torch.randn(2, 2), *(torch.rand(s) for s in ((9,), (2, 2), (9,), (2, 2))))),
+        "masked_sgd_": (sgd, (*pairs, torch.arange(9) % 2 == 0, torch.tensor([9], dtype=torch.uint8))),
+        "masked_adam_": (adam, (*(torch.rand(4, 5) for _ in range(2)), torch.arange(4) > 1, *(torch.rand(4, 5) for _ in range(2)))),
         "membership_scores": (membership.membership_scores, (torch.randn(6, 5), torch.randint(0, 5, (6,)))),
         "rmia_counts": (lambda x, z: membership.rmia_counts(x, z, gamma=(1.0, 2.0)), (torch.rand(2, 5), torch.rand(2, 6))),
         "rmia": (
@@ -154,6 +174,10 @@ IN_PLACE = {
         x, torch.ones_like(x), torch.zeros_like(x), torch.zeros_like(x), step=1, lr=0.1
     ),
     "dampen_": lambda x: mask.dampen_(x, torch.ones_like(x), torch.zeros_like(x), alpha=1.0, lam=1.0),
+    "masked_sgd_": lambda x: mask.masked_sgd_(x, torch.ones_like(x), None, lr=0.1),
+    "masked_adam_": lambda x: mask.masked_adam_(
+        x, torch.ones_like(x), None, torch.zeros_like(x), torch.zeros_like(x), step=1, lr=0.1
+    ),
 }
 
 

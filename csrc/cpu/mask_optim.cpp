@@ -1,9 +1,374 @@
 // Optimiser steps on unmasked coordinates (masked_sgd_, masked_adam_). Compiled once per instruction set.
+//
+// Rows that are off are skipped unread. Masks of single coordinates are widened to lanes of the compute type's size in
+// a block that stays in L1, and the new values are selected by them: plain loops, bound by memory, for every form of
+// mask.
 #include "cpu/storage.h"
 #include "cpu/table.h"
+#include "normal.h"
 
 namespace ff::FF_ISA {
+namespace {
 
-constinit const MaskOptimTable mask_optim_table = {};
+constexpr int64_t kTile = 512;
+constexpr int64_t kShortRow = 64;  // below this a run of rows is too short to be worth a loop of its own
+
+template <class C>
+struct LaneOf {
+  using type = int32_t;
+};
+template <>
+struct LaneOf<double> {
+  using type = int64_t;
+};
+// One a coordinate: all bits set where it is on, none where it is off.
+template <class C>
+using Lane = typename LaneOf<C>::type;
+
+// Selection by bits, because a compiler may turn conditions shared by several stores into a branch, and then the loop
+// isn't a vector loop any more.
+FF_INLINE float pick(int32_t on, float yes, float no) {
+  const uint32_t lane = static_cast<uint32_t>(on);
+  return bits_float((float_bits(yes) & lane) | (float_bits(no) & ~lane));
+}
+FF_INLINE double pick(int64_t on, double yes, double no) {
+  int64_t a, b;
+  __builtin_memcpy(&a, &yes, sizeof a);
+  __builtin_memcpy(&b, &no, sizeof b);
+  const int64_t bits = (a & on) | (b & ~on);
+  double picked;
+  __builtin_memcpy(&picked, &bits, sizeof picked);
+  return picked;
+}
+
+// a * b + c rounded once, as torch's own kernels do. Where there is no fused multiply-add, in a wider type.
+#if defined(__FMA__) || !defined(__x86_64__)
+FF_INLINE float once(float a, float b, float c) { return fused(a, b, c); }
+FF_INLINE double once(double a, double b, double c) { return fused(a, b, c); }
+#else
+FF_INLINE float once(float a, float b, float c) {
+  return static_cast<float>(static_cast<double>(a) * static_cast<double>(b) + static_cast<double>(c));
+}
+FF_INLINE double once(double a, double b, double c) { return static_cast<double>(static_cast<long double>(a) * b + c); }
+#endif
+
+FF_INLINE float root(float x) { return __builtin_sqrtf(x); }
+FF_INLINE double root(double x) { return __builtin_sqrt(x); }
+
+// ---- masks to lanes -------------------------------------------------------------------------------------------------
+// Each fills on[0, n) and returns whether any is on.
+
+template <class L>
+FF_INLINE bool expand_bytes(const uint8_t* from, L* on, int64_t n) {
+  L any = 0;
+#pragma omp simd reduction(| : any)
+  for (int64_t i = 0; i < n; ++i) {
+    const L lane = -static_cast<L>(from[i] != 0);
+    on[i] = lane;
+    any |= lane;
+  }
+  return any != 0;
+}
+
+// Bits [start, start + n), the lowest of a byte first.
+template <class L>
+FF_INLINE bool expand_bits(const uint8_t* bits, int64_t start, L* on, int64_t n) {
+  constexpr int kBits = 16;
+  L any = 0;
+  int64_t i = 0;
+  const auto single = [&] {
+    const int64_t at = start + i;
+    on[i] = -static_cast<L>((bits[at >> 3] >> (at & 7)) & 1);
+    any |= on[i];
+    ++i;
+  };
+  while (i < n && ((start + i) & 7) != 0) single();
+  for (; i + kBits <= n; i += kBits) {
+    const uint8_t* pair = bits + ((start + i) >> 3);
+    const L word = pair[0] | pair[1] << 8;
+#pragma omp simd
+    for (int k = 0; k < kBits; ++k) on[i + k] = (word & (L(1) << k)) != 0 ? L(-1) : L(0);
+    any |= word;
+  }
+  while (i < n) single();
+  return any != 0;
+}
+
+// `of(row)` is what every coordinate of a row gets.
+template <class L, class Of>
+FF_INLINE bool expand_rows(int64_t inner, int64_t start, L* on, int64_t n, const Of& of) {
+  bool any = false;
+  int64_t row = start / inner, left = inner - start % inner;
+  for (int64_t i = 0; i < n; ++row, left = inner) {
+    const int64_t stop = i + left < n ? i + left : n;
+    const L lane = of(row);
+    any |= lane != L(0);
+    for (; i < stop; ++i) on[i] = lane;
+  }
+  return any;
+}
+
+// ---- walking a masked range -----------------------------------------------------------------------------------------
+
+// The next stretch of [at, end) under a mask of whole rows: where it stops, and the factor of its gradient (0: frozen).
+template <class C>
+struct Stretch {
+  int64_t stop;
+  C factor;
+
+  FF_INLINE Stretch of(const OptimMask& mask, int64_t at, int64_t end) {
+    if (mask.form == MaskForm::kAllOn) return {end, C(1)};
+    const int64_t inner = mask.inner;
+    int64_t row = at / inner;
+    C factor;
+    if (mask.form == MaskForm::kFactors) {
+      factor = static_cast<C>(static_cast<const float*>(mask.data)[row++]);
+    } else {
+      const uint8_t* rows = static_cast<const uint8_t*>(mask.data);
+      const bool on = rows[row] != 0;
+      do ++row;
+      while (row * inner < end && (rows[row] != 0) == on);  // rows of one kind as one stretch
+      factor = on ? C(1) : C(0);
+    }
+    return {row * inner < end ? row * inner : end, factor};
+  }
+};
+
+// Fills on[0, n), and factor[0, n) where the mask holds factors; returns whether anything is on.
+template <class C>
+FF_INLINE bool expand(const OptimMask& mask, int64_t at, int64_t n, Lane<C>* on, C* factor) {
+  const uint8_t* bytes = static_cast<const uint8_t*>(mask.data);
+  if (mask.form == MaskForm::kBytes) return expand_bytes(bytes + at, on, n);
+  if (mask.form == MaskForm::kBits) return expand_bits(bytes, at, on, n);
+  if (mask.form == MaskForm::kRows) {
+    return expand_rows(mask.inner, at, on, n, [&](int64_t row) { return -static_cast<Lane<C>>(bytes[row] != 0); });
+  }
+  const float* factors = static_cast<const float*>(mask.data);
+  const bool any = expand_rows(mask.inner, at, factor, n, [&](int64_t row) { return static_cast<C>(factors[row]); });
+  for (int64_t i = 0; i < n; ++i) on[i] = -static_cast<Lane<C>>(factor[i] != C(0));
+  return any;
+}
+
+// Calls range.whole(from, to, factor) where everything is on and range.tile(at, n, on, factors) elsewhere (factors is
+// null but for one factor a row), on parts of [begin, end) that leave out nothing but frozen coordinates.
+template <class C, class Range>
+FF_INLINE void walk(const OptimMask& mask, int64_t begin, int64_t end, const Range& range) {
+  const bool by_row = mask.form == MaskForm::kRows || mask.form == MaskForm::kFactors;
+  if (mask.form == MaskForm::kAllOn || (by_row && mask.inner >= kShortRow)) {
+    for (int64_t at = begin; at < end;) {
+      const Stretch<C> next = Stretch<C>::of(mask, at, end);
+      if (next.factor != C(0)) range.whole(at, next.stop, next.factor);
+      at = next.stop;
+    }
+    return;
+  }
+  alignas(64) Lane<C> on[kTile];
+  alignas(64) C factors[kTile];
+  for (int64_t at = begin; at < end;) {
+    const int64_t border = (at / kTile + 1) * kTile;  // so that all tiles but the first start on a whole byte of bits
+    const int64_t stop = border < end ? border : end;
+    if (expand(mask, at, stop - at, on, factors)) {
+      range.tile(at, stop - at, on, mask.form == MaskForm::kFactors ? factors : nullptr);
+    }
+    at = stop;
+  }
+}
+
+// A staged block back to where it came from; what is off keeps its bits.
+template <bool kMasked, class S, class C>
+FF_INLINE void store_selected(const C* from, S* to, const Lane<C>* on, int64_t n) {
+  if constexpr (kMasked) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+      const uint16_t lane = static_cast<uint16_t>(on[i]);
+      to[i].bits = static_cast<uint16_t>((narrow<S>(from[i]).bits & lane) | (to[i].bits & ~lane));
+    }
+  } else {
+    store_block(from, to, n);
+  }
+}
+
+// ---- masked_sgd_ ----------------------------------------------------------------------------------------------------
+
+template <class C>
+struct SgdConstants {
+  C minus_lr, momentum, rest, weight_decay, sign;
+  Lane<C> decays, nesterov, first;  // lanes, not conditions: a compiler would make a loop of each combination
+
+  FF_INLINE SgdConstants from(const SgdStep& s) {
+    return {static_cast<C>(-s.lr),
+            static_cast<C>(s.momentum),
+            static_cast<C>(1.0 - s.dampening),
+            static_cast<C>(s.weight_decay),
+            C(s.maximize ? -1 : 1),
+            s.weight_decay != 0.0 ? -1 : 0,
+            s.nesterov ? -1 : 0,
+            s.first ? -1 : 0};
+  }
+};
+
+// The gradient is multiplied by factors[i] (where there are any) and by `factor`, which holds the sign too.
+template <bool kBuffer, bool kMasked, bool kFactors, class C>
+FF_INLINE void sgd_values(C* p, const C* grad, C* buffer, const Lane<C>* on, const C* factors, C factor, int64_t n,
+                          const SgdConstants<C>& c) {
+  const Lane<C> decays = c.decays, nesterov = c.nesterov, first = c.first;
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const C x = p[i];
+    C g = (kFactors ? grad[i] * factors[i] : grad[i]) * factor;
+    g = pick(decays, once(c.weight_decay, x, g), g);
+    if constexpr (kBuffer) {
+      const C old = buffer[i];
+      const C moved = pick(first, g, once(c.momentum, old, c.rest * g));
+      buffer[i] = kMasked ? pick(on[i], moved, old) : moved;
+      g = pick(nesterov, once(c.momentum, moved, g), moved);
+    }
+    const C stepped = once(c.minus_lr, g, x);
+    p[i] = kMasked ? pick(on[i], stepped, x) : stepped;
+  }
+}
+
+template <class S, bool kBuffer>
+struct SgdRange {
+  using C = Compute<S>;
+  S* p;
+  const S* grad;
+  S* buffer;
+  SgdConstants<C> c;
+
+  template <bool kMasked, bool kFactors>
+  FF_INLINE void part(const SgdRange& r, int64_t at, int64_t n, const Lane<C>* on, const C* factors, C factor) {
+    if constexpr (kStaged<S>) {
+      alignas(64) C x[kTile], g[kTile], b[kTile];
+      load_block(r.p + at, x, n);
+      load_block(r.grad + at, g, n);
+      if constexpr (kBuffer) load_block(r.buffer + at, b, n);
+      sgd_values<kBuffer, kMasked, kFactors>(x, g, b, on, factors, factor, n, r.c);
+      if constexpr (kBuffer) store_selected<kMasked>(b, r.buffer + at, on, n);
+      store_selected<kMasked>(x, r.p + at, on, n);
+    } else {
+      sgd_values<kBuffer, kMasked, kFactors>(r.p + at, r.grad + at, kBuffer ? r.buffer + at : nullptr, on, factors,
+                                             factor, n, r.c);
+    }
+  }
+
+  __attribute__((always_inline)) void whole(int64_t from, int64_t to, C factor) const {
+    const int64_t most = kStaged<S> ? kTile : to - from;
+    for (int64_t at = from; at < to; at += most) {
+      part<false, false>(*this, at, to - at < most ? to - at : most, nullptr, nullptr, c.sign * factor);
+    }
+  }
+
+  __attribute__((always_inline)) void tile(int64_t at, int64_t n, const Lane<C>* on, const C* factors) const {
+    if (factors != nullptr) {
+      part<true, true>(*this, at, n, on, factors, c.sign);
+    } else {
+      part<true, false>(*this, at, n, on, nullptr, c.sign);
+    }
+  }
+};
+
+template <class S>
+void sgd(const SgdItem& item, int64_t begin, int64_t end, const SgdStep& step) {
+  using C = Compute<S>;
+  S* p = static_cast<S*>(item.p);
+  const S* grad = static_cast<const S*>(item.grad);
+  const SgdConstants<C> constants = SgdConstants<C>::from(step);
+  if (item.buffer == nullptr) {
+    walk<C>(item.mask, begin, end, SgdRange<S, false>{p, grad, nullptr, constants});
+  } else {
+    walk<C>(item.mask, begin, end, SgdRange<S, true>{p, grad, static_cast<S*>(item.buffer), constants});
+  }
+}
+
+// ---- masked_adam_ ---------------------------------------------------------------------------------------------------
+
+template <class C>
+struct MaskedAdamConstants {
+  C sign, l2, shrink, one_minus_beta1, beta2, one_minus_beta2, inverse_bias2, eps, step_size;
+  Lane<C> decays;
+
+  FF_INLINE MaskedAdamConstants from(const MaskedAdamStep& s) {
+    return {C(s.maximize ? -1 : 1),
+            static_cast<C>(s.l2),
+            static_cast<C>(s.shrink),
+            static_cast<C>(1.0 - s.beta1),
+            static_cast<C>(s.beta2),
+            static_cast<C>(1.0 - s.beta2),
+            static_cast<C>(1.0 / s.sqrt_bias2),
+            static_cast<C>(s.eps),
+            static_cast<C>(s.step_size),
+            s.l2 != 0.0 ? -1 : 0};
+  }
+};
+
+template <bool kMasked, class C>
+FF_INLINE void adam_values(C* p, const C* grad, C* exp_avg, C* exp_avg_sq, const Lane<C>* on, int64_t n,
+                           const MaskedAdamConstants<C>& c) {
+  const Lane<C> decays = c.decays;
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const C x = p[i], old_m = exp_avg[i], old_v = exp_avg_sq[i];
+    C g = grad[i] * c.sign;
+    g = pick(decays, once(c.l2, x, g), g);
+    const C m = once(c.one_minus_beta1, g - old_m, old_m);
+    const C v = once(c.beta2, old_v, c.one_minus_beta2 * g * g);
+    const C moved = once(c.shrink, x, -(c.step_size * m / once(root(v), c.inverse_bias2, c.eps)));
+    p[i] = kMasked ? pick(on[i], moved, x) : moved;
+    exp_avg[i] = kMasked ? pick(on[i], m, old_m) : m;
+    exp_avg_sq[i] = kMasked ? pick(on[i], v, old_v) : v;
+  }
+}
+
+template <class S>
+struct AdamRange {
+  using C = Compute<S>;
+  S* p;
+  const S* grad;
+  S* exp_avg;
+  S* exp_avg_sq;
+  MaskedAdamConstants<C> c;
+
+  template <bool kMasked>
+  FF_INLINE void part(const AdamRange& r, int64_t at, int64_t n, const Lane<C>* on) {
+    if constexpr (kStaged<S>) {
+      alignas(64) C x[kTile], g[kTile], m[kTile], v[kTile];
+      load_block(r.p + at, x, n);
+      load_block(r.grad + at, g, n);
+      load_block(r.exp_avg + at, m, n);
+      load_block(r.exp_avg_sq + at, v, n);
+      adam_values<kMasked>(x, g, m, v, on, n, r.c);
+      store_selected<kMasked>(x, r.p + at, on, n);
+      store_selected<kMasked>(m, r.exp_avg + at, on, n);
+      store_selected<kMasked>(v, r.exp_avg_sq + at, on, n);
+    } else {
+      adam_values<kMasked>(r.p + at, r.grad + at, r.exp_avg + at, r.exp_avg_sq + at, on, n, r.c);
+    }
+  }
+
+  __attribute__((always_inline)) void whole(int64_t from, int64_t to, C) const {
+    const int64_t most = kStaged<S> ? kTile : to - from;
+    for (int64_t at = from; at < to; at += most) part<false>(*this, at, to - at < most ? to - at : most, nullptr);
+  }
+
+  __attribute__((always_inline)) void tile(int64_t at, int64_t n, const Lane<C>* on, const C*) const {
+    part<true>(*this, at, n, on);
+  }
+};
+
+template <class S>
+void adam(const MaskedAdamItem& item, int64_t begin, int64_t end, const MaskedAdamStep& step) {
+  using C = Compute<S>;
+  walk<C>(item.mask, begin, end,
+          AdamRange<S>{static_cast<S*>(item.p), static_cast<const S*>(item.grad), static_cast<S*>(item.exp_avg),
+                       static_cast<S*>(item.exp_avg_sq), MaskedAdamConstants<C>::from(step)});
+}
+
+}  // namespace
+
+constinit const MaskOptimTable mask_optim_table = {
+    {sgd<float>, sgd<BFloat16>, sgd<Float16>, sgd<double>},
+    {adam<float>, adam<BFloat16>, adam<Float16>, adam<double>},
+};
 
 }  // namespace ff::FF_ISA

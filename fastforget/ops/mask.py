@@ -10,6 +10,8 @@ from torch import Tensor
 
 from .. import _schema
 from . import _arguments as arg
+from .mask_optim import masked_adam_ as masked_adam_
+from .mask_optim import masked_sgd_ as masked_sgd_
 
 _dampen = _schema.overload("dampen_")
 

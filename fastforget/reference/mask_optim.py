@@ -51,13 +51,15 @@ def masked_sgd_(
         g = grad.to(dtype)
         if mask.dtype == torch.float32 and mask.numel() > 0:  # one factor a neuron
             g = g * mask.to(dtype).view(-1, *[1] * (p.dim() - 1))
-        g = (-g if maximize else g) + weight_decay * value
+        g = -g if maximize else g
+        if weight_decay != 0:  # as in torch.optim: no 0 * inf
+            g = torch.add(g, value, alpha=weight_decay)
         if momentum_buffers:
             buffer = momentum_buffers[i]
-            moved = g if first else momentum * buffer.to(dtype) + (1.0 - dampening) * g
+            moved = g if first else torch.add(momentum * buffer.to(dtype), g, alpha=1.0 - dampening)
             _apply(buffer, on, moved)
-            g = g + momentum * moved if nesterov else moved
-        _apply(p, on, value - lr * g)
+            g = torch.add(g, moved, alpha=momentum) if nesterov else moved
+        _apply(p, on, torch.add(value, g, alpha=-lr))
 
 
 def masked_adam_(
@@ -83,8 +85,8 @@ def masked_adam_(
         g = -grad.to(dtype) if maximize else grad.to(dtype)
         if decoupled:
             value = value * (1.0 - lr * weight_decay)
-        else:
-            g = g + weight_decay * value
+        elif weight_decay != 0:
+            g = torch.add(g, value, alpha=weight_decay)
         m = torch.lerp(exp_avg.to(dtype), g, 1.0 - beta1)
         v = beta2 * exp_avg_sq.to(dtype) + (1.0 - beta2) * g * g
         _apply(exp_avg, on, m)
