@@ -51,6 +51,17 @@ def _calls(op: str) -> dict[tuple[str, str], tuple[Target, ...]]:
     return {(op, "call, op"): _bars(CALL, us=1.5), (op, "call, public"): _bars(CALL, us=3.0)}
 
 
+def _masked_steps(size: str, elementwise: float) -> dict[tuple[str, str], tuple[Target, ...]]:
+    """Of masked_sgd_ on one matrix; ``elementwise``: the bar against plain PyTorch where single weights are off."""
+    single = _bars(STREAM, eager=elementwise, compiled=8.0, limit=1.5)
+    return {
+        ("masked_sgd_", f"{size}, rows, all on"): _bars(STREAM, eager=2.0, addcmul=0.95, compiled=0.95, limit=1.15),
+        ("masked_sgd_", f"{size}, rows, 30 % on"): _bars(STREAM, eager=7.0, compiled=2.2, limit=0.45),
+        ("masked_sgd_", f"{size}, bytes"): single,
+        ("masked_sgd_", f"{size}, bits"): single,
+    }
+
+
 TARGETS: dict[tuple[str, str], tuple[Target, ...]] = {
     ("add_normal_", "1M"): _bars(NOISE, eager=(4.5, 2.7), compiled=(40.0, None), ns=(0.85, 1.45)),
     ("add_normal_", "11.2M"): _bars(NOISE, eager=(7.5, 4.5), prealloc=(4.0, None), compiled=(35.0, None), ns=(0.85, 1.45)),
@@ -68,6 +79,8 @@ TARGETS: dict[tuple[str, str], tuple[Target, ...]] = {
     ("dampen_", "1M"): _bars(STREAM, published=60.0, eager=40.0, compiled=1.25, limit=1.15),
     ("dampen_", "11.2M"): _bars(STREAM, published=22.0, eager=18.0, compiled=0.95, limit=1.15),
     ("dampen_", "ResNet-18"): _bars(STREAM, published=20.0, eager=7.0, compiled=0.95, limit=1.1),
+    **_masked_steps("2.4M", elementwise=3.5),
+    **_masked_steps("16.8M", elementwise=8.0),
     ("membership_scores", "1000x10"): _bars(SCORES, eager=(28.0, 22.0), compiled=5.0, ns=1.7),
     ("membership_scores", "50000x10"): _bars(SCORES, eager=(28.0, 22.0), compiled=5.0, ns=1.7),
     ("membership_scores", "50000x100"): _bars(SCORES, eager=(15.0, 13.0), compiled=3.5, ns=1.3),

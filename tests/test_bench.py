@@ -16,6 +16,7 @@ from fastforget._bench import (
     report,
     rows,
     rows_mask,
+    rows_mask_optim,
     rows_membership,
     rows_noise,
     rows_update,
@@ -42,6 +43,8 @@ def small_cases() -> list[cases.Case]:
         rows_update.error_max_step("small", (5, 3, 7, 7), o, False),
         rows_mask.dampen("small", [(1001,)], o, False),
         rows_mask.dampen("list", [(33, 3), (7,)], o, False),
+        *(rows_mask_optim.matrix(form, (33, 101), form, 0.4, o, False) for form in ("rows", "bytes", "bits")),
+        *(rows_mask_optim.step(op, "list", [(33, 3), (7,)], False) for op in ("masked_sgd_", "masked_adam_")),
         rows_membership.membership_scores("small", 100, 10, o, False),
         rows_membership.roc_stats("small", 300, False),
     ]

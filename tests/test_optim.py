@@ -157,7 +157,8 @@ def test_groups_schedules_tensor_rates_and_late_gradients(name):
     for kind in (ours, theirs):
         model = net()
         p = list(model.parameters())
-        optimizer = kind([{"params": p[:1], "lr": torch.tensor(0.02, dtype=torch.float64)}, {"params": p[1:2], "weight_decay": 0.1}], **options)
+        rate = torch.tensor(0.02, dtype=torch.float64)
+        optimizer = kind([{"params": p[:1], "lr": rate}, {"params": p[1:2], "weight_decay": 0.1}], **options)
         p[1].requires_grad_(False)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
         for i, (x, y) in enumerate(batches(10)):
