@@ -95,7 +95,6 @@ def public_calls():
         stream = membership.Lira(5).update(scores, member)
         return membership.lira(target, scores, member), membership.lira("loo", scores, member), stream.score(target)
 
-
     def sgd(a, b, g, h, m, n, on, bits):
         buffers = [m, n]
         return mask.masked_sgd_([a, b], [g, h], [on, bits], lr=0.1, momentum=0.9, momentum_buffers=buffers), buffers
