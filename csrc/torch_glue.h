@@ -56,7 +56,7 @@ inline int32_t dtype_code(const Tensor& t) {
 inline int32_t dtype_code(ScalarType type) {
   static const int32_t codes[] = {aoti_torch_dtype_float32(), aoti_torch_dtype_bfloat16(), aoti_torch_dtype_float16(),
                                   aoti_torch_dtype_float64(), aoti_torch_dtype_int32(),    aoti_torch_dtype_int64(),
-                                  aoti_torch_dtype_bool(),    aoti_torch_dtype_uint8()};
+                                  aoti_torch_dtype_bool(),    aoti_torch_dtype_uint8(),    aoti_torch_dtype_int8()};
   switch (type) {
     case ScalarType::Float: return codes[0];
     case ScalarType::BFloat16: return codes[1];
@@ -66,6 +66,7 @@ inline int32_t dtype_code(ScalarType type) {
     case ScalarType::Long: return codes[5];
     case ScalarType::Bool: return codes[6];
     case ScalarType::Byte: return codes[7];
+    case ScalarType::Char: return codes[8];
     default: fail("fastforget: no op takes dtype ", torch::headeronly::toString(type));
   }
 }

@@ -56,6 +56,7 @@ class DeviceScope {
   }
 
   cudaStream_t stream() const { return stream_; }
+  unsigned multiprocessors() const { return static_cast<unsigned>(multiprocessors_); }
 
   // As many blocks as the work fills, but no more than a few waves: the kernels stride over the rest.
   unsigned blocks(int64_t wanted, int threads = kThreads) const {

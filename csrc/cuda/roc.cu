@@ -1,37 +1,9 @@
 // Exact ROC statistics on CUDA: both score sets are sorted once, every count is a binary search, and all of it stays on
 // the device.
-#include <cub/device/device_radix_sort.cuh>
-
-#include <cmath>
-
-#include "launch.cuh"
+#include "sort.cuh"
 
 namespace ff::cuda {
 namespace {
-
-// -0.0 and 0.0 are one threshold; their sum with 0.0 is 0.0.
-template <class T>
-__global__ void __launch_bounds__(kThreads) canonical_kernel(const T* from, T* to, int64_t size) {
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < size; i += stride) {
-    to[i] = from[i] + T(0);
-  }
-}
-
-// How many of the ascending values are below `x` (or not above it).
-template <bool OrEqual, class T>
-FF_HD int64_t count_below(const T* values, int64_t size, T x) {
-  int64_t low = 0, high = size;
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    if (OrEqual ? values[middle] <= x : values[middle] < x) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
 
 template <class T>
 struct Sorted {
@@ -147,33 +119,6 @@ __global__ void __launch_bounds__(kBudgetsPerLaunch)
   }
   tpr[i] = static_cast<double>(s.members - rejected) / static_cast<double>(s.members);
   threshold[i] = rejected < s.members ? static_cast<double>(s.member[rejected]) : __builtin_huge_val();
-}
-
-// The largest k with k / nonmembers <= fpr, compared in float64; -1 if even 0 is too many.
-int64_t false_positive_budget(double fpr, int64_t nonmembers) {
-  const double n = static_cast<double>(nonmembers);
-  if (!(fpr >= 0.0)) return -1;
-  if (fpr >= 1.0) return nonmembers;
-  int64_t k = static_cast<int64_t>(std::floor(fpr * n));
-  while (k > 0 && static_cast<double>(k) / n > fpr) --k;
-  while (k < nonmembers && static_cast<double>(k + 1) / n <= fpr) ++k;
-  return k;
-}
-
-template <class T>
-const T* sorted(const DeviceScope& scope, const Tensor& scores, Tensor& buffer) {
-  const int64_t size = scores.numel();
-  buffer = scratch(scores, 2 * size * int64_t{sizeof(T)});
-  T* const from = data<T>(buffer);
-  T* const to = from + size;
-  launch(scope, canonical_kernel<T>, scope.blocks(ceil_div(size, kThreads)), kThreads, data<const T>(scores), from,
-         size);
-  size_t bytes = 0;
-  constexpr int kBits = 8 * sizeof(T);
-  FF_CUDA_CHECK(cub::DeviceRadixSort::SortKeys(nullptr, bytes, from, to, size, 0, kBits, scope.stream()));
-  const Tensor work = scratch(scores, static_cast<int64_t>(std::max<size_t>(bytes, 1)));
-  FF_CUDA_CHECK(cub::DeviceRadixSort::SortKeys(work.data_ptr(), bytes, from, to, size, 0, kBits, scope.stream()));
-  return to;
 }
 
 template <class T>

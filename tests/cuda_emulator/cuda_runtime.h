@@ -156,11 +156,14 @@ V __shfl_xor_sync(unsigned mask, V value, int lane_mask) {
   return value;
 }
 
-inline unsigned long long atomicAdd(unsigned long long* at, unsigned long long value) {
-  const unsigned long long before = *at;
+template <class V>
+V emulated_atomic_add(V* at, V value) {
+  const V before = *at;
   *at += value;
   return before;
 }
+inline unsigned long long atomicAdd(unsigned long long* at, unsigned long long value) { return emulated_atomic_add(at, value); }
+inline unsigned atomicAdd(unsigned* at, unsigned value) { return emulated_atomic_add(at, value); }
 
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0 };

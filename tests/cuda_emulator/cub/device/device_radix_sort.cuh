@@ -11,7 +11,8 @@ struct DeviceRadixSort {
       bytes = 1;
     } else {
       std::copy(from, from + size, to);
-      std::sort(to, to + size);
+      // on bits a (positive) NaN is the largest
+      std::sort(to, to + size, [](T a, T b) { return a < b || (a == a && b != b); });
     }
     return cudaSuccess;
   }
