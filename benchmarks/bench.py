@@ -19,6 +19,7 @@ from . import (
     machine,
     report,
     rows,
+    rows_lira,
     rows_mask,
     rows_mask_optim,
     rows_membership,
@@ -30,7 +31,7 @@ from . import (
 )
 from .cases import Case, Options, WrongResult
 
-MODULES = (rows_noise, rows_update, rows_mask, rows_mask_optim, rows_membership, rows_overhead)
+MODULES = (rows_noise, rows_update, rows_mask, rows_mask_optim, rows_membership, rows_lira, rows_overhead)
 NOISE_STEPS = 4  # the published 40 take ten times as long and give the same ratio
 UNSIR = "unsir"  # the whole noise phase, beside the ops
 

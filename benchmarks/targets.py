@@ -13,6 +13,7 @@ STREAM = "section 7, masking"
 NOISE = "section 7, noise"
 STEP = "section 7, UNSIR step"
 SCORES = "section 7, six scores"
+LIRA = "section 7, LiRA"
 CALL = "section 7, call overhead"
 
 
@@ -86,6 +87,14 @@ TARGETS: dict[tuple[str, str], tuple[Target, ...]] = {
     ("membership_scores", "50000x100"): _bars(SCORES, eager=(15.0, 13.0), compiled=3.5, ns=1.3),
     ("membership_scores", "10000x1000"): _bars(SCORES, eager=(25.0, 20.0), compiled=7.0, ns=1.1),
     ("roc_stats", "1M"): _bars("membership notes, 6", ns=(20.0, None)),
+    **{
+        ("lira_stats", shape): _bars(LIRA, eager=15.0, numpy=70.0, compiled=20.0, ns=0.5)
+        for shape in ("16x50000", "64x50000", "256x20000")
+    },
+    **{
+        ("lira_stats", f"median {shape}"): _bars(LIRA, eager=10.0, published=6.0, ns=6.0)
+        for shape in ("16x50000", "64x50000", "256x20000")
+    },
     **_calls("add_normal_"),
     **_calls("error_max_step_"),
     **_calls("membership_scores"),

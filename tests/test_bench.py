@@ -15,6 +15,7 @@ from fastforget._bench import (
     plot,
     report,
     rows,
+    rows_lira,
     rows_mask,
     rows_mask_optim,
     rows_membership,
@@ -47,6 +48,10 @@ def small_cases() -> list[cases.Case]:
         *(rows_mask_optim.step(op, "list", [(33, 3), (7,)], False) for op in ("masked_sgd_", "masked_adam_")),
         rows_membership.membership_scores("small", 100, 10, o, False),
         rows_membership.roc_stats("small", 300, False),
+        rows_lira.lira("small", 16, 300, "mean", o, False),
+        rows_lira.lira("median small", 16, 300, "median", o, False),
+        rows_lira.loo("small", 16, 50, False),
+        rows_lira.update("small", 300, False),
     ]
 
 
