@@ -75,6 +75,14 @@ def test_every_family_has_kernels_for_every_architecture(report):
         "adam_kernel",
         "loss_kernel",
         "dampen_kernel",
+        "importance_kernel",
+        "shrink_kernel",
+        "masked_sgd_kernel",
+        "masked_adam_kernel",
+        "pieces_kernel",
+        "columns_kernel",
+        "histogram_kernel",
+        "mask_kernel",
         "scores_kernel",
     ):
         assert {arch for kernel, arch in found if name in kernel} == archs, name
@@ -135,10 +143,19 @@ def test_library_needs_no_cuda_library():
 
 
 @pytest.mark.parametrize(
-    "family, kernel",
-    [("noise", "normal_kernel"), ("noise", "perturb_kernel"), ("update", "adam_kernel"), ("mask", "dampen_kernel")],
+    "kernel",
+    [
+        "normal_kernel",
+        "perturb_kernel",
+        "adam_kernel",
+        "dampen_kernel",
+        "importance_kernel",
+        "shrink_kernel",
+        "masked_sgd_kernel",
+        "masked_adam_kernel",
+    ],
 )
-def test_streaming_kernels_use_16_byte_accesses(family, kernel):
+def test_streaming_kernels_use_16_byte_accesses(kernel):
     tool = shutil.which("cuobjdump")
     if tool is None:
         spec = importlib.util.find_spec("triton")

@@ -64,6 +64,11 @@ class DeviceScope {
     return static_cast<unsigned>(std::max<int64_t>(1, std::min(wanted, 4 * resident)));
   }
 
+  // At most `each` blocks a multiprocessor, for kernels whose blocks keep a summary of all that they see.
+  unsigned resident_blocks(int64_t wanted, int each) const {
+    return static_cast<unsigned>(std::max<int64_t>(1, std::min<int64_t>(wanted, int64_t{each} * multiprocessors_)));
+  }
+
  private:
   int device_ = 0;
   int previous_ = 0;

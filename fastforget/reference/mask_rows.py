@@ -10,6 +10,6 @@ from torch import Tensor
 
 def neuron_stats(xs: Sequence[Tensor], dim: int, mean_abs: Sequence[Tensor], sum_sq: Sequence[Tensor]) -> None:
     for x, mean, total in zip(xs, mean_abs, sum_sq, strict=True):
-        rows = x.movedim(dim, 0).reshape(x.shape[dim], -1).to(torch.float64)
+        rows = x.movedim(dim, 0).unsqueeze(-1).flatten(1).to(torch.float64)  # also where there are no rows
         mean.copy_(rows.abs().mean(dim=1))
         total.copy_(rows.square().sum(dim=1))

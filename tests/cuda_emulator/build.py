@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import platform
 import subprocess
@@ -44,12 +43,17 @@ def compile_library(folder: Path, compiler: str) -> Path:
     return library
 
 
-@functools.cache
+_loaded: dict[str, Callable[..., None]] = {}
+
+
 def load(folder: Path, compiler: str) -> dict[str, Callable[..., None]]:
-    """Every op of the emulated device, by name."""
+    """Every op of the emulated device, by name; compiled once in a process."""
+    if _loaded:
+        return _loaded
     library = torch.library.Library(NAMESPACE, "DEF")
     for name, (signature, _) in SCHEMAS.items():
         library.define(name + signature)
     torch.ops.load_library(str(compile_library(folder, compiler)))
     load.keep = library  # type: ignore[attr-defined]  # the ops vanish with it
-    return {name: getattr(getattr(torch.ops, NAMESPACE), name).default for name in SCHEMAS}
+    _loaded.update({name: getattr(getattr(torch.ops, NAMESPACE), name).default for name in SCHEMAS})
+    return _loaded

@@ -143,18 +143,33 @@ inline void launch(unsigned blocks, unsigned threads, std::function<void()> body
 
 inline void __syncthreads() { emulated::wait(emulated::State::kAtBlock); }
 
-template <class V>
-V __shfl_xor_sync(unsigned mask, V value, int lane_mask) {
+namespace emulated {
+// source(own lane) is the lane whose value is asked for.
+template <class V, class Source>
+V shuffle(unsigned mask, V value, Source source) {
   static_assert(sizeof(V) <= 16);
-  if (mask != 0xffffffffu) emulated::die("only whole-warp shuffles are emulated");
-  emulated::Machine& m = emulated::machine();
-  const unsigned self = m.current;
-  std::memcpy(m.fibers[self]->slot, &value, sizeof value);
-  emulated::wait(emulated::State::kAtWarp);
-  std::memcpy(&value, m.fibers[self ^ static_cast<unsigned>(lane_mask)]->slot, sizeof value);
-  emulated::wait(emulated::State::kAtWarp);
+  if (mask != 0xffffffffu) die("only whole-warp shuffles are emulated");
+  Machine& m = machine();
+  const unsigned lane = m.current % kWarp, first = m.current - lane;
+  std::memcpy(m.fibers[m.current]->slot, &value, sizeof value);
+  wait(State::kAtWarp);
+  std::memcpy(&value, m.fibers[first + source(lane)]->slot, sizeof value);
+  wait(State::kAtWarp);
   return value;
 }
+}  // namespace emulated
+
+template <class V>
+V __shfl_xor_sync(unsigned mask, V value, int lane_mask) {
+  return emulated::shuffle(mask, value, [=](unsigned lane) { return lane ^ static_cast<unsigned>(lane_mask); });
+}
+
+template <class V>
+V __shfl_up_sync(unsigned mask, V value, unsigned step) {
+  return emulated::shuffle(mask, value, [=](unsigned lane) { return lane < step ? lane : lane - step; });
+}
+
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 template <class V>
 V emulated_atomic_add(V* at, V value) {
