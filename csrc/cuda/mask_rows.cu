@@ -4,6 +4,7 @@
 //   one; columns where a row is scattered in runs too short for coalesced reads, threads own columns of the flat
 //   memory.
 // Both leave partial sums in float64, in places that depend on the shape alone, and a last kernel adds them in order.
+#include "divide.cuh"
 #include "launch.cuh"
 #include "normal.h"  // fused
 
@@ -50,17 +51,6 @@ template <class C>
 __device__ __forceinline__ void finish(const Sums& sums, double count, C* mean_abs, C* sum_sq) {
   *mean_abs = static_cast<C>(sums.magnitude / count);  // 0 / 0 where a row is empty
   *sum_sq = static_cast<C>(sums.square);
-}
-
-// n / d for n < 2^50, from float's idea of 1 / d: a 64-bit division is a call.
-FF_HD int64_t quotient(int64_t n, int64_t d, float inverse) {
-  const double wide = static_cast<double>(d);
-  double reciprocal = static_cast<double>(inverse);
-  reciprocal = fused(reciprocal, fused(-wide, reciprocal, 1.0), reciprocal);
-  reciprocal = fused(reciprocal, fused(-wide, reciprocal, 1.0), reciprocal);
-  const int64_t q = static_cast<int64_t>(static_cast<double>(n) * reciprocal);
-  const int64_t rest = n - q * d;
-  return rest < 0 ? q - 1 : (rest >= d ? q + 1 : q);
 }
 
 // The sums of the lanes that share a row: `lanes`, a power of two, is the same for the whole warp.
@@ -264,8 +254,6 @@ __global__ void __launch_bounds__(kThreads) rows_kernel(const __grid_constant__ 
 }
 
 // ---- host ----
-
-float inverse_of(int64_t d) { return d > 0 ? static_cast<float>(1.0 / static_cast<double>(d)) : 0.0f; }
 
 // The smallest power of two up to a warp that holds `count`.
 int lanes_for(int64_t count) {

@@ -1,7 +1,7 @@
 // The masks of the optimiser steps: which coordinates of a pack are on, from any form of mask.
 #pragma once
+#include "divide.cuh"
 #include "launch.cuh"
-#include "normal.h"  // fused
 
 namespace ff::cuda {
 
@@ -31,24 +31,9 @@ struct RowPlace {
   int64_t row, rest;
 };
 
-// i / row and i % row: a 64-bit division is a call that costs more than the rest of the step. Two Newton steps take the
-// reciprocal from float's accuracy to double's, so the quotient is off by one at most.
 FF_HD RowPlace place_in_row(int64_t i, int64_t row, float inverse) {
-  const double wide = static_cast<double>(row);
-  double reciprocal = static_cast<double>(inverse);
-  reciprocal = fused(reciprocal, fused(-wide, reciprocal, 1.0), reciprocal);
-  reciprocal = fused(reciprocal, fused(-wide, reciprocal, 1.0), reciprocal);
-  RowPlace at;
-  at.row = static_cast<int64_t>(static_cast<double>(i) * reciprocal);
-  at.rest = i - at.row * row;
-  if (at.rest < 0) {
-    --at.row;
-    at.rest += row;
-  } else if (at.rest >= row) {
-    ++at.row;
-    at.rest -= row;
-  }
-  return at;
+  const int64_t at = quotient(i, row, inverse);
+  return {at, i - at * row};
 }
 
 template <int States>
@@ -125,7 +110,7 @@ template <class Item>
 void set_mask(Item& item, const Tensor& p, const Tensor& mask, const char* op, bool factors_allowed) {
   const int64_t rows = p.dim() > 0 ? p.size(0) : 1;
   item.row = rows > 0 ? item.size / rows : 0;
-  item.inverse = item.row > 0 ? static_cast<float>(1.0 / static_cast<double>(item.row)) : 0.0f;
+  item.inverse = inverse_of(item.row);
   item.mask = mask.data_ptr();
   const int64_t count = mask.numel();
   const int32_t code = dtype_code(mask);
