@@ -1,8 +1,9 @@
-"""Selective synaptic dampening over a list of tensors in Triton: one launch for each storage dtype (see
-common.py).
+"""The mask family in Triton; here its elementwise ops on lists, one launch for each storage dtype (see
+common.py), and the rest from mask_optim.py, mask_rows.py and mask_select.py.
 
-Memory-bound: three reads and one write an element, so the kernel is all 16-byte accesses. The number of
-selected elements is an integer atomic, one for each program that selected any: order can't change it.
+Memory-bound, so the kernels are all 16-byte accesses. The number of selected or nonzero elements is an
+integer atomic, one for each program that has any: order can't change it. A float sum is one partial sum a
+program, added by a second kernel in a fixed order.
 """
 
 from __future__ import annotations
@@ -25,11 +26,26 @@ from .common import (
     scalar,
     work_table,
 )
+from .mask_optim import masked_adam_, masked_sgd_
+from .mask_rows import neuron_stats
+from .mask_select import saliency_mask
+from .update import sum_partials_kernel
+
+__all__ = [
+    "accumulate_importance_",
+    "dampen_",
+    "masked_adam_",
+    "masked_sgd_",
+    "neuron_stats",
+    "saliency_mask",
+    "soft_threshold_",
+]
 
 # 8 elements a thread: six 16-byte loads in flight for float32 cover the latency of device memory, and the
 # exact division (many registers) still lets three blocks share a multiprocessor.
 CHUNK = 2048
 NUM_WARPS = 8
+SUM_WIDTH = 8192  # partial sums that one step adds: 16 loads a thread in flight
 
 
 @triton.jit
@@ -142,3 +158,128 @@ def dampen_(
                 columns = list(zip(*entries, strict=True))
                 table, programs, steps = work_table(columns[1:5], columns[5], p.device)
                 dampen_list_kernel[(programs,)](table, len(entries), steps, count, *scalars, **meta)
+
+
+@triton.jit
+def _accumulated(importance, grad, scale, INTO: tl.constexpr, COMPUTE: tl.constexpr, SQUARED: tl.constexpr):
+    g = grad.to(COMPUTE)
+    size = g * g if SQUARED else tl.abs(g)
+    return narrow(tl.fma(size, scale, importance.to(COMPUTE)), INTO)
+
+
+@triton.jit(do_not_specialize=["tensors", "steps", "scale"])
+def importance_kernel(
+    table, tensors, steps, scale: tl.int64,
+    INTO: tl.constexpr, DTYPE: tl.constexpr, COMPUTE: tl.constexpr, SQUARED: tl.constexpr,
+    ALIGNED: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0).to(tl.int64)
+    column = table + find_tensor(table, tensors, steps, program)
+    begin = (program - tl.load(column)) * CHUNK
+    i_at = tl.load(column + tensors).to(tl.pointer_type(INTO)) + begin
+    g_at = tl.load(column + 2 * tensors).to(tl.pointer_type(DTYPE)) + begin
+    n = tl.load(column + 3 * tensors)
+    factor = scalar(scale, COMPUTE)
+    lane = tl.arange(0, CHUNK)
+    if ALIGNED and begin + CHUNK <= n:
+        i_at = tl.multiple_of(i_at, 16) + lane
+        g = tl.load(tl.multiple_of(g_at, 16) + lane)
+        tl.store(i_at, _accumulated(tl.load(i_at), g, factor, INTO, COMPUTE, SQUARED))
+    else:
+        inside = begin + lane < n
+        g = tl.load(g_at + lane, mask=inside, other=0.0)
+        old = tl.load(i_at + lane, mask=inside, other=0.0)
+        tl.store(i_at + lane, _accumulated(old, g, factor, INTO, COMPUTE, SQUARED), mask=inside)
+
+
+def accumulate_importance_(importances: Sequence[Tensor], grads: Sequence[Tensor], power: int, scale: float) -> None:
+    groups: dict[tuple[torch.dtype, torch.dtype, bool], list[tuple[int, ...]]] = {}
+    for index, (i, g) in enumerate(zip(importances, grads, strict=True)):
+        n = g.numel()
+        if n == 0:
+            continue
+        addresses = i.data_ptr(), g.data_ptr()
+        key = i.dtype, g.dtype, (addresses[0] | addresses[1]) & 15 == 0
+        groups.setdefault(key, []).append((index, *addresses, n, (n + CHUNK - 1) // CHUNK))
+    for (into, dtype, aligned), entries in groups.items():
+        columns = list(zip(*entries, strict=True))
+        g = grads[entries[0][0]]
+        with on_device(g):
+            table, programs, steps = work_table(columns[1:4], columns[4], g.device)
+            importance_kernel[(programs,)](
+                table, len(entries), steps, float_bits(scale), INTO=TL_DTYPE[into], DTYPE=TL_DTYPE[dtype],
+                COMPUTE=compute_dtype(into), SQUARED=power == 2, ALIGNED=aligned, CHUNK=CHUNK, num_warps=NUM_WARPS,
+            )  # fmt: skip
+
+
+@triton.jit
+def _shrunk(x, threshold, DTYPE: tl.constexpr, COMPUTE: tl.constexpr):
+    """The new values, their magnitudes in float64 and whether they aren't zero; NaN stays NaN."""
+    value = x.to(COMPUTE)
+    rest = tl.abs(value) - threshold
+    rest = tl.where(rest < 0.0, 0.0, rest)
+    # the sign as a bit: a minus is a subtraction from 0 and loses that of -0
+    if tl.float64 == COMPUTE:
+        sign = (value.to(tl.int64, bitcast=True) >> 63) << 63
+        signed = (rest.to(tl.int64, bitcast=True) | sign).to(tl.float64, bitcast=True)
+    else:
+        sign = (value.to(tl.int32, bitcast=True) >> 31) << 31
+        signed = (rest.to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
+    stored = narrow(signed, DTYPE)
+    size = tl.abs(stored.to(COMPUTE))
+    return stored, size.to(tl.float64), size != 0.0
+
+
+@triton.jit(do_not_specialize=["tensors", "steps"])
+def shrink_kernel(
+    table, tensors, steps, partials, nonzero,
+    DTYPE: tl.constexpr, COMPUTE: tl.constexpr, ALIGNED: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0).to(tl.int64)
+    column = table + find_tensor(table, tensors, steps, program)
+    begin = (program - tl.load(column)) * CHUNK
+    x_at = tl.load(column + tensors).to(tl.pointer_type(DTYPE)) + begin
+    n = tl.load(column + 2 * tensors)
+    threshold = scalar(tl.load(column + 3 * tensors), COMPUTE)
+    lane = tl.arange(0, CHUNK)
+    if ALIGNED and begin + CHUNK <= n:
+        x_at = tl.multiple_of(x_at, 16) + lane
+        stored, size, there = _shrunk(tl.load(x_at), threshold, DTYPE, COMPUTE)
+        tl.store(x_at, stored)
+        total = tl.sum(size, 0)
+        count = tl.sum(there.to(tl.int64), 0)
+    else:
+        inside = begin + lane < n
+        stored, size, there = _shrunk(tl.load(x_at + lane, mask=inside, other=0.0), threshold, DTYPE, COMPUTE)
+        tl.store(x_at + lane, stored, mask=inside)
+        total = tl.sum(tl.where(inside, size, 0.0), 0)
+        count = tl.sum((there & inside).to(tl.int64), 0)
+    tl.store(partials + program, total)
+    if count > 0:
+        tl.atomic_add(nonzero, count, sem="relaxed")
+
+
+def soft_threshold_(xs: Sequence[Tensor], threshold: Sequence[float], l1: Tensor, nnz: Tensor) -> None:
+    nnz.zero_()
+    groups: dict[tuple[torch.dtype, bool], list[tuple[int, ...]]] = {}
+    programs_in_all = 0
+    for index, x in enumerate(xs):
+        n = x.numel()
+        if n == 0:
+            continue
+        limit = float_bits(threshold[0] if len(threshold) == 1 else threshold[index])
+        chunks = (n + CHUNK - 1) // CHUNK
+        programs_in_all += chunks
+        groups.setdefault((x.dtype, x.data_ptr() & 15 == 0), []).append((index, x.data_ptr(), n, limit, chunks))
+    with on_device(l1):
+        partials = torch.empty(max(1, programs_in_all), dtype=torch.float64, device=l1.device)
+        done = 0
+        for (dtype, aligned), entries in groups.items():
+            columns = list(zip(*entries, strict=True))
+            table, programs, steps = work_table(columns[1:4], columns[4], l1.device)
+            shrink_kernel[(programs,)](
+                table, len(entries), steps, partials[done:], nnz, DTYPE=TL_DTYPE[dtype],
+                COMPUTE=compute_dtype(dtype), ALIGNED=aligned, CHUNK=CHUNK, num_warps=NUM_WARPS,
+            )  # fmt: skip
+            done += programs
+        sum_partials_kernel[(1,)](partials, l1, programs_in_all, WIDTH=SUM_WIDTH, num_warps=16)
