@@ -15,6 +15,13 @@ from fastforget.reference import mask, mask_select
 from fastforget.reference.mask_optim import element_mask
 from fastforget.reference.mask_select import pack_bits
 
+Put = Callable[[Tensor], Tensor]  # to the place under test: another device, an odd address
+
+
+def _stay(x: Tensor) -> Tensor:
+    return x
+
+
 MASK_FORMS = ["all", "elements", "rows", "bits"]
 SGD = [
     {"momentum": None},
@@ -39,7 +46,16 @@ def sgd_arguments(o: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def adam_arguments(o: dict[str, Any]) -> tuple[Any, ...]:
-    return (o["step"], 0.1, 0.9, 0.999, 1e-8, o.get("weight_decay", 0.0), o.get("decoupled", False), o.get("maximize", False))
+    return (
+        o["step"],
+        0.1,
+        0.9,
+        0.999,
+        1e-8,
+        o.get("weight_decay", 0.0),
+        o.get("decoupled", False),
+        o.get("maximize", False),
+    )
 
 
 def extended(x: Tensor) -> Any:
@@ -94,7 +110,7 @@ def check_steps(
     form: str,
     arguments: Callable[[dict[str, Any]], tuple[Any, ...]],
     options: dict[str, Any],
-    put: Callable[[Tensor], Tensor] = lambda t: t,
+    put: Put = _stay,
 ) -> None:
     """One step on a list against the definition, by the two-times rule; what is off keeps its bits."""
     shapes = [s for s in shapes if len(s) or form != "factors"]
@@ -109,17 +125,22 @@ def check_steps(
         before[2] = [v.abs() for v in before[2]]
     grads = draw()
     ons = [element_mask(m, p) for m, p in zip(masks, before[0], strict=True)]
-    poisoned = [torch.where(on, g, math.nan) for on, g in zip(ons, grads, strict=True)]  # nothing of it may come through
+    poisoned = [
+        torch.where(on, g, math.nan) for on, g in zip(ons, grads, strict=True)
+    ]  # nothing of it may come through
 
-    def run(call: Callable[..., None], put: Callable[[Tensor], Tensor]) -> list[list[Tensor]]:
+    def run(call: Callable[..., None], put: Put) -> list[list[Tensor]]:
         tensors = [[put(t.clone()) for t in part] for part in before]
         buffers = tensors[1:] if states else [[]]
         call(tensors[0], [put(g) for g in poisoned], [put(m) for m in masks], *buffers, *arguments(options))
         return [[t.cpu() for t in part] for part in tensors]
 
-    ours, plain = run(op, put), run(definition, lambda t: t)
+    ours, plain = run(op, put), run(definition, _stay)
     moved = [exact_steps([part[i] for part in before], grads[i], masks[i], options) for i in range(len(shapes))]
-    kept = [[torch.where(on, m, t) for on, m, t in zip(ons, part, old, strict=True)] for part, old in zip(zip(*moved, strict=True), before, strict=True)]
+    kept = [
+        [torch.where(on, m, t) for on, m, t in zip(ons, part, old, strict=True)]
+        for part, old in zip(zip(*moved, strict=True), before, strict=True)
+    ]
     exact = [[t.to(torch.float64) for t in part] for part in kept]
     for name, old, got, p, e in zip(("p", "state", "second state"), before, ours, plain, exact, strict=False):
         flat = [torch.cat([t.flatten() for t in part]) for part in (got, p, e)]
@@ -154,16 +175,25 @@ class Guarded:
 # ---- elementwise
 
 
-def check_importances(op: Callable[..., None], importances: list[Tensor], grads: list[Tensor], power: int, put: Callable[[Tensor], Tensor] = lambda t: t) -> None:
+def check_importances(
+    op: Callable[..., None], importances: list[Tensor], grads: list[Tensor], power: int, put: Put = _stay
+) -> None:
     plain = [x.clone() for x in importances]
-    exact = [extended(x) + np.longdouble(0.3) * abs(extended(g)) ** power for x, g in zip(importances, grads, strict=True)]
+    exact = [
+        extended(x) + np.longdouble(0.3) * abs(extended(g)) ** power for x, g in zip(importances, grads, strict=True)
+    ]
     mask.accumulate_importance_(plain, grads, power, 0.3)
     got = [put(x) for x in importances]
     op(got, [put(g) for g in grads], power, 0.3)
-    assert_two_times(torch.cat([x.cpu() for x in got]), torch.cat(plain), torch.from_numpy(np.concatenate(exact).astype(float)), "importances")
+    assert_two_times(
+        torch.cat([x.cpu() for x in got]),
+        torch.cat(plain),
+        torch.from_numpy(np.concatenate(exact).astype(float)),
+        "importances",
+    )
 
 
-def check_shrink(op: Callable[..., None], xs: list[Tensor], threshold: list[float], put: Callable[[Tensor], Tensor] = lambda t: t) -> None:
+def check_shrink(op: Callable[..., None], xs: list[Tensor], threshold: list[float], put: Put = _stay) -> None:
     plain, exact = [x.clone() for x in xs], [x.to(torch.float64, copy=True) for x in xs]
     l1, nnz = put(torch.full((), math.nan, dtype=torch.float64)), put(torch.full((), -7))
     totals = torch.empty((), dtype=torch.float64), torch.empty((), dtype=torch.int64)
@@ -184,13 +214,46 @@ def check_shrink(op: Callable[..., None], xs: list[Tensor], threshold: list[floa
 # ---- neuron_stats
 
 STAT_SHAPES = [
-    (0, [(0,), (1,), (7,), (3, 0), (5, 3), (64, 27), (33, 64), (10, 577), (3, 4099), (2, 20_000), (300, 1), (6, 2, 3, 3)]),
-    (1, [(0, 3), (4, 0, 5), (2, 3, 0), (1, 1), (7, 5), (300, 10), (520, 33), (9, 130), (2, 3, 4, 4), (70, 6, 7, 7), (3, 2, 65, 64)]),
+    (
+        0,
+        [
+            (0,),
+            (1,),
+            (7,),
+            (3, 0),
+            (5, 3),
+            (64, 27),
+            (33, 64),
+            (10, 577),
+            (3, 4099),
+            (2, 20_000),
+            (300, 1),
+            (6, 2, 3, 3),
+        ],
+    ),
+    (
+        1,
+        [
+            (0, 3),
+            (4, 0, 5),
+            (2, 3, 0),
+            (1, 1),
+            (7, 5),
+            (300, 10),
+            (520, 33),
+            (9, 130),
+            (2, 3, 4, 4),
+            (70, 6, 7, 7),
+            (3, 2, 65, 64),
+        ],
+    ),
     (1, [(600, 2, 3), (5, 4, 1000), (2, 2, 9001), (33, 17, 8)]),
 ]
 
 
-def check_stats(op: Callable[..., None], dim: int, shapes: Sequence[Sequence[int]], dtype: torch.dtype, put: Callable[[Tensor], Tensor] = lambda t: t) -> None:
+def check_stats(
+    op: Callable[..., None], dim: int, shapes: Sequence[Sequence[int]], dtype: torch.dtype, put: Put = _stay
+) -> None:
     wide = wide_dtype(dtype)
     xs = [torch.randn(tuple(s), dtype=torch.float64).to(dtype) for s in shapes]
     outputs = [[put(torch.full((s[dim],), -3.0, dtype=wide)) for s in shapes] for _ in range(2)]
@@ -198,11 +261,20 @@ def check_stats(op: Callable[..., None], dim: int, shapes: Sequence[Sequence[int
     for i, x in enumerate(xs):
         rows = x.movedim(dim, 0).unsqueeze(-1).flatten(1).to(wide)
         # few rows would measure plain PyTorch's luck: its error is taken over more of their kind
-        more = [rows, *(torch.randn(rows.shape, dtype=torch.float64).to(dtype).to(wide) for _ in range(max(0, min(40, 40 // max(1, len(rows))))))]
+        more = [
+            rows,
+            *(
+                torch.randn(rows.shape, dtype=torch.float64).to(dtype).to(wide)
+                for _ in range(max(0, min(40, 40 // max(1, len(rows)))))
+            ),
+        ]
         count = np.longdouble(rows.shape[1]) if rows.shape[1] else np.longdouble("nan")
         wides = [extended(r) for r in more]
         plain = [[r.abs().mean(1) for r in more], [r.square().sum(1) for r in more]]
-        exact = [[torch.from_numpy((np.abs(w).sum(1) / count).astype(float)) for w in wides], [torch.from_numpy((w * w).sum(1).astype(float)) for w in wides]]
+        exact = [
+            [torch.from_numpy((np.abs(w).sum(1) / count).astype(float)) for w in wides],
+            [torch.from_numpy((w * w).sum(1).astype(float)) for w in wides],
+        ]
         for name, got, ps, es in zip(("mean_abs", "sum_sq"), outputs, plain, exact, strict=True):
             assert_two_times(got[i].cpu(), ps, es, f"{name} {tuple(x.shape)} {dtype} dim {dim}")
 
@@ -230,7 +302,7 @@ def saliency_lists(dtypes: Sequence[torch.dtype]) -> list[list[Tensor]]:
     return [normal, tied, zeros, special, tiny]
 
 
-def check_saliency(op: Callable[..., None], xs: list[Tensor], k: int, packed: Sequence[bool], put: Callable[[Tensor], Tensor] = lambda t: t) -> None:
+def check_saliency(op: Callable[..., None], xs: list[Tensor], k: int, packed: Sequence[bool], put: Put = _stay) -> None:
     wide = torch.float64 if any(x.dtype == torch.float64 for x in xs) else torch.float32
 
     def masks() -> list[Tensor]:
@@ -244,6 +316,10 @@ def check_saliency(op: Callable[..., None], xs: list[Tensor], k: int, packed: Se
     op([put(x) for x in xs], k, got, threshold)
     expected, limit = masks(), torch.empty((), dtype=wide)
     mask_select.saliency_mask(xs, k, expected, limit)
-    assert torch.equal(threshold.cpu().nan_to_num(-1.0, posinf=-2.0), limit.nan_to_num(-1.0, posinf=-2.0)), (threshold, limit, k)
+    assert torch.equal(threshold.cpu().nan_to_num(-1.0, posinf=-2.0), limit.nan_to_num(-1.0, posinf=-2.0)), (
+        threshold,
+        limit,
+        k,
+    )
     for a, b in zip(got, expected, strict=True):
         assert torch.equal(a.cpu(), b), (k, a.shape)

@@ -18,15 +18,15 @@ from mask_cases import (
     check_importances,
     check_saliency,
     check_shrink,
-    check_steps,
     check_stats,
+    check_steps,
     draw_mask,
     saliency_lists,
     sgd_arguments,
     wide_dtype,
 )
 from test_cuda_emulated import emulated  # noqa: F401  (a fixture)
-from tolerance import FLOATS, assert_two_times
+from tolerance import FLOATS
 from torch import Tensor
 
 from fastforget.reference import mask as reference

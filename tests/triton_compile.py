@@ -19,7 +19,7 @@ from fastforget._triton.common import TL_DTYPE
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastforget._triton import mask, membership, noise, noise_step, rows, update
+from fastforget._triton import mask, mask_optim, mask_rows, mask_select, membership, noise, noise_step, rows, update
 
 POINTERS = {tl.float32: "*fp32", tl.bfloat16: "*bf16", tl.float16: "*fp16", tl.float64: "*fp64"}
 WIDE = re.compile(r"(ld|st)\.global(?:\.\w+)*\.v(?:4\.b32|2\.b64|4\.u32|2\.u64|4\.f32|2\.f64)")
@@ -173,7 +173,72 @@ def reductions(arch: int) -> int:
     return count
 
 
+def mask_lists(arch: int) -> int:
+    """The mask family's kernels on lists, which find everything in a table."""
+    words = {"table": "*i64", "tensors": "i32", "steps": "i32"}
+    count = 0
+    for name, dtype in TL_DTYPE.items():
+        compute = working(dtype)
+        group = mask_optim.group_size(name)
+        flags = {"DTYPE": dtype, "COMPUTE": compute}
+        for aligned in (True, False):
+            both = {"ld", "st"} if aligned else set()
+            sgd = dict.fromkeys(("lr", "momentum", "rest", "decay"), "i64")
+            constants = {**flags, "MOMENTUM": True, "NESTEROV": False, "MAXIMIZE": False, "FIRST": False}
+            constants |= {"ALIGNED": aligned, "CHUNK": mask_optim.CHUNK, "GROUP": group}
+            ptx = build(arch, mask_optim.masked_sgd_kernel, {**words, **sgd}, constants, mask_optim.NUM_WARPS, ("table",))
+            assert wide(ptx) == both
+            adam = dict.fromkeys(("rate", "take1", "beta2", "take2", "root", "eps", "decay"), "i64")
+            constants = {**flags, "DECOUPLED": False, "MAXIMIZE": False}
+            constants |= {"ALIGNED": aligned, "CHUNK": mask_optim.CHUNK, "GROUP": group}
+            ptx = build(arch, mask_optim.masked_adam_kernel, {**words, **adam}, constants, mask_optim.NUM_WARPS, ("table",))
+            assert wide(ptx) == both
+            constants = {**flags, "INTO": compute, "SQUARED": True, "ALIGNED": aligned, "CHUNK": mask.CHUNK}
+            ptx = build(arch, mask.importance_kernel, {**words, "scale": "i64"}, constants, mask.NUM_WARPS, ("table",))
+            assert wide(ptx) == both
+            types = {**words, "partials": "*fp64", "nonzero": "*i64"}
+            constants = {**flags, "ALIGNED": aligned, "CHUNK": mask.CHUNK}
+            ptx = build(arch, mask.shrink_kernel, types, constants, mask.NUM_WARPS, ("table",))
+            assert wide(ptx) == both
+            tile = {"TILE": mask_rows.tile_size(name), "PIECE": mask_rows.PIECE, "GROUP": group if aligned else 1}
+            for one_run in (True, False):
+                ptx = build(arch, mask_rows.pieces_kernel, words, {**flags, "ONE_RUN": one_run, **tile}, mask_rows.NUM_WARPS, ("table",))
+                assert ("ld" in wide(ptx)) == aligned
+            tile = {"LINES": mask_rows.LINES, "COLUMNS": mask_rows.COLUMNS, "SPLIT": mask_rows.SPLIT}
+            ptx = build(arch, mask_rows.columns_kernel, words, {**flags, "ALIGNED": aligned, **tile}, 8, ("table",))
+            assert ("ld" in wide(ptx)) == aligned
+            count += 7
+        tile = {"ROWS": mask_rows.SHORT_ROWS, "WIDTH": mask_rows.SHORT}
+        build(arch, mask_rows.short_rows_kernel, words, {**flags, **tile}, mask_rows.NUM_WARPS, ("table",))
+        count += 1
+    tile = {"COMPUTE": tl.float32, "ROWS": mask_rows.FINAL_ROWS, "WIDTH": mask_rows.FINAL_WIDTH}
+    build(arch, mask_rows.last_sums_kernel, words, tile, mask_rows.NUM_WARPS, ("table",))
+    return count + 1 + selection(arch)
+
+
+def selection(arch: int) -> int:
+    tables = {"table": "*i64", "tensors": "i32", "steps": "i32"}
+    words = dict.fromkeys(("state", "histogram", "ties"), "*i64")
+    warps, chunk = mask_select.NUM_WARPS, {"CHUNK": mask_select.CHUNK}
+    pairs = [(tl.float32, tl.float32, (20, 11)), (tl.bfloat16, tl.float32, (9, 11)), (tl.float64, tl.float64, (52, 11))]
+    for dtype, compute, (shift, bits) in pairs:
+        flags = {"DTYPE": dtype, "COMPUTE": compute, "ALIGNED": True, **chunk}
+        for first in (True, False):
+            digit = {"SHIFT": shift, "BITS": bits, "FIRST": first}
+            constants = {**flags, "COUNTED": mask_select.COUNTED, **digit}
+            ptx = build(arch, mask_select.histogram_kernel, {**tables, **words}, constants, warps, ("table",))
+            assert "ld" in wide(ptx)
+            types = {**words, "threshold": POINTERS[compute], "k": "i64"}
+            build(arch, mask_select.digit_kernel, types, {"COMPUTE": compute, "LAST": not first, **digit}, warps)
+        assert "ld" in wide(build(arch, mask_select.ties_kernel, {**tables, **words}, flags, warps, ("table",)))
+        for packed in (True, False):
+            ptx = build(arch, mask_select.mask_kernel, {**tables, **words}, {**flags, "PACKED": packed}, warps, ("table",))
+            assert "ld" in wide(ptx)
+    build(arch, mask_select.scan_kernel, {**words, "chunks": "i32"}, {"WIDTH": mask_select.SCAN}, warps)
+    return len(pairs) * 7 + 1
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     arch = int(sys.argv[1])
-    print(f"sm_{arch}: {elementwise(arch) + row_wise(arch) + reductions(arch)} kernels compiled, none spills")
+    print(f"sm_{arch}: {sum(part(arch) for part in (elementwise, row_wise, reductions, mask_lists))} kernels compiled, none spills")

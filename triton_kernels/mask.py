@@ -182,9 +182,9 @@ def importance_kernel(
     factor = scalar(scale, COMPUTE)
     lane = tl.arange(0, CHUNK)
     if ALIGNED and begin + CHUNK <= n:
-        i_at = tl.multiple_of(i_at, 16) + lane
+        i_at = tl.multiple_of(i_at, 16)
         g = tl.load(tl.multiple_of(g_at, 16) + lane)
-        tl.store(i_at, _accumulated(tl.load(i_at), g, factor, INTO, COMPUTE, SQUARED))
+        tl.store(i_at + lane, _accumulated(tl.load(i_at + lane), g, factor, INTO, COMPUTE, SQUARED))
     else:
         inside = begin + lane < n
         g = tl.load(g_at + lane, mask=inside, other=0.0)
@@ -243,9 +243,9 @@ def shrink_kernel(
     threshold = scalar(tl.load(column + 3 * tensors), COMPUTE)
     lane = tl.arange(0, CHUNK)
     if ALIGNED and begin + CHUNK <= n:
-        x_at = tl.multiple_of(x_at, 16) + lane
-        stored, size, there = _shrunk(tl.load(x_at), threshold, DTYPE, COMPUTE)
-        tl.store(x_at, stored)
+        x_at = tl.multiple_of(x_at, 16)
+        stored, size, there = _shrunk(tl.load(x_at + lane), threshold, DTYPE, COMPUTE)
+        tl.store(x_at + lane, stored)
         total = tl.sum(size, 0)
         count = tl.sum(there.to(tl.int64), 0)
     else:

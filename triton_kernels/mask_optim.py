@@ -122,11 +122,12 @@ def masked_sgd_kernel(
             DTYPE, COMPUTE, MOMENTUM, NESTEROV, MAXIMIZE, FIRST,
         )  # fmt: skip
     else:
-        lane = tl.arange(0, CHUNK)
-        on = mask_at(form, mask, begin, lane, begin + lane < n, row, reciprocal, CHUNK, False) != 0
-        factor = factor_at(form, mask, begin, lane, on, row, reciprocal, COMPUTE, CHUNK)
+        # other names than above: a name has one shape
+        i = tl.arange(0, CHUNK)
+        single = mask_at(form, mask, begin, i, begin + i < n, row, reciprocal, CHUNK, False) != 0
+        factors = factor_at(form, mask, begin, i, single, row, reciprocal, COMPUTE, CHUNK)
         _sgd(
-            p_at + lane, g_at + lane, b_at + lane, on, on, factor, a, b, c, d,
+            p_at + i, g_at + i, b_at + i, single, single, factors, a, b, c, d,
             DTYPE, COMPUTE, MOMENTUM, NESTEROV, MAXIMIZE, FIRST,
         )  # fmt: skip
 
@@ -191,10 +192,10 @@ def masked_adam_kernel(
             DTYPE, COMPUTE, DECOUPLED, MAXIMIZE,
         )  # fmt: skip
     else:
-        lane = tl.arange(0, CHUNK)
-        on = mask_at(form, mask, begin, lane, begin + lane < n, row, reciprocal, CHUNK, False) != 0
+        i = tl.arange(0, CHUNK)
+        single = mask_at(form, mask, begin, i, begin + i < n, row, reciprocal, CHUNK, False) != 0
         _adam(
-            p_at + lane, g_at + lane, m_at + lane, v_at + lane, on, on, a, b, c, d, e, f, h,
+            p_at + i, g_at + i, m_at + i, v_at + i, single, single, a, b, c, d, e, f, h,
             DTYPE, COMPUTE, DECOUPLED, MAXIMIZE,
         )  # fmt: skip
 
