@@ -25,13 +25,14 @@ from . import (
     rows_membership,
     rows_noise,
     rows_overhead,
+    rows_rank,
     rows_update,
     targets,
     timing,
 )
 from .cases import Case, Options, WrongResult
 
-MODULES = (rows_noise, rows_update, rows_mask, rows_mask_optim, rows_membership, rows_lira, rows_overhead)
+MODULES = (rows_noise, rows_update, rows_mask, rows_mask_optim, rows_membership, rows_lira, rows_rank, rows_overhead)
 NOISE_STEPS = 4  # the published 40 take ten times as long and give the same ratio
 UNSIR = "unsir"  # the whole noise phase, beside the ops
 

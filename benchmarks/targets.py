@@ -14,6 +14,8 @@ NOISE = "section 7, noise"
 STEP = "section 7, UNSIR step"
 SCORES = "section 7, six scores"
 LIRA = "section 7, LiRA"
+RMIA = "section 7, RMIA"
+PEERS = "membership notes, 4"
 CALL = "section 7, call overhead"
 
 
@@ -96,6 +98,11 @@ TARGETS: dict[tuple[str, str], tuple[Target, ...]] = {
         ("lira_stats", f"median {shape}"): _bars(LIRA, eager=10.0, published=6.0, ns=6.0)
         for shape in ("16x50000", "64x50000", "256x20000")
     },
+    ("rmia_counts", "1000x2500"): _bars(RMIA, eager=100.0, sort=2.3, compiled=12.0),
+    ("rmia_counts", "10000x10000"): _bars(RMIA, eager=2500.0, sort=9.0, compiled=150.0),
+    ("rmia_counts", "50000x25000"): _bars(RMIA, eager=7500.0, sort=8.0, compiled=400.0),
+    ("rmia_vote", "18x10000x10000"): _bars(PEERS, eager=(40.0, 20.0)),
+    ("roc_bootstrap", "10K+10K, 1000 resamples"): _bars(PEERS, published=(50.0, 40.0)),
     **_calls("add_normal_"),
     **_calls("error_max_step_"),
     **_calls("membership_scores"),

@@ -20,6 +20,7 @@ from fastforget._bench import (
     rows_mask_optim,
     rows_membership,
     rows_noise,
+    rows_rank,
     rows_update,
     shapes,
     targets,
@@ -52,6 +53,9 @@ def small_cases() -> list[cases.Case]:
         rows_lira.lira("median small", 16, 300, "median", o, False),
         rows_lira.loo("small", 16, 50, False),
         rows_lira.update("small", 300, False),
+        rows_rank.rmia_counts("small", 70, 90, o, False),
+        rows_rank.rmia_vote("small", 5, 40, 50, False),
+        rows_rank.roc_bootstrap("small", 60, 7, False),
     ]
 
 
