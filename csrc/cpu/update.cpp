@@ -2,6 +2,7 @@
 // step (L2 gradient, Adam, clamp, sum of squares) in one pass over the noise. Compiled once per instruction set.
 //
 // Sums run over a fixed number of lanes, whatever the vector length, so that every instruction set adds in one order.
+#include "cpu/floats.h"
 #include "cpu/storage.h"
 #include "cpu/table.h"
 #include "normal.h"
@@ -80,10 +81,10 @@ FF_INLINE void adam_element(C& x, C grad, C& exp_avg, C& exp_avg_sq, const AdamC
   exp_avg_sq = v;
 }
 
-// Returns the sum of x^2 before the step. The sum shares the pass: division and square root leave the adders idle.
+// The elements that fill all lanes; returns how many. Adds up x^2 before the step, lane by lane.
 template <class C>
-FF_INLINE double adam_values(C* x, const C* grad, C* exp_avg, C* exp_avg_sq, int64_t n, const AdamConstants<C>& c) {
-  alignas(64) C squares[kLanes] = {};
+FF_INLINE int64_t adam_lanes(C* x, const C* grad, C* exp_avg, C* exp_avg_sq, int64_t n, const AdamConstants<C>& c,
+                             C (&squares)[kLanes]) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
 #pragma omp simd
@@ -92,6 +93,46 @@ FF_INLINE double adam_values(C* x, const C* grad, C* exp_avg, C* exp_avg_sq, int
       adam_element(x[i + j], grad[i + j], exp_avg[i + j], exp_avg_sq[i + j], c);
     }
   }
+  return i;
+}
+
+#if defined(FF_HAS_FLOATS)
+// adam_element on vectors: the same operations, and a NaN passes the clamp as it does there.
+FF_INLINE int64_t adam_lanes(float* x, const float* grad, float* exp_avg, float* exp_avg_sq, int64_t n,
+                             const AdamConstants<float>& c, float (&squares)[kLanes]) {
+  using F = Floats;
+  constexpr int kVectors = kLanes / F::kWidth;
+  const F::V l2 = F::all(c.l2), l2_rest = F::all(c.l2_rest), one_minus_beta1 = F::all(c.one_minus_beta1);
+  const F::V beta2 = F::all(c.beta2), one_minus_beta2 = F::all(c.one_minus_beta2), eps = F::all(c.eps);
+  const F::V inverse_bias2 = F::all(c.inverse_bias2), step_size = F::all(c.step_size);
+  const F::V low = F::all(c.low), high = F::all(c.high);
+  F::V sums[kVectors] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+#pragma GCC unroll 2
+    for (int k = 0; k < kVectors; ++k) {
+      const int64_t at = i + k * F::kWidth;
+      const F::V value = F::load(x + at), before = F::load(exp_avg + at);
+      sums[k] = F::multiply_add(value, value, sums[k]);
+      const F::V g = F::multiply_add(l2_rest, value, F::multiply_add(l2, value, F::load(grad + at)));
+      const F::V m = F::multiply_add(one_minus_beta1, g - before, before);
+      const F::V v = F::multiply_add(beta2, F::load(exp_avg_sq + at), one_minus_beta2 * g * g);
+      const F::V moved = value - step_size * m / F::multiply_add(F::root(v), inverse_bias2, eps);
+      F::store(x + at, F::lower(high, F::upper(low, moved)));
+      F::store(exp_avg + at, m);
+      F::store(exp_avg_sq + at, v);
+    }
+  }
+  for (int k = 0; k < kVectors; ++k) F::store(squares + k * F::kWidth, sums[k]);
+  return i;
+}
+#endif
+
+// Returns the sum of x^2 before the step. The sum shares the pass: division and square root leave the adders idle.
+template <class C>
+FF_INLINE double adam_values(C* x, const C* grad, C* exp_avg, C* exp_avg_sq, int64_t n, const AdamConstants<C>& c) {
+  alignas(64) C squares[kLanes] = {};
+  const int64_t i = adam_lanes(x, grad, exp_avg, exp_avg_sq, n, c, squares);
   for (int j = 0; i + j < n; ++j) {
     squares[j] = fused(x[i + j], x[i + j], squares[j]);
     adam_element(x[i + j], grad[i + j], exp_avg[i + j], exp_avg_sq[i + j], c);
