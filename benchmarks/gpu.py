@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
@@ -23,7 +24,7 @@ import torch
 import fastforget as ff
 from fastforget import backend
 
-from . import machine, rows, rows_mask, rows_membership, rows_noise, rows_update, shapes
+from . import machine, rows, rows_mask, rows_mask_optim, rows_membership, rows_noise, rows_update, shapes
 from .cases import ANCHOR, Call, Case, Options, Place, Work, WrongResult
 
 BIG = 1 << 26  # elements: far beyond any L2
@@ -38,6 +39,9 @@ def cases(options: Options, big: int) -> list[Case]:
     lists = [] if few else [("ResNet-18", shapes.RESNET18), ("ResNet-50", shapes.RESNET50)]
     pixels = (max(1, big // (3 * 224 * 224)), 3, 224, 224) if not few else (5, 3, 32, 32)
     label = "64M" if not few else "16K"
+    square = (math.isqrt(big), math.isqrt(big))
+    forms = (("rows, 30 % on", "rows", 0.3), ("bytes", "bytes", 0.5), ("bits", "bits", 0.5))
+    stepped = [("two tensors", [(33, 70), (129,)])] if few else lists[:1]
     return [
         rows_noise.random_bits(label, big, False),
         rows_noise.normal(label, big, f32, False),
@@ -51,6 +55,8 @@ def cases(options: Options, big: int) -> list[Case]:
         rows_update.error_max_step("x".join(map(str, pixels)), pixels, options, False),
         rows_mask.dampen(label, [(big,)], options, False),
         *(rows_mask.dampen(name, list(shape), options, False) for name, shape in lists),
+        *(rows_mask_optim.matrix(f"{label}, {name}", square, form, share, options, False) for name, form, share in forms),
+        *(rows_mask_optim.step(op, name, list(shape), False) for op in ("masked_sgd_", "masked_adam_") for name, shape in stepped),
         *(rows_membership.membership_scores(f"{big // k}x{k}", big // k, k, options, False) for k in (10, 100, 1000)),
         *(rows_membership.roc_stats(name, n, False) for name, n in ((("10K", 10_000),) if few else (("1M", 10**6), ("16M", 1 << 24)))),
     ]

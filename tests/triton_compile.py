@@ -204,7 +204,7 @@ def mask_lists(arch: int) -> int:
             for one_run in (True, False):
                 ptx = build(arch, mask_rows.pieces_kernel, words, {**flags, "ONE_RUN": one_run, **tile}, mask_rows.NUM_WARPS, ("table",))
                 assert ("ld" in wide(ptx)) == aligned
-            tile = {"LINES": mask_rows.LINES, "COLUMNS": mask_rows.COLUMNS, "SPLIT": mask_rows.SPLIT}
+            tile = {"LINES": mask_rows.lines_at_once(name), "COLUMNS": mask_rows.COLUMNS, "SPLIT": mask_rows.SPLIT}
             ptx = build(arch, mask_rows.columns_kernel, words, {**flags, "ALIGNED": aligned, **tile}, 8, ("table",))
             assert ("ld" in wide(ptx)) == aligned
             count += 7

@@ -127,8 +127,9 @@ def columns_kernel(
     square = tl.zeros([LINES, COLUMNS], COMPUTE)
     if ALIGNED:
         x = tl.multiple_of(x, 16)
-    # SPLIT / LINES = 8 terms a place: float32 is enough until they meet
-    for _ in tl.static_range(SPLIT // LINES):
+    # 8 terms a place (float64: 16): float32 is enough until they meet
+    end = line + SPLIT
+    while line < end:  # unrolled, the doubles would spill
         inside = tl.broadcast_to((at < width)[None, :], [LINES, COLUMNS])
         offset = (line + step) * width + at[None, :]
         if (line + LINES) * width <= size:
@@ -223,7 +224,7 @@ def neuron_stats(xs: Sequence[Tensor], dim: int, mean_abs: Sequence[Tensor], sum
             arguments = table, len(entries), steps
             if kind == "columns":
                 columns_kernel[(programs,)](
-                    *arguments, ALIGNED=variant[0], LINES=LINES, COLUMNS=COLUMNS, SPLIT=SPLIT, **{**common, "num_warps": 8}
+                    *arguments, ALIGNED=variant[0], LINES=lines_at_once(dtype), COLUMNS=COLUMNS, SPLIT=SPLIT, **{**common, "num_warps": 8}
                 )
             elif kind == "short":
                 short_rows_kernel[(programs,)](*arguments, ROWS=SHORT_ROWS, WIDTH=SHORT, **common)
@@ -237,6 +238,11 @@ def neuron_stats(xs: Sequence[Tensor], dim: int, mean_abs: Sequence[Tensor], sum
             last_sums_kernel[(programs,)](
                 table, len(entries), steps, COMPUTE=TL_DTYPE[wide], ROWS=FINAL_ROWS, WIDTH=FINAL_WIDTH, num_warps=NUM_WARPS
             )
+
+
+def lines_at_once(dtype: torch.dtype) -> int:
+    """Doubles and their sums would not fit the registers."""
+    return LINES // 2 if dtype == torch.float64 else LINES
 
 
 def tile_size(dtype: torch.dtype) -> int:
