@@ -57,10 +57,8 @@ class SortedKeys {
   // `searches`: about how many bounds will be looked up, so that the table is not dearer than they are.
   template <class Unsigned = std::make_unsigned_t<Key>>
   void build(const Key* bits, int64_t n, int64_t searches) {
-    std::vector<Unsigned> keys;
-    keys.reserve(static_cast<size_t>(n));
+    std::vector<Unsigned> keys(static_cast<size_t>(n));
     constexpr Key kInfinity = sizeof(Key) == 4 ? Key(0x7f800000) : static_cast<Key>(0x7ff0000000000000);
-    keys.resize(static_cast<size_t>(n));
     size_t kept = 0;
     for (int64_t i = 0; i < n; ++i) {
       keys[kept] = static_cast<Unsigned>(bits[i]);
@@ -77,11 +75,14 @@ class SortedKeys {
     while ((range >> shift) >> log_intervals != 0) ++shift;
     const auto last = static_cast<int64_t>(range >> shift);
     starts_.assign(static_cast<size_t>(last) + 2, 0);
-    for (const Unsigned key : keys) ++starts_[static_cast<size_t>((key - low) >> shift) + 1];
+    // The last key of each interval wins, so that no store waits for a load.
+    for (size_t i = 0; i < kept; ++i) {
+      starts_[static_cast<size_t>((keys[i] - low) >> shift) + 1] = static_cast<int32_t>(i) + 1;
+    }
     int32_t widest = 0;
     for (size_t i = 1; i < starts_.size(); ++i) {
-      widest = std::max(widest, starts_[i]);
-      starts_[i] += starts_[i - 1];
+      starts_[i] = std::max(starts_[i], starts_[i - 1]);
+      widest = std::max(widest, starts_[i] - starts_[i - 1]);
     }
     int64_t span = 1;
     while (span <= widest) span *= 2;
