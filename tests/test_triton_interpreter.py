@@ -2,7 +2,7 @@
 
 TRITON_INTERPRET decides what ``triton.jit`` makes, so it must be set before Triton is imported, and it would
 spoil other tests in the process. Every part therefore runs in a process of its own: triton_elementwise.py,
-triton_masks.py, triton_rows.py and triton_compile.py, which are scripts and not collected.
+triton_masks.py, triton_rows.py, triton_membership.py and triton_compile.py, which are scripts and not collected.
 
 The interpreter shows what the kernels compute, the compiler that they fit the machine (registers, spills,
 wide accesses). Neither shows a GPU's speed; its approximations are emulated (triton_elementwise.like_a_gpu).
@@ -26,6 +26,8 @@ INTERPRETED = [
     ("triton_masks.py", "mask select"),
     ("triton_rows.py", "update"),
     ("triton_rows.py", "membership"),
+    ("triton_membership.py", "lira"),
+    ("triton_membership.py", "counts"),
 ]
 
 

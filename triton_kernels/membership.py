@@ -22,6 +22,9 @@ from torch import Tensor
 
 from ..reference.membership import false_positive_budget
 from .common import compute_dtype, device_table, divide, float_bits, on_device, scalar
+from .membership_lira import lira_stats
+from .membership_lira_scores import lira_loo, lira_ratio, lira_update_
+from .membership_rank import rmia_counts, rmia_vote, roc_bootstrap
 from .rows import (
     distance,
     exp_of_negative,
@@ -35,6 +38,10 @@ from .rows import (
     row_tiling,
     tile_max,
 )
+
+__all__ = [
+    "lira_loo", "lira_ratio", "lira_stats", "lira_update_", "membership_scores", "rmia_counts", "rmia_vote", "roc_bootstrap", "roc_stats",
+]  # fmt: skip
 
 # One search a thread: the loop waits for memory, so few registers (32) and every warp the machine holds.
 SEARCH_BLOCK = 256
