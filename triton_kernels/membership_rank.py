@@ -19,7 +19,7 @@ from torch import Tensor
 from ..reference.membership import false_positive_budget
 from .common import device_table, divide, float_bits, on_device, scalar
 from .membership_lira import TL_INT
-from .noise import philox_words
+from .normal import philox_words
 
 BLOCK, WARPS = 256, 8
 VOTE_X, VOTE_Z, VOTE_WARPS = 64, 64, 4  # pairs of a program at a time: 32 votes a thread
