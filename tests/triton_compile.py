@@ -19,7 +19,20 @@ from fastforget._triton.common import TL_DTYPE
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastforget._triton import mask, mask_optim, mask_rows, mask_select, membership, noise, noise_step, rows, update
+from fastforget._triton import (
+    mask,
+    mask_optim,
+    mask_rows,
+    mask_select,
+    membership,
+    membership_lira,
+    membership_lira_scores,
+    membership_rank,
+    noise,
+    noise_step,
+    rows,
+    update,
+)
 
 POINTERS = {tl.float32: "*fp32", tl.bfloat16: "*bf16", tl.float16: "*fp16", tl.float64: "*fp64"}
 WIDE = re.compile(r"(ld|st)\.global(?:\.\w+)*\.v(?:4\.b32|2\.b64|4\.u32|2\.u64|4\.f32|2\.f64)")
@@ -238,7 +251,48 @@ def selection(arch: int) -> int:
     return len(pairs) * 7 + 1
 
 
+def lira_and_counts(arch: int) -> int:
+    count = 0
+    names = ("M", "samples", "queries", "rows", "models", "variance_step", "variance_side", "n", "zs", "steps", "gamma_count")
+    sizes = dict.fromkeys((*names, "gamma_step", "part_size", "size"), "i32")
+    longs = dict.fromkeys(("floor", "least", "gamma", "seed", "step", "n0", "n1", "rates", "width"), "i64")
+    words = dict.fromkeys(("count", "zeros", "numbers", "gammas", "counts", "below", "not_above", "accepted", "sums", "budgets"), "*i64")
+    common = {**sizes, **longs, **words, "member": "*i8", "kept": "*fp64"}
+    lira, scores, rank = membership_lira, membership_lira_scores, membership_rank
+    for dtype, integer, key in ((tl.float32, tl.int32, "*i32"), (tl.float64, tl.int64, "*i64")):
+        floats = ("scores", "center", "variance", "target", "out", "ratio_x", "ratio_z")
+        types = {**common, **dict.fromkeys(floats, POINTERS[dtype]), "limits": key}
+        block = {"DTYPE": dtype, "BLOCK": lira.BLOCK}
+        for median in (True, False):
+            for keep in (True, False):
+                constants = {**block, "MEDIAN": median, "KEEP": keep, "INT": integer, "ROWS": lira.ROWS}
+                build(arch, lira.columns_kernel, types, constants, lira.WARPS, ("scores", "member"))
+            constants = {"DTYPE": dtype, "BLOCK": scores.BLOCK, "ROWS": scores.SCORE_ROWS}
+            constants |= {"MEDIAN": median, "GLOBAL": False, "MODE": 0}
+            build(arch, scores.loo_kernel, types, constants, scores.WARPS, ("scores", "member"))
+        for mode in (0, 1, 2):
+            constants = {"DTYPE": dtype, "BLOCK": scores.BLOCK, "ROWS": scores.SCORE_ROWS, "MODE": mode}
+            build(arch, scores.ratio_kernel, types, constants, scores.WARPS)
+        moments = {**types, "mean": "*fp64", "m2": "*fp64"}
+        build(arch, scores.update_kernel, moments, {"BLOCK": scores.BLOCK}, scores.WARPS)
+        block = {"DTYPE": dtype, "STRICT": False}
+        build(arch, rank.rmia_counts_kernel, types, {**block, "BLOCK": rank.BLOCK}, rank.WARPS)
+        build(arch, rank.vote_limits_kernel, types, {**block, "INT": integer, "BLOCK": rank.BLOCK}, rank.WARPS)
+        for divides in (False, True):
+            x, z = (rank.DIVIDE_X, rank.DIVIDE_Z) if divides else (rank.VOTE_X, rank.VOTE_Z)
+            constants = {**block, "INT": integer, "X": x, "Z": z, "DIVIDES": divides}
+            build(arch, rank.vote_kernel, types, constants, rank.VOTE_WARPS, ("ratio_x", "ratio_z", "limits"))
+        count += 14
+    types = {**common, **longs, "upto": "*i32", "size": "i64"}
+    build(arch, rank.count_draws_kernel, {**types, "counts": "*i32"}, {"DRAWS": rank.DRAWS}, rank.WARPS)
+    build(arch, rank.accepted_kernel, types, {"BLOCK": rank.BLOCK}, rank.WARPS)
+    build(arch, rank.member_draws_kernel, types, {"DRAWS": rank.DRAWS}, rank.WARPS)
+    build(arch, rank.quotients_kernel, {**types, "out": "*fp64"}, {"BLOCK": rank.BLOCK}, rank.WARPS)
+    return count + 4
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     arch = int(sys.argv[1])
-    print(f"sm_{arch}: {sum(part(arch) for part in (elementwise, row_wise, reductions, mask_lists))} kernels compiled, none spills")
+    parts = elementwise, row_wise, reductions, mask_lists, lira_and_counts
+    print(f"sm_{arch}: {sum(part(arch) for part in parts)} kernels compiled, none spills")

@@ -17,7 +17,9 @@ from torch import Tensor
 from .common import on_device
 
 TL_INT = {torch.float32: tl.int32, torch.float64: tl.int64}
-BLOCK, ROWS, WARPS = 128, 8, 4
+# Two scores a thread at a time: the search for two medians holds a dozen values a column, and with twice as many
+# columns or rows the registers no longer suffice for four blocks on a multiprocessor.
+BLOCK, ROWS, WARPS = 64, 4, 4
 PLANES = 6  # count, mean, spread (sum of squared distances to the mean), three order statistics
 
 

@@ -8,9 +8,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import float_bits, on_device, scalar
-from .membership_lira import BLOCK, PLANES, WARPS, _finite, _launch_columns, _middle, _refined
+from .membership_lira import PLANES, _finite, _launch_columns, _middle, _refined
 
-SCORE_ROWS = 4  # targets a program scores against the statistics it has read
+BLOCK, WARPS = 128, 4
+SCORE_ROWS = 1  # targets of a program: one value a thread, whose statistics fill its registers
 ONE_SIDED, DENSITY = tl.constexpr(1), tl.constexpr(2)
 
 

@@ -22,7 +22,8 @@ from .membership_lira import TL_INT
 from .normal import philox_words
 
 BLOCK, WARPS = 256, 8
-VOTE_X, VOTE_Z, VOTE_WARPS = 64, 64, 4  # pairs of a program at a time: 32 votes a thread
+VOTE_X, VOTE_Z, VOTE_WARPS = 64, 64, 8  # pairs of a program at a time: 16 votes a thread
+DIVIDE_X, DIVIDE_Z = 32, 32  # an exact division takes more registers than a comparison
 DRAWS = 1024  # Philox blocks of four draws
 MAX_COUNTS = 1 << 26  # places of all resamples of one launch: bounds the scratch memory to 256 MB
 MAX_RESAMPLES = 1 << 15  # a grid's second dimension ends at 65535
@@ -147,10 +148,11 @@ def rmia_vote(ratio_x: Tensor, ratio_z: Tensor, gamma: float, strict: bool, coun
     dtype, integer = tl.float64 if ratio_x.dtype == torch.float64 else tl.float32, TL_INT[ratio_x.dtype]
     # a gamma that float32 rounds to 0 is 0
     divides = not torch.tensor(gamma, dtype=ratio_x.dtype).item() > 0.0
-    tiles = triton.cdiv(n, VOTE_X)
+    wide, high = (DIVIDE_X, DIVIDE_Z) if divides else (VOTE_X, VOTE_Z)
+    tiles = triton.cdiv(n, wide)
     # enough programs for a large device, of 4 tiles of z at least
-    parts = min(max(1, 4096 // tiles), triton.cdiv(zs, 4 * VOTE_Z))
-    part_size = triton.cdiv(triton.cdiv(zs, parts), VOTE_Z) * VOTE_Z
+    parts = min(max(1, 4096 // tiles), triton.cdiv(zs, 4 * high))
+    part_size = triton.cdiv(triton.cdiv(zs, parts), high) * high
     with on_device(ratio_x):
         limits = torch.empty(ratio_x.numel(), dtype=torch.int32 if dtype == tl.float32 else torch.int64, device=ratio_x.device)
         if not divides:
@@ -159,7 +161,7 @@ def rmia_vote(ratio_x: Tensor, ratio_z: Tensor, gamma: float, strict: bool, coun
             )  # fmt: skip
         vote_kernel[(tiles, triton.cdiv(zs, part_size))](
             ratio_x, ratio_z, limits, counts, n, zs, queries, part_size, float_bits(gamma),
-            DIVIDES=divides, STRICT=strict, DTYPE=dtype, INT=integer, X=VOTE_X, Z=VOTE_Z, num_warps=VOTE_WARPS,
+            DIVIDES=divides, STRICT=strict, DTYPE=dtype, INT=integer, X=wide, Z=high, num_warps=VOTE_WARPS,
         )  # fmt: skip
 
 
