@@ -33,7 +33,7 @@ def lira_ratio():
 
 
 def lira_loo():
-    oracle.check_all_loo(ops(), oracle.FEW_SHAPES)
+    oracle.check_all_loo(ops(), [(2, 4, 3), (3, 0, 1), (4, 3, 0), (7, 150, 1)], (1, 3, 7))
 
 
 def lira_update():
