@@ -206,7 +206,7 @@ def mask_lists(arch: int) -> int:
             constants |= {"ALIGNED": aligned, "CHUNK": mask_optim.CHUNK, "GROUP": group}
             ptx = build(arch, mask_optim.masked_adam_kernel, {**words, **adam}, constants, mask_optim.NUM_WARPS, ("table",))
             assert wide(ptx) == both
-            constants = {**flags, "INTO": compute, "SQUARED": True, "ALIGNED": aligned, "CHUNK": mask.CHUNK}
+            constants = {**flags, "INTO": compute, "SQUARED": True, "ALIGNED": aligned, "CHUNK": mask.importance_chunk(aligned)}
             ptx = build(arch, mask.importance_kernel, {**words, "scale": "i64"}, constants, mask.NUM_WARPS, ("table",))
             assert wide(ptx) == both
             types = {**words, "partials": "*fp64", "nonzero": "*i64"}

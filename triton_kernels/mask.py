@@ -192,6 +192,11 @@ def importance_kernel(
         tl.store(i_at + lane, _accumulated(old, g, factor, INTO, COMPUTE, SQUARED), mask=inside)
 
 
+def importance_chunk(aligned: bool) -> int:
+    """A bound and an address for each of 8 elements would spill on compute capability 8.0."""
+    return CHUNK if aligned else CHUNK // 2
+
+
 def accumulate_importance_(importances: Sequence[Tensor], grads: Sequence[Tensor], power: int, scale: float) -> None:
     groups: dict[tuple[torch.dtype, torch.dtype, bool], list[tuple[int, ...]]] = {}
     for index, (i, g) in enumerate(zip(importances, grads, strict=True)):
@@ -200,7 +205,7 @@ def accumulate_importance_(importances: Sequence[Tensor], grads: Sequence[Tensor
             continue
         addresses = i.data_ptr(), g.data_ptr()
         key = i.dtype, g.dtype, (addresses[0] | addresses[1]) & 15 == 0
-        groups.setdefault(key, []).append((index, *addresses, n, (n + CHUNK - 1) // CHUNK))
+        groups.setdefault(key, []).append((index, *addresses, n, -(-n // importance_chunk(key[2]))))
     for (into, dtype, aligned), entries in groups.items():
         columns = list(zip(*entries, strict=True))
         g = grads[entries[0][0]]
@@ -208,7 +213,8 @@ def accumulate_importance_(importances: Sequence[Tensor], grads: Sequence[Tensor
             table, programs, steps = work_table(columns[1:4], columns[4], g.device)
             importance_kernel[(programs,)](
                 table, len(entries), steps, float_bits(scale), INTO=TL_DTYPE[into], DTYPE=TL_DTYPE[dtype],
-                COMPUTE=compute_dtype(into), SQUARED=power == 2, ALIGNED=aligned, CHUNK=CHUNK, num_warps=NUM_WARPS,
+                COMPUTE=compute_dtype(into), SQUARED=power == 2, ALIGNED=aligned, CHUNK=importance_chunk(aligned),
+                num_warps=NUM_WARPS,
             )  # fmt: skip
 
 
