@@ -213,7 +213,7 @@ def mask_lists(arch: int) -> int:
             constants = {**flags, "ALIGNED": aligned, "CHUNK": mask.CHUNK}
             ptx = build(arch, mask.shrink_kernel, types, constants, mask.NUM_WARPS, ("table",))
             assert wide(ptx) == both
-            tile = {"TILE": mask_rows.tile_size(name), "PIECE": mask_rows.PIECE, "GROUP": group if aligned else 1}
+            tile = {"TILE": mask_rows.tile_size(name, group if aligned else 1), "PIECE": mask_rows.PIECE, "GROUP": group if aligned else 1}
             for one_run in (True, False):
                 ptx = build(arch, mask_rows.pieces_kernel, words, {**flags, "ONE_RUN": one_run, **tile}, mask_rows.NUM_WARPS, ("table",))
                 assert ("ld" in wide(ptx)) == aligned

@@ -230,7 +230,7 @@ def neuron_stats(xs: Sequence[Tensor], dim: int, mean_abs: Sequence[Tensor], sum
                 short_rows_kernel[(programs,)](*arguments, ROWS=SHORT_ROWS, WIDTH=SHORT, **common)
             else:
                 pieces_kernel[(programs,)](
-                    *arguments, ONE_RUN=variant[0], GROUP=variant[1], TILE=tile_size(dtype), PIECE=PIECE, **common
+                    *arguments, ONE_RUN=variant[0], GROUP=variant[1], TILE=tile_size(dtype, variant[1]), PIECE=PIECE, **common
                 )
         for wide, entries in last.items():
             columns = list(zip(*entries, strict=True))
@@ -245,6 +245,6 @@ def lines_at_once(dtype: torch.dtype) -> int:
     return LINES // 2 if dtype == torch.float64 else LINES
 
 
-def tile_size(dtype: torch.dtype) -> int:
-    """Four 16-byte loads of each thread in flight."""
-    return 4 * group_size(dtype) * 32 * NUM_WARPS
+def tile_size(dtype: torch.dtype, group: int) -> int:
+    """Four 16-byte loads of each thread in flight; of single elements as many take too many addresses."""
+    return (4 if group > 1 else 2) * group_size(dtype) * 32 * NUM_WARPS
