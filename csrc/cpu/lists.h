@@ -48,6 +48,23 @@ struct FlatList {
   }
 };
 
+// A piece of one tensor of a list.
+struct Chunk {
+  size_t tensor;
+  int64_t begin, end;
+};
+
+// A list cut into pieces of at most `size` elements, in order. The cut depends on the shapes alone, so results that are
+// put together piece by piece don't depend on the thread count.
+inline std::vector<Chunk> fixed_chunks(const std::vector<Tensor>& tensors, int64_t size) {
+  std::vector<Chunk> chunks;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const int64_t n = tensors[i].numel();
+    for (int64_t begin = 0; begin < n; begin += size) chunks.push_back({i, begin, n - begin < size ? n : begin + size});
+  }
+  return chunks;
+}
+
 inline void* at(const Tensor& t, int64_t element) {
   return static_cast<char*>(t.data_ptr()) + element * static_cast<int64_t>(t.element_size());
 }

@@ -192,6 +192,14 @@ def not_differentiable(op: str, **tensors: Tensor) -> None:
                 )
 
 
+def no_gradient(op: str, name: str, xs: Sequence[Tensor]) -> None:
+    """:func:`not_differentiable` for a tensor or each tensor of a list."""
+    if torch.is_grad_enabled():
+        for i, x in enumerate(xs):
+            if x.requires_grad:
+                not_differentiable(op, **{name if len(xs) == 1 else f"{name}[{i}]": x})
+
+
 def integer(name: str, value: Any, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: got {describe(value)}; accepted is an int from {low} to {high - 1}")

@@ -12,6 +12,9 @@ from .. import _schema
 from . import _arguments as arg
 from .mask_optim import masked_adam_ as masked_adam_
 from .mask_optim import masked_sgd_ as masked_sgd_
+from .mask_select import pack_bits, saliency_mask, unpack_bits
+
+__all__ = ["dampen_", "pack_bits", "saliency_mask", "unpack_bits"]
 
 _dampen = _schema.overload("dampen_")
 
