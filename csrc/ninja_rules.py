@@ -48,13 +48,15 @@ ISA_FLAGS = {
     # ones were by 10 to 20 %.
     "avx512": ["-DFF_ISA=avx512", "-DFF_ISA_LEVEL=4", "-march=x86-64-v4", "-mprefer-vector-width=512"],
 }
-# After the level's flags. The scores' vector code writes a * b + c for one fused operation: without the fusion it
-# is half as fast and less accurate.
+# After the level's flags. The vector code of these writes a * b + c for one fused operation: without the fusion the
+# scores are half as fast, and both are less accurate.
 FILE_FLAGS = {
     ("membership", "avx512"): ["-ffp-contract=fast"],
     ("membership", "avx2"): ["-ffp-contract=fast"],
     ("membership_lira", "avx512"): ["-ffp-contract=fast"],
     ("membership_lira", "avx2"): ["-ffp-contract=fast"],
+    ("mask_rows", "avx512"): ["-ffp-contract=fast"],
+    ("mask_rows", "avx2"): ["-ffp-contract=fast"],
 }
 # The PTX of the newest listed architecture serves every later GPU. PTX of the newest one nvcc knows would
 # leave out those between (8.0;9.0;12.1+PTX cannot run on 10.0), so it is 9.0 that carries it.

@@ -1,5 +1,5 @@
-// Selective synaptic dampening over a range, and the memory-limit kernels it is measured against. Compiled once per
-// instruction set; plain loops, because these are bound by memory.
+// Elementwise masking over a range: selective synaptic dampening, importance sums, soft thresholds; and the memory-limit
+// kernels they are measured against. Compiled once per instruction set; plain loops, because these are bound by memory.
 #include "cpu/floats.h"
 #include "cpu/storage.h"
 #include "cpu/table.h"
@@ -78,6 +78,110 @@ int64_t dampen(void* param, const void* forget_, const void* retain_, int64_t n,
   return selected;
 }
 
+// In the order and with the roundings of the definition, so the results are its bits.
+template <class C, int kPower>
+FF_INLINE void accumulate_values(C* importance, const C* grad, int64_t n, C scale) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const C g = grad[i];
+    importance[i] += scale * (kPower == 1 ? absolute(g) : g * g);
+  }
+}
+
+template <class S, class G, int kPower>
+void accumulate_power(void* importance_, const void* grad_, int64_t n, double scale_) {
+  using C = Compute<S>;
+  const C scale = static_cast<C>(scale_);
+  S* importance = static_cast<S*>(importance_);
+  const G* grad = static_cast<const G*>(grad_);
+  if constexpr (!kStaged<S> && !kStaged<G>) {
+    accumulate_values<C, kPower>(importance, grad, n, scale);
+  } else {
+    for (int64_t at = 0; at < n; at += kTile) {
+      const int64_t count = n - at < kTile ? n - at : kTile;
+      alignas(64) C g[kTile];
+      load_block(grad + at, g, count);
+      if constexpr (kStaged<S>) {
+        alignas(64) C values[kTile];
+        load_block(importance + at, values, count);
+        accumulate_values<C, kPower>(values, g, count, scale);
+        store_block(values, importance + at, count);
+      } else {
+        accumulate_values<C, kPower>(importance + at, g, count, scale);
+      }
+    }
+  }
+}
+
+template <class S, class G>
+void accumulate(void* importance, const void* grad, int64_t n, int64_t power, double scale) {
+  if (power == 1) {
+    accumulate_power<S, G, 1>(importance, grad, n, scale);
+  } else {
+    accumulate_power<S, G, 2>(importance, grad, n, scale);
+  }
+}
+
+// max(|x| - t, 0) with the sign of x, in place; a NaN stays one.
+FF_INLINE void shrink(float* x, int64_t n, float t) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const float over = __builtin_fabsf(x[i]) - t;
+    x[i] = __builtin_copysignf(over < 0.0f ? 0.0f : over, x[i]);
+  }
+}
+
+FF_INLINE void shrink(double* x, int64_t n, double t) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const double over = __builtin_fabs(x[i]) - t;
+    x[i] = __builtin_copysign(over < 0.0 ? 0.0 : over, x[i]);
+  }
+}
+
+// By lanes in double: the sum of a whole model's magnitudes keeps all of float32's digits.
+template <class C>
+FF_INLINE int64_t norms(const C* x, int64_t n, double* l1) {
+  constexpr int kLanes = 32;
+  double sums[kLanes] = {};
+  typename Counter<C>::type nonzero = 0;
+#pragma omp simd reduction(+ : nonzero)
+  for (int64_t i = 0; i < n; ++i) nonzero += x[i] != C(0) ? 1 : 0;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+#pragma omp simd
+    for (int j = 0; j < kLanes; ++j) sums[j] += static_cast<double>(absolute(x[i + j]));
+  }
+  for (; i < n; ++i) sums[i % kLanes] += static_cast<double>(absolute(x[i]));
+  double sum = 0;
+  for (double part : sums) sum += part;
+  *l1 += sum;
+  return nonzero;
+}
+
+template <class S>
+int64_t soft_threshold(void* x_, int64_t n, double threshold, double* l1) {
+  using C = Compute<S>;
+  const C t = static_cast<C>(threshold);
+  S* x = static_cast<S*>(x_);
+  int64_t nonzero = 0;
+  for (int64_t at = 0; at < n; at += kTile) {
+    const int64_t count = n - at < kTile ? n - at : kTile;
+    if constexpr (kStaged<S>) {
+      alignas(64) C values[kTile];
+      load_block(x + at, values, count);
+      shrink(values, count, t);
+      store_block(values, x + at, count);
+      load_block(x + at, values, count);  // the sums are of what is stored
+      nonzero += norms(values, count, l1);
+    } else {
+      shrink(x + at, count, t);
+      nonzero += norms(x + at, count, l1);
+    }
+  }
+  return nonzero;
+}
+
 // ---- memory limits: each byte once, next to no arithmetic, values that stay where they are --------------------------
 
 constexpr float kTiny = 0x1p-60f;
@@ -126,6 +230,11 @@ void limit_adam(float* a, const float* b, float* c, float* d, int64_t n) {
 
 constinit const MaskTable mask_table = {
     {dampen<float>, dampen<BFloat16>, dampen<Float16>, dampen<double>},
+    {{accumulate<float, float>, accumulate<float, float>},
+     {accumulate<BFloat16, BFloat16>, accumulate<float, BFloat16>},
+     {accumulate<Float16, Float16>, accumulate<float, Float16>},
+     {accumulate<double, double>, accumulate<double, double>}},
+    {soft_threshold<float>, soft_threshold<BFloat16>, soft_threshold<Float16>, soft_threshold<double>},
     limit_read,
     limit_update,
     limit_axpy,

@@ -1,9 +1,254 @@
 // Statistics of neurons and channels (neuron_stats). Compiled once per instruction set.
+//
+// Many lanes hold short sums in the compute type and hand them on to sums in double. Memory is read as one stream: two
+// streams within a row halved the bandwidth of memory.
 #include "cpu/storage.h"
 #include "cpu/table.h"
 
 namespace ff::FF_ISA {
+namespace {
 
-constinit const MaskRowsTable mask_rows_table = {};
+constexpr int kVectorBytes = FF_ISA_LEVEL >= 4 ? 64 : FF_ISA_LEVEL == 3 ? 32 : 16;
+// Vectors of each sum: as many as fit into the registers, and what hides an addition's latency.
+constexpr int kSums = 4;
+// Additions to each lane before the sums go to double. Equal values err the same way each time, so long runs show.
+constexpr int kRun = 8;
+
+template <class C>
+struct VectorOf {
+  typedef C type __attribute__((vector_size(kVectorBytes)));
+};
+template <class C>
+using Vector = typename VectorOf<C>::type;
+template <class C>
+constexpr int kWidth = kVectorBytes / static_cast<int>(sizeof(C));
+
+template <class C>
+FF_INLINE Vector<C> load(const C* from) {
+  Vector<C> v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
+
+template <class C>
+FF_INLINE Vector<C> magnitudes_of(Vector<C> x) {
+  if constexpr (sizeof(C) == 4) {
+    typedef int32_t Bits __attribute__((vector_size(kVectorBytes)));
+    return (Vector<C>)((Bits)x & 0x7fffffff);
+  } else {
+    typedef int64_t Bits __attribute__((vector_size(kVectorBytes)));
+    return (Vector<C>)((Bits)x & INT64_MAX);
+  }
+}
+
+// Sums of lanes in double: with them a sum of any length errs like one of a few additions.
+template <class C>
+struct LaneSums {
+  double lanes[kWidth<C>] = {};
+
+  FF_INLINE void add(LaneSums& sums, Vector<C> v) {
+#pragma omp simd
+    for (int j = 0; j < kWidth<C>; ++j) sums.lanes[j] += static_cast<double>(v[j]);
+  }
+
+  FF_INLINE double total(LaneSums& sums) {
+#pragma GCC unroll 4
+    for (int width = kWidth<C> / 2; width > 0; width /= 2) {
+#pragma GCC unroll 8
+      for (int j = 0; j < width; ++j) sums.lanes[j] += sums.lanes[j + width];
+    }
+    return sums.lanes[0];
+  }
+};
+
+// At most kRun * kSums vectors, and what is left over of one.
+template <class C>
+FF_INLINE void add_run(const C* x, int64_t n, LaneSums<C>& magnitude, LaneSums<C>& square) {
+  constexpr int kW = kWidth<C>;
+  Vector<C> magnitudes[kSums] = {}, squares[kSums] = {};
+  const auto add = [&](Vector<C> v, int sum) {
+    magnitudes[sum] += magnitudes_of<C>(v);
+    squares[sum] += v * v;
+  };
+  int64_t i = 0;
+  for (; i + kSums * kW <= n; i += kSums * kW) {
+#pragma GCC unroll 4
+    for (int sum = 0; sum < kSums; ++sum) add(load(x + i + sum * kW), sum);
+  }
+  for (; i + kW <= n; i += kW) add(load(x + i), 0);
+  if (i < n) {
+    Vector<C> rest = {};
+    for (int j = 0; j < n - i; ++j) rest[j] = x[i + j];
+    add(rest, 1);
+  }
+  LaneSums<C>::add(magnitude, (magnitudes[0] + magnitudes[1]) + (magnitudes[2] + magnitudes[3]));
+  LaneSums<C>::add(square, (squares[0] + squares[1]) + (squares[2] + squares[3]));
+}
+
+// For what overflowed float32 on the way: a mean can be finite where a sum of a few values is not.
+template <class S>
+__attribute__((noinline, cold)) double sum_in_double(const S* x, int64_t n) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(absolute(widen(x[i])));
+  return sum;
+}
+
+template <class S>
+FF_INLINE bool overflowed(double sum) {
+  return sizeof(S) < 8 && __builtin_expect(!(sum <= 0x1.fffffffffffffp1023), 0);
+}
+
+template <class S>
+FF_INLINE void add_segment(const S* x, int64_t n, double& magnitude, double& square) {
+  using C = Compute<S>;
+  constexpr int64_t kElements = kRun * kSums * kWidth<C>, kBlock = 16 * kElements;
+  for (int64_t block = 0; block < n; block += kBlock) {
+    const int64_t end = n - block < kBlock ? n : block + kBlock;
+    LaneSums<C> magnitudes, squares;
+    for (int64_t at = block; at < end; at += kElements) {
+      const int64_t count = end - at < kElements ? end - at : kElements;
+      if constexpr (kStaged<S>) {
+        alignas(64) C run[kElements];
+        load_block(x + at, run, count);
+        add_run<C>(run, count, magnitudes, squares);
+      } else {
+        add_run<C>(x + at, count, magnitudes, squares);
+      }
+    }
+    const double sum = LaneSums<C>::total(magnitudes);
+    magnitude += overflowed<S>(sum) ? sum_in_double(x + block, end - block) : sum;
+    square += LaneSums<C>::total(squares);
+  }
+}
+
+template <class S>
+void segments(const void* x_, const RowsShape& shape, int64_t outer0, int64_t outer1, int64_t row0, int64_t row1,
+              int64_t from, int64_t to, double* magnitudes, double* squares) {
+  for (int64_t o = outer0; o < outer1; ++o) {
+    const S* x = static_cast<const S*>(x_) + (o * shape.rows + row0) * shape.inner + from;
+    for (int64_t r = row0; r < row1; ++r, x += shape.inner) add_segment(x, to - from, magnitudes[r], squares[r]);
+  }
+}
+
+// ---- short rows -----------------------------------------------------------------------------------------------------
+
+constexpr int64_t kColumns = 512;
+constexpr int kStacked = 8;       // rows of memory added up before their sum goes to double
+constexpr int64_t kDepth = 128;  // rows of memory added up before the columns' sums go to the rows'
+
+// magnitudes[i], squares[i] += over kCount rows of memory, `stride` apart.
+template <class C, int kCount>
+FF_INLINE void add_stack(const C* x, int64_t stride, int64_t width, double* magnitudes, double* squares) {
+  constexpr int kW = kWidth<C>;
+  int64_t i = 0;
+  for (; i + kW <= width; i += kW) {
+    Vector<C> magnitude[kCount], square[kCount];
+#pragma GCC unroll 8
+    for (int j = 0; j < kCount; ++j) {
+      const Vector<C> v = load(x + j * stride + i);
+      magnitude[j] = magnitudes_of<C>(v);
+      square[j] = v * v;
+    }
+#pragma GCC unroll 4
+    for (int step = 1; step < kCount; step *= 2) {
+#pragma GCC unroll 8
+      for (int j = 0; j < kCount; j += 2 * step) {
+        magnitude[j] += magnitude[j + step];
+        square[j] += square[j + step];
+      }
+    }
+#pragma omp simd
+    for (int lane = 0; lane < kW; ++lane) {
+      magnitudes[i + lane] += static_cast<double>(magnitude[0][lane]);
+      squares[i + lane] += static_cast<double>(square[0][lane]);
+    }
+  }
+  for (; i < width; ++i) {
+    for (int j = 0; j < kCount; ++j) {
+      const C value = x[j * stride + i];
+      magnitudes[i] += static_cast<double>(absolute(value));
+      squares[i] += static_cast<double>(value * value);
+    }
+  }
+}
+
+// The same over `count` rows.
+template <class S>
+FF_INLINE void add_rows(const S* x, int64_t stride, int64_t count, int64_t width, double* magnitudes, double* squares) {
+  using C = Compute<S>;
+  int64_t o = 0;
+  if constexpr (kStaged<S>) {
+    alignas(64) C tile[kStacked][kColumns];
+    for (; o + kStacked <= count; o += kStacked) {
+      for (int j = 0; j < kStacked; ++j) load_block(x + (o + j) * stride, tile[j], width);
+      add_stack<C, kStacked>(tile[0], kColumns, width, magnitudes, squares);
+    }
+    for (; o < count; ++o) {
+      load_block(x + o * stride, tile[0], width);
+      add_stack<C, 1>(tile[0], kColumns, width, magnitudes, squares);
+    }
+  } else {
+    for (; o + kStacked <= count; o += kStacked) add_stack<C, kStacked>(x + o * stride, stride, width, magnitudes, squares);
+    for (; o < count; ++o) add_stack<C, 1>(x + o * stride, stride, width, magnitudes, squares);
+  }
+}
+
+template <class S>
+void columns(const void* x_, const RowsShape& shape, int64_t outer0, int64_t outer1, int64_t row0, int64_t row1,
+             double* magnitudes, double* squares) {
+  const int64_t inner = shape.inner, stride = shape.rows * inner;
+  const S* x = static_cast<const S*>(x_) + outer0 * stride;
+  alignas(64) double magnitude[kColumns], square[kColumns];
+  const auto fold = [&](int64_t row, int64_t rows, int64_t copies) {
+    const double *m = magnitude, *q = square;
+    for (int64_t copy = 0; copy < copies; ++copy) {
+      for (int64_t r = row; r < row + rows; ++r, m += inner, q += inner) {
+        double magnitude_sum = 0, square_sum = 0;
+        for (int64_t i = 0; i < inner; ++i) magnitude_sum += m[i], square_sum += q[i];
+        magnitudes[r] += magnitude_sum;
+        squares[r] += square_sum;
+      }
+    }
+  };
+  const auto clear = [&] {
+    for (int64_t i = 0; i < kColumns; ++i) magnitude[i] = square[i] = 0;
+  };
+  int64_t count = outer1 - outer0;
+  if (row1 - row0 == shape.rows && 2 * stride <= kColumns && count > 1) {
+    // Few columns: several outer indices side by side fill the vectors.
+    const int64_t copies = kColumns / stride < count ? kColumns / stride : count, whole = count / copies;
+    for (int64_t o = 0; o < whole; o += kDepth) {
+      clear();
+      add_rows(x + o * copies * stride, copies * stride, whole - o < kDepth ? whole - o : kDepth, copies * stride,
+               magnitude, square);
+      fold(0, shape.rows, copies);
+    }
+    x += whole * copies * stride;
+    count -= whole * copies;
+  }
+  const int64_t rows_at_once = kColumns / inner;
+  for (int64_t row = row0; row < row1; row += rows_at_once) {
+    const int64_t rows = row1 - row < rows_at_once ? row1 - row : rows_at_once;
+    for (int64_t o = 0; o < count; o += kDepth) {
+      clear();
+      add_rows(x + o * stride + row * inner, stride, count - o < kDepth ? count - o : kDepth, rows * inner, magnitude,
+               square);
+      fold(row, rows, 1);
+    }
+  }
+  x = static_cast<const S*>(x_);
+  for (int64_t r = row0; r < row1; ++r) {
+    if (!overflowed<S>(magnitudes[r])) continue;
+    magnitudes[r] = 0;
+    for (int64_t o = outer0; o < outer1; ++o) magnitudes[r] += sum_in_double(x + o * stride + r * inner, inner);
+  }
+}
+
+}  // namespace
+
+constinit const MaskRowsTable mask_rows_table = {
+    {segments<float>, segments<BFloat16>, segments<Float16>, segments<double>},
+    {columns<float>, columns<BFloat16>, columns<Float16>, columns<double>},
+};
 
 }  // namespace ff::FF_ISA

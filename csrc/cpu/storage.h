@@ -39,6 +39,9 @@ FF_INLINE S narrow(C x) {
   }
 }
 
+FF_INLINE float absolute(float x) { return __builtin_fabsf(x); }
+FF_INLINE double absolute(double x) { return __builtin_fabs(x); }
+
 // Block copies between storage and compute type (or double, for a kernel that wants more).
 template <class S, class C>
 FF_INLINE void load_block(const S* from, C* to, int64_t n) {
