@@ -22,6 +22,8 @@ from . import (
     rows_lira,
     rows_mask,
     rows_mask_optim,
+    rows_mask_select,
+    rows_mask_stats,
     rows_membership,
     rows_noise,
     rows_overhead,
@@ -32,7 +34,8 @@ from . import (
 )
 from .cases import Case, Options, WrongResult
 
-MODULES = (rows_noise, rows_update, rows_mask, rows_mask_optim, rows_membership, rows_lira, rows_rank, rows_overhead)
+MODULES = (rows_noise, rows_update, rows_mask, rows_mask_optim, rows_mask_select, rows_mask_stats)
+MODULES += (rows_membership, rows_lira, rows_rank, rows_overhead)
 NOISE_STEPS = 4  # the published 40 take ten times as long and give the same ratio
 UNSIR = "unsir"  # the whole noise phase, beside the ops
 

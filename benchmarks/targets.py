@@ -11,6 +11,9 @@ from dataclasses import dataclass
 AT_LEAST, AT_MOST = ">=", "<="
 STREAM = "section 7, masking"
 NOISE = "section 7, noise"
+ROWS = "section 7, row stats"
+CHANNELS = "section 7, activation channel stats"
+TOP_K = "section 7, top-k mask"
 STEP = "section 7, UNSIR step"
 SCORES = "section 7, six scores"
 LIRA = "section 7, LiRA"
@@ -85,6 +88,12 @@ TARGETS: dict[tuple[str, str], tuple[Target, ...]] = {
     ("dampen_", "ResNet-18"): _bars(STREAM, published=20.0, eager=7.0, compiled=0.95, limit=1.1),
     **_masked_steps("2.4M", elementwise=3.5),
     **_masked_steps("16.8M", elementwise=8.0),
+    ("neuron_stats", "64x576"): _bars(ROWS, eager=3.5, compiled=4.0, limit=1.7),
+    ("neuron_stats", "512x4608"): _bars(ROWS, eager=6.5, compiled=5.0, limit=1.15),
+    ("neuron_stats", "4096x4096"): _bars(ROWS, eager=25.0, compiled=1.05, limit=1.2),
+    ("neuron_stats", "128x64x32x32"): _bars(CHANNELS, eager=25.0, compiled=3.0, limit=1.5),
+    ("saliency_mask", "ResNet-18"): _bars(TOP_K, published=150.0, partition=10.0, ns=0.8),
+    ("saliency_mask", "ResNet-50"): _bars(TOP_K, published=150.0, partition=10.0, ns=0.8),
     ("membership_scores", "1000x10"): _bars(SCORES, eager=(28.0, 22.0), compiled=5.0, ns=1.7),
     ("membership_scores", "50000x10"): _bars(SCORES, eager=(28.0, 22.0), compiled=5.0, ns=1.7),
     ("membership_scores", "50000x100"): _bars(SCORES, eager=(15.0, 13.0), compiled=3.5, ns=1.3),

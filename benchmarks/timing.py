@@ -105,7 +105,7 @@ def quiet(threads: int) -> Iterator[None]:
 def expand(work: Work, isas: tuple[str, ...]) -> dict[str, Call]:
     """Variants that run native code once an instruction set: ours@avx512, ours@avx2, limit@avx512, ...; the
     anchor first."""
-    per_isa = {"ours", "op", "public", "limit"}
+    per_isa = {"ours", "packed", "op", "public", "limit"}
     names = sorted(work.run, key=lambda n: (n != ANCHOR, n != "ours"))
     table: dict[str, Call] = {}
     for name in names:
