@@ -43,6 +43,15 @@ def samples(dtype=torch.float32):
             [f(5), f(2, 3)], [f(5), f(2, 3)], [torch.tensor([5], dtype=torch.uint8), torch.tensor([True, False])],
             [f(5), f(2, 3)], [f(5).abs(), f(2, 3).abs()], 2, 0.1, 0.9, 0.999, 1e-8, 0.1, True, False,
         ),
+        "accumulate_importance_": ([f(5), f(2, 3)], [f(5), f(2, 3)], 2, 0.5),
+        "soft_threshold_": ([f(5), f(2, 3)], [0.5], torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)),
+        "neuron_stats": (
+            [f(5, 2), f(2, 3)], 0, [torch.zeros(5, dtype=single), torch.zeros(2, dtype=single)],
+            [torch.zeros(5, dtype=single), torch.zeros(2, dtype=single)],
+        ),
+        "saliency_mask": (
+            [f(5), f(2, 3)], 4, [torch.zeros(5, dtype=torch.bool), torch.zeros(1, dtype=torch.uint8)], torch.zeros((), dtype=single),
+        ),
         "membership_scores": (f(3, 4), labels, 1.0, torch.zeros(6, 3, dtype=single), torch.zeros(3, dtype=torch.bool)),
         "roc_stats": (torch.randn(5).to(single), torch.randn(6).to(single), [0.1], torch.zeros(6, dtype=torch.float64)),
         "roc_bootstrap": (torch.randn(5).to(single), torch.randn(6).to(single), [0.1], 7, torch.zeros(3, 2, dtype=torch.float64)),
@@ -118,6 +127,13 @@ def public_calls():
         "dampen_": (dampen, (torch.randn(9), torch.randn(2, 2), *(torch.rand(s) for s in ((9,), (2, 2), (9,), (2, 2))))),
         "masked_sgd_": (sgd, (*pairs, torch.arange(9) % 2 == 0, torch.tensor([9], dtype=torch.uint8))),
         "masked_adam_": (adam, (*(torch.rand(4, 5) for _ in range(2)), torch.arange(4) > 1, *(torch.rand(4, 5) for _ in range(2)))),
+        "accumulate_importance_": (
+            lambda a, b, g, h: (*mask.accumulate_importance_([a, b], [g, h], scale=0.5), a, b),
+            (torch.rand(9), torch.rand(2, 2), torch.randn(9), torch.randn(2, 2).bfloat16())),
+        "soft_threshold_": (lambda a, b: (*mask.soft_threshold_([a, b], 0.5), a, b), (torch.randn(9), torch.randn(2, 2))),
+        "neuron_stats": (lambda a, b: mask.neuron_stats([a, b], dim=1), (torch.randn(9, 3), torch.randn(2, 2, 4))),
+        "saliency_mask": (lambda a, b: mask.saliency_mask([a, b], 0.3), (torch.randn(9, 3), torch.randn(2, 2, 4))),
+        "saliency_mask, packed": (lambda a: mask.saliency_mask(a, 0.3, packed=True), (torch.randn(9, 3),)),
         "membership_scores": (membership.membership_scores, (torch.randn(6, 5), torch.randint(0, 5, (6,)))),
         "rmia_counts": (lambda x, z: membership.rmia_counts(x, z, gamma=(1.0, 2.0)), (torch.rand(2, 5), torch.rand(2, 6))),
         "rmia": (
@@ -177,6 +193,8 @@ IN_PLACE = {
     "masked_adam_": lambda x: mask.masked_adam_(
         x, torch.ones_like(x), None, torch.zeros_like(x), torch.zeros_like(x), step=1, lr=0.1
     ),
+    "accumulate_importance_": lambda x: mask.accumulate_importance_(x, torch.ones_like(x)),
+    "soft_threshold_": lambda x: mask.soft_threshold_(x, 0.5),
 }
 
 
@@ -213,6 +231,28 @@ def test_tensors_that_require_grad_are_refused_and_unchanged(name):
 def test_vmap_is_refused(name):
     with pytest.raises(RuntimeError, match="can't run under torch.vmap"):
         torch.vmap(IN_PLACE[name])(torch.randn(5, 4, 3))
+
+
+READ_ONLY = {
+    "neuron_stats": mask.neuron_stats,
+    "saliency_mask": lambda x: mask.saliency_mask(x, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", READ_ONLY)
+def test_statistics_and_masks_have_no_gradient(name):
+    x = torch.randn(4, 3, requires_grad=True)
+    with pytest.raises(RuntimeError, match="x requires grad.*detach"):
+        READ_ONLY[name](x)
+    with pytest.raises(RuntimeError, match=r"x\[1\] requires grad.*detach"):
+        READ_ONLY[name]([torch.zeros(3), x])
+    with pytest.raises(RuntimeError, match="can't run under torch.vmap"):
+        torch.vmap(READ_ONLY[name])(torch.randn(5, 4, 3))
+    with torch.no_grad():
+        READ_ONLY[name](x)
+    version = x._version
+    READ_ONLY[name](x.detach())
+    assert x._version == version
 
 
 def test_scores_have_no_gradient():
@@ -278,6 +318,23 @@ BAD_CALLS = {
     "importance count": (lambda: mask.dampen_([F, F], [F], [F, F], alpha=1, lam=1), ValueError, "forget_importance: got 1"),
     "importance shape": (lambda: mask.dampen_(F, F[:2], F, alpha=1, lam=1), ValueError, r"forget_importance\[0\]: .*shape"),
     "alpha": (lambda: mask.dampen_(F, F, F, alpha=-1, lam=1), ValueError, "alpha: got -1"),
+    "grads count": (lambda: mask.accumulate_importance_([F, F], [F]), ValueError, "grads: got 1 tensors; accepted are 2"),
+    "grads shape": (lambda: mask.accumulate_importance_(F, F[:2]), ValueError, r"grads\[0\]: .*shape must be"),
+    "narrow importance": (lambda: mask.accumulate_importance_(F, F.double()), ValueError, r"grads\[0\]: .*dtype must be"),
+    "wide grads shape": (lambda: mask.accumulate_importance_(F, F[:2].half()), ValueError, r"grads\[0\]: .*shape must be"),
+    "power": (lambda: mask.accumulate_importance_(F, F, power=3), ValueError, "power: got 3; accepted are 1"),
+    "scale": (lambda: mask.accumulate_importance_(F, F, scale=math.inf), ValueError, "scale: got inf"),
+    "negative threshold": (lambda: mask.soft_threshold_(F, -1.0), ValueError, "threshold: got -1.0"),
+    "thresholds": (lambda: mask.soft_threshold_([F, F.clone()], [1.0]), ValueError, "threshold: got 1 values"),
+    "threshold tensor": (lambda: mask.soft_threshold_(F, torch.ones(3)), TypeError, "threshold: got a tensor"),
+    "dim": (lambda: mask.neuron_stats([F, F[0]], dim=1), ValueError, r"dim: got 1, but x\[1\] has 1 dimensions; accepted is -1 to 0"),
+    "dim of nothing": (lambda: mask.neuron_stats(F.sum()), ValueError, "dim: got 0, but x has 0 dimensions"),
+    "float dim": (lambda: mask.neuron_stats(F, dim=1.0), TypeError, "dim: got float"),
+    "keep": (lambda: mask.saliency_mask(F, 1.5), ValueError, "keep: got 1.5; accepted is a number from 0 to 1"),
+    "nan keep": (lambda: mask.saliency_mask(F, math.nan), ValueError, "keep: got nan"),
+    "integer saliency": (lambda: mask.saliency_mask(F.int(), 0.5), TypeError, "x: .*int32"),
+    "unpacked size": (lambda: mask.unpack_bits(torch.zeros(2, dtype=torch.uint8), 17), ValueError, r"packed: .*accepted is \[3\]"),
+    "pack floats": (lambda: mask.pack_bits(F), TypeError, "mask: .*accepted dtype is bool"),
     "empty scores": (lambda: membership.roc_stats(torch.empty(0), F[0]), ValueError, "member_scores: no scores"),
     "score matrix": (lambda: membership.roc_stats(F, F[0]), ValueError, "member_scores: .*1-D"),
     "rate": (lambda: membership.roc_stats(F[0], F[0], fprs=(1.5,)), ValueError, "fprs: got 1.5"),

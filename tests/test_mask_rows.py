@@ -73,8 +73,9 @@ def test_every_element_counts_once(implementation, shape, dim):
 
 
 def test_lists_equal_single_calls(implementation):
-    xs = [torch.randn(s).to(d) for s, d in (((64, 3, 3, 3), torch.float32), ((7,), torch.bfloat16), ((0, 5), torch.float32),
-                                            ((300, 4000), torch.float64), ((2, 90_000), torch.float16), ((1, 1), torch.float32))]  # fmt: skip
+    kinds = (((64, 3, 3, 3), torch.float32), ((7,), torch.bfloat16), ((0, 5), torch.float32), ((300, 4000), torch.float64),
+             ((2, 90_000), torch.float16), ((1, 1), torch.float32))  # fmt: skip
+    xs = [torch.randn(shape).to(dtype) for shape, dtype in kinds]
     together = mask.neuron_stats(xs)
     assert len(together.mean_abs) == len(together.sum_sq) == len(xs)
     for x, mean, total in zip(xs, *together, strict=True):

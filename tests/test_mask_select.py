@@ -252,7 +252,7 @@ def test_properties(lists, keep, seed):
     n = flat.numel()
     k = math.floor(Fraction(keep) * n + Fraction(1, 2))
     assert int(on.sum()) == k
-    if 0 < k:
+    if k > 0:
         assert flat[on].min() == threshold and (flat[~on] <= threshold).all()
     else:
         assert threshold == math.inf

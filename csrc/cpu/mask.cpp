@@ -1,5 +1,6 @@
-// Elementwise masking over a range: selective synaptic dampening, importance sums, soft thresholds; and the memory-limit
-// kernels they are measured against. Compiled once per instruction set; plain loops, because these are bound by memory.
+// Elementwise masking over a range: selective synaptic dampening, importance sums, soft thresholds; and the
+// memory-limit kernels they are measured against. Compiled once per instruction set; plain loops, because these are
+// bound by memory.
 #include "cpu/floats.h"
 #include "cpu/storage.h"
 #include "cpu/table.h"

@@ -133,7 +133,7 @@ void segments(const void* x_, const RowsShape& shape, int64_t outer0, int64_t ou
 // ---- short rows -----------------------------------------------------------------------------------------------------
 
 constexpr int64_t kColumns = 512;
-constexpr int kStacked = 8;       // rows of memory added up before their sum goes to double
+constexpr int kStacked = 8;      // rows of memory added up before their sum goes to double
 constexpr int64_t kDepth = 128;  // rows of memory added up before the columns' sums go to the rows'
 
 // magnitudes[i], squares[i] += over kCount rows of memory, `stride` apart.
@@ -188,7 +188,8 @@ FF_INLINE void add_rows(const S* x, int64_t stride, int64_t count, int64_t width
       add_stack<C, 1>(tile[0], kColumns, width, magnitudes, squares);
     }
   } else {
-    for (; o + kStacked <= count; o += kStacked) add_stack<C, kStacked>(x + o * stride, stride, width, magnitudes, squares);
+    for (; o + kStacked <= count; o += kStacked)
+      add_stack<C, kStacked>(x + o * stride, stride, width, magnitudes, squares);
     for (; o < count; ++o) add_stack<C, 1>(x + o * stride, stride, width, magnitudes, squares);
   }
 }

@@ -1,8 +1,8 @@
 // neuron_stats on CPU tensors: checks, and the cut of a list into work for torch's threads.
 //
 // A tensor is [outer, rows, inner]. The outer indices are cut into groups and long rows into pieces, by rules that know
-// the shape alone; each (group, piece, row) has its own partial sums, added in order at the end. So no result depends on
-// the thread count, however the rows are dealt out.
+// the shape alone; each (group, piece, row) has its own partial sums, added in order at the end. So no result depends
+// on the thread count, however the rows are dealt out.
 #include <algorithm>
 #include <limits>
 
@@ -13,10 +13,10 @@
 namespace ff {
 namespace {
 
-constexpr int64_t kPiece = 65536;        // elements of a row
-constexpr int64_t kGroup = 262144;       // elements of a group of outer indices, at least
-constexpr int64_t kGroups = 64;          // groups, at most: bounds the memory of the partial sums
-constexpr int64_t kShortRow = 16;        // always summed across rows
+constexpr int64_t kPiece = 65536;          // elements of a row
+constexpr int64_t kGroup = 262144;         // elements of a group of outer indices, at least
+constexpr int64_t kGroups = 64;            // groups, at most: bounds the memory of the partial sums
+constexpr int64_t kShortRow = 16;          // always summed across rows
 constexpr int64_t kShortStackedRow = 128;  // summed across rows where there are enough outer indices to stack
 
 struct Item {

@@ -115,9 +115,8 @@ struct Lanes<uint64_t> {
     const __m512i key = load(bits);
     const __mmask8 over = _mm512_cmpge_epu64_mask(key, _mm512_set1_epi64(static_cast<int64_t>(high)));
     above.total = _mm512_mask_add_epi64(above.total, over, above.total, _mm512_set1_epi64(1));
-    const __mmask8 within =
-        _mm512_cmplt_epu64_mask(_mm512_sub_epi64(key, _mm512_set1_epi64(static_cast<int64_t>(low))),
-                                _mm512_set1_epi64(static_cast<int64_t>(high - low)));
+    const __mmask8 within = _mm512_cmplt_epu64_mask(_mm512_sub_epi64(key, _mm512_set1_epi64(static_cast<int64_t>(low))),
+                                                    _mm512_set1_epi64(static_cast<int64_t>(high - low)));
     _mm512_storeu_si512(out, _mm512_maskz_compress_epi64(within, key));
     return __builtin_popcount(within);
   }
@@ -301,7 +300,8 @@ FF_INLINE int64_t write_mask(const void* x, int64_t n, typename KeyOrder<Key>::S
 
 template <class Key, class S>
 int64_t mask(const void* x, int64_t n, typename KeyOrder<Key>::Signed floor, bool ties, bool packed, uint8_t* out) {
-  if (packed) return ties ? write_mask<Key, S, true, true>(x, n, floor, out) : write_mask<Key, S, false, true>(x, n, floor, out);
+  if (packed)
+    return ties ? write_mask<Key, S, true, true>(x, n, floor, out) : write_mask<Key, S, false, true>(x, n, floor, out);
   return ties ? write_mask<Key, S, true, false>(x, n, floor, out) : write_mask<Key, S, false, false>(x, n, floor, out);
 }
 
@@ -326,7 +326,7 @@ void first(const void* x, int64_t n, Key key, int64_t count, bool packed, uint8_
 }  // namespace
 
 #define FF_NARROW(f) {f<uint32_t, float>, f<uint32_t, BFloat16>, f<uint32_t, Float16>, nullptr}
-#define FF_WIDE(f) {f<uint64_t, float>, f<uint64_t, BFloat16>, f<uint64_t, Float16>, f<uint64_t, double>}
+#define FF_WIDE(f)   {f<uint64_t, float>, f<uint64_t, BFloat16>, f<uint64_t, Float16>, f<uint64_t, double>}
 constinit const MaskSelectTable mask_select_table = {
     {FF_NARROW(collect), FF_NARROW(histogram), FF_NARROW(mask), FF_NARROW(first), FF_NARROW(key_at)},
     {FF_WIDE(collect), FF_WIDE(histogram), FF_WIDE(mask), FF_WIDE(first), FF_WIDE(key_at)},

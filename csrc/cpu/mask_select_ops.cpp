@@ -213,9 +213,9 @@ class Search {
       int64_t over = 0;
       for (int64_t from = 0; from < n; from += kCollectTile) {
         int64_t over_here = 0;
-        const int64_t count = kernels_.collect[item.dtype](x + from * dtype_size(item.dtype),
-                                                           std::min(kCollectTile, n - from), bracket.low, bracket.high,
-                                                           found, &over_here);
+        const int64_t count =
+            kernels_.collect[item.dtype](x + from * dtype_size(item.dtype), std::min(kCollectTile, n - from),
+                                         bracket.low, bracket.high, found, &over_here);
         over += over_here;
         if (count == 0) continue;
         const int64_t place = within.fetch_add(count, std::memory_order_relaxed);
@@ -279,8 +279,8 @@ void saliency_mask(const std::vector<Tensor>& xs, int64_t k, const std::vector<T
     const bool packed = dtype_code(masks[i]) == dtype_code(ScalarType::Byte);
     check_layout(xs[i], kFloatTypes[dtype], n, op, "xs");
     check_layout(masks[i], packed ? ScalarType::Byte : ScalarType::Bool, packed ? (n + 7) / 8 : n, op, "masks");
-    items.push_back({static_cast<const char*>(xs[i].data_ptr()), static_cast<uint8_t*>(masks[i].data_ptr()), n, dtype,
-                     packed});
+    items.push_back(
+        {static_cast<const char*>(xs[i].data_ptr()), static_cast<uint8_t*>(masks[i].data_ptr()), n, dtype, packed});
     total += n;
     wide = wide || dtype == kFloat64;
   }

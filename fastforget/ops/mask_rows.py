@@ -31,7 +31,8 @@ class NeuronStatsList(NamedTuple):
 def _three(x: Tensor, dim: int) -> Tensor:
     """``x`` as contiguous [outer, rows, inner]. The statistics don't depend on the order of the other dimensions, so dense memory in
     another order (channels_last activations) is read where it is."""
-    order = sorted(range(x.dim()), key=lambda d: (-x.stride(d), d))
+    strides = x.stride()
+    order = sorted(range(x.dim()), key=lambda d: (-strides[d], d))
     dense = x.permute(order)
     if dense.is_contiguous():
         x, dim = dense, order.index(dim)
@@ -80,7 +81,8 @@ def neuron_stats(x: Tensor | Sequence[Tensor], *, dim: int = 0) -> NeuronStats |
     for i, t in enumerate(xs):
         if not -t.dim() <= dim < t.dim():
             where = "x" if len(xs) == 1 else f"x[{i}]"
-            raise ValueError(f"dim: got {dim}, but {where} has {t.dim()} dimensions; accepted is {-t.dim()} to {t.dim() - 1}")
+            accepted = f"{-t.dim()} to {t.dim() - 1}" if t.dim() else "a tensor of at least one dimension"
+            raise ValueError(f"dim: got {dim}, but {where} has {t.dim()} dimensions; accepted is {accepted}")
     if not xs:
         return NeuronStatsList([], [])
     sources, along = [t.detach() if t.requires_grad else t for t in xs], dim
