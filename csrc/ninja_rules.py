@@ -49,7 +49,7 @@ ISA_FLAGS = {
     "avx512": ["-DFF_ISA=avx512", "-DFF_ISA_LEVEL=4", "-march=x86-64-v4", "-mprefer-vector-width=512"],
 }
 # After the level's flags. The vector code of these writes a * b + c for one fused operation: without the fusion the
-# scores are half as fast, and both are less accurate.
+# scores are half as fast, and all are less accurate.
 FILE_FLAGS = {
     ("membership", "avx512"): ["-ffp-contract=fast"],
     ("membership", "avx2"): ["-ffp-contract=fast"],
