@@ -204,10 +204,10 @@ void columns(const void* x_, const RowsShape& shape, int64_t outer0, int64_t out
     const double *m = magnitude, *q = square;
     for (int64_t copy = 0; copy < copies; ++copy) {
       for (int64_t r = row; r < row + rows; ++r, m += inner, q += inner) {
-        double magnitude_sum = 0, square_sum = 0;
-        for (int64_t i = 0; i < inner; ++i) magnitude_sum += m[i], square_sum += q[i];
-        magnitudes[r] += magnitude_sum;
-        squares[r] += square_sum;
+        double ms[4] = {}, qs[4] = {};
+        for (int64_t i = 0; i < inner; ++i) ms[i % 4] += m[i], qs[i % 4] += q[i];
+        magnitudes[r] += (ms[0] + ms[1]) + (ms[2] + ms[3]);
+        squares[r] += (qs[0] + qs[1]) + (qs[2] + qs[3]);
       }
     }
   };
