@@ -34,6 +34,8 @@ class Task:
     retain: Source | None
     forget: Source | None
     test: Source | None
+    nonmember: Source | None = None
+    original: nn.Module | None = None  # the model as given: read, never written
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def generator(self, purpose: int) -> torch.Generator:

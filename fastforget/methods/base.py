@@ -15,16 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from .._data import Source, source
-from . import _checks, _weights
+from . import _checks, _match, _weights
 from ._task import Task, derived_seed, share
+from .forsaken import Forsaken
+from .lightweight import Lightweight
 from .unsir import UNSIR
 
 GONE_AT = 0.01
-METHODS: dict[str, Callable[..., Any]] = {"unsir": UNSIR}
+METHODS: dict[str, Callable[..., Any]] = {"unsir": UNSIR, "forsaken": Forsaken, "lightweight": Lightweight}
 
 
 class Method(Protocol):
     name: str
+    scope: str  # "classes": classes as a whole; "samples": also any set of samples, given as forget=
 
     def run(self, task: Task) -> dict[str, Any]: ...
 
@@ -36,6 +39,7 @@ class Nothing:
     """The negative control: returns the model as it is, so that an audit of it must fail."""
 
     name = "none"
+    scope = "samples"
 
     def run(self, task: Task) -> dict[str, Any]:
         return {}
@@ -146,7 +150,12 @@ def unlearn(
         name: None if data is None else source(data, name=name, unpack=unpack)
         for name, data in (("retain", retain), ("forget", forget), ("nonmember", nonmember), ("test", test))
     }
-    wanted = _checks.class_list(classes, sets["forget"])
+    if chosen.scope == "samples" and classes is None and sets["forget"] is not None:
+        wanted = []
+    else:
+        wanted = _checks.class_list(classes, sets["forget"])
+    if chosen.scope == "samples" and chosen.name != "none" and sets["forget"] is None:
+        raise ValueError(f"forget: not given; {chosen.name} needs the data to forget (for whole classes: samples of them)")
     cuda = [device] if device.type == "cuda" else []
     # the fork keeps the caller's random state; what is seeded inside is dropout and the data's own
     # augmentation
@@ -175,7 +184,7 @@ def unlearn(
         _weights.overwrite(model, task.model)
     if not forgot:
         warnings.warn(
-            f"fastforget: the model did NOT verifiably forget {wanted}: {why}",
+            f"fastforget: the model did NOT verifiably forget {wanted or 'the samples'}: {why}",
             NotForgottenWarning,
             stacklevel=2,
         )
@@ -201,14 +210,17 @@ def _task(
     _checks.known_classes(classes, outputs)
     for one in given:
         _checks.label_range(one, outputs)
-    keep, forget, test = sets["retain"], sets["forget"], sets["test"]
-    if keep is not None:
-        keep = _checks.clean_retain(keep, classes, drop_forget)
-    if forget is not None:
-        forget = _only(forget, classes, required=True)
-    if test is not None:
-        test = _only(test, classes, required=False)
-    return Task(work, forward, classes, outputs, device, seed, progress, keep, forget, test)
+    keep, forget, test, other = sets["retain"], sets["forget"], sets["test"], sets["nonmember"]
+    if classes:
+        if keep is not None:
+            keep = _checks.clean_retain(keep, classes, drop_forget)
+        if forget is not None:
+            forget = _only(forget, classes, required=True)
+        if test is not None:
+            test = _only(test, classes, required=False)
+        if other is not None:
+            other = _without(other, classes)
+    return Task(work, forward, classes, outputs, device, seed, progress, keep, forget, test, other, model)
 
 
 def _only(data: Source, classes: list[int], *, required: bool) -> Source | None:
@@ -219,10 +231,20 @@ def _only(data: Source, classes: list[int], *, required: bool) -> Source | None:
     return data.subset(inside) if len(inside) else None
 
 
+def _without(data: Source, classes: list[int]) -> Source:
+    """The set's samples of other classes: a model that never saw the classes wouldn't answer with them."""
+    outside = (~torch.isin(data.labels(), torch.tensor(classes))).nonzero()[:, 0]
+    if len(outside) == 0:
+        raise ValueError(f"{data.name}: holds only samples of classes={classes}; accepted is data of other classes, never trained on")
+    return data.subset(outside)
+
+
 def _verdict(task: Task, proxy: dict[str, Any] | None) -> tuple[bool, str, dict[str, Any]]:
     """Forgotten or not, why, and the numbers: real data of the classes if there is any, else what the
     method measured.
     """
+    if not task.classes:
+        return _samples_verdict(task)
     shares, said, gone = {}, [], True
     for data in (task.forget, task.test):
         if data is None:
@@ -243,6 +265,24 @@ def _verdict(task: Task, proxy: dict[str, Any] | None) -> tuple[bool, str, dict[
         return proxy["gone"], proxy["why"], {"rests_on": "rehearsal"}
     why = "not shown: no data of the classes was given. Pass forget= or test= with samples of them"
     return False, why, {"rests_on": "nothing"}
+
+
+def _samples_verdict(task: Task) -> tuple[bool, str, dict[str, Any]]:
+    """Forgotten when the loss attack could tell the samples from unseen data before and can't any more."""
+    assert task.forget is not None and task.original is not None
+    unseen = task.test or task.nonmember
+    if unseen is None:
+        return False, "not shown: no unseen data was given to compare with. Pass test= or nonmember=", {"rests_on": "nothing"}
+    auc, error = _match.attack_auc(task, task.forget, unseen)
+    before, _ = _match.attack_auc(dataclasses.replace(task, model=task.original, history=[]), task.forget, unseen)
+    limit = 0.5 + 2 * error
+    figures = {"rests_on": "data", "attack_auc_before": before, "attack_auc": auc, "attack_auc_limit": limit}
+    text = f"loss attack of {len(task.forget)} forget against {len(unseen)} {unseen.name} samples: AUC {before:.3f} before, {auc:.3f} now"
+    if _weights.fingerprint(task.model) == _weights.fingerprint(task.original):
+        return False, f"the weights are unchanged; {text}", figures
+    if before <= limit:
+        return False, f"not shown: {text}; it couldn't tell them before either (limit {limit:.3f}), so it can't show that they are gone", figures
+    return auc <= limit, f"{text} (forgotten: at most {limit:.3f})", figures
 
 
 def _refuse_nan(model: nn.Module) -> None:

@@ -143,6 +143,7 @@ class UNSIR:
                     raise ValueError(f"{name}: only preset='auto' finds it; give a number for preset={self.preset!r}")
 
     name = "unsir"
+    scope = "classes"
 
     def receipt(self) -> dict[str, Any]:
         """Every option in force, JSON-able; optimiser factories by their name."""

@@ -1,0 +1,205 @@
+"""Forsaken: unlearning by a trained mask gradient.
+
+Liu, Ma, Liu, Liu, Jiang, Ma, Yu & Ren, "Learn to Forget: Machine Unlearning via Neuron Masking", arXiv 2003.10933 (v1: user-level, v2:
+inadvertently uploaded out-of-distribution samples, v3: neuron masking; TDSC 20(4), 2023). From its abstracts and what is written about it:
+small changes -eta * delta of the weights are repeated, delta being the output of a trainable generator, until the model's output
+distribution on the forget data is that on non-member data; an l1 term keeps the changes few; a change that doesn't help is undone.
+
+A reconstruction: generator architecture, step sizes and constants of the paper aren't public in full. What is ours: gradients are scaled
+to the weights of their layer (one step size for all nets), distributions are compared class by class, the retain loss is part of the
+objective where retain data is given, and changes are accepted or undone in blocks of ``check_every``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .._data import Source
+from .._progress import progress
+from ..ops import mask
+from . import _match, _weights
+from ._generators import GENERATORS, Context, Generator, rows
+from ._task import Task
+
+FORGET_ORDER, RETAIN_ORDER, EVIDENCE = 21, 22, 23  # purposes of seeds
+_POSITIVE = ("steps", "batch_size", "check_every", "evidence_batches")
+
+
+@dataclasses.dataclass
+class Forsaken:
+    """Options of Forsaken.
+
+    Args:
+        generator: ``"neuron"`` (one factor an output neuron, from a small shared net), ``"coordinate"`` (one a weight), ``"dense"`` (as
+            described in the paper; small nets only), ``"direct"`` (no net: sparse mask by proximal steps).
+        steps: at most so many changes.
+        step_size: eta, relative to the root mean square of each layer's weights; halved when a block of changes is undone.
+        l1: lambda of the l1 term; multiplied by omega, the mean retain loss over the evidence batches' number (1 without retain data).
+        utility: weight of the retain loss in the objective (0: only omega looks at the retain data, as in the description).
+        divergence: ``"P||V"``, ``"V||P"`` or ``"JS"``, of the reference distribution P and the forget data's V.
+        reference: see :func:`fastforget.methods._match.reference`.
+        stop: ``"unknown"`` (the loss attack can't tell forget from non-member data, or the classes are gone), ``"divergence"`` (distance
+            at most ``tolerance``) or ``"steps"``.
+
+    >>> from fastforget.methods import Forsaken
+    >>> Forsaken(generator="direct").step_size
+    0.02
+    """
+
+    generator: str = "neuron"
+    steps: int = 200
+    step_size: float = 0.02
+    l1: float = 0.01
+    utility: float = 1.0
+    divergence: str = "P||V"
+    reference: str = "by_class"
+    stop: str = "unknown"
+    tolerance: float = 0.02
+    batch_size: int = 128
+    check_every: int = 5
+    evidence_batches: int = 10
+    generator_lr: float = 1e-2
+    hidden: int | None = None
+    undo_limit: int = 6
+    patience: int = 2
+
+    name = "forsaken"
+    scope = "samples"
+
+    def __post_init__(self) -> None:
+        for name, accepted in (
+            ("generator", tuple(GENERATORS)),
+            ("divergence", _match.DIVERGENCES),
+            ("reference", _match.REFERENCES),
+            ("stop", ("unknown", "divergence", "steps")),
+        ):
+            if getattr(self, name) not in accepted:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}; accepted are {', '.join(map(repr, accepted))}")
+        for name in (*_POSITIVE, *(("hidden",) if self.hidden is not None else ())):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}; accepted is an int >= 1")
+        for name in ("step_size", "l1", "utility", "tolerance", "generator_lr"):
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and value >= 0 and math.isfinite(value)):
+                raise ValueError(f"{name}: got {value!r}; accepted is a finite number >= 0")
+
+    def receipt(self) -> dict[str, Any]:
+        """Every option in force, JSON-able."""
+        return dataclasses.asdict(self)
+
+    def run(self, task: Task) -> dict[str, Any]:
+        """Unlearns ``task.forget`` in ``task.model``; returns what was measured."""
+        if task.nonmember is None:
+            raise ValueError("nonmember: not given; Forsaken needs data the model never saw, to learn how it answers such data")
+        assert task.forget is not None
+        run = _Run(self, task)
+        with _weights.flags_kept(task.model), progress(self.steps, "forsaken", task.progress) as bar:
+            task.model.eval()  # batch statistics and dropout stay as they are
+            run.loop(bar)
+        return {"measured": run.measured()}
+
+
+class _Run:
+    """One run: data order, generator, and the last accepted weights."""
+
+    def __init__(self, options: Forsaken, task: Task) -> None:
+        assert task.forget is not None and task.nonmember is not None
+        self.options, self.task = options, task
+        self.target = _match.reference(task, options.reference)
+        self.params: list[Tensor] = [p for p in task.model.parameters() if p.requires_grad]
+        self.generator: Generator = GENERATORS[options.generator](task, self.params, options)
+        self.forget = _match.cycle(task.forget, options.batch_size, task.generator(FORGET_ORDER), task.device)
+        self.retain = None
+        if task.retain is not None:
+            self.retain = _match.cycle(task.retain, options.batch_size, task.generator(RETAIN_ORDER), task.device)
+        self.seen = self._evidence(task.forget)
+        self.kept = None if task.retain is None else self._evidence(task.retain)
+        self.eta, self.undone, self.step, self.idle = options.step_size, 0, 0, 0
+        self.distance, self.loss = self._look()
+        self.first = self.distance
+        self.accepted, self.best = _weights.save(task.model), self._objective()
+
+    def _evidence(self, data: Source) -> Source:
+        """The samples that decide whether a change is kept: all, or as many as the evidence batches hold, drawn once."""
+        most = self.options.evidence_batches * self.options.batch_size
+        return data if len(data) <= most else data.split(most, self.task.generator(EVIDENCE))[1]
+
+    def _look(self) -> tuple[float, float]:
+        """Distance of the forget data's answers from the reference, and the mean retain loss."""
+        logits, labels = _match.outputs(self.task, self.seen)
+        distance = float(_match.distance(logits, labels, self.target, self.options.divergence))
+        return distance, float(_match.losses(self.task, self.kept).mean()) if self.kept is not None else 0.0
+
+    def _objective(self) -> float:
+        return self.distance + self.options.utility * self.loss
+
+    def loop(self, bar: Any) -> None:
+        """Change, look, keep or undo: until the forget data is unknown."""
+        while self.step < self.options.steps and self.undone <= self.options.undo_limit and not self._settled():
+            figures: dict[str, float] = {}
+            for _ in range(min(self.options.check_every, self.options.steps - self.step)):
+                figures = self._change()
+                self.step += 1
+                bar.step()
+            self._keep_or_undo(figures)
+        _weights.put_back(self.task.model, self.accepted)
+
+    def _change(self) -> dict[str, float]:
+        """One step of the generator: theta <- theta - eta * delta."""
+        options, task = self.options, self.task
+        importance: list[Tensor] = []
+        with torch.enable_grad():
+            x, y = next(self.forget)
+            logits = task.forward(task.model, x).float()
+            away = _match.distance(logits, y, self.target, options.divergence)
+            difference = self.target[y].mean(dim=0) - logits.detach().softmax(dim=1).mean(dim=0)
+            grads = _match.gradient(away, self.params)
+            if self.retain is not None and options.utility > 0:
+                x, y = next(self.retain)
+                kept = _match.gradient(F.cross_entropy(task.forward(task.model, x).float(), y), self.params)
+                importance = list(mask.neuron_stats([rows(g) for g in kept]).mean_abs)
+                torch._foreach_add_(grads, kept, alpha=options.utility)
+        self.generator.learn(grads)
+        omega = self.loss / options.evidence_batches if self.kept is not None else 1.0
+        with torch.no_grad():
+            return self.generator.apply(
+                self.params, grads, Context(self.eta, options.l1 * omega, float(away.detach()), difference, importance)
+            )
+
+    def _keep_or_undo(self, figures: dict[str, float]) -> None:
+        before = self.distance, self.loss
+        self.distance, self.loss = self._look()
+        objective = self._objective()
+        row = {"phase": "forsaken", "step": self.step, "distance": self.distance, "retain_loss": self.loss, "eta": self.eta, **figures}
+        kept = math.isfinite(objective) and objective <= self.best
+        self.task.history.append(row | {"kept": kept})
+        self.idle = 0 if kept and objective < 0.98 * self.best else self.idle + 1
+        if kept:
+            self.best, self.accepted, self.undone = objective, _weights.save(self.task.model), 0
+        else:
+            _weights.put_back(self.task.model, self.accepted)
+            self.distance, self.loss = before
+            self.eta /= 2
+            self.undone += 1
+
+    def _settled(self) -> bool:
+        """Forgotten, and the last changes no longer helped: the data that is kept has had time to recover."""
+        return self._unknown() and (self.kept is None or self.idle >= self.options.patience)
+
+    def _unknown(self) -> bool:
+        options, task = self.options, self.task
+        assert task.forget is not None and task.nonmember is not None
+        if options.stop == "steps":
+            return False
+        if options.stop == "divergence":
+            return self.distance <= options.tolerance
+        return _match.unknown(task, self.seen)
+
+    def measured(self) -> dict[str, Any]:
+        return {"steps": self.step, "distance_before": self.first, "distance": self.distance, "step_size_at_end": self.eta}
