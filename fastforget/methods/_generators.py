@@ -223,7 +223,8 @@ class Dense:
         if self.out is None:
             self.learn_from(grads, weight)
         flat = torch.cat([(p / w).reshape(-1).float() for p, w in zip(params, weight, strict=True)])
-        self.out = self.net(torch.cat((flat, context.difference)))
+        with torch.enable_grad():
+            self.out = self.net(torch.cat((flat, context.difference)))
         deltas = [
             (o.detach() * w).view_as(p).to(p.dtype)
             for o, p, w in zip(self.out.split([p.numel() for p in params]), params, weight, strict=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,25 +26,58 @@ GONE = 0.005  # a class is gone when at most this share of its samples is answer
 _SMALL = 1e-12  # keeps the logarithm of an unused class finite
 
 
-def reference(task: Task, kind: str) -> Tensor:
-    """float32[K, K] on the model's device: row c is the distribution that samples labelled c should be answered with on average.
+@dataclass
+class Target:
+    """What the model's answers on the forget data should be like.
 
-    ``by_class``: the mean posterior of the non-members labelled c; of all of them where none is. ``mean``: of all, for every c.
+    ``table`` float32[K, K]: row c is the distribution that samples labelled c should be answered with on average. ``confidence``: sorted
+    logit-scaled confidences of the non-members, for samples (None for whole classes, which the non-members don't hold).
+    """
+
+    table: Tensor
+    confidence: Tensor | None
+    divergence: str
+
+    def distance(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The objective, differentiable: each class's divergence from its row, weighted by the class's share of the samples; and, for
+        samples, how far the confidences are from the non-members' quantile by quantile (squared, in units of their variance)."""
+        v, share = mean_posteriors(logits, labels, len(self.table))
+        rows = share > 0
+        total = (share[rows] * divergence(self.table[rows], v[rows], self.divergence)).sum()
+        if self.confidence is None:
+            return total
+        own = confidence(logits, labels).sort().values
+        like = torch.quantile(self.confidence, (torch.arange(len(own), device=own.device, dtype=own.dtype) + 0.5) / len(own))
+        return total + (own - like).square().mean() / self.confidence.var().clamp_min(_SMALL)
+
+
+def confidence(logits: Tensor, labels: Tensor) -> Tensor:
+    """z_y - logsumexp of the others, differentiable (Carlini et al., S&P'22, section VI-A)."""
+    others = logits.scatter(1, labels[:, None], -math.inf)
+    return logits.gather(1, labels[:, None])[:, 0] - others.logsumexp(dim=1)
+
+
+def target(task: Task, kind: str, divergence: str) -> Target:
+    """How the model as it is answers the non-members.
+
+    ``by_class``: row c is the mean posterior of the non-members labelled c; of all of them where none is. ``mean``: of all, for every c.
     ``confidence``: the one public re-implementation's: per class the mean largest logit, as shares. ``uniform``: 1 / K.
     """
     assert task.nonmember is not None
-    classes = task.outputs
-    if kind == "uniform":
-        return torch.full((classes, classes), 1.0 / classes, device=task.device)
     logits, labels = outputs(task, task.nonmember)
+    spread = None if task.classes else confidence(logits, labels).sort().values
+    return Target(_table(task.outputs, kind, logits, labels), spread, divergence)
+
+
+def _table(classes: int, kind: str, logits: Tensor, labels: Tensor) -> Tensor:
+    if kind == "uniform":
+        return torch.full((classes, classes), 1.0 / classes, device=logits.device)
     if kind == "confidence":
-        top = logits.amax(dim=1)
-        total = torch.zeros(classes, device=task.device).index_add_(0, labels, top)
+        total = torch.zeros(classes, device=logits.device).index_add_(0, labels, logits.amax(dim=1))
         mean = (total / torch.bincount(labels, minlength=classes).clamp_min(1)).clamp_min(0)
         return (mean / mean.sum().clamp_min(_SMALL)).expand(classes, classes).clone()
     posterior = logits.softmax(dim=1)
-    overall = posterior.mean(dim=0)
-    table = overall.expand(classes, classes).clone()
+    table = posterior.mean(dim=0).expand(classes, classes).clone()
     if kind == "by_class":
         for c in labels.unique().tolist():
             table[c] = posterior[labels == c].mean(dim=0)
@@ -78,13 +112,6 @@ def divergence(p: Tensor, v: Tensor, kind: str) -> Tensor:
     return 0.5 * ((p * (p / m).log()).sum(dim=-1) + (v * (v / m).log()).sum(dim=-1))
 
 
-def distance(logits: Tensor, labels: Tensor, target: Tensor, kind: str) -> Tensor:
-    """The objective: divergence of each class's mean posterior from its target row, weighted by the class's share. Differentiable."""
-    v, share = mean_posteriors(logits, labels, len(target))
-    rows = share > 0
-    return (share[rows] * divergence(target[rows], v[rows], kind)).sum()
-
-
 def cycle(data: Source, size: int, generator: torch.Generator, device: torch.device) -> Iterator[tuple[Any, Tensor]]:
     """Shuffled batches without end, each pass in a new order."""
     while True:
@@ -108,13 +135,17 @@ def attack_auc(task: Task, forget: Source, nonmember: Source) -> tuple[float, fl
     return auc, math.sqrt((n1 + n0 + 1) / (12 * n1 * n0))
 
 
-def unknown(task: Task, forget: Source) -> bool:
-    """Whether the forget data looks like data never seen: its classes are gone, or the loss attack can't tell it from non-members."""
+def unknown(task: Task, forget: Source, like: Target, tolerance: float) -> bool:
+    """Whether the forget data looks like data never seen: its classes are gone and what is answered instead is near the target (a few
+    samples may be answered otherwise by chance), or the loss attack can't tell the samples from non-members."""
     assert task.nonmember is not None
-    if task.classes:
-        return max(task.right_by_class(forget, task.classes).values()) <= GONE
-    auc, error = attack_auc(task, forget, task.nonmember)
-    return auc <= 0.5 + error
+    if not task.classes:
+        auc, error = attack_auc(task, forget, task.nonmember)
+        return auc <= 0.5 + error
+    logits, labels = outputs(task, forget)
+    right = logits.argmax(dim=1).eq(labels).double()
+    kept = max(float(right[labels == c].mean()) for c in labels.unique().tolist())
+    return kept <= GONE and float(like.distance(logits, labels)) <= tolerance
 
 
 def gradient(loss: Tensor, params: Iterable[Tensor]) -> list[Tensor]:

@@ -58,4 +58,12 @@ _AUTO: dict[str, Any] = {
     "repair_epochs": 6,
 }
 
-PRESETS = {"auto": _AUTO, "paper": _PAPER, "notebook": _NOTEBOOK, "ssd": _SSD, "supreme": _SUPREME}
+# Single samples, by noise paired with the forget set's batches: see _unsir_samples.py.
+_SAMPLES: dict[str, Any] = {
+    "noise_steps": 5,
+    "batch_size": 64,
+    "impair_lr": 1e-3,
+    "repair_lr": 1e-3,
+}
+
+PRESETS = {"auto": _AUTO, "paper": _PAPER, "notebook": _NOTEBOOK, "ssd": _SSD, "supreme": _SUPREME, "samples": _SAMPLES}

@@ -43,9 +43,13 @@ class Forsaken:
         l1: lambda of the l1 term; multiplied by omega, the mean retain loss over the evidence batches' number (1 without retain data).
         utility: weight of the retain loss in the objective (0: only omega looks at the retain data, as in the description).
         divergence: ``"P||V"``, ``"V||P"`` or ``"JS"``, of the reference distribution P and the forget data's V.
-        reference: see :func:`fastforget.methods._match.reference`.
-        stop: ``"unknown"`` (the loss attack can't tell forget from non-member data, or the classes are gone), ``"divergence"`` (distance
-            at most ``tolerance``) or ``"steps"``.
+        reference: see ``fastforget/methods/_match.py``.
+        stop: ``"unknown"`` (the loss attack can't tell forget from non-member data; for whole classes, they are gone and the distance is at
+            most ``tolerance``), ``"divergence"`` (distance at most ``tolerance``) or ``"steps"``. Before it stops, ``patience`` blocks of
+            changes must have brought less than 2 % each.
+        batch_size, check_every, evidence_batches: samples a step, steps in a block, batches that decide whether a block is kept.
+        generator_lr, hidden: of the generator's net.
+        undo_limit: ends the run after so many blocks undone in a row.
 
     >>> from fastforget.methods import Forsaken
     >>> Forsaken(generator="direct").step_size
@@ -60,7 +64,7 @@ class Forsaken:
     divergence: str = "P||V"
     reference: str = "by_class"
     stop: str = "unknown"
-    tolerance: float = 0.02
+    tolerance: float = 0.05
     batch_size: int = 128
     check_every: int = 5
     evidence_batches: int = 10
@@ -111,7 +115,7 @@ class _Run:
     def __init__(self, options: Forsaken, task: Task) -> None:
         assert task.forget is not None and task.nonmember is not None
         self.options, self.task = options, task
-        self.target = _match.reference(task, options.reference)
+        self.target = _match.target(task, options.reference, options.divergence)
         self.params: list[Tensor] = [p for p in task.model.parameters() if p.requires_grad]
         self.generator: Generator = GENERATORS[options.generator](task, self.params, options)
         self.forget = _match.cycle(task.forget, options.batch_size, task.generator(FORGET_ORDER), task.device)
@@ -133,7 +137,7 @@ class _Run:
     def _look(self) -> tuple[float, float]:
         """Distance of the forget data's answers from the reference, and the mean retain loss."""
         logits, labels = _match.outputs(self.task, self.seen)
-        distance = float(_match.distance(logits, labels, self.target, self.options.divergence))
+        distance = float(self.target.distance(logits, labels))
         return distance, float(_match.losses(self.task, self.kept).mean()) if self.kept is not None else 0.0
 
     def _objective(self) -> float:
@@ -157,15 +161,15 @@ class _Run:
         with torch.enable_grad():
             x, y = next(self.forget)
             logits = task.forward(task.model, x).float()
-            away = _match.distance(logits, y, self.target, options.divergence)
-            difference = self.target[y].mean(dim=0) - logits.detach().softmax(dim=1).mean(dim=0)
+            away = self.target.distance(logits, y)
+            difference = self.target.table[y].mean(dim=0) - logits.detach().softmax(dim=1).mean(dim=0)
             grads = _match.gradient(away, self.params)
             if self.retain is not None and options.utility > 0:
                 x, y = next(self.retain)
                 kept = _match.gradient(F.cross_entropy(task.forward(task.model, x).float(), y), self.params)
                 importance = list(mask.neuron_stats([rows(g) for g in kept]).mean_abs)
                 torch._foreach_add_(grads, kept, alpha=options.utility)
-        self.generator.learn(grads)
+            self.generator.learn(grads)
         omega = self.loss / options.evidence_batches if self.kept is not None else 1.0
         with torch.no_grad():
             return self.generator.apply(
@@ -181,7 +185,12 @@ class _Run:
         self.task.history.append(row | {"kept": kept})
         self.idle = 0 if kept and objective < 0.98 * self.best else self.idle + 1
         if kept:
-            self.best, self.accepted, self.undone = objective, _weights.save(self.task.model), 0
+            self.accepted, self.undone = _weights.save(self.task.model), 0
+            if not self.task.classes:
+                # what the change did to data never seen is part of the comparison: the attacker sees the same model
+                self.target = _match.target(self.task, self.options.reference, self.options.divergence)
+                self.distance, self.loss = self._look()
+            self.best = self._objective()
         else:
             _weights.put_back(self.task.model, self.accepted)
             self.distance, self.loss = before
@@ -199,7 +208,7 @@ class _Run:
             return False
         if options.stop == "divergence":
             return self.distance <= options.tolerance
-        return _match.unknown(task, self.seen)
+        return _match.unknown(task, self.seen, self.target, options.tolerance)
 
     def measured(self) -> dict[str, Any]:
         return {"steps": self.step, "distance_before": self.first, "distance": self.distance, "step_size_at_end": self.eta}

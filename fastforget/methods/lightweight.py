@@ -39,6 +39,7 @@ class Lightweight:
         noise: sigma of the Gaussian part of a perturbation, relative likewise.
         pull: weight of the gradient that pulls the forget data's answers towards those on unseen data (the 2025 text); 0 leaves it out.
         divergence, reference: of that pull, as in :class:`Forsaken`.
+        tolerance: for whole classes, the distance that must be reached as well.
         check_every: steps between two looks at whether the data is forgotten.
         evidence: samples of the forget set that are looked at.
         finetune_epochs, finetune_lr: of ``direction="interpolate"``.
@@ -50,13 +51,14 @@ class Lightweight:
 
     direction: str = "gradient"
     steps: int = 200
-    step_size: float = 0.02
+    step_size: float = 0.01
     noise: float = 1e-3
     pull: float = 1.0
     divergence: str = "P||V"
     reference: str = "by_class"
     batch_size: int = 128
-    check_every: int = 2
+    tolerance: float = 0.1
+    check_every: int = 4
     evidence: int = 512
     finetune_epochs: int = 2
     finetune_lr: float = 1e-3
@@ -75,7 +77,7 @@ class Lightweight:
         for name in ("steps", "batch_size", "check_every", "evidence", "finetune_epochs"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}; accepted is an int >= 1")
-        for name in ("step_size", "noise", "pull", "finetune_lr"):
+        for name in ("step_size", "noise", "pull", "finetune_lr", "tolerance"):
             value = getattr(self, name)
             if not (isinstance(value, (int, float)) and value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name}: got {value!r}; accepted is a finite number >= 0")
@@ -90,7 +92,7 @@ class Lightweight:
             if getattr(task, name) is None:
                 raise ValueError(f"{name}: not given; Lightweight needs {use}")
         assert task.forget is not None and task.retain is not None
-        target = _match.reference(task, self.reference)
+        target = _match.target(task, self.reference, self.divergence)
         seen = task.forget if len(task.forget) <= self.evidence else task.forget.split(self.evidence, task.generator(EVIDENCE))[1]
         towards = self._fine_tuned(task) if self.direction == "interpolate" else None
         forget = _match.cycle(task.forget, self.batch_size, task.generator(FORGET_ORDER), task.device)
@@ -99,16 +101,19 @@ class Lightweight:
         step = 0
         with _weights.flags_kept(task.model), torch.enable_grad(), progress(self.steps, "lightweight", task.progress) as bar:
             task.model.eval()  # batch statistics and dropout stay as they are
-            while step < self.steps and not _match.unknown(task, seen):
+            while step < self.steps and not _match.unknown(task, seen, target, self.tolerance):
                 for _ in range(min(self.check_every, self.steps - step)):
                     step += 1
                     row = self._perturb(task, params, forget, retain, target, towards, step)
                     bar.step()
                 task.history.append({"phase": "lightweight", "step": step, **row})
+                if not task.classes:
+                    # what the steps did to data never seen is part of the comparison
+                    target = _match.target(task, self.reference, self.divergence)
         return {"measured": {"steps": step}}
 
     def _perturb(
-        self, task: Task, params: list[Tensor], forget: Any, retain: Any, target: Tensor, towards: list[Tensor] | None, step: int
+        self, task: Task, params: list[Tensor], forget: Any, retain: Any, target: _match.Target, towards: list[Tensor] | None, step: int
     ) -> dict[str, float]:
         """theta <- theta - eta * g + sigma * xi, in one pass over the weights."""
         figures: dict[str, float] = {}
@@ -121,7 +126,7 @@ class Lightweight:
             grads = [p.detach() - t for p, t in zip(params, towards, strict=True)]
         if self.pull > 0:
             x, y = next(forget)
-            away = _match.distance(task.forward(task.model, x).float(), y, target, self.divergence)
+            away = target.distance(task.forward(task.model, x).float(), y)
             torch._foreach_add_(grads, _match.gradient(away, params), alpha=self.pull)
             figures["distance"] = float(away.detach())
         with torch.no_grad():

@@ -23,7 +23,7 @@ from .._data import Source
 from .._progress import Progress, progress
 from ..ops import noise as noise_ops
 from ..ops import update
-from . import _auto, _weights
+from . import _auto, _unsir_samples, _weights
 from ._presets import PRESETS
 from ._task import Task
 
@@ -50,7 +50,7 @@ class UNSIR:
 
     Presets: ``"auto"`` (the default; finds rates and amounts from the model at hand, see
     ``fastforget/methods/_auto.py``), ``"paper"``, ``"notebook"``, ``"ssd"``, ``"supreme"`` (published
-    variants, see ``_presets.py``). ``None`` = found by ``auto``.
+    variants, see ``_presets.py``), ``"samples"`` (single samples, see ``_unsir_samples.py``). ``None`` = found by ``auto``.
 
     >>> from fastforget.methods import UNSIR
     >>> UNSIR(preset="notebook").images_used, UNSIR(preset="paper", copies=15).copies
@@ -143,7 +143,11 @@ class UNSIR:
                     raise ValueError(f"{name}: only preset='auto' finds it; give a number for preset={self.preset!r}")
 
     name = "unsir"
-    scope = "classes"
+
+    @property
+    def scope(self) -> str:
+        """``"samples"`` for the preset of that name: the forget set may be any samples."""
+        return "samples" if self.preset == "samples" else "classes"
 
     def receipt(self) -> dict[str, Any]:
         """Every option in force, JSON-able; optimiser factories by their name."""
@@ -156,6 +160,8 @@ class UNSIR:
             raise ValueError("retain: not given; UNSIR needs data of the classes to keep")
         if self.preset == "auto":
             return _auto.run(self, task)
+        if self.preset == "samples":
+            return _unsir_samples.run(self, task)
         retain = capped(task.retain, self.retain_per_class, task.generator(KEEP))
         noise = learn_noise(self, task, task.classes, used_images(retain))
         impair(self, task, retain, noise)
