@@ -51,12 +51,14 @@ def class_list(classes: Any, forget: Source | None) -> list[int]:
     return sorted(given)
 
 
-def probe(model: nn.Module, forward: Forward, source: Source, device: torch.device) -> int:
-    """Number of classes the model knows, from one small batch; refuses what can't serve."""
+def probe(model: nn.Module, forward: Forward, source: Source, device: torch.device, noisy: bool) -> int:
+    """Number of classes the model knows, from one small batch; refuses what can't serve. ``noisy``: the method learns noise in the
+    inputs' place, so they must be floating point.
+    """
     inputs, _ = next(iter(source.at([torch.arange(min(2, len(source)))], device=device)))
     if not isinstance(inputs, Tensor):
         raise TypeError(f"{source.name}: inputs are {type(inputs).__name__}; accepted are tensors (choose one by unpack=)")
-    if not inputs.is_floating_point():
+    if noisy and not inputs.is_floating_point():
         raise TypeError(
             f"{source.name}: inputs are {inputs.dtype}; accepted are floating point tensors, prepared "
             "as in training. "

@@ -28,6 +28,7 @@ METHODS: dict[str, Callable[..., Any]] = {"unsir": UNSIR, "forsaken": Forsaken, 
 class Method(Protocol):
     name: str
     scope: str  # "classes": classes as a whole; "samples": also any set of samples, given as forget=
+    learns_noise: bool  # in the inputs' place: they must be floating point
 
     def run(self, task: Task) -> dict[str, Any]: ...
 
@@ -40,6 +41,7 @@ class Nothing:
 
     name = "none"
     scope = "samples"
+    learns_noise = False
 
     def run(self, task: Task) -> dict[str, Any]:
         return {}
@@ -161,7 +163,8 @@ def unlearn(
     # augmentation
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(derived_seed(seed, 0))
-        task = _task(model, wanted, device, seed, progress, drop_forget, sets, forward or _call)
+        noisy = getattr(chosen, "learns_noise", True)
+        task = _task(model, wanted, device, seed, progress, drop_forget, sets, forward or _call, noisy)
         before = _weights.fingerprint(model)
         with _weights.flags_kept(task.model):
             details = chosen.run(task)
@@ -201,12 +204,13 @@ def _task(
     drop_forget: bool,
     sets: dict[str, Source | None],
     forward: Callable[[nn.Module, Any], Tensor],
+    noisy: bool,
 ) -> Task:
     given = [s for s in sets.values() if s is not None]
     if not given:
         raise ValueError("retain: not given; accepted is a DataLoader, a Dataset or an (inputs, labels) pair of data to keep")
     work = _weights.working_copy(model)
-    outputs = _checks.probe(work, forward, given[0], device)
+    outputs = _checks.probe(work, forward, given[0], device, noisy)
     _checks.known_classes(classes, outputs)
     for one in given:
         _checks.label_range(one, outputs)

@@ -75,6 +75,7 @@ class Forsaken:
 
     name = "forsaken"
     scope = "samples"
+    learns_noise = False
 
     def __post_init__(self) -> None:
         for name, accepted in (

@@ -65,6 +65,7 @@ class Lightweight:
 
     name = "lightweight"
     scope = "samples"
+    learns_noise = False
 
     def __post_init__(self) -> None:
         for name, accepted in (

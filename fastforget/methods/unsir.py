@@ -143,6 +143,7 @@ class UNSIR:
                     raise ValueError(f"{name}: only preset='auto' finds it; give a number for preset={self.preset!r}")
 
     name = "unsir"
+    learns_noise = True
 
     @property
     def scope(self) -> str:
