@@ -11,6 +11,7 @@ from typing import Any
 
 from . import attacks as atk
 from .files import write_whole
+from .oracles import NOT_IDEAL
 
 CONVENTIONS = {
     "accuracy": "share of samples whose largest logit is the label's; the first of equal logits wins",
@@ -131,6 +132,10 @@ class AuditReport:
         lines.append((group, "AUC", _reader(number, "attacks", "retain_vs_test", "loss", "auc")))
         group = "memory of the forget set"
         lines.append((group, "forgetting rate", _reader(percent, "forgetting_rate")))
+        lines += [
+            (group, f"forgetting rate, oracle {name}", _reader(percent, "forgetting_rates", name, "rate"))
+            for name in self.rows[0].get("forgetting_rates", {})
+        ]
         lines.append((group, "called members by the oracle", _reader(percent, "oracle_members", "forget")))
         lines.append((group, "the same, unseen samples", _reader(percent, "oracle_members", "unseen")))
         lines.append((group, "mean loss", _reader(number, "mean_loss", "forget")))
@@ -160,6 +165,9 @@ class AuditReport:
             notes.append('NO REFERENCE: no model named "retrained" was given. Read the figures as changes, not as distances from an ideal.')
         rates = {row["forgetting_rate_reason"] for row in self.rows if row["forgetting_rate_reason"]}
         notes += [f"forgetting rate undefined: {reason}" for reason in sorted(rates)]
+        undefined = {(o, e["reason"]) for row in self.rows for o, e in row.get("forgetting_rates", {}).items() if e["reason"]}
+        notes += [f"forgetting rate of oracle {name} undefined: {reason}" for name, reason in sorted(undefined)]
+        notes.append(f"forgetting rate: {NOT_IDEAL}")
         notes += [f"{name.replace('_', ' ')}: {convention}." for name, convention in self.settings["comparisons"].items()]
         return notes
 

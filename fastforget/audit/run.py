@@ -14,6 +14,8 @@ from .. import _data
 from . import attacks as atk
 from . import passes, verdict
 from .histogram import loss_histograms
+from .oracles import Oracle
+from .oracles import rates as oracle_rates
 from .report import AuditReport
 from .weights import weight_distance
 
@@ -27,6 +29,7 @@ def audit(
     retain: Any,
     test: Any,
     attacks: Sequence[str] = atk.DEFAULT,
+    oracles: dict[str, Oracle] | None = None,
     seed: int = 0,
     unpack: Callable[[Any], tuple[Any, Tensor]] | None = None,
     forward: Callable[[nn.Module, Any], Tensor] | None = None,
@@ -47,6 +50,9 @@ def audit(
             model was trained on; each a DataLoader, a Dataset or an (inputs, labels) pair.
         attacks: of "loss", "confidence", "entropy", "modified_entropy", "margin", "logit_confidence". "loss"
             is always measured.
+        oracles: further membership oracles for the forgetting rate by name, beside the loss threshold that is calibrated on the original
+            model: callables (logits [N, K], labels [N]) -> bool [N], such as those of ``fastforget.audit.oracles``. Each is asked
+            about the forget set on every model, in the set's order.
         seed: for data sets that augment at random; same seed, same figures. The caller's random state is left
             alone.
         unpack: batch -> (inputs, labels), for batches that are not (x, y) or (x, _, y).
@@ -84,6 +90,7 @@ def audit(
     duels = atk.duels(labels)
     oracle = atk.calibrate(done.get(ORIGINAL), duels[1])
 
+    by_oracle = oracle_rates(models, sets["forget"], oracles or {}, ORIGINAL, forward) if oracles else {n: {} for n in models}
     rows = [_row(name, done[name], duels, names, forgotten) for name in models]
     by_name = {row["model"]: row for row in rows}
     for row in rows:
@@ -93,6 +100,7 @@ def audit(
         }
         value, reason = atk.rate(done.get(ORIGINAL), done[row["model"]], oracle)
         row["forgetting_rate"], row["forgetting_rate_reason"] = value, reason
+        row["forgetting_rates"] = by_oracle[row["model"]]
         row["oracle_members"] = _oracle_members(done[row["model"]], duels[0], oracle)
     for row in rows:
         row["status"], row["reasons"] = verdict.judge(row, by_name.get(ORIGINAL), by_name.get(RETRAINED))
