@@ -1,4 +1,4 @@
-"""The experiment: method x scenario x data set x net x seed, beside the original, the retrained model and the untouched and random controls.
+"""The experiment: method x scenario x data set x net x seed, beside the original, the retrained model and two controls: untouched, random.
 
     python -m fastforget experiment --data mnist5k digits --seeds 0 1 2 --out experiment
 

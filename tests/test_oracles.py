@@ -23,7 +23,7 @@ def test_loss_threshold_is_the_audits_own(world):
     report = world.audit(oracles={"mine": own})
     for row in report.rows:
         before = own(*oracles.logits_of(world.original, world.forget))
-        after = own(*oracles.logits_of(dict(original=world.original, retrained=world.retrained)[row["model"]], world.forget))
+        after = own(*oracles.logits_of({"original": world.original, "retrained": world.retrained}[row["model"]], world.forget))
         expected = membership.forgetting_rate(before, after)
         got = row["forgetting_rates"]["mine"]
         assert got["members"] == int(after.sum())

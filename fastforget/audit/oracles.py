@@ -81,7 +81,7 @@ class ShadowLogistic:
                 features = self._features(*logits_of(model, data, f"shadows[{i}]", forward))
                 rows.append(features)
                 # both sides weigh the same whatever their sizes
-                targets.append(torch.stack((torch.full((len(features),), is_member), torch.full((len(features),), 1.0 / len(features))), dim=1))
+                targets.append(torch.tensor([is_member, 1.0 / len(features)]).expand(len(features), 2))
         x, pair = torch.cat(rows), torch.cat(targets).double()
         self.mean, self.deviation = x.mean(dim=0), x.std(dim=0).clamp_min(1e-12)
         self.weights = _logistic((x - self.mean) / self.deviation, pair[:, 0], pair[:, 1] / len(shadows))

@@ -285,7 +285,8 @@ def _samples_verdict(task: Task) -> tuple[bool, str, dict[str, Any]]:
     if _weights.fingerprint(task.model) == _weights.fingerprint(task.original):
         return False, f"the weights are unchanged; {text}", figures
     if before <= limit:
-        return False, f"not shown: {text}; it couldn't tell them before either (limit {limit:.3f}), so it can't show that they are gone", figures
+        why = f"not shown: {text}; it couldn't tell them before either (limit {limit:.3f}), so it can't show that they are gone"
+        return False, why, figures
     return auc <= limit, f"{text} (forgotten: at most {limit:.3f})", figures
 
 
