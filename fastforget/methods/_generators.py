@@ -94,9 +94,17 @@ def _net(features: int, hidden: int, seed: int, device: torch.device) -> nn.Sequ
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         net = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, 1))
-    nn.init.zeros_(net[-1].weight)
-    nn.init.zeros_(net[-1].bias)
+    _zero_last(net)
     return net.to(device)
+
+
+def _zero_last(net: nn.Sequential) -> Tensor:
+    """Zeroes the last layer; returns its bias."""
+    last = net[-1]
+    assert isinstance(last, nn.Linear)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return last.bias
 
 
 class Neuron:
@@ -212,8 +220,7 @@ class Dense:
         with torch.random.fork_rng(devices=[task.device] if task.device.type == "cuda" else []):
             torch.manual_seed(task.seed)
             self.net = nn.Sequential(nn.Linear(n + classes, hidden), nn.ReLU(), nn.Linear(hidden, n)).to(task.device)
-        nn.init.zeros_(self.net[-1].weight)
-        nn.init.zeros_(self.net[-1].bias)
+        self.bias = _zero_last(self.net)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=options.generator_lr)
         self.l1 = options.l1
         self.out: Tensor | None = None
@@ -238,7 +245,7 @@ class Dense:
     def learn_from(self, grads: list[Tensor], weight: list[float]) -> None:
         """Before the first change there is nothing to learn from but the gradient: the output's bias starts as it."""
         with torch.no_grad():
-            self.net[-1].bias.copy_(torch.cat([(g / w).reshape(-1).float() for g, w in zip(grads, weight, strict=True)]))
+            self.bias.copy_(torch.cat([(g / w).reshape(-1).float() for g, w in zip(grads, weight, strict=True)]))
 
     def learn(self, grads: list[Tensor]) -> None:
         if self.out is None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._progress import progress
+from .._progress import Progress, progress
 from ..ops import noise as noise_ops
 from ..ops import update
 from . import _weights, unsir
@@ -43,6 +43,7 @@ def run(options: UNSIR, task: Task) -> dict[str, Any]:
         batches = list(task.forget.batches(generator=order, device=task.device, batch_size=options.batch_size))
         pairs = zip(batches, _forever(task, retain, options.batch_size, epoch), strict=False)
         total = 0.0
+        bar: Progress[int]
         with _weights.flags_kept(task.model), torch.enable_grad(), progress(len(batches), f"impair {epoch + 1}", task.progress) as bar:
             for i, ((x, _), (kept, labels)) in enumerate(pairs):
                 # the same number of images on both sides: each noise image takes a retained one's label

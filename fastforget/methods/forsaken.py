@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._data import Source
-from .._progress import progress
+from .._progress import Progress, progress
 from ..ops import mask
 from . import _match, _weights
 from ._generators import GENERATORS, Context, Generator, rows
@@ -104,6 +104,7 @@ class Forsaken:
             raise ValueError("nonmember: not given; Forsaken needs data the model never saw, to learn how it answers such data")
         assert task.forget is not None
         run = _Run(self, task)
+        bar: Progress[int]
         with _weights.flags_kept(task.model), progress(self.steps, "forsaken", task.progress) as bar:
             task.model.eval()  # batch statistics and dropout stay as they are
             run.loop(bar)

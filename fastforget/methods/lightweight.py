@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._progress import progress
+from .._progress import Progress, progress
 from ..ops import noise
 from . import _match, _weights
 from ._generators import relative
@@ -100,6 +100,7 @@ class Lightweight:
         retain = _match.cycle(task.retain, self.batch_size, task.generator(RETAIN_ORDER), task.device)
         params: list[Tensor] = [p for p in task.model.parameters() if p.requires_grad]
         step = 0
+        bar: Progress[int]
         with _weights.flags_kept(task.model), torch.enable_grad(), progress(self.steps, "lightweight", task.progress) as bar:
             task.model.eval()  # batch statistics and dropout stay as they are
             while step < self.steps and not _match.unknown(task, seen, target, self.tolerance):
