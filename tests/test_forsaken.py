@@ -180,7 +180,7 @@ def test_distance_is_zero_where_the_answers_are_alike_and_falls_along_its_gradie
     other = torch.randn(40, 6, dtype=torch.float64).requires_grad_()
     value = own.distance(other, labels)
     (g,) = torch.autograd.grad(value, other)
-    assert float(own.distance(other - 1e-3 * g / g.norm(), labels)) < float(value)
+    assert float(own.distance(other.detach() - 1e-3 * g / g.norm(), labels)) < float(value.detach())
 
 
 def test_reference_of_a_class_that_non_members_lack_is_their_mean():
