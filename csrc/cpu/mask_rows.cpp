@@ -200,15 +200,20 @@ void columns(const void* x_, const RowsShape& shape, int64_t outer0, int64_t out
   const int64_t inner = shape.inner, stride = shape.rows * inner;
   const S* x = static_cast<const S*>(x_) + outer0 * stride;
   alignas(64) double magnitude[kColumns], square[kColumns];
+  // Rows [row, row + rows) from `copies` runs of them, each sum in four chains.
   const auto fold = [&](int64_t row, int64_t rows, int64_t copies) {
-    const double *m = magnitude, *q = square;
-    for (int64_t copy = 0; copy < copies; ++copy) {
-      for (int64_t r = row; r < row + rows; ++r, m += inner, q += inner) {
-        double ms[4] = {}, qs[4] = {};
-        for (int64_t i = 0; i < inner; ++i) ms[i % 4] += m[i], qs[i % 4] += q[i];
-        magnitudes[r] += (ms[0] + ms[1]) + (ms[2] + ms[3]);
-        squares[r] += (qs[0] + qs[1]) + (qs[2] + qs[3]);
+    for (int64_t r = 0; r < rows; ++r) {
+      double ms[4] = {}, qs[4] = {};
+      int64_t chain = 0;
+      for (int64_t copy = 0; copy < copies; ++copy) {
+        const int64_t from = (copy * rows + r) * inner;
+        for (int64_t i = from; i < from + inner; ++i, ++chain) {
+          ms[chain % 4] += magnitude[i];
+          qs[chain % 4] += square[i];
+        }
       }
+      magnitudes[row + r] += (ms[0] + ms[1]) + (ms[2] + ms[3]);
+      squares[row + r] += (qs[0] + qs[1]) + (qs[2] + qs[3]);
     }
   };
   const auto clear = [&] {
