@@ -1,8 +1,8 @@
 // LiRA statistics and ratios over shadow models (lira_stats, lira_ratio, lira_loo, lira_update_). Compiled once per
 // instruction set.
 //
-// Scores are read twice, in blocks of columns that stay in the L2 cache. What is computed per sample rather than per
-// score (ratios, leave-one-out, running moments) is computed in double.
+// Scores are read twice, in blocks of columns that stay in the L2 cache. Leave-one-out and running moments are computed
+// in double.
 #include "cpu/membership_lira.h"
 
 #include "cpu/membership_lira_lanes.h"
@@ -21,7 +21,7 @@ void stats(const LiraScores& in, bool median, const LiraStats& out, int64_t begi
   const int64_t columns = in.samples * in.queries;
   S* sorted = static_cast<S*>(scratch.sorted);
   Moments<S> m;
-  int64_t count[2][kBlockColumns];
+  int32_t count[2][kBlockColumns];
   for_spans(begin, end, in.queries, block_columns(in.models, sizeof(S), kBlockColumns), [&](const Span& span) {
     count_members(in, span.sample, span.samples, count[0], count[1]);
     for (int side = 0; side < 2; ++side) {
@@ -37,7 +37,7 @@ void stats(const LiraScores& in, bool median, const LiraStats& out, int64_t begi
 #pragma omp simd
       for (int64_t c = 0; c < span.width; ++c) {
         center[c] = m.mean[side][c];
-        variance[c] = m.m2[side][c] / m.n[side][c];
+        variance[c] = m.m2[side][c] * m.share[side][c];
       }
       if (!median) continue;
       for (int64_t c = 0; c < span.width; c += W) {
@@ -54,61 +54,89 @@ void stats(const LiraScores& in, bool median, const LiraStats& out, int64_t begi
 
 // ---- lira_ratio -----------------------------------------------------------------------------------------------------
 
-// Of a tile's columns: score = square_out (t - out)^2 - square_in (t - in)^2 + constant, or linear (t - out).
+// Of a tile's columns: score = square_out (t - out)^2 - square_in (t - in)^2 + constant, or square_out (t - out).
+template <class C>
 struct Terms {
-  alignas(64) double out[kTile], in[kTile], square_out[kTile], square_in[kTile], constant[kTile];
+  alignas(64) C out[kTile], in[kTile], square_out[kTile], square_in[kTile], constant[kTile];
 };
 
-template <class S>
-FF_INLINE void find_terms(const LiraRatio& job, int64_t at, int64_t width, Terms& terms) {
-  const int64_t columns = job.samples * job.queries, step = job.one_variance ? 0 : 1;
+// Whether variances from `low` to `high` can be worked with in type C. Float scores are computed in float but for those
+// that would leave its range on the way, here or with a result that isn't finite; they are computed again in double.
+template <class C>
+FF_INLINE bool in_range(C low, C high) {
+  if constexpr (sizeof(C) == 8) return true;
+  const bool above = low >= static_cast<C>(0x1p-60), below = high <= static_cast<C>(0x1p60);
+  return above & below;
+}
+
+template <bool kOne, class S>
+FF_INLINE void find_terms(const LiraRatio& job, int64_t at, int64_t width, Terms<S>& terms) {
+  const int64_t columns = job.samples * job.queries;
   const S* center = static_cast<const S*>(job.center) + at;
-  const S* variance = static_cast<const S*>(job.variance);
-  const S* of_out = job.one_variance ? variance : variance + at;
-  const S* of_in = job.one_variance ? variance + 1 : variance + columns + at;
-  const double floor = job.rule.var_floor;
+  const S* of_out = static_cast<const S*>(job.variance) + (kOne ? 0 : at);
+  const S* of_in = of_out + (kOne ? 1 : columns);
+  const S floor = static_cast<S>(job.rule.var_floor), nan = static_cast<S>(__builtin_nan(""));
+  const auto floored = [&](S x) { return at_least(x, floor); };
   if (job.rule.mode == kOnline) {
 #pragma omp simd
     for (int64_t c = 0; c < width; ++c) {
-      const double out = at_least(static_cast<double>(of_out[c * step]), floor);
-      const double in = at_least(static_cast<double>(of_in[c * step]), floor);
-      terms.out[c] = static_cast<double>(center[c]);
-      terms.in[c] = static_cast<double>(center[columns + c]);
-      terms.square_out[c] = 0.5 / out;
-      terms.square_in[c] = 0.5 / in;
-      terms.constant[c] = 0.5 * log_of(out / in);
+      const S out = floored(of_out[kOne ? 0 : c]), in = floored(of_in[kOne ? 0 : c]);
+      const S low = out < in ? out : in, high = out < in ? in : out;
+      terms.out[c] = center[c];
+      terms.in[c] = center[columns + c];
+      terms.square_out[c] = S(0.5) / out;
+      terms.square_in[c] = S(0.5) / in;
+      const S constant = S(0.5) * log_of(out / in);
+      terms.constant[c] = in_range(low, high) ? constant : nan;
     }
   } else {
     const bool density = job.rule.mode == kDensity;
 #pragma omp simd
     for (int64_t c = 0; c < width; ++c) {
-      const double out = at_least(static_cast<double>(of_out[c * step]), floor);
-      terms.out[c] = static_cast<double>(center[c]);
-      terms.square_out[c] = density ? 0.5 / out : 1.0 / __builtin_sqrt(out);
-      terms.constant[c] = density ? 0.5 * log_of(kTwoPi * out) : 0.0;
+      const S out = floored(of_out[kOne ? 0 : c]);
+      terms.out[c] = center[c];
+      terms.square_out[c] = density ? S(0.5) / out : S(1) / root_of(out);
+      const S constant = density ? S(0.5) * log_of(static_cast<S>(kTwoPi) * out) : S(0);
+      terms.constant[c] = in_range(out, out) ? constant : nan;
     }
   }
 }
 
 template <class S>
-FF_INLINE void find_scores(const S* target, int64_t width, int mode, const Terms& terms, double* score) {
+FF_INLINE void find_scores(const S* target, int64_t width, int mode, const Terms<S>& terms, S* score) {
   if (mode == kOnline) {
 #pragma omp simd
     for (int64_t c = 0; c < width; ++c) {
-      const double t = static_cast<double>(target[c]), a = t - terms.out[c], b = t - terms.in[c];
-      score[c] = a * a * terms.square_out[c] - b * b * terms.square_in[c] + terms.constant[c];
+      const S a = target[c] - terms.out[c], b = target[c] - terms.in[c];
+      score[c] = a * (a * terms.square_out[c]) - b * (b * terms.square_in[c]) + terms.constant[c];
     }
   } else if (mode == kOneSided) {
 #pragma omp simd
     for (int64_t c = 0; c < width; ++c) {
-      score[c] = (static_cast<double>(target[c]) - terms.out[c]) * terms.square_out[c];
+      score[c] = (target[c] - terms.out[c]) * terms.square_out[c] + terms.constant[c];
     }
   } else {
 #pragma omp simd
     for (int64_t c = 0; c < width; ++c) {
-      const double a = static_cast<double>(target[c]) - terms.out[c];
-      score[c] = a * a * terms.square_out[c] + terms.constant[c];
+      const S a = target[c] - terms.out[c];
+      score[c] = a * (a * terms.square_out[c]) + terms.constant[c];
     }
+  }
+}
+
+__attribute__((noinline, cold)) void score_in_double(const LiraRatio& job, int64_t at, int64_t column, float* score) {
+  const int64_t columns = job.samples * job.queries;
+  const auto of = [](const void* p, int64_t i) { return static_cast<double>(static_cast<const float*>(p)[i]); };
+  const double t = of(job.target, at), floor = job.rule.var_floor, a = t - of(job.center, column);
+  const double out = at_least(of(job.variance, job.one_variance ? 0 : column), floor);
+  if (job.rule.mode == kOneSided) {
+    *score = static_cast<float>(a / __builtin_sqrt(out));
+  } else if (job.rule.mode == kDensity) {
+    *score = static_cast<float>(0.5 * (a * a / out + log_of(kTwoPi * out)));
+  } else {
+    const double b = t - of(job.center, columns + column);
+    const double in = at_least(of(job.variance, job.one_variance ? 1 : columns + column), floor);
+    *score = static_cast<float>(0.5 * (a * a / out - b * b / in + log_of(out / in)));
   }
 }
 
@@ -116,13 +144,25 @@ template <class S>
 void ratio(const LiraRatio& job, int64_t begin, int64_t end) {
   const int64_t columns = job.samples * job.queries;
   const auto ok = [&](int64_t n) { return enough(job.count[n], job.count[job.samples + n], job.rule); };
-  Terms terms;
-  alignas(64) double score[kTile];
+  Terms<S> terms;
+  alignas(64) S score[kTile];
   const auto targets = [&](const Span& span, int64_t from, int64_t to, double& sum) __attribute__((always_inline)) {
     const int64_t at = span.sample * job.queries + span.query;
-    find_terms<S>(job, at, span.width, terms);
+    if (job.one_variance) {
+      find_terms<true>(job, at, span.width, terms);
+    } else {
+      find_terms<false>(job, at, span.width, terms);
+    }
     for (int64_t t = from; t < to; ++t) {
       find_scores(static_cast<const S*>(job.target) + t * columns + at, span.width, job.rule.mode, terms, score);
+      if constexpr (sizeof(S) == 4) {
+        int32_t beyond = 0;
+#pragma omp simd reduction(| : beyond)
+        for (int64_t c = 0; c < span.width; ++c) beyond |= score[c] - score[c] == 0.0f ? 0 : 1;
+        for (int64_t c = 0; beyond != 0 && c < span.width; ++c) {
+          if (score[c] - score[c] != 0.0f) score_in_double(job, t * columns + at + c, at + c, score + c);
+        }
+      }
       finish(span, job.queries, score, sum, static_cast<S*>(job.out) + t * job.samples + span.sample,
              [&](int64_t n) { return ok(span.sample + n); });
     }
@@ -263,7 +303,7 @@ void loo(const LiraLoo& job, int64_t begin, int64_t end, void* memory) {
   Moments<double> m;
   Middles middles;
   Seen seen;
-  int64_t count[2][kBlockColumns];
+  int32_t count[2][kBlockColumns];
   alignas(64) double rest[2][kTile], score[kTile];
   for_spans(begin, end, in.queries, kTile, [&](const Span& span) {
     count_members(in, span.sample, span.samples, count[0], count[1]);

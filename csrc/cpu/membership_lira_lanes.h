@@ -128,14 +128,15 @@ struct Block {
 
 constexpr int64_t kBlockColumns = 512;
 
-// Of each column and side: number of models, mean, and sum of squared distances from the mean.
+// Of each column and side: number of models and its inverse, mean, and sum of squared distances from the mean.
 template <class C>
 struct Moments {
-  alignas(64) C n[2][kBlockColumns], mean[2][kBlockColumns], m2[2][kBlockColumns];
+  alignas(64) C n[2][kBlockColumns], share[2][kBlockColumns], mean[2][kBlockColumns], m2[2][kBlockColumns];
 };
 
 // Models whose terms are added in registers before the partial sum joins the total: less traffic, and less rounding.
 constexpr int64_t kModelsAtOnce = 8;
+constexpr int64_t kLine = 64;  // bytes of a cache line
 
 // Calls visit(first model, how many, column, columns from there) for every group of models and vector of columns, with
 // constants wherever a group or a vector is whole.
@@ -162,6 +163,7 @@ FF_INLINE void find_moments(const Block<S>& b, Moments<C>& out) {
   alignas(64) C off[2][kBlockColumns];
   for (int64_t c = 0; c < padded; c += W) {
     for (int side = 0; side < 2; ++side) {
+      store_own(out.share[side] + c, 1 / load_own(out.n[side] + c));
       store_own(out.mean[side] + c, Vec{});
       store_own(out.m2[side] + c, Vec{});
       store_own(off[side] + c, Vec{});
@@ -180,12 +182,19 @@ FF_INLINE void find_moments(const Block<S>& b, Moments<C>& out) {
   });
   for (int64_t c = 0; c < padded; c += W) {
     for (int side = 0; side < 2; ++side) {
-      store_own(out.mean[side] + c, load_own(out.mean[side] + c) / load_own(out.n[side] + c));
+      store_own(out.mean[side] + c, load_own(out.mean[side] + c) * load_own(out.share[side] + c));
     }
   }
   for_groups<C>(b.models, b.width, [&](int64_t m, int64_t count, int64_t c, auto few) __attribute__((always_inline)) {
     const Vec mean_out = load_own(out.mean[0] + c), mean_in = load_own(out.mean[1] + c);
     Vec off_out = {}, off_in = {}, m2_out = {}, m2_in = {};
+    // The next block comes in while this one is computed: its rows are too short for the hardware to guess them.
+    if (c * static_cast<int64_t>(sizeof(S)) % kLine == 0) {
+      for (int64_t i = m; i < m + count; ++i) __builtin_prefetch(b.scores + i * b.score_stride + b.width + c);
+    }
+    if (c % kLine == 0) {
+      for (int64_t i = m; i < m + count; ++i) __builtin_prefetch(b.on + i * b.on_stride + b.width + c);
+    }
     for (int64_t i = m; i < m + count; ++i) {
       const Vec x = load_scores<S, C>(b.scores + i * b.score_stride + c, few);
       const MaskOf<C> in = load_members<C>(b.on + i * b.on_stride + c, few);
@@ -204,7 +213,7 @@ FF_INLINE void find_moments(const Block<S>& b, Moments<C>& out) {
   for (int64_t c = 0; c < padded; c += W) {
     for (int side = 0; side < 2; ++side) {
       const Vec mean = load_own(out.mean[side] + c), sum = load_own(off[side] + c);
-      const Vec shift = sum / load_own(out.n[side] + c);
+      const Vec shift = sum * load_own(out.share[side] + c);
       const Vec mended = mean + shift, m2 = load_own(out.m2[side] + c) - shift * sum;
       // an infinite mean has no distances from it
       store_own(out.mean[side] + c, mended == mended ? mended : mean);

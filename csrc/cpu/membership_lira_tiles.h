@@ -67,7 +67,7 @@ FF_INLINE Block<S> block_of(const LiraScores& in, const Span& span, uint8_t* byt
 }
 
 // How many models of each side the samples have: [2][samples].
-FF_INLINE void count_members(const LiraScores& in, int64_t sample, int64_t samples, int64_t* out, int64_t* in_count) {
+FF_INLINE void count_members(const LiraScores& in, int64_t sample, int64_t samples, int32_t* out, int32_t* in_count) {
   uint8_t few[kBlockColumns];
   for (int64_t n = 0; n < samples; ++n) in_count[n] = 0;
   for (int64_t m = 0; m < in.models; m += 255) {  // what a byte can count
@@ -79,11 +79,11 @@ FF_INLINE void count_members(const LiraScores& in, int64_t sample, int64_t sampl
     }
     for (int64_t n = 0; n < samples; ++n) in_count[n] += few[n];
   }
-  for (int64_t n = 0; n < samples; ++n) out[n] = in.models - in_count[n];
+  for (int64_t n = 0; n < samples; ++n) out[n] = static_cast<int32_t>(in.models) - in_count[n];
 }
 
 template <class C>
-FF_INLINE void column_counts(const int64_t (&count)[2][kBlockColumns], const Span& span, int64_t queries,
+FF_INLINE void column_counts(const int32_t (&count)[2][kBlockColumns], const Span& span, int64_t queries,
                              Moments<C>& m) {
   for (int side = 0; side < 2; ++side) {
     repeat(count[side], span, queries, m.n[side]);
@@ -140,24 +140,47 @@ FF_INLINE double log_of(double x) {
   return x > 0.0 && x < kInfinity ? y : x == 0.0 ? -kInfinity : x < 0.0 ? __builtin_nan("") : x;
 }
 
-FF_INLINE double at_least(double x, double floor) { return x < floor ? floor : x; }  // NaN stays
+// The same of a normal x > 0 in float: 1 + t in [2/3, 4/3) keeps the relative accuracy near 1.
+FF_INLINE float log_of(float x) {
+  constexpr int32_t kTwoThirds = 0x3f2aaaab;
+  const int32_t i = __builtin_bit_cast(int32_t, x) - kTwoThirds;
+  const float t = __builtin_bit_cast(float, (i & 0x7fffff) + kTwoThirds) - 1.0f;
+  float q = t * 0.140560985f - 0.154031977f;
+  q = t * q + 0.139876544f;
+  q = t * q - 0.164127916f;
+  q = t * q + 0.200119436f;
+  q = t * q - 0.250080287f;
+  q = t * q + 0.333331674f;
+  q = t * q - 0.499999315f;
+  q = t * q + 1.0f;
+  return t * q + static_cast<float>(i >> 23) * 0.693147181f;
+}
+
+FF_INLINE float root_of(float x) { return __builtin_sqrtf(x); }
+FF_INLINE double root_of(double x) { return __builtin_sqrt(x); }
+
+template <class C>
+FF_INLINE C at_least(C x, C floor) {  // NaN stays
+  return x < floor ? floor : x;
+}
 
 FF_INLINE bool enough(int64_t out, int64_t in, const LiraRule& rule) {
-  return out >= rule.min_count && (rule.mode != kOnline || in >= rule.min_count);
+  return (out >= rule.min_count) & ((rule.mode != kOnline) | (in >= rule.min_count));  // no branch in a loop of it
 }
 
 // The mean over each sample's queries; `sum` carries a long sample from span to span.
-template <class S, class Enough>
-FF_INLINE void finish(const Span& span, int64_t queries, const double* score, double& sum, S* out, const Enough& ok) {
+template <class S, class C, class Enough>
+FF_INLINE void finish(const Span& span, int64_t queries, const C* score, double& sum, S* out, const Enough& ok) {
   if (queries == 1) {
-    for (int64_t n = 0; n < span.samples; ++n) out[n] = static_cast<S>(ok(n) ? score[n] : __builtin_nan(""));
+    for (int64_t n = 0; n < span.samples; ++n)
+      out[n] = ok(n) ? static_cast<S>(score[n]) : static_cast<S>(__builtin_nan(""));
     return;
   }
   int64_t c = 0;
   for (int64_t n = 0; c < span.width; ++n) {
     const int64_t end = smaller(queries * (n + 1) - span.query, span.width);
     double total = span.query > 0 ? sum : 0.0;
-    for (; c < end; ++c) total += score[c];
+    for (; c < end; ++c) total += static_cast<double>(score[c]);
     sum = total;
     out[n] = static_cast<S>(ok(n) ? total / static_cast<double>(queries) : __builtin_nan(""));
   }
