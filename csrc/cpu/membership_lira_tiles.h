@@ -142,8 +142,8 @@ FF_INLINE double log_of(double x) {
 
 // The same of a normal x > 0 in float: 1 + t in [2/3, 4/3) keeps the relative accuracy near 1.
 FF_INLINE float log_of(float x) {
-  constexpr int32_t kTwoThirds = 0x3f2aaaab;
-  const int32_t i = __builtin_bit_cast(int32_t, x) - kTwoThirds;
+  constexpr uint32_t kTwoThirds = 0x3f2aaaab;
+  const uint32_t i = __builtin_bit_cast(uint32_t, x) - kTwoThirds;
   const float t = __builtin_bit_cast(float, (i & 0x7fffff) + kTwoThirds) - 1.0f;
   float q = t * 0.140560985f - 0.154031977f;
   q = t * q + 0.139876544f;
@@ -153,7 +153,7 @@ FF_INLINE float log_of(float x) {
   q = t * q + 0.333331674f;
   q = t * q - 0.499999315f;
   q = t * q + 1.0f;
-  return t * q + static_cast<float>(i >> 23) * 0.693147181f;
+  return t * q + static_cast<float>(static_cast<int32_t>(i) >> 23) * 0.693147181f;
 }
 
 FF_INLINE float root_of(float x) { return __builtin_sqrtf(x); }
