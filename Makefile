@@ -16,12 +16,13 @@ CSRC_FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(CSRC))
 demo: setup
 	$(PY) -m fastforget demo $(ARGS)
 
+# OMP_WAIT_POLICY: threads that wait sleep, so that a busy machine slows the tests a little and not a hundredfold.
 # Without the tests that build wheels (minutes): `make test-all` has them too.
 test: setup $(VENV)/.test
-	$(PY) -m pytest -m "not slow" $(ARGS)
+	OMP_WAIT_POLICY=passive $(PY) -m pytest -m "not slow" $(ARGS)
 
 test-all: setup $(VENV)/.test
-	$(PY) -m pytest $(ARGS)
+	OMP_WAIT_POLICY=passive $(PY) -m pytest $(ARGS)
 
 lint: setup $(VENV)/.test $(VENV)/.lint
 	$(PY) -m ruff check .
