@@ -68,7 +68,7 @@ def test_parity_tests_under_the_sanitizers(tmp_path):
     assert b"__asan_report_store" in library.read_bytes(), "the library isn't instrumented"
     files = [f"tests/test_{name}.py" for name in PARITY if (tree / "tests" / f"test_{name}.py").exists()]
     assert len(files) >= 10
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", "-k", LEFT_OUT, *files]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", "-m", "not slow", "-k", LEFT_OUT, *files]
     done = subprocess.run(command, cwd=tree, env=environment(FASTFORGET_REQUIRE_NATIVE="1"), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert " passed" in done.stdout

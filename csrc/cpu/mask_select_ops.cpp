@@ -289,6 +289,7 @@ void saliency_mask(const std::vector<Tensor>& xs, int64_t k, const std::vector<T
   double value = std::numeric_limits<double>::infinity();
   if (k == 0) {
     for (const Item& item : items) {
+      if (item.numel == 0) continue;  // an empty tensor may have no memory at all
       std::memset(item.mask, 0, static_cast<size_t>(item.packed ? (item.numel + 7) / 8 : item.numel));
     }
   } else {
