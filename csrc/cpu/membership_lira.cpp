@@ -298,6 +298,7 @@ FF_INLINE void score_seen(const S* target, int64_t width, const LiraRule& rule, 
 template <class S>
 void loo(const LiraLoo& job, int64_t begin, int64_t end, void* memory) {
   const LiraScores& in = job.in;
+  if (in.models == 0) return;  // no target, and no row of sorted scores to look at
   const Scratch scratch = Scratch::at(memory, in.models, in.queries);
   const S* given = static_cast<const S*>(job.variance);
   Moments<double> m;
