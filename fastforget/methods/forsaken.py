@@ -23,12 +23,11 @@ from torch.nn import functional as F
 from .._data import Source
 from .._progress import Progress, progress
 from ..ops import mask
-from . import _match, _weights
+from . import _match, _options, _weights
 from ._generators import GENERATORS, Context, Generator, rows
 from ._task import Task
 
 FORGET_ORDER, RETAIN_ORDER, EVIDENCE = 21, 22, 23  # purposes of seeds
-_POSITIVE = ("steps", "batch_size", "check_every", "evidence_batches")
 
 
 @dataclasses.dataclass
@@ -78,21 +77,14 @@ class Forsaken:
     learns_noise = False
 
     def __post_init__(self) -> None:
-        for name, accepted in (
-            ("generator", tuple(GENERATORS)),
-            ("divergence", _match.DIVERGENCES),
-            ("reference", _match.REFERENCES),
-            ("stop", ("unknown", "divergence", "steps")),
-        ):
-            if getattr(self, name) not in accepted:
-                raise ValueError(f"{name}: got {getattr(self, name)!r}; accepted are {', '.join(map(repr, accepted))}")
-        for name in (*_POSITIVE, *(("hidden",) if self.hidden is not None else ())):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)!r}; accepted is an int >= 1")
-        for name in ("step_size", "l1", "utility", "tolerance", "generator_lr"):
-            value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and value >= 0 and math.isfinite(value)):
-                raise ValueError(f"{name}: got {value!r}; accepted is a finite number >= 0")
+        choices = {
+            "generator": tuple(GENERATORS),
+            "divergence": _match.DIVERGENCES,
+            "reference": _match.REFERENCES,
+            "stop": ("unknown", "divergence", "steps"),
+        }
+        whole = ("steps", "batch_size", "check_every", "evidence_batches", *(("hidden",) if self.hidden is not None else ()))
+        _options.check(self, choices, whole, ("step_size", "l1", "utility", "tolerance", "generator_lr"))
 
     def receipt(self) -> dict[str, Any]:
         """Every option in force, JSON-able."""

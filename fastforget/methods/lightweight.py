@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from .._progress import Progress, progress
 from ..ops import noise
-from . import _match, _weights
+from . import _match, _options, _weights
 from ._generators import relative
 from ._task import Task
 
@@ -68,20 +68,13 @@ class Lightweight:
     learns_noise = False
 
     def __post_init__(self) -> None:
-        for name, accepted in (
-            ("direction", ("gradient", "interpolate")),
-            ("divergence", _match.DIVERGENCES),
-            ("reference", _match.REFERENCES),
-        ):
-            if getattr(self, name) not in accepted:
-                raise ValueError(f"{name}: got {getattr(self, name)!r}; accepted are {', '.join(map(repr, accepted))}")
-        for name in ("steps", "batch_size", "check_every", "evidence", "finetune_epochs"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)!r}; accepted is an int >= 1")
-        for name in ("step_size", "noise", "pull", "finetune_lr", "tolerance"):
-            value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and value >= 0 and math.isfinite(value)):
-                raise ValueError(f"{name}: got {value!r}; accepted is a finite number >= 0")
+        choices = {
+            "direction": ("gradient", "interpolate"),
+            "divergence": _match.DIVERGENCES,
+            "reference": _match.REFERENCES,
+        }
+        whole = ("steps", "batch_size", "check_every", "evidence", "finetune_epochs")
+        _options.check(self, choices, whole, ("step_size", "noise", "pull", "finetune_lr", "tolerance"))
 
     def receipt(self) -> dict[str, Any]:
         """Every option in force, JSON-able."""

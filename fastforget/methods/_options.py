@@ -1,0 +1,22 @@
+"""Checks of a method's options: each error names the option, what came and what is accepted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def check(options: Any, choices: Mapping[str, Iterable[str]], whole: Iterable[str], numbers: Iterable[str]) -> None:
+    """``choices``: names and what each may be; ``whole``: ints >= 1; ``numbers``: finite numbers >= 0."""
+    for name, accepted in choices.items():
+        if getattr(options, name) not in tuple(accepted):
+            raise ValueError(f"{name}: got {getattr(options, name)!r}; accepted are {', '.join(map(repr, accepted))}")
+    for name in whole:
+        value = getattr(options, name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: got {value!r}; accepted is an int >= 1")
+    for name in numbers:
+        value = getattr(options, name)
+        if not (isinstance(value, (int, float)) and value >= 0 and math.isfinite(value)):
+            raise ValueError(f"{name}: got {value!r}; accepted is a finite number >= 0")
