@@ -96,6 +96,19 @@ class _Masked(torch.optim.Optimizer):
             ready.setdefault(p.device, []).append(p)
         return ready
 
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Performs a step; ``closure`` reevaluates the model and returns the loss, which is returned."""
+        loss = _loss(closure)
+        for group in self.param_groups:
+            for ready in self._ready(group).values():
+                self._update(group, ready)
+        return loss
+
+    def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """One step of a group's parameters on one device."""
+        raise NotImplementedError
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_masks": self._masks}
 
@@ -176,15 +189,6 @@ class MaskedSGD(_Masked, torch.optim.SGD):
         super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize)
         self.set_mask(mask)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Performs a step; ``closure`` reevaluates the model and returns the loss, which is returned."""
-        loss = _loss(closure)
-        for group in self.param_groups:
-            for ready in self._ready(group).values():
-                self._update(group, ready)
-        return loss
-
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
         options = {name: float(group[name]) for name in ("lr", "momentum", "dampening", "weight_decay")}
         options |= {name: group[name] for name in ("nesterov", "maximize")}
@@ -258,15 +262,6 @@ class MaskedAdam(_Masked, torch.optim.Adam):
             params, lr, betas, eps, weight_decay, maximize=maximize, decoupled_weight_decay=decoupled_weight_decay
         )
         self.set_mask(mask)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Performs a step; ``closure`` reevaluates the model and returns the loss, which is returned."""
-        loss = _loss(closure)
-        for group in self.param_groups:
-            for ready in self._ready(group).values():
-                self._update(group, ready)
-        return loss
 
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
         by_step: dict[int, list[Tensor]] = {}
