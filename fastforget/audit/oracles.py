@@ -35,8 +35,8 @@ def logits_of(
     held: Source = source(data, name=name)
     kept, labels = [], []
     with passes.evaluating({name: model}):
-        for inputs, y in held.batches(device=passes.device_of(model)):
-            kept.append((forward(model, inputs) if forward is not None else model(inputs)).cpu())
+        for inputs, y in held.batches():
+            kept.append(passes.batch_logits(model, inputs, forward, f"{name} set").cpu())
             labels.append(y.cpu())
     return torch.cat(kept), torch.cat(labels)
 

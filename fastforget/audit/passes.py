@@ -96,7 +96,7 @@ def _one_set(
         all_labels.append(labels.cpu())
         for name, model in models.items():
             where = f"model {name!r}, {set_name} set, samples {seen} to {seen + len(all_labels[-1]) - 1}"
-            logits = _logits(model, inputs, forward, where)
+            logits = batch_logits(model, inputs, forward, where)
             classes[name] = _check(logits, all_labels[-1], name, where)
             scores = membership_scores(logits, labels.to(logits.device))
             kept[name].append((scores.correct, logits.argmax(1), *(getattr(scores, a) for a in attacks)))
@@ -111,7 +111,7 @@ def _one_set(
     return result
 
 
-def _logits(model: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Tensor] | None, where: str) -> Tensor:
+def batch_logits(model: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Tensor] | None, where: str) -> Tensor:
     inputs = move(inputs, device_of(model))
     try:
         logits = forward(model, inputs) if forward is not None else model(inputs)
