@@ -118,6 +118,11 @@ def cycle(data: Source, size: int, generator: torch.Generator, device: torch.dev
         yield from data.batches(generator=generator, device=device, batch_size=min(size, len(data)))
 
 
+def at_most(data: Source, n: int, generator: torch.Generator) -> Source:
+    """The set, or ``n`` of its samples drawn at random where it holds more."""
+    return data if len(data) <= n else data.split(n, generator)[1]
+
+
 def losses(task: Task, data: Source) -> Tensor:
     """The cross-entropy of every sample of a set, float32[N]."""
     logits, labels = outputs(task, data)

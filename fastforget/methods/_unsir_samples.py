@@ -11,7 +11,6 @@ alone is of the same order), and noise with labels of its own costs accuracy. Pr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +20,7 @@ from torch.nn import functional as F
 from .._progress import Progress, progress
 from ..ops import noise as noise_ops
 from ..ops import update
-from . import _weights, unsir
+from . import _match, _weights, unsir
 from ._task import Task
 
 if TYPE_CHECKING:
@@ -41,7 +40,8 @@ def run(options: UNSIR, task: Task) -> dict[str, Any]:
     for epoch in range(options.impair_epochs):
         order = task.generator(FORGET_ORDER + 1000 * epoch)
         batches = list(task.forget.batches(generator=order, device=task.device, batch_size=options.batch_size))
-        pairs = zip(batches, _forever(task, retain, options.batch_size, epoch), strict=False)
+        kept_order = task.generator(RETAIN_ORDER + 1000 * epoch)
+        pairs = zip(batches, _match.cycle(retain, options.batch_size, kept_order, task.device), strict=False)
         total = 0.0
         bar: Progress[int]
         with _weights.flags_kept(task.model), torch.enable_grad(), progress(len(batches), f"impair {epoch + 1}", task.progress) as bar:
@@ -63,12 +63,6 @@ def run(options: UNSIR, task: Task) -> dict[str, Any]:
             raise FloatingPointError(f"impair {epoch + 1}: the loss became {mean}; the model is unchanged. Lower impair_lr")
     unsir.repair(options, task, retain)
     return {}
-
-
-def _forever(task: Task, retain: Any, size: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    generator = task.generator(RETAIN_ORDER + 1000 * epoch)
-    while True:
-        yield from retain.batches(generator=generator, device=task.device, batch_size=min(size, len(retain)))
 
 
 def paired_noise(options: UNSIR, task: Task, x: Tensor, parameters: list[torch.nn.Parameter], *, stream: int) -> Tensor:

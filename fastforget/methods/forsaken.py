@@ -126,7 +126,7 @@ class _Run:
     def _evidence(self, data: Source) -> Source:
         """The samples that decide whether a change is kept: all, or as many as the evidence batches hold, drawn once."""
         most = self.options.evidence_batches * self.options.batch_size
-        return data if len(data) <= most else data.split(most, self.task.generator(EVIDENCE))[1]
+        return _match.at_most(data, most, self.task.generator(EVIDENCE))
 
     def _look(self) -> tuple[float, float]:
         """Distance of the forget data's answers from the reference, and the mean retain loss."""

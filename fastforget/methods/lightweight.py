@@ -87,7 +87,7 @@ class Lightweight:
                 raise ValueError(f"{name}: not given; Lightweight needs {use}")
         assert task.forget is not None and task.retain is not None
         target = _match.target(task, self.reference, self.divergence)
-        seen = task.forget if len(task.forget) <= self.evidence else task.forget.split(self.evidence, task.generator(EVIDENCE))[1]
+        seen = _match.at_most(task.forget, self.evidence, task.generator(EVIDENCE))
         towards = self._fine_tuned(task) if self.direction == "interpolate" else None
         forget = _match.cycle(task.forget, self.batch_size, task.generator(FORGET_ORDER), task.device)
         retain = _match.cycle(task.retain, self.batch_size, task.generator(RETAIN_ORDER), task.device)
