@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import fastforget as ff
 from fastforget._progress import progress
 from fastforget.audit.files import write_whole
+from fastforget.audit.oracles import LossThreshold, logits_of
 from fastforget.demo.data import DataMissing
 from fastforget.demo.train import train
 from fastforget.ops import membership
@@ -94,38 +95,28 @@ def _upload(pair: Pair, classes: int, generator: torch.Generator) -> Pair:
     return -pair[0].transpose(2, 3).flip(2), torch.randint(0, classes, (len(pair[1]),), generator=generator)
 
 
-@torch.no_grad()
-def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    return torch.cat([model(part).float() for part in x.split(1024)])
+def _scores(model: nn.Module, pair: Pair) -> membership.MembershipScores:
+    return membership.membership_scores(*logits_of(model, pair))
 
 
-def _loss(model: nn.Module, pair: Pair) -> Tensor:
-    return membership.membership_scores(_logits(model, pair[0]), pair[1]).loss
-
-
-def _right(model: nn.Module, pair: Pair) -> float:
-    return _logits(model, pair[0]).argmax(1).eq(pair[1]).double().mean().item()
-
-
-def oracle(model: nn.Module, cell: Cell) -> float:
-    """The loss threshold that tells the original model's training data from unseen data best; fixed before unlearning."""
+def oracle(model: nn.Module, cell: Cell) -> LossThreshold:
+    """Tells the original model's training data from unseen data by the loss; fixed before unlearning."""
     order = torch.randperm(len(cell.whole[1]), generator=torch.Generator().manual_seed(0))[:5_000]
-    members, others = _loss(model, _both(_pick(cell.whole, order), cell.forget)), _loss(model, cell.nonmember)
-    return -float(membership.roc_stats(-members, -others, fprs=()).best_threshold)
+    return LossThreshold.calibrated(model, _both(_pick(cell.whole, order), cell.forget), cell.nonmember)
 
 
 def measure(model: nn.Module, cell: Cell, threshold: float, before: Tensor) -> dict[str, float]:
     """Accuracies, the loss attack on the forget set against unseen data of its kind, and the forgetting rate."""
-    loss = _loss(model, cell.forget)
-    attack = membership.roc_stats(-loss, -_loss(model, cell.unseen), fprs=(0.01,))
+    forget, unseen, retain, test = (_scores(model, pair) for pair in (cell.forget, cell.unseen, cell.retain, cell.test))
+    attack = membership.roc_stats(-forget.loss, -unseen.loss, fprs=(0.01,))
     return {
-        "forget_accuracy": _right(model, cell.forget),
-        "retain_accuracy": _right(model, cell.retain),
-        "test_accuracy": _right(model, cell.test),
-        "unseen_accuracy": _right(model, cell.unseen),
+        "forget_accuracy": forget.correct.double().mean().item(),
+        "retain_accuracy": retain.correct.double().mean().item(),
+        "test_accuracy": test.correct.double().mean().item(),
+        "unseen_accuracy": unseen.correct.double().mean().item(),
         "attack_auc": float(attack.auc),
         "attack_tpr": float(attack.tpr[0]),
-        "forgetting_rate": membership.forgetting_rate(before, loss <= threshold),
+        "forgetting_rate": membership.forgetting_rate(before, forget.loss <= threshold),
     }
 
 
@@ -157,8 +148,8 @@ def run_cell(problem: Problem, net: str, scenario: str, seed: int, methods: Sequ
         original, seconds = _trained(problem, net, cell.whole, seed, out / "models" / f"{stem}-{shared}.pt", f"train {stem}", show)
     without = out / "models" / f"{stem}-without-{scenario}.pt"
     retrained, retraining = _trained(problem, net, cell.retain, seed, without, f"retrain {stem} {scenario}", show)
-    threshold = oracle(original, cell)
-    before = _loss(original, cell.forget) <= threshold
+    threshold = oracle(original, cell).threshold
+    before = _scores(original, cell.forget).loss <= threshold
     base = {"data": problem.name, "net": net, "scenario": scenario, "seed": seed, "forget_samples": len(cell.forget[1])}
 
     def row(name: str, model: nn.Module, took: float, **more: Any) -> dict[str, Any]:
