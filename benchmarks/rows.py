@@ -89,6 +89,39 @@ def add_fresh_pages(rows: list[dict[str, Any]], others: list[dict[str, Any]]) ->
             row["fresh_pages"] = {"ours": other["ours"], "ratios": other["ratios"]}
 
 
+MET, FRESH, OUT_OF_REACH, MISSED = "met", "met with fresh pages", "beyond the memory's limit", "missed"
+
+
+def standing(bar: dict[str, Any], row: dict[str, Any]) -> str:
+    """Where a bar stands: met; met only where large temporaries get fresh pages; missed, and even a kernel at the memory's limit would
+    miss it here; or missed."""
+    if bar["met"]:
+        return MET
+    if bar["sense"] == targets.AT_LEAST:
+        if row["fresh_pages"].get("ratios", {}).get(bar["vs"], 0.0) >= bar["bound"]:
+            return FRESH
+        if bar.get("at_limit") is not None and bar["at_limit"] < bar["bound"]:
+            return OUT_OF_REACH
+    return MISSED
+
+
+def row_standing(row: dict[str, Any]) -> str | None:
+    """The worst of a row's bars; None without bars."""
+    order = (MET, FRESH, OUT_OF_REACH, MISSED)
+    return max((standing(bar, row) for bar in row["targets"]), key=order.index, default=None)
+
+
+def tally(found: Sequence[dict[str, Any]]) -> str:
+    """How many rows stand where, in words."""
+    stands = [s for row in found if (s := row_standing(row)) is not None]
+    counts = {s: stands.count(s) for s in (MET, FRESH, OUT_OF_REACH, MISSED)}
+    return (
+        f"Of {len(stands)} rows with bars, {counts[MET]} meet all of them with reused memory and {counts[FRESH]} more where large "
+        f"temporaries get fresh pages; {counts[OUT_OF_REACH]} miss only bars that even a kernel at the memory's limit would miss here; "
+        f"{counts[MISSED]} miss a bar otherwise."
+    )
+
+
 def duration(seconds: float | None) -> str:
     if seconds is None:
         return "-"
@@ -112,14 +145,17 @@ def times(ratio: float | None) -> str:
 
 
 def bars(row: dict[str, Any]) -> str:
-    """The bars of a row in words: 'eager 10.1x (>= 7.5)', a missed one with an exclamation mark in front."""
+    """The bars of a row in words: 'eager 10.1x (>= 7.5)', a missed one with MISS in front."""
     words = []
     for bar in row["targets"]:
-        mark = "" if bar["met"] else "MISS "
+        stands = standing(bar, row)
+        mark = {MET: "", FRESH: "FRESH ONLY "}.get(stands, "MISS ")
         suffix = {"ns": " ns", "us": " us"}.get(bar["vs"], "x")
         what = "" if bar["vs"] in ("ns", "us") else f"{bar['vs']} "
         fresh = row["fresh_pages"].get("ratios", {}).get(bar["vs"])
         beside = f"; fresh {fresh:.3g}x" if fresh and bar["vs"] != "limit" else ""
+        if stands == OUT_OF_REACH:
+            beside += f"; the limit itself {bar['at_limit']:.3g}x"
         words.append(f"{mark}{what}{bar['got']:.3g}{suffix} ({bar['sense']} {bar['bound']:g}{beside})")
     return ", ".join(words)
 

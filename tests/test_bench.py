@@ -226,6 +226,25 @@ def test_a_missed_bar_is_a_miss() -> None:
     assert targets.judged("error_max_step_", "256x3x32x32", "baseline", seconds, 10) == []
 
 
+@pytest.mark.parametrize(
+    ("eager", "limit", "fresh", "stands"),
+    [
+        (10e-3, 1e-3, None, rows.MET),
+        (3e-3, 0.3e-3, 9.0, rows.MISSED),  # fused still misses
+        (3e-3, 0.3e-3, None, rows.MISSED),  # the limit would reach 10x
+        (3e-3, 0.9e-3, None, rows.OUT_OF_REACH),  # the limit would reach 3.3x
+    ],
+)
+def test_a_bar_stands_where_its_figures_say(eager: float, limit: float, fresh: float | None, stands: str) -> None:
+    seconds = {"ours": 1e-3, "eager": eager, "fused": 5e-3 if fresh is None else 2e-3, "limit": limit}
+    bars = targets.judged("error_max_step_", "256x3x32x32", "avx512", seconds, 10)
+    row = {"targets": [b for b in bars if b["vs"] != "limit"], "fresh_pages": {"ratios": {"eager": fresh}} if fresh else {}}
+    assert rows.row_standing(row) == stands
+    if fresh:
+        assert rows.standing(row["targets"][0], row) == rows.FRESH
+    assert "1 rows with bars" in rows.tally([row])
+
+
 def test_parameter_lists_have_the_published_sizes() -> None:
     assert (len(shapes.RESNET18), shapes.numel(shapes.RESNET18)) == (62, 11_173_962)
     assert (len(shapes.RESNET50), shapes.numel(shapes.RESNET50)) == (161, 25_557_032)
