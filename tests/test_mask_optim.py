@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import subprocess
 import sys
@@ -10,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tolerance import FLOATS, assert_two_times
+from tolerance import FLOATS, assert_two_times, drawn_once
 
 from fastforget.ops import mask
 from fastforget.reference.mask_select import pack_bits
@@ -123,7 +122,7 @@ def draw(shape, dtype, step=7, maximize=False):
     return x, g, m, v
 
 
-@functools.cache
+@drawn_once
 def case(shape, dtype, kind, name):
     """Draws, and what torch.optim and extended precision make of them: the same for every implementation. Enough draws that
     torch's largest error is a measure and not an accident."""

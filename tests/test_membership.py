@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import numpy as np
 import pytest
 import torch
-from tolerance import FLOATS, assert_two_times, error
+from tolerance import FLOATS, assert_two_times, drawn_once, error
 from torch.nn import functional as F
 
 from fastforget.ops import membership
@@ -70,7 +69,7 @@ def exact_scores(z, y):
     return tuple(torch.from_numpy(v.astype(np.float64)) for v in values)
 
 
-@functools.cache
+@drawn_once
 def score_case(rows, classes, dtype, scale):
     """A pool of logits, with what plain PyTorch and extended precision make of it: the same for every implementation."""
     z = (scale * torch.randn(rows, classes, dtype=torch.float64)).to(dtype)

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import zlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor
 
+Case = TypeVar("Case")
+
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
+
+def drawn_once(make: Callable[..., Case]) -> Callable[..., Case]:
+    """Caches what ``make`` draws for its arguments: the same for every implementation, and whichever test asks first."""
+    seed = os.environ.get("FASTFORGET_TEST_SEED", "0")
+
+    @functools.cache
+    def cached(*arguments: Any) -> Case:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(zlib.crc32(f"{seed} {make.__module__}.{make.__name__} {arguments}".encode()))
+            return make(*arguments)
+
+    return cached
 
 
 def error(value: Tensor, exact: Tensor) -> float:
