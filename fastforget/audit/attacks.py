@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..ops.membership import forgetting_rate, roc_stats
+from . import intervals
 from .passes import Scored
 
 # +1: a member scores higher; -1: lower. The names are the fields of ff.ops.membership.MembershipScores.
@@ -65,7 +66,15 @@ def sides(scored: dict[str, Scored], duel: Duel, attack: str) -> tuple[Tensor, T
     return sign * scored[duel.members].scores[attack], sign * scored["test"].scores[attack][duel.keep]
 
 
-def figures(member: Tensor, nonmember: Tensor) -> dict[str, Any]:
+def figures(member: Tensor, nonmember: Tensor, *, seed: int = 0, with_intervals: bool = True) -> dict[str, Any]:
+    """One attack's figures; samples whose score is undefined (NaN) are left out and counted.
+
+    Where a side has no score left, the figures are NaN and ``reason`` says so.
+    """
+    undefined = [int(torch.isnan(side).sum()) for side in (member, nonmember)]
+    if undefined[0] == member.numel() or undefined[1] == nonmember.numel():
+        return _no_figures(sum(undefined), "no member has a score" if undefined[0] == member.numel() else "no non-member has a score")
+    member, nonmember = (side[~torch.isnan(side)] if k else side for side, k in zip((member, nonmember), undefined, strict=True))
     stats = roc_stats(member, nonmember, fprs=FPRS)
     n1, n0 = stats.members, stats.nonmembers
     result: dict[str, Any] = {
@@ -76,7 +85,20 @@ def figures(member: Tensor, nonmember: Tensor) -> dict[str, Any]:
     for name, rate, tpr in zip(FPR_NAMES, FPRS, stats.tpr.tolist(), strict=True):
         result[f"tpr_at_{name}_fpr"] = tpr
         result[f"resolves_{name}_fpr"] = n0 * rate >= 1 - 1e-9
-    return result | {"members": n1, "nonmembers": n0}
+        if with_intervals:
+            result[f"tpr_at_{name}_fpr_interval"] = intervals.share(round(tpr * n1), n1)
+    if with_intervals:
+        called = [int((side >= float(stats.best_threshold)).sum()) for side in (member, nonmember)]
+        result["auc_interval"] = intervals.auc(member, nonmember, seed)
+        result["balanced_accuracy_interval"] = intervals.balanced(called[0], n1, called[1], n0)
+    return result | {"members": n1, "nonmembers": n0, "undefined": sum(undefined), "reason": None}
+
+
+def _no_figures(undefined: int, reason: str) -> dict[str, Any]:
+    result: dict[str, Any] = dict.fromkeys(("auc", "auc_standard_error", "balanced_accuracy"), math.nan)
+    for name in FPR_NAMES:
+        result |= {f"tpr_at_{name}_fpr": math.nan, f"resolves_{name}_fpr": False}
+    return result | {"members": 0, "nonmembers": 0, "undefined": undefined, "reason": reason}
 
 
 def curve(member: Tensor, nonmember: Tensor, points: int = 120) -> dict[str, list[float]]:

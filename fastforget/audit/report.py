@@ -10,6 +10,7 @@ from os import PathLike
 from typing import Any
 
 from . import attacks as atk
+from . import intervals
 from .files import write_whole
 from .oracles import NOT_IDEAL
 
@@ -20,6 +21,7 @@ CONVENTIONS = {
     "balanced accuracy": "(1 + max(TPR - FPR)) / 2, threshold chosen on the same samples, so never under "
     "0.5 and a little high on small sets",
     "TPR at a FPR": "largest true-positive rate with a false-positive rate of at most that; exact counts, ties not split",
+    "interval": intervals.CONVENTION,
     "confidence": "the label's softmax probability; in 32-bit floats it ties at 1 where the loss still ranks",
     "forgetting rate": "(AF - BF) / BT (Forsaken, arXiv 2003.10933): of the forget samples that a fixed "
     "oracle called members on the original model, the share it no longer does. The oracle: loss <= "
@@ -119,17 +121,19 @@ class AuditReport:
         accuracy = [("forget set", "forget"), ("retain set", "retain")]
         accuracy += [("test, forgotten classes", "test_forget"), ("test, kept classes", "test_retain")] if class_wise else []
         accuracy += [("test, all", "test")]
-        lines = [("accuracy", label, _reader(percent, "accuracy", key)) for label, key in accuracy]
+        lines = [("accuracy", label, _reader(percent, "accuracy", key, ends=("accuracy_intervals", key))) for label, key in accuracy]
         for attack in self.settings["attacks"]:
             of = ("attacks", "forget_vs_test", attack)
             group = f"{attack.replace('_', ' ')} attack, forget against unseen"
-            lines.append((group, "AUC", _reader(number, *of, "auc")))
-            lines.append((group, "balanced accuracy", _reader(number, *of, "balanced_accuracy")))
+            for key, text in (("auc", "AUC"), ("balanced_accuracy", "balanced accuracy")):
+                lines.append((group, text, _reader(number, *of, key, ends=(*of, f"{key}_interval"))))
             for name, text in zip(atk.FPR_NAMES, ("1 %", "0.1 %"), strict=True):
                 mark = "" if self.resolves(name) else " *"
-                lines.append((group, f"TPR at {text} FPR{mark}", _reader(percent, *of, f"tpr_at_{name}_fpr")))
+                key = f"tpr_at_{name}_fpr"
+                lines.append((group, f"TPR at {text} FPR{mark}", _reader(percent, *of, key, ends=(*of, f"{key}_interval"))))
         group = "loss attack, retain against unseen"
-        lines.append((group, "AUC", _reader(number, "attacks", "retain_vs_test", "loss", "auc")))
+        retained = ("attacks", "retain_vs_test", "loss")
+        lines.append((group, "AUC", _reader(number, *retained, "auc", ends=(*retained, "auc_interval"))))
         group = "memory of the forget set"
         lines.append((group, "forgetting rate", _reader(percent, "forgetting_rate")))
         lines += [
@@ -140,6 +144,9 @@ class AuditReport:
         lines.append((group, "the same, unseen samples", _reader(percent, "oracle_members", "unseen")))
         lines.append((group, "mean loss", _reader(number, "mean_loss", "forget")))
         lines.append((group, "classes its predictions spread over", _reader(number, "forget_prediction_spread")))
+        if class_wise:
+            told = ("probes", "class_logit_auc")
+            lines.append((group, "forgotten class told by its logit, AUC", _reader(number, *told, "value", ends=(*told, "interval"))))
         group = "weights, relative distance"
         for other in ("original", "retrained"):
             if any(other == row["model"] for row in self.rows):
@@ -161,6 +168,8 @@ class AuditReport:
                 f"one false positive is already {100 / unseen:.2g} %. The figure is the true-positive rate "
                 "at no false positive at all, and rests on one sample."
             )
+        if self.settings.get("intervals"):
+            notes.append("[low, high]: 95 % confidence interval over the draw of the samples.")
         if self.settings["reference"] is None:
             notes.append('NO REFERENCE: no model named "retrained" was given. Read the figures as changes, not as distances from an ideal.')
         rates = {row["forgetting_rate_reason"] for row in self.rows if row["forgetting_rate_reason"]}
@@ -213,14 +222,28 @@ def number(value: float | None) -> str:
     return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
 
 
-def _reader(show: Callable[[float | None], str], *keys: str) -> Callable[[dict[str, Any]], str]:
+def _reader(
+    show: Callable[[float | None], str], *keys: str, ends: tuple[str, ...] | None = None
+) -> Callable[[dict[str, Any]], str]:
+    """Shows the figure under ``keys``, and the interval under ``ends`` where there is one."""
+
     def read(row: dict[str, Any]) -> str:
-        value: Any = row
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        return show(value)
+        text = show(_under(row, keys))
+        interval = _under(row, ends) if ends else None
+        if interval is None or text == "-":
+            return text
+        scale, digits = (100, 0) if show is percent else (1, 2)
+        low, high = (f"{scale * end:.{digits}f}" for end in interval)
+        return f"{text} [{low}, {high}]"
 
     return read
+
+
+def _under(row: dict[str, Any], keys: tuple[str, ...]) -> Any:
+    value: Any = row
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def _wrap(text: str) -> str:

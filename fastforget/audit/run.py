@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from .. import _data
 from . import attacks as atk
-from . import passes, verdict
+from . import intervals as ci
+from . import passes, probes, verdict
 from .histogram import loss_histograms
 from .oracles import Oracle
 from .oracles import rates as oracle_rates
@@ -30,6 +31,7 @@ def audit(
     test: Any,
     attacks: Sequence[str] = atk.DEFAULT,
     oracles: dict[str, Oracle] | None = None,
+    intervals: bool = True,
     seed: int = 0,
     unpack: Callable[[Any], tuple[Any, Tensor]] | None = None,
     forward: Callable[[nn.Module, Any], Tensor] | None = None,
@@ -53,7 +55,8 @@ def audit(
         oracles: further membership oracles for the forgetting rate by name, beside the loss threshold that is calibrated on the original
             model: callables (logits [N, K], labels [N]) -> bool [N], such as those of ``fastforget.audit.oracles``. Each is asked
             about the forget set on every model, in the set's order.
-        seed: for data sets that augment at random; same seed, same figures. The caller's random state is left
+        intervals: 95 % confidence intervals beside the figures, under ``..._interval``; ``False`` leaves them out.
+        seed: for data sets that augment at random, and for the bootstrap; same seed, same figures. The caller's random state is left
             alone.
         unpack: batch -> (inputs, labels), for batches that are not (x, y) or (x, _, y).
         forward: (model, inputs) -> logits, for models that don't map inputs to logits [batch, classes].
@@ -84,17 +87,20 @@ def audit(
         name: _data.source(data, name=name, unpack=unpack, batch_size=batch_size)
         for name, data in (("forget", forget), ("retain", retain), ("test", test))
     }
-    done = passes.run(models, sets, attacks=names, forward=forward, seed=seed, progress=progress)
+    recorder = probes.Recorder(list(models))
+    done = passes.run(models, sets, attacks=names, forward=forward, seed=seed, progress=progress, watch=recorder)
     labels = {name: scored.labels for name, scored in next(iter(done.values())).items()}
-    forgotten = _only_in(labels["forget"], labels["retain"])
+    forgotten = probes.only_in(labels["forget"], labels["retain"])
     duels = atk.duels(labels)
     oracle = atk.calibrate(done.get(ORIGINAL), duels[1])
 
     by_oracle = oracle_rates(models, sets["forget"], oracles or {}, ORIGINAL, forward) if oracles else {n: {} for n in models}
-    rows = [_row(name, done[name], duels, names, forgotten) for name in models]
+    how: dict[str, Any] = {"seed": seed, "with_intervals": intervals}
+    rows = [_row(name, done[name], duels, names, forgotten, how) for name in models]
     by_name = {row["model"]: row for row in rows}
     for row in rows:
         model = models[row["model"]]
+        row["probes"] = recorder.figures(row["model"], **how)
         row["weight_distance"] = {
             other: weight_distance(model, models[other]) for other in (ORIGINAL, RETRAINED) if other in models and other != row["model"]
         }
@@ -116,6 +122,7 @@ def audit(
             "sizes": {name: len(y) for name, y in labels.items()},
             "attacks": list(names),
             "seed": seed,
+            "intervals": bool(intervals),
             "reference": RETRAINED if RETRAINED in models else None,
             "oracle_threshold": oracle.threshold,
             "oracle_reason": oracle.reason,
@@ -144,24 +151,20 @@ def _checked(models: dict[str, nn.Module], attacks: Sequence[str]) -> tuple[dict
     return {n: models[n] for n in order}, tuple(dict.fromkeys(("loss", *attacks)))
 
 
-def _only_in(labels: Tensor, others: Tensor) -> Tensor:
-    classes = labels.unique()
-    return classes[~torch.isin(classes, others)]
-
-
 def _row(
     name: str,
     scored: dict[str, passes.Scored],
     duels: list[atk.Duel],
     attacks: tuple[str, ...],
     forgotten: Tensor,
+    how: dict[str, Any],
 ) -> dict[str, Any]:
     test = scored["test"]
     of_forgotten = torch.isin(test.labels, forgotten)
     predictions = torch.bincount(scored["forget"].predicted, minlength=scored["forget"].classes)
     parts = {s: scored[s].correct for s in ("forget", "retain", "test")}
     parts |= {"test_forget": test.correct[of_forgotten], "test_retain": test.correct[~of_forgotten]}
-    return {
+    row = {
         "model": name,
         "class_wise": bool(len(forgotten)),
         "accuracy": {part: _mean(correct) for part, correct in parts.items()},
@@ -170,8 +173,11 @@ def _row(
         "mean_loss": {s: float(scored[s].scores["loss"].double().mean()) for s in scored},
         "forget_predictions": predictions.tolist(),
         "forget_prediction_spread": _spread(predictions),
-        "attacks": {duel.name: {a: atk.figures(*atk.sides(scored, duel, a)) for a in attacks} for duel in duels},
+        "attacks": {duel.name: {a: atk.figures(*atk.sides(scored, duel, a), **how) for a in attacks} for duel in duels},
     }
+    if how["with_intervals"]:
+        row["accuracy_intervals"] = {part: ci.share(int(correct.sum()), correct.numel()) for part, correct in parts.items()}
+    return row
 
 
 def _spread(counts: Tensor) -> float:
