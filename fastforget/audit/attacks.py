@@ -22,6 +22,18 @@ DIRECTION = {
     "logit_confidence": 1,
 }
 DEFAULT = ("loss", "confidence", "entropy")
+POPULATION = "attack_p"
+CONVENTION = {
+    "loss": "minus the cross-entropy -log p_y (Yeom et al., CSF'18)",
+    "confidence": "the label's softmax probability p_y (Salem et al., NDSS'19)",
+    "entropy": "minus the entropy of the softmax output, without the label (Shokri et al., S&P'17; Salem et al., NDSS'19)",
+    "modified_entropy": "minus the modified entropy -(1 - p_y) log p_y - sum_{k != y} p_k log(1 - p_k) (Song & Mittal, USENIX Security'21)",
+    "margin": "z_y - max_{k != y} z_k, the hinge score (Carlini et al., S&P'22)",
+    "logit_confidence": "log(p_y / (1 - p_y)) = z_y - logsumexp_{k != y} z_k (Carlini et al., S&P'22)",
+    POPULATION: "the share of a population whose loss is above the sample's (attack P: Ye et al., CCS'22). The population: every other one "
+    "of the duel's non-members, from the first; the others are the non-members judged, so there are half as many. Samples with more than "
+    "the population's largest or less than its smallest loss tie",
+}
 FPRS = (1e-2, 1e-3)
 FPR_NAMES = ("1pct", "0.1pct")
 
@@ -62,8 +74,20 @@ def duels(labels: dict[str, Tensor]) -> list[Duel]:
 
 def sides(scored: dict[str, Scored], duel: Duel, attack: str) -> tuple[Tensor, Tensor]:
     """Member and non-member scores, higher = more member-like."""
-    sign = DIRECTION[attack]
+    if attack == POPULATION:
+        return _population_ranks(*(-side for side in sides(scored, duel, "loss")))
+    sign = DIRECTION.get(attack, 1)
     return sign * scored[duel.members].scores[attack], sign * scored["test"].scores[attack][duel.keep]
+
+
+def _population_ranks(member: Tensor, nonmember: Tensor) -> tuple[Tensor, Tensor]:
+    """Attack P's scores from losses; NaN where there are too few non-members to be split."""
+    population, rest = nonmember[::2].sort().values, nonmember[1::2].contiguous()
+    if rest.numel() == 0:
+        return torch.full_like(member, math.nan), torch.full_like(nonmember, math.nan)
+    n = population.numel()
+    first, second = ((n - torch.searchsorted(population, side, right=True)).double() / n for side in (member, rest))
+    return first, second
 
 
 def figures(member: Tensor, nonmember: Tensor, *, seed: int = 0, with_intervals: bool = True) -> dict[str, Any]:

@@ -11,8 +11,10 @@ from typing import Any
 
 from . import attacks as atk
 from . import intervals
+from .class_rule import CONVENTION as CLASS_THRESHOLDS
 from .files import write_whole
 from .oracles import NOT_IDEAL
+from .svc import CONVENTION as MIA_EFFICACY
 
 CONVENTIONS = {
     "accuracy": "share of samples whose largest logit is the label's; the first of equal logits wins",
@@ -21,6 +23,10 @@ CONVENTIONS = {
     "balanced accuracy": "(1 + max(TPR - FPR)) / 2, threshold chosen on the same samples, so never under "
     "0.5 and a little high on small sets",
     "TPR at a FPR": "largest true-positive rate with a false-positive rate of at most that; exact counts, ties not split",
+    "class thresholds": CLASS_THRESHOLDS,
+    "MIA-efficacy": MIA_EFFICACY,
+    "JS divergence, activation distance": "mean over the forget set of the distance of two models' softmax outputs, in float64; beside the "
+    "retrained model's, where another retrained model would not be at 0 either",
     "interval": intervals.CONVENTION,
     "confidence": "the label's softmax probability; in 32-bit floats it ties at 1 where the loss still ranks",
     "forgetting rate": "(AF - BF) / BT (Forsaken, arXiv 2003.10933): of the forget samples that a fixed "
@@ -134,6 +140,12 @@ class AuditReport:
         group = "loss attack, retain against unseen"
         retained = ("attacks", "retain_vs_test", "loss")
         lines.append((group, "AUC", _reader(number, *retained, "auc", ends=(*retained, "auc_interval"))))
+        group = "one threshold a class, forget against unseen"
+        for attack in self.rows[0].get("class_thresholds", {}).get("forget_vs_test", {}):
+            of = ("class_thresholds", "forget_vs_test", attack)
+            ends = (*of, "balanced_accuracy_interval")
+            label = f"balanced accuracy, {attack.replace('_', ' ')}"
+            lines.append((group, label, _reader(number, *of, "balanced_accuracy", ends=ends)))
         group = "memory of the forget set"
         lines.append((group, "forgetting rate", _reader(percent, "forgetting_rate")))
         lines += [
@@ -144,9 +156,14 @@ class AuditReport:
         lines.append((group, "the same, unseen samples", _reader(percent, "oracle_members", "unseen")))
         lines.append((group, "mean loss", _reader(number, "mean_loss", "forget")))
         lines.append((group, "classes its predictions spread over", _reader(number, "forget_prediction_spread")))
-        if class_wise:
-            told = ("probes", "class_logit_auc")
-            lines.append((group, "forgotten class told by its logit, AUC", _reader(number, *told, "value", ends=(*told, "interval"))))
+        for name, label, show in PROBES:
+            probe = ("probes", name)
+            # a probe that no model has a value for was not asked for
+            if any(_known(_under(row, (*probe, "value"))) for row in self.rows):
+                lines.append((group, label, _reader(show, *probe, "value", ends=(*probe, "interval"))))
+        for name in sorted({name for row in self.rows for name in row.get("probes", {}) if name.startswith("relearn_time_")}):
+            unit = next((row["probes"][name].get("unit") for row in self.rows), None) or "steps"
+            lines.append((group, f"relearn time, {name.removeprefix('relearn_time_')}, {unit}", _relearned(name)))
         group = "weights, relative distance"
         for other in ("original", "retrained"):
             if any(other == row["model"] for row in self.rows):
@@ -177,7 +194,22 @@ class AuditReport:
         undefined = {(o, e["reason"]) for row in self.rows for o, e in row.get("forgetting_rates", {}).items() if e["reason"]}
         notes += [f"forgetting rate of oracle {name} undefined: {reason}" for name, reason in sorted(undefined)]
         notes.append(f"forgetting rate: {NOT_IDEAL}")
+        used = self.settings.get("conventions_used", {})
+        further = [name for name in self.settings["attacks"] if name in used and name not in atk.DIRECTION]
+        notes += [f"{name.replace('_', ' ')}: {used[name]}." for name in further]
+        notes += self._undefined()
         notes += [f"{name.replace('_', ' ')}: {convention}." for name, convention in self.settings["comparisons"].items()]
+        return notes
+
+    def _undefined(self) -> list[str]:
+        """Where scores had to be left out."""
+        notes = []
+        for attack in self.settings["attacks"]:
+            of = [row["attacks"][duel][attack] for row in self.rows for duel in row["attacks"]]
+            most = max(figures.get("undefined", 0) for figures in of)
+            if most:
+                notes.append(f"{attack.replace('_', ' ')}: up to {most} samples have no score (NaN) and are left out.")
+            notes += [f"{attack.replace('_', ' ')}: {reason}." for reason in sorted({f["reason"] for f in of if f.get("reason")})]
         return notes
 
     def headline(self) -> str:
@@ -220,6 +252,33 @@ def number(value: float | None) -> str:
     if value is None or math.isnan(value):
         return "-"
     return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
+
+
+def _known(value: float | None) -> bool:
+    return value is not None and not math.isnan(value)
+
+
+PROBES: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
+    ("class_logit_auc", "forgotten class told by its logit, AUC", number),
+    ("mia_efficacy", "called NON-member by its own threshold", percent),
+    ("js_to_retrained", "JS divergence to the retrained, nats", number),
+    ("js_of_means_to_retrained", "the same, of the mean answers", number),
+    ("activation_distance", "activation distance to the retrained, L2", number),
+    ("zrf", "ZRF, JS in nats", number),
+    ("zrf_badt", "ZRF, as its published code has it", number),
+    ("ain", "anamnesis index", number),
+)
+
+
+def _relearned(name: str) -> Callable[[dict[str, Any]], str]:
+    def read(row: dict[str, Any]) -> str:
+        found = row["probes"].get(name, {})
+        value = found.get("value")
+        if not _known(value):
+            return "-"
+        return f"{'' if found['reached'] else '> '}{value:.0f}"
+
+    return read
 
 
 def _reader(
