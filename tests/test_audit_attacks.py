@@ -158,8 +158,23 @@ def test_shadow_attacks_are_scored_for_every_model_and_set(world: World) -> None
         found = row["attacks"]["forget_vs_test"]["lira"]
         assert found["auc"] == pytest.approx(expected, abs=1e-4) and found["undefined"] == 0
         assert found["auc_interval"][0] < found["auc"] < found["auc_interval"][1]
+        # U-LiRA's figure: called a member where the log likelihood ratio is above 0
+        half = (1 + (member > 0).double().mean() - (other > 0).double().mean()).item() / 2
+        assert found["balanced_accuracy_at_half"] == pytest.approx(half)
+        assert "balanced_accuracy_at_half" not in row["attacks"]["forget_vs_test"]["loss"]
+        low, high = found["balanced_accuracy_at_half_interval"]
+        assert low < half < high
     said = " ".join(str(report).split())
     assert "lira: lira of a fake with 800 samples." in said and "lira attack, forget against unseen" in said
+
+
+def test_conventions_given_as_a_dict_are_put_into_words(world: World) -> None:
+    class Detailed(FakeShadows):
+        def conventions(self, attack):
+            return {"attack": attack, "source": "a paper, eq. 3", "variance": "pooled", "min_count": None, "shadow_models": 16}
+
+    report = world.audit(shadows=Detailed(world.forget, world.retain, world.test), attacks=("lira",))
+    assert report.settings["conventions_used"]["lira"] == "a paper, eq. 3; variance pooled; shadow_models 16"
 
 
 def test_which_shadow_attacks_run(world: World) -> None:

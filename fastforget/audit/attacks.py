@@ -34,6 +34,8 @@ CONVENTION = {
     "of the duel's non-members, from the first; the others are the non-members judged, so there are half as many. Samples with more than "
     "the population's largest or less than its smallest loss tie",
 }
+# scores that are log likelihood ratios: above 0 means that membership is the likelier
+RATIOS = ("lira", "u_lira")
 FPRS = (1e-2, 1e-3)
 FPR_NAMES = ("1pct", "0.1pct")
 
@@ -90,8 +92,12 @@ def _population_ranks(member: Tensor, nonmember: Tensor) -> tuple[Tensor, Tensor
     return first, second
 
 
-def figures(member: Tensor, nonmember: Tensor, *, seed: int = 0, with_intervals: bool = True) -> dict[str, Any]:
+def figures(
+    member: Tensor, nonmember: Tensor, *, ratio: bool = False, seed: int = 0, with_intervals: bool = True
+) -> dict[str, Any]:
     """One attack's figures; samples whose score is undefined (NaN) are left out and counted.
+
+    ``ratio``: the scores are log likelihood ratios, so there is also the accuracy of calling a probability above one half a member.
 
     Where a side has no score left, the figures are NaN and ``reason`` says so.
     """
@@ -111,11 +117,24 @@ def figures(member: Tensor, nonmember: Tensor, *, seed: int = 0, with_intervals:
         result[f"resolves_{name}_fpr"] = n0 * rate >= 1 - 1e-9
         if with_intervals:
             result[f"tpr_at_{name}_fpr_interval"] = intervals.share(round(tpr * n1), n1)
+    if ratio:
+        result |= _at_half(member, nonmember, with_intervals)
     if with_intervals:
         called = [int((side >= float(stats.best_threshold)).sum()) for side in (member, nonmember)]
         result["auc_interval"] = intervals.auc(member, nonmember, seed)
         result["balanced_accuracy_interval"] = intervals.balanced(called[0], n1, called[1], n0)
     return result | {"members": n1, "nonmembers": n0, "undefined": sum(undefined), "reason": None}
+
+
+def figures_of(scored: dict[str, Scored], duel: Duel, attack: str, **how: Any) -> dict[str, Any]:
+    """One attack's figures of one model in one duel."""
+    return figures(*sides(scored, duel, attack), ratio=attack in RATIOS, **how)
+
+
+def _at_half(member: Tensor, nonmember: Tensor, with_interval: bool) -> dict[str, Any]:
+    (tp, n1), (fp, n0) = ((int((side > 0).sum()), side.numel()) for side in (member, nonmember))
+    found: dict[str, Any] = {"balanced_accuracy_at_half": (1 + tp / n1 - fp / n0) / 2}
+    return found | ({"balanced_accuracy_at_half_interval": intervals.balanced(tp, n1, fp, n0)} if with_interval else {})
 
 
 def _no_figures(undefined: int, reason: str) -> dict[str, Any]:

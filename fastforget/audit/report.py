@@ -22,6 +22,8 @@ CONVENTIONS = {
     "auc": "probability that a member scores above a non-member, ties count one half; 0.5 means it can't tell",
     "balanced accuracy": "(1 + max(TPR - FPR)) / 2, threshold chosen on the same samples, so never under "
     "0.5 and a little high on small sets",
+    "member if likelier than not": "of LiRA and U-LiRA: balanced accuracy at a likelihood ratio of 1, a threshold fixed beforehand; the "
+    "figure of Hayes et al. (SaTML'25)",
     "TPR at a FPR": "largest true-positive rate with a false-positive rate of at most that; exact counts, ties not split",
     "class thresholds": CLASS_THRESHOLDS,
     "MIA-efficacy": MIA_EFFICACY,
@@ -133,6 +135,9 @@ class AuditReport:
             group = f"{attack.replace('_', ' ')} attack, forget against unseen"
             for key, text in (("auc", "AUC"), ("balanced_accuracy", "balanced accuracy")):
                 lines.append((group, text, _reader(number, *of, key, ends=(*of, f"{key}_interval"))))
+            if attack in atk.RATIOS:
+                half = "balanced_accuracy_at_half"
+                lines.append((group, "the same, member if likelier than not", _reader(number, *of, half, ends=(*of, f"{half}_interval"))))
             for name, text in zip(atk.FPR_NAMES, ("1 %", "0.1 %"), strict=True):
                 mark = "" if self.resolves(name) else " *"
                 key = f"tpr_at_{name}_fpr"

@@ -258,7 +258,7 @@ def _row(
         "mean_loss": {s: float(scored[s].scores["loss"].double().mean()) for s in scored},
         "forget_predictions": predictions.tolist(),
         "forget_prediction_spread": _spread(predictions),
-        "attacks": {duel.name: {a: atk.figures(*atk.sides(scored, duel, a), **how) for a in attacks} for duel in duels},
+        "attacks": {duel.name: {a: atk.figures_of(scored, duel, a, **how) for a in attacks} for duel in duels},
     }
     if how["with_intervals"]:
         row["accuracy_intervals"] = {part: ci.share(int(correct.sum()), correct.numel()) for part, correct in parts.items()}

@@ -95,4 +95,7 @@ def _scores(shadows: Any, name: str, index: Tensor, scored: Scored, population: 
 def convention(shadows: Any, name: str) -> str:
     """What the attack's number means here, in words."""
     said = shadows.conventions(name)
-    return "; ".join(f"{key} {value}" for key, value in said.items()) if isinstance(said, dict) else str(said)
+    if not isinstance(said, dict):
+        return str(said)
+    options = [f"{key} {value}" for key, value in said.items() if key not in ("attack", "source") and value is not None]
+    return "; ".join([*([str(said["source"])] if "source" in said else []), *options])
