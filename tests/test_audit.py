@@ -116,7 +116,10 @@ def test_loaders_and_odd_batches_give_the_same_figures(world: World, report) -> 
     for mine, theirs in zip(report.rows, other.rows, strict=True):
         assert mine["accuracy"] == theirs["accuracy"]
         for attack, figures in mine["attacks"]["forget_vs_test"].items():
-            assert figures == pytest.approx(theirs["attacks"]["forget_vs_test"][attack], abs=1e-4)
+            others = theirs["attacks"]["forget_vs_test"][attack]
+            assert figures.keys() == others.keys()
+            for name, figure in figures.items():
+                assert figure == pytest.approx(others[name], abs=1e-4), (attack, name)
 
 
 # ------------------------------------------------------------------ the figures

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..ops.membership import forgetting_rate, roc_stats
+from . import intervals
 from .passes import Scored
 
 # +1: a member scores higher; -1: lower. The names are the fields of ff.ops.membership.MembershipScores.
@@ -21,6 +22,20 @@ DIRECTION = {
     "logit_confidence": 1,
 }
 DEFAULT = ("loss", "confidence", "entropy")
+POPULATION = "attack_p"
+CONVENTION = {
+    "loss": "minus the cross-entropy -log p_y (Yeom et al., CSF'18)",
+    "confidence": "the label's softmax probability p_y (Salem et al., NDSS'19)",
+    "entropy": "minus the entropy of the softmax output, without the label (Shokri et al., S&P'17; Salem et al., NDSS'19)",
+    "modified_entropy": "minus the modified entropy -(1 - p_y) log p_y - sum_{k != y} p_k log(1 - p_k) (Song & Mittal, USENIX Security'21)",
+    "margin": "z_y - max_{k != y} z_k, the hinge score (Carlini et al., S&P'22)",
+    "logit_confidence": "log(p_y / (1 - p_y)) = z_y - logsumexp_{k != y} z_k (Carlini et al., S&P'22)",
+    POPULATION: "the share of a population whose loss is above the sample's (attack P: Ye et al., CCS'22). The population: every other one "
+    "of the duel's non-members, from the first; the others are the non-members judged, so there are half as many. Samples with more than "
+    "the population's largest or less than its smallest loss tie",
+}
+# scores that are log likelihood ratios: above 0 means that membership is the likelier
+RATIOS = ("lira", "u_lira")
 FPRS = (1e-2, 1e-3)
 FPR_NAMES = ("1pct", "0.1pct")
 
@@ -61,11 +76,35 @@ def duels(labels: dict[str, Tensor]) -> list[Duel]:
 
 def sides(scored: dict[str, Scored], duel: Duel, attack: str) -> tuple[Tensor, Tensor]:
     """Member and non-member scores, higher = more member-like."""
-    sign = DIRECTION[attack]
+    if attack == POPULATION:
+        return _population_ranks(*(-side for side in sides(scored, duel, "loss")))
+    sign = DIRECTION.get(attack, 1)
     return sign * scored[duel.members].scores[attack], sign * scored["test"].scores[attack][duel.keep]
 
 
-def figures(member: Tensor, nonmember: Tensor) -> dict[str, Any]:
+def _population_ranks(member: Tensor, nonmember: Tensor) -> tuple[Tensor, Tensor]:
+    """Attack P's scores from losses; NaN where there are too few non-members to be split."""
+    population, rest = nonmember[::2].sort().values, nonmember[1::2].contiguous()
+    if rest.numel() == 0:
+        return torch.full_like(member, math.nan), torch.full_like(nonmember, math.nan)
+    n = population.numel()
+    first, second = ((n - torch.searchsorted(population, side, right=True)).double() / n for side in (member, rest))
+    return first, second
+
+
+def figures(
+    member: Tensor, nonmember: Tensor, *, ratio: bool = False, seed: int = 0, with_intervals: bool = True
+) -> dict[str, Any]:
+    """One attack's figures; samples whose score is undefined (NaN) are left out and counted.
+
+    ``ratio``: the scores are log likelihood ratios, so there is also the accuracy of calling a probability above one half a member.
+
+    Where a side has no score left, the figures are NaN and ``reason`` says so.
+    """
+    undefined = [int(torch.isnan(side).sum()) for side in (member, nonmember)]
+    if undefined[0] == member.numel() or undefined[1] == nonmember.numel():
+        return _no_figures(sum(undefined), "no member has a score" if undefined[0] == member.numel() else "no non-member has a score")
+    member, nonmember = (side[~torch.isnan(side)] if k else side for side, k in zip((member, nonmember), undefined, strict=True))
     stats = roc_stats(member, nonmember, fprs=FPRS)
     n1, n0 = stats.members, stats.nonmembers
     result: dict[str, Any] = {
@@ -76,7 +115,33 @@ def figures(member: Tensor, nonmember: Tensor) -> dict[str, Any]:
     for name, rate, tpr in zip(FPR_NAMES, FPRS, stats.tpr.tolist(), strict=True):
         result[f"tpr_at_{name}_fpr"] = tpr
         result[f"resolves_{name}_fpr"] = n0 * rate >= 1 - 1e-9
-    return result | {"members": n1, "nonmembers": n0}
+        if with_intervals:
+            result[f"tpr_at_{name}_fpr_interval"] = intervals.share(round(tpr * n1), n1)
+    if ratio:
+        result |= _at_half(member, nonmember, with_intervals)
+    if with_intervals:
+        called = [int((side >= float(stats.best_threshold)).sum()) for side in (member, nonmember)]
+        result["auc_interval"] = intervals.auc(member, nonmember, seed)
+        result["balanced_accuracy_interval"] = intervals.balanced(called[0], n1, called[1], n0)
+    return result | {"members": n1, "nonmembers": n0, "undefined": sum(undefined), "reason": None}
+
+
+def figures_of(scored: dict[str, Scored], duel: Duel, attack: str, **how: Any) -> dict[str, Any]:
+    """One attack's figures of one model in one duel."""
+    return figures(*sides(scored, duel, attack), ratio=attack in RATIOS, **how)
+
+
+def _at_half(member: Tensor, nonmember: Tensor, with_interval: bool) -> dict[str, Any]:
+    (tp, n1), (fp, n0) = ((int((side > 0).sum()), side.numel()) for side in (member, nonmember))
+    found: dict[str, Any] = {"balanced_accuracy_at_half": (1 + tp / n1 - fp / n0) / 2}
+    return found | ({"balanced_accuracy_at_half_interval": intervals.balanced(tp, n1, fp, n0)} if with_interval else {})
+
+
+def _no_figures(undefined: int, reason: str) -> dict[str, Any]:
+    result: dict[str, Any] = dict.fromkeys(("auc", "auc_standard_error", "balanced_accuracy"), math.nan)
+    for name in FPR_NAMES:
+        result |= {f"tpr_at_{name}_fpr": math.nan, f"resolves_{name}_fpr": False}
+    return result | {"members": 0, "nonmembers": 0, "undefined": undefined, "reason": reason}
 
 
 def curve(member: Tensor, nonmember: Tensor, points: int = 120) -> dict[str, list[float]]:

@@ -19,6 +19,9 @@ from .._progress import Progress
 from .._progress import progress as progress_bar
 from ..ops.membership import membership_scores
 
+# (set, inputs, labels, {model: logits})
+Watch = Callable[[str, Any, Tensor, dict[str, Tensor]], None]
+
 
 @dataclass
 class Scored:
@@ -67,15 +70,16 @@ def run(
     forward: Callable[[nn.Module, Any], Tensor] | None,
     seed: int,
     progress: bool,
+    watch: Watch | None = None,
 ) -> dict[str, dict[str, Scored]]:
-    """Scores every set with every model; ``{model: {set: Scored}}``."""
+    """Scores every set with every model; ``{model: {set: Scored}}``. ``watch`` sees each batch with all models' logits."""
     total = sum(len(source) for source in sets.values())
     with evaluating(models), own_randomness(seed), torch.no_grad():
         done: dict[str, dict[str, Scored]] = {name: {} for name in models}
         bar: Progress[int] = progress_bar(total, "audit", progress)
         with bar:
             for set_name, source in sets.items():
-                for name, scored in _one_set(models, set_name, source, attacks, forward, bar).items():
+                for name, scored in _one_set(models, set_name, source, attacks, forward, bar, watch).items():
                     done[name][set_name] = scored
     return done
 
@@ -87,6 +91,7 @@ def _one_set(
     attacks: tuple[str, ...],
     forward: Callable[[nn.Module, Any], Tensor] | None,
     bar: Progress[int],
+    watch: Watch | None,
 ) -> dict[str, Scored]:
     kept: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in models}
     classes: dict[str, int] = {}
@@ -94,12 +99,16 @@ def _one_set(
     seen = 0
     for inputs, labels in source.batches():
         all_labels.append(labels.cpu())
+        of_batch: dict[str, Tensor] = {}
         for name, model in models.items():
             where = f"model {name!r}, {set_name} set, samples {seen} to {seen + len(all_labels[-1]) - 1}"
             logits = batch_logits(model, inputs, forward, where)
             classes[name] = _check(logits, all_labels[-1], name, where)
+            of_batch[name] = logits
             scores = membership_scores(logits, labels.to(logits.device))
             kept[name].append((scores.correct, logits.argmax(1), *(getattr(scores, a) for a in attacks)))
+        if watch is not None:
+            watch(set_name, inputs, all_labels[-1], of_batch)
         seen += len(all_labels[-1])
         bar.step(len(all_labels[-1]))
     result = {}

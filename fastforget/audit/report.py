@@ -10,8 +10,11 @@ from os import PathLike
 from typing import Any
 
 from . import attacks as atk
+from . import intervals
+from .class_rule import CONVENTION as CLASS_THRESHOLDS
 from .files import write_whole
 from .oracles import NOT_IDEAL
+from .svc import CONVENTION as MIA_EFFICACY
 
 CONVENTIONS = {
     "accuracy": "share of samples whose largest logit is the label's; the first of equal logits wins",
@@ -19,7 +22,14 @@ CONVENTIONS = {
     "auc": "probability that a member scores above a non-member, ties count one half; 0.5 means it can't tell",
     "balanced accuracy": "(1 + max(TPR - FPR)) / 2, threshold chosen on the same samples, so never under "
     "0.5 and a little high on small sets",
+    "member if likelier than not": "of LiRA and U-LiRA: balanced accuracy at a likelihood ratio of 1, a threshold fixed beforehand; the "
+    "figure of Hayes et al. (SaTML'25)",
     "TPR at a FPR": "largest true-positive rate with a false-positive rate of at most that; exact counts, ties not split",
+    "class thresholds": CLASS_THRESHOLDS,
+    "MIA-efficacy": MIA_EFFICACY,
+    "JS divergence, activation distance": "mean over the forget set of the distance of two models' softmax outputs, in float64; beside the "
+    "retrained model's, where another retrained model would not be at 0 either",
+    "interval": intervals.CONVENTION,
     "confidence": "the label's softmax probability; in 32-bit floats it ties at 1 where the loss still ranks",
     "forgetting rate": "(AF - BF) / BT (Forsaken, arXiv 2003.10933): of the forget samples that a fixed "
     "oracle called members on the original model, the share it no longer does. The oracle: loss <= "
@@ -119,17 +129,28 @@ class AuditReport:
         accuracy = [("forget set", "forget"), ("retain set", "retain")]
         accuracy += [("test, forgotten classes", "test_forget"), ("test, kept classes", "test_retain")] if class_wise else []
         accuracy += [("test, all", "test")]
-        lines = [("accuracy", label, _reader(percent, "accuracy", key)) for label, key in accuracy]
+        lines = [("accuracy", label, _reader(percent, "accuracy", key, ends=("accuracy_intervals", key))) for label, key in accuracy]
         for attack in self.settings["attacks"]:
             of = ("attacks", "forget_vs_test", attack)
             group = f"{attack.replace('_', ' ')} attack, forget against unseen"
-            lines.append((group, "AUC", _reader(number, *of, "auc")))
-            lines.append((group, "balanced accuracy", _reader(number, *of, "balanced_accuracy")))
+            for key, text in (("auc", "AUC"), ("balanced_accuracy", "balanced accuracy")):
+                lines.append((group, text, _reader(number, *of, key, ends=(*of, f"{key}_interval"))))
+            if attack in atk.RATIOS:
+                half = "balanced_accuracy_at_half"
+                lines.append((group, "the same, member if likelier than not", _reader(number, *of, half, ends=(*of, f"{half}_interval"))))
             for name, text in zip(atk.FPR_NAMES, ("1 %", "0.1 %"), strict=True):
                 mark = "" if self.resolves(name) else " *"
-                lines.append((group, f"TPR at {text} FPR{mark}", _reader(percent, *of, f"tpr_at_{name}_fpr")))
+                key = f"tpr_at_{name}_fpr"
+                lines.append((group, f"TPR at {text} FPR{mark}", _reader(percent, *of, key, ends=(*of, f"{key}_interval"))))
         group = "loss attack, retain against unseen"
-        lines.append((group, "AUC", _reader(number, "attacks", "retain_vs_test", "loss", "auc")))
+        retained = ("attacks", "retain_vs_test", "loss")
+        lines.append((group, "AUC", _reader(number, *retained, "auc", ends=(*retained, "auc_interval"))))
+        group = "one threshold a class, forget against unseen"
+        for attack in self.rows[0].get("class_thresholds", {}).get("forget_vs_test", {}):
+            of = ("class_thresholds", "forget_vs_test", attack)
+            ends = (*of, "balanced_accuracy_interval")
+            label = f"balanced accuracy, {attack.replace('_', ' ')}"
+            lines.append((group, label, _reader(number, *of, "balanced_accuracy", ends=ends)))
         group = "memory of the forget set"
         lines.append((group, "forgetting rate", _reader(percent, "forgetting_rate")))
         lines += [
@@ -140,6 +161,14 @@ class AuditReport:
         lines.append((group, "the same, unseen samples", _reader(percent, "oracle_members", "unseen")))
         lines.append((group, "mean loss", _reader(number, "mean_loss", "forget")))
         lines.append((group, "classes its predictions spread over", _reader(number, "forget_prediction_spread")))
+        for name, label, show in PROBES:
+            probe = ("probes", name)
+            # a probe that no model has a value for was not asked for
+            if any(_known(_under(row, (*probe, "value"))) for row in self.rows):
+                lines.append((group, label, _reader(show, *probe, "value", ends=(*probe, "interval"))))
+        for name in sorted({name for row in self.rows for name in row.get("probes", {}) if name.startswith("relearn_time_")}):
+            unit = next((row["probes"][name].get("unit") for row in self.rows), None) or "steps"
+            lines.append((group, f"relearn time, {name.removeprefix('relearn_time_')}, {unit}", _relearned(name)))
         group = "weights, relative distance"
         for other in ("original", "retrained"):
             if any(other == row["model"] for row in self.rows):
@@ -161,6 +190,8 @@ class AuditReport:
                 f"one false positive is already {100 / unseen:.2g} %. The figure is the true-positive rate "
                 "at no false positive at all, and rests on one sample."
             )
+        if self.settings.get("intervals"):
+            notes.append("[low, high]: 95 % confidence interval over the draw of the samples.")
         if self.settings["reference"] is None:
             notes.append('NO REFERENCE: no model named "retrained" was given. Read the figures as changes, not as distances from an ideal.')
         rates = {row["forgetting_rate_reason"] for row in self.rows if row["forgetting_rate_reason"]}
@@ -168,7 +199,22 @@ class AuditReport:
         undefined = {(o, e["reason"]) for row in self.rows for o, e in row.get("forgetting_rates", {}).items() if e["reason"]}
         notes += [f"forgetting rate of oracle {name} undefined: {reason}" for name, reason in sorted(undefined)]
         notes.append(f"forgetting rate: {NOT_IDEAL}")
+        used = self.settings.get("conventions_used", {})
+        further = [name for name in self.settings["attacks"] if name in used and name not in atk.DIRECTION]
+        notes += [f"{name.replace('_', ' ')}: {used[name]}." for name in further]
+        notes += self._undefined()
         notes += [f"{name.replace('_', ' ')}: {convention}." for name, convention in self.settings["comparisons"].items()]
+        return notes
+
+    def _undefined(self) -> list[str]:
+        """Where scores had to be left out."""
+        notes = []
+        for attack in self.settings["attacks"]:
+            of = [row["attacks"][duel][attack] for row in self.rows for duel in row["attacks"]]
+            most = max(figures.get("undefined", 0) for figures in of)
+            if most:
+                notes.append(f"{attack.replace('_', ' ')}: up to {most} samples have no score (NaN) and are left out.")
+            notes += [f"{attack.replace('_', ' ')}: {reason}." for reason in sorted({f["reason"] for f in of if f.get("reason")})]
         return notes
 
     def headline(self) -> str:
@@ -213,14 +259,55 @@ def number(value: float | None) -> str:
     return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
 
 
-def _reader(show: Callable[[float | None], str], *keys: str) -> Callable[[dict[str, Any]], str]:
+def _known(value: float | None) -> bool:
+    return value is not None and not math.isnan(value)
+
+
+PROBES: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
+    ("class_logit_auc", "forgotten class told by its logit, AUC", number),
+    ("mia_efficacy", "called NON-member by its own threshold", percent),
+    ("js_to_retrained", "JS divergence to the retrained, nats", number),
+    ("js_of_means_to_retrained", "the same, of the mean answers", number),
+    ("activation_distance", "activation distance to the retrained, L2", number),
+    ("zrf", "ZRF, JS in nats", number),
+    ("zrf_badt", "ZRF, as its published code has it", number),
+    ("ain", "anamnesis index", number),
+)
+
+
+def _relearned(name: str) -> Callable[[dict[str, Any]], str]:
     def read(row: dict[str, Any]) -> str:
-        value: Any = row
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        return show(value)
+        found = row["probes"].get(name, {})
+        value = found.get("value")
+        if not _known(value):
+            return "-"
+        return f"{'' if found['reached'] else '> '}{value:.0f}"
 
     return read
+
+
+def _reader(
+    show: Callable[[float | None], str], *keys: str, ends: tuple[str, ...] | None = None
+) -> Callable[[dict[str, Any]], str]:
+    """Shows the figure under ``keys``, and the interval under ``ends`` where there is one."""
+
+    def read(row: dict[str, Any]) -> str:
+        text = show(_under(row, keys))
+        interval = _under(row, ends) if ends else None
+        if interval is None or text == "-":
+            return text
+        scale, digits = (100, 0) if show is percent else (1, 2)
+        low, high = (f"{scale * end:.{digits}f}" for end in interval)
+        return f"{text} [{low}, {high}]"
+
+    return read
+
+
+def _under(row: dict[str, Any], keys: tuple[str, ...]) -> Any:
+    value: Any = row
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def _wrap(text: str) -> str:
