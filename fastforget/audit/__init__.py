@@ -8,10 +8,11 @@ from __future__ import annotations
 import sys
 from types import ModuleType
 
+from .controls import controls
 from .report import AuditReport
 from .run import audit as _audit
 
-__all__ = ["AuditReport"]
+__all__ = ["AuditReport", "controls"]
 
 
 class _CallableModule(ModuleType):

@@ -10,6 +10,7 @@ from os import PathLike
 from typing import Any
 
 from . import attacks as atk
+from .controls import lines as control_lines
 from .files import write_whole
 from .oracles import NOT_IDEAL
 
@@ -47,7 +48,8 @@ class AuditReport:
 
     ``verdict`` is "PASS", "PARTIAL", "FAIL", "NO REFERENCE" (no retrained model given) or "NOTHING TO JUDGE"
     (no model but the original and the retrained one); ``reasons`` says why, by the rule in
-    ``settings["rule"]``.
+    ``settings["rule"]``. Where controls were audited, ``controls`` says of each its status and whether it
+    ``behaved``, and ``control_rows`` holds their figures.
     """
 
     rows: list[dict[str, Any]]
@@ -55,10 +57,12 @@ class AuditReport:
     reasons: list[str]
     settings: dict[str, Any]
     curves: dict[str, Any] = field(repr=False, default_factory=dict)
+    controls: dict[str, dict[str, Any]] = field(default_factory=dict)
+    control_rows: list[dict[str, Any]] = field(repr=False, default_factory=list)
 
     def row(self, model: str) -> dict[str, Any]:
-        """The row of one model."""
-        for row in self.rows:
+        """The row of one model or control."""
+        for row in (*self.rows, *self.control_rows):
             if row["model"] == model:
                 return row
         raise KeyError(f"{model!r} is not among {', '.join(r['model'] for r in self.rows)}")
@@ -74,6 +78,8 @@ class AuditReport:
             "reference": self.settings["reference"] or "no reference",
             "reasons": self.reasons,
             "rows": self.rows,
+            "controls": self.controls,
+            "control_rows": self.control_rows,
             "settings": self.settings,
             "conventions": CONVENTIONS,
             "reading": WHY,
@@ -198,6 +204,7 @@ class AuditReport:
                 out.append(group)
             out.append(f"  {label.ljust(left)}" + "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)))
         out += ["", *(_wrap(reason) for reason in self.reasons), *([""] if self.reasons else [])]
+        out += [*(_wrap(line) for line in control_lines(self.controls)), *([""] if self.controls else [])]
         out += [_wrap(note) for note in self.notes()]
         out.append(_wrap(WHY))
         return "\n".join(out)

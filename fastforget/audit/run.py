@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .. import _data
 from . import attacks as atk
 from . import passes, verdict
+from .controls import behaviour, chosen, distrust
 from .histogram import loss_histograms
 from .oracles import Oracle
 from .oracles import rates as oracle_rates
@@ -30,6 +31,7 @@ def audit(
     test: Any,
     attacks: Sequence[str] = atk.DEFAULT,
     oracles: dict[str, Oracle] | None = None,
+    controls: bool | dict[str, nn.Module] = False,
     seed: int = 0,
     unpack: Callable[[Any], tuple[Any, Tensor]] | None = None,
     forward: Callable[[nn.Module, Any], Tensor] | None = None,
@@ -53,6 +55,9 @@ def audit(
         oracles: further membership oracles for the forgetting rate by name, beside the loss threshold that is calibrated on the original
             model: callables (logits [N, K], labels [N]) -> bool [N], such as those of ``fastforget.audit.oracles``. Each is asked
             about the forget set on every model, in the set's order.
+        controls: ``True`` also audits models that must not pass (:func:`fastforget.audit.controls`), made of the original: it costs their
+            passes and a short fine-tuning. Or models of your own by name; one named "retrained…" must pass, all others must not. They
+            are listed apart, and if one misbehaves the verdict can't be PASS.
         seed: for data sets that augment at random; same seed, same figures. The caller's random state is left
             alone.
         unpack: batch -> (inputs, labels), for batches that are not (x, y) or (x, _, y).
@@ -84,6 +89,8 @@ def audit(
         name: _data.source(data, name=name, unpack=unpack, batch_size=batch_size)
         for name, data in (("forget", forget), ("retain", retain), ("test", test))
     }
+    checks = chosen(controls, models, sets, seed, forward)
+    shown, models = list(models), {**models, **checks}
     done = passes.run(models, sets, attacks=names, forward=forward, seed=seed, progress=progress)
     labels = {name: scored.labels for name, scored in next(iter(done.values())).items()}
     forgotten = _only_in(labels["forget"], labels["retain"])
@@ -104,12 +111,18 @@ def audit(
         row["oracle_members"] = _oracle_members(done[row["model"]], duels[0], oracle)
     for row in rows:
         row["status"], row["reasons"] = verdict.judge(row, by_name.get(ORIGINAL), by_name.get(RETRAINED))
+        row["control"] = row["model"] in checks
+    rows, control_rows = ([row for row in rows if row["control"] == which] for which in (False, True))
+    behaved = behaviour(control_rows, by_name.get(RETRAINED))
     judged = [row for row in rows if row["model"] not in (ORIGINAL, RETRAINED)]
     statuses = [row["status"] for row in judged] if RETRAINED in models else ["NO REFERENCE"]
+    warnings = distrust(behaved)
     return AuditReport(
         rows=rows,
-        verdict=verdict.overall(statuses),
-        reasons=[f"{row['model']}: {reason}" for row in judged for reason in row["reasons"]],
+        verdict=verdict.overall(statuses, trusted=not warnings),
+        reasons=[*warnings, *(f"{row['model']}: {reason}" for row in judged for reason in row["reasons"])],
+        controls=behaved,
+        control_rows=control_rows,
         settings={
             "request": "class-wise" if len(forgotten) else "sample-wise",
             "forgotten_classes": forgotten.tolist(),
@@ -125,8 +138,8 @@ def audit(
             "torch": torch.__version__,
         },
         curves={
-            "roc": {duel.name: {a: {n: atk.curve(*atk.sides(done[n], duel, a)) for n in models} for a in names} for duel in duels},
-            "loss": loss_histograms({n: {s: v.scores["loss"] for s, v in of.items()} for n, of in done.items()}),
+            "roc": {duel.name: {a: {n: atk.curve(*atk.sides(done[n], duel, a)) for n in shown} for a in names} for duel in duels},
+            "loss": loss_histograms({n: {s: v.scores["loss"] for s, v in done[n].items()} for n in shown}),
         },
     )
 
