@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
@@ -115,6 +115,34 @@ class AuditReport:
         from .page import render
 
         write_whole(path, render(self, title, facts or {}, noise or {}, timing or {}, class_names))
+
+    def receipt(self, result: Any = None, *, ids: Iterable[Any] | None = None, facts: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The audit as a receipt: hashes of the models and of the forget set, method, seeds, versions, machine, figures, controls,
+        verdict, and a hash over all of it; plain JSON values.
+
+        Args:
+            result: what :func:`fastforget.unlearn` returned; its method, options and seed are put down, and its hashes must be
+                those of the models that were audited.
+            ids: names of the forget samples, in any order; their hash is put down, not they.
+            facts: further JSON values to put down.
+
+        Raises:
+            ValueError: ``result`` is of other models, or ``ids`` aren't one a sample.
+        """
+        from .receipt import receipt
+
+        return receipt(self, result, ids=ids, facts=facts)
+
+    def write_receipt(self, path: str | PathLike[str], result: Any = None, **more: Any) -> dict[str, Any]:
+        """Writes :meth:`receipt` to ``path`` (JSON) and as a page beside it (suffix .html), each whole or not at all (OSError).
+
+        ``python -m fastforget verify PATH --model WEIGHTS.pt`` checks it.
+        """
+        from .receipt import write
+
+        found = self.receipt(result, **more)
+        write(path, found)
+        return found
 
     def table(self) -> list[tuple[str, list[str], str]]:
         """The figures as (label, one text a model, group); what ``str()`` and the page show."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import _data
 from . import attacks as atk
-from . import passes, verdict
+from . import hashes, passes, verdict
 from .controls import behaviour, chosen, distrust
 from .histogram import loss_histograms
 from .oracles import Oracle
@@ -134,6 +134,8 @@ def audit(
             "oracle_reason": oracle.reason,
             "comparisons": {duel.name: duel.convention for duel in duels},
             "rule": verdict.RULE,
+            "models": {name: hashes.of_model(model) for name, model in models.items()},
+            "forget_set": {"samples": len(labels["forget"]), "samples_sha256": hashes.of_samples(sets["forget"], seed)},
             "seconds": time.perf_counter() - started,
             "torch": torch.__version__,
         },
