@@ -8,12 +8,13 @@ from __future__ import annotations
 import sys
 from types import ModuleType
 
+from .controls import controls
 from .quality import forgetting_quality
 from .relearn import relearn_time
 from .report import AuditReport
 from .run import audit as _audit
 
-__all__ = ["AuditReport", "forgetting_quality", "relearn_time"]
+__all__ = ["AuditReport", "controls", "forgetting_quality", "relearn_time"]
 
 
 class _CallableModule(ModuleType):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from . import attacks as atk
 from . import intervals
 from .class_rule import CONVENTION as CLASS_THRESHOLDS
+from .controls import lines as control_lines
 from .files import write_whole
 from .oracles import NOT_IDEAL
 from .svc import CONVENTION as MIA_EFFICACY
@@ -57,7 +58,8 @@ class AuditReport:
 
     ``verdict`` is "PASS", "PARTIAL", "FAIL", "NO REFERENCE" (no retrained model given) or "NOTHING TO JUDGE"
     (no model but the original and the retrained one); ``reasons`` says why, by the rule in
-    ``settings["rule"]``.
+    ``settings["rule"]``. Where controls were audited, ``controls`` says of each its status and whether it
+    ``behaved``, and ``control_rows`` holds their figures.
     """
 
     rows: list[dict[str, Any]]
@@ -65,10 +67,12 @@ class AuditReport:
     reasons: list[str]
     settings: dict[str, Any]
     curves: dict[str, Any] = field(repr=False, default_factory=dict)
+    controls: dict[str, dict[str, Any]] = field(default_factory=dict)
+    control_rows: list[dict[str, Any]] = field(repr=False, default_factory=list)
 
     def row(self, model: str) -> dict[str, Any]:
-        """The row of one model."""
-        for row in self.rows:
+        """The row of one model or control."""
+        for row in (*self.rows, *self.control_rows):
             if row["model"] == model:
                 return row
         raise KeyError(f"{model!r} is not among {', '.join(r['model'] for r in self.rows)}")
@@ -84,6 +88,8 @@ class AuditReport:
             "reference": self.settings["reference"] or "no reference",
             "reasons": self.reasons,
             "rows": self.rows,
+            "controls": self.controls,
+            "control_rows": self.control_rows,
             "settings": self.settings,
             "conventions": CONVENTIONS,
             "reading": WHY,
@@ -119,6 +125,34 @@ class AuditReport:
         from .page import render
 
         write_whole(path, render(self, title, facts or {}, noise or {}, timing or {}, class_names))
+
+    def receipt(self, result: Any = None, *, ids: Iterable[Any] | None = None, facts: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The audit as a receipt: hashes of the models and of the forget set, method, seeds, versions, machine, figures, controls,
+        verdict, and a hash over all of it; plain JSON values.
+
+        Args:
+            result: what :func:`fastforget.unlearn` returned; its method, options and seed are put down, and its hashes must be
+                those of the models that were audited.
+            ids: names of the forget samples, in any order; their hash is put down, not they.
+            facts: further JSON values to put down.
+
+        Raises:
+            ValueError: ``result`` is of other models, or ``ids`` aren't one a sample.
+        """
+        from .receipt import receipt
+
+        return receipt(self, result, ids=ids, facts=facts)
+
+    def write_receipt(self, path: str | PathLike[str], result: Any = None, **more: Any) -> dict[str, Any]:
+        """Writes :meth:`receipt` to ``path`` (JSON) and as a page beside it (suffix .html), each whole or not at all (OSError).
+
+        ``python -m fastforget verify PATH --model WEIGHTS.pt`` checks it.
+        """
+        from .receipt import write
+
+        found = self.receipt(result, **more)
+        write(path, found)
+        return found
 
     def table(self) -> list[tuple[str, list[str], str]]:
         """The figures as (label, one text a model, group); what ``str()`` and the page show."""
@@ -244,6 +278,7 @@ class AuditReport:
                 out.append(group)
             out.append(f"  {label.ljust(left)}" + "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)))
         out += ["", *(_wrap(reason) for reason in self.reasons), *([""] if self.reasons else [])]
+        out += [*(_wrap(line) for line in control_lines(self.controls)), *([""] if self.controls else [])]
         out += [_wrap(note) for note in self.notes()]
         out.append(_wrap(WHY))
         return "\n".join(out)

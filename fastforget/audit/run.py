@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from .. import _data
 from . import attacks as atk
-from . import exposure, passes, probes, svc, verdict
+from . import exposure, hashes, passes, probes, svc, verdict
 from . import intervals as ci
 from . import shadow_attacks as sh
 from .class_rule import CONVENTION as CLASS_CONVENTION
 from .class_rule import Rule as ByClass
+from .controls import behaviour, chosen, distrust
 from .histogram import loss_histograms
 from .oracles import Oracle
 from .oracles import rates as oracle_rates
@@ -42,6 +43,7 @@ def audit(
     relearn: Sequence[str] = (),
     train: Any = None,
     intervals: bool = True,
+    controls: bool | dict[str, nn.Module] = False,
     seed: int = 0,
     unpack: Callable[[Any], tuple[Any, Tensor]] | None = None,
     forward: Callable[[nn.Module, Any], Tensor] | None = None,
@@ -74,6 +76,9 @@ def audit(
             trains a copy of every model on ``train``, which takes its time.
         train: the whole training set, for ``relearn``.
         intervals: 95 % confidence intervals beside the figures, under ``..._interval``; ``False`` leaves them out.
+        controls: ``True`` also audits models that must not pass (:func:`fastforget.audit.controls`), made of the original: it costs their
+            passes and a short fine-tuning. Or models of your own by name; one named "retrained…" must pass, all others must not. They
+            are listed apart, and if one misbehaves the verdict can't be PASS.
         seed: for data sets that augment at random, and for the bootstrap; same seed, same figures. The caller's random state is left
             alone.
         unpack: batch -> (inputs, labels), for batches that are not (x, y) or (x, _, y).
@@ -108,6 +113,8 @@ def audit(
     if any(name.startswith("rmia") for name in by_shadows):
         given["population"] = population
     sets = {name: _data.source(data, name=name, unpack=unpack, batch_size=batch_size) for name, data in given.items()}
+    checks = chosen(controls, models, sets, seed, forward)
+    shown, models = list(models), {**models, **checks}
     recorder = probes.Recorder(list(models), teacher=teacher, forward=forward)
     done = _scored(models, sets, names, recorder, forward=forward, seed=seed, progress=progress)
     outside = sh.add(shadows, by_shadows, sets, done) if by_shadows else {}
@@ -121,7 +128,7 @@ def audit(
     rule = ByClass(original, duels[1], names)
     by_oracle = oracle_rates(models, sets["forget"], oracles or {}, ORIGINAL, forward) if oracles else {n: {} for n in models}
     options = {"unpack": unpack, "forward": forward, "seed": seed, "progress": progress}
-    again = _relearned(models, definitions, train, sets["forget"], original, options)
+    again = _relearned({n: models[n] for n in shown}, definitions, train, sets["forget"], original, options)
 
     how: dict[str, Any] = {"seed": seed, "with_intervals": intervals}
     rows = [_row(name, done[name], duels, names, forgotten, how) for name in models]
@@ -131,7 +138,7 @@ def audit(
         row["weight_distance"] = {
             other: weight_distance(models[name], models[other]) for other in (ORIGINAL, RETRAINED) if other in models and other != name
         }
-        row["probes"] = recorder.figures(name, **how) | {"mia_efficacy": svc.audit_entry(scored, intervals)} | again[name]
+        row["probes"] = recorder.figures(name, **how) | {"mia_efficacy": svc.audit_entry(scored, intervals)} | again.get(name, {})
         row["class_thresholds"] = {duel.name: rule.figures(scored, duel, intervals) for duel in duels}
         row["forgetting_rate"], row["forgetting_rate_reason"] = atk.rate(original, scored, oracle)
         row["forgetting_rates"] = by_oracle[name]
@@ -140,13 +147,19 @@ def audit(
             row["attacks"]["retain_vs_test"][attack]["reason"] = outside["retain"]
     for row in rows:
         row["status"], row["reasons"] = verdict.judge(row, by_name.get(ORIGINAL), by_name.get(RETRAINED))
+        row["control"] = row["model"] in checks
+    rows, control_rows = ([row for row in rows if row["control"] == which] for which in (False, True))
+    behaved = behaviour(control_rows, by_name.get(RETRAINED))
     judged = [row for row in rows if row["model"] not in (ORIGINAL, RETRAINED)]
     statuses = [row["status"] for row in judged] if RETRAINED in models else ["NO REFERENCE"]
     exposed_by, exposed = exposure.exposed(done, [row["model"] for row in judged], names)
+    warnings = distrust(behaved)
     return AuditReport(
         rows=rows,
-        verdict=verdict.overall(statuses),
-        reasons=[f"{row['model']}: {reason}" for row in judged for reason in row["reasons"]],
+        verdict=verdict.overall(statuses, trusted=not warnings),
+        reasons=[*warnings, *(f"{row['model']}: {reason}" for row in judged for reason in row["reasons"])],
+        controls=behaved,
+        control_rows=control_rows,
         settings={
             "request": "class-wise" if len(forgotten) else "sample-wise",
             "forgotten_classes": forgotten.tolist(),
@@ -161,12 +174,14 @@ def audit(
             "conventions_used": _conventions(names, shadows, rows[0]["probes"], intervals),
             "exposed_by": exposed_by,
             "rule": verdict.RULE,
+            "models": {name: hashes.of_model(model) for name, model in models.items()},
+            "forget_set": {"samples": len(labels["forget"]), "samples_sha256": hashes.of_samples(sets["forget"], seed)},
             "seconds": time.perf_counter() - started,
             "torch": torch.__version__,
         },
         curves={
-            "roc": {duel.name: {a: _curves(done, duel, a) for a in names} for duel in duels},
-            "loss": loss_histograms({n: {s: v.scores["loss"] for s, v in of.items()} for n, of in done.items()}),
+            "roc": {duel.name: {a: _curves({n: done[n] for n in shown}, duel, a) for a in names} for duel in duels},
+            "loss": loss_histograms({n: {s: v.scores["loss"] for s, v in done[n].items()} for n in shown}),
             "exposed": exposed,
         },
     )

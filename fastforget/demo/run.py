@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import io
 import math
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..audit.files import write_whole
 from ..audit.report import AuditReport, number, percent, write_json
 from ..audit.run import audit
 from ..methods import NotForgottenWarning, UnlearnResult, unlearn, unsir
@@ -29,6 +32,7 @@ from .train import train
 GONE = 0.01
 EPOCHS = {"mnist5k": 6, "digits": 20, "fashion-mnist": 3, "mnist": 2, "cifar10": 6}
 SMALL = ("mnist5k", "digits")
+NEED_NONMEMBERS = ("forsaken", "lightweight")
 DEFINITIONS = {
     "forget_accuracy": "test accuracy on the forgotten classes (samples no model was trained on)",
     "retain_accuracy": "test accuracy on the kept classes",
@@ -51,9 +55,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--root", type=Path, metavar="DIR", help="where the data's files lie")
     p.add_argument(
         "--method",
-        choices=("unsir", "none"),
+        choices=("unsir", "forsaken", "lightweight", "none"),
         default="unsir",
-        help="none changes nothing: the negative control, ends with 1",
+        help="forsaken and lightweight look at half of the test images, and the other half measures; none changes nothing: the "
+        "negative control, ends with 1",
     )
     p.add_argument("--classes", type=int, nargs="+", default=[3], metavar="ID", help="to forget (default: 3)")
     p.add_argument("--net", choices=tuple(NETS), default="cnn", help="default: %(default)s")
@@ -71,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("report"),
         metavar="DIR",
-        help="for report.html (default: %(default)s)",
+        help="for report.html, receipt.json and .html, unlearned.pt (default: %(default)s)",
     )
     p.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
     p.add_argument("--quick", action="store_true", help="half the training epochs")
@@ -148,13 +153,15 @@ def run(args: argparse.Namespace, found: images.Images) -> int:
         "train": train(original, found.train, label="train the original", **options),
         "retrain": train(retrained, retain, label="retrain without the class", **options),
     }
-    result = _unlearn(args, found, original, retain, bars)
+    nonmember, test = _halves(found.test) if args.method in NEED_NONMEMBERS else (None, found.test)
+    result = _unlearn(args, original, bars, retain=retain, test=test, forget=forget if nonmember else None, nonmember=nonmember)
     seconds["unlearn"] = result.seconds if args.method != "none" else 0.0
     report = audit(
         {"original": original, "unlearned": result.model, "retrained": retrained},
         forget=forget,
         retain=retain,
-        test=found.test,
+        test=test,
+        controls=True,
         seed=args.seed,
         progress=bars,
     )
@@ -181,34 +188,33 @@ def run(args: argparse.Namespace, found: images.Images) -> int:
         timing={k: seconds[k] for k in ("train", "retrain", "unlearn")},
         class_names=found.class_names,
     )
+    receipt, weights = args.out / "receipt.json", args.out / "unlearned.pt"
+    report.write_receipt(receipt, result, ids=gone.nonzero()[:, 0].tolist(), facts={k: facts[k] for k in ("data", "network", "training")})
+    save_weights(weights, result.model)
     seconds["total"] = time.perf_counter() - began
     if args.json:
         write_json(args.json, _summary(args, report, seconds, forgot, why, facts))
     print(_text(args, found, report, seconds, forgot, why))
-    print(f"report: {page}" + (f", figures: {args.json}" if args.json else ""))
+    print(f"report: {page}, receipt: {receipt}" + (f", figures: {args.json}" if args.json else ""))
+    print(f"python -m fastforget verify {shlex.quote(str(receipt))} --model {shlex.quote(str(weights))}")
     return 0 if forgot else 1
 
 
-def _unlearn(
-    args: argparse.Namespace,
-    found: images.Images,
-    original: nn.Module,
-    retain: tuple[Tensor, Tensor],
-    bars: bool,
-) -> UnlearnResult:
-    """Only retained data steers the run; the test samples of the classes measure what it reached."""
+def _halves(data: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Every other sample of each class, and the rest."""
+    x, y = data
+    first = torch.zeros(len(y), dtype=torch.bool)
+    for c in y.unique():
+        first[(y == c).nonzero()[::2, 0]] = True
+    return (x[first], y[first]), (x[~first], y[~first])
+
+
+def _unlearn(args: argparse.Namespace, original: nn.Module, bars: bool, **sets: Any) -> UnlearnResult:
+    """UNSIR is steered by retained data alone; the test samples of the classes measure what a run reached."""
     with warnings.catch_warnings():
         # A run that did not forget is said at the end, and by the exit status.
         warnings.simplefilter("ignore", NotForgottenWarning)
-        return unlearn(
-            original,
-            args.method,
-            classes=sorted(args.classes),
-            retain=retain,
-            test=found.test,
-            seed=args.seed,
-            progress=bars,
-        )
+        return unlearn(original, args.method, classes=sorted(args.classes), **sets, seed=args.seed, progress=bars)
 
 
 def _noise(
@@ -236,6 +242,13 @@ def _judge(report: AuditReport, result: UnlearnResult) -> tuple[bool, str]:
     if not accuracy <= GONE:
         return False, f"{measured}, over {percent(GONE)}; {result.why}"
     return result.forgot, f"{measured}, at most {percent(GONE)}; {result.why}"
+
+
+def save_weights(path: Path, model: nn.Module) -> None:
+    """The model's state_dict, whole or not at all (OSError)."""
+    held = io.BytesIO()
+    torch.save(model.state_dict(), held)
+    write_whole(path, held.getvalue())
 
 
 def speedup(seconds: dict[str, float]) -> float:
@@ -282,6 +295,7 @@ def _summary(
         "why": why,
         "verdict": report.verdict,
         "reasons": report.reasons,
+        "controls": report.controls,
         "settings": settings,
         "definitions": DEFINITIONS,
     }
@@ -330,4 +344,7 @@ def _text(
             f"Unlearning took {seconds['unlearn']:.2f} s, retraining {seconds['retrain']:.2f} s: "
             + (f"{ratio:.1f} times as fast." if ratio >= 1 else f"{1 / ratio:.1f} times as slow, on a task this small.")
         )
+    trusted = all(entry["behaved"] for entry in report.controls.values())
+    said = ", ".join(f"{name} {entry['status']}" for name, entry in report.controls.items())
+    out.append(f"Controls: {said}: {'as they must' if trusted else 'NOT as they must, this audit tells nothing'}.")
     return "\n".join(out)

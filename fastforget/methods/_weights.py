@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,17 @@ from torch import Tensor, nn
 
 def fingerprint(model: nn.Module) -> str:
     """sha256 over names, shapes, dtypes and bytes of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, value in sorted(_tensors(model).items()):
-        digest.update(f"{name}|{tuple(value.shape)}|{value.dtype}|".encode())
+    return digest(_tensors(model))
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, shapes, dtypes and bytes, in the order of the names."""
+    found = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        found.update(f"{name}|{tuple(value.shape)}|{value.dtype}|".encode())
         raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(raw.numpy().tobytes())
-    return digest.hexdigest()
+        found.update(raw.numpy().data)
+    return found.hexdigest()
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

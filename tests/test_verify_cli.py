@@ -1,0 +1,146 @@
+"""``python -m fastforget verify``: exit status, and what it says of each file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from audit_world import World
+
+from fastforget.__main__ import main
+from fastforget.audit import verify
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A receipt with all the files it can be checked against."""
+    world, place = World(), tmp_path_factory.mktemp("receipt")
+    report = world.audit(unlearned=world.retrained_again)
+    report.write_receipt(place / "receipt.json", ids=range(100))
+    torch.save(world.retrained_again.state_dict(), place / "unlearned.pt")
+    torch.save({"state_dict": world.retrained_again.state_dict(), "epoch": 3}, place / "nested.pth")
+    torch.save(world.original.state_dict(), place / "original.pt")
+    torch.save(world.original, place / "whole_model.pt")
+    torch.save([1, 2], place / "list.pt")
+    x, y = world.forget
+    np.savez(place / "forget.npz", inputs=x.numpy(), labels=y.numpy())
+    np.savez(place / "other.npz", x=x.numpy() + 1, y=y.numpy())
+    np.savez(place / "strange.npz", a=x.numpy())
+    (place / "ids.txt").write_text("".join(f"{i}\n" for i in reversed(range(100))))
+    return place
+
+
+def run(place: Path, *arguments: str, receipt: str = "receipt.json", model: str = "unlearned.pt") -> int:
+    words = [str(place / word) if (place / word).exists() or "." in word else word for word in arguments]
+    return main(["verify", str(place / receipt), "--model", str(place / model), *words])
+
+
+def test_what_fits_is_verified(place: Path, capsys) -> None:
+    assert run(place) == 0
+    said = capsys.readouterr().out
+    assert "VERIFIED: PASS" in said and "MISMATCH" not in said and "the forget set: not checked (--forget)" in said
+    assert run(place, "--original", "original.pt", "--forget", "forget.npz", "--ids", "ids.txt") == 0
+    said = capsys.readouterr().out
+    assert "not checked" not in said and "ok        forget_set.ids.sha256" in said
+    assert run(place, model="nested.pth") == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "field"),
+    [
+        ("original.pt", [], "models.unlearned.state_dict_sha256"),
+        ("unlearned.pt", ["--original", "unlearned.pt"], "models.original.state_dict_sha256"),
+        ("unlearned.pt", ["--forget", "other.npz"], "forget_set.samples_sha256"),
+        ("unlearned.pt", ["--name", "retrained"], "models.retrained.state_dict_sha256"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(place: Path, capsys, model: str, options: list[str], field: str) -> None:
+    assert run(place, *options, model=model) == 1
+    said = capsys.readouterr().out
+    assert f"MISMATCH  {field}: " in said and f"REFUSED: {field}" in said and "VERIFIED" not in said
+
+
+def test_a_tampered_receipt_is_refused(place: Path, capsys) -> None:
+    text = (place / "receipt.json").read_text()
+    found = json.loads(text)
+    accuracy = found["rows"][1]["accuracy"]["test_retain"]
+    assert text.count(f'"test_retain": {accuracy!r}') >= 1
+    (place / "edited.json").write_text(text.replace(f'"test_retain": {accuracy!r}', '"test_retain": 0.999', 1))
+    assert run(place, receipt="edited.json") == 1
+    assert "MISMATCH  sha256: it was changed after it was written" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda text: text[: len(text) // 2], "not whole, or not JSON"),
+        (lambda text: "", "not whole, or not JSON"),
+        (lambda text: "[1]", "not a fastforget receipt"),
+        (lambda text: text.replace("receipt 1", "receipt 99"), "its format is 'fastforget receipt 99'"),
+        (lambda text: text.replace('"audit": 0', '"audit": NaN', 1), "NaN is not strict JSON"),
+    ],
+)
+def test_a_receipt_that_can_not_be_read(place: Path, capsys, content, message: str) -> None:
+    (place / "damaged.json").write_text(content((place / "receipt.json").read_text()))
+    assert run(place, receipt="damaged.json") == 2
+    said = capsys.readouterr()
+    assert message in said.err and said.out == ""
+
+
+def test_files_that_can_not_be_read(place: Path, capsys) -> None:
+    (place / "cut.pt").write_bytes((place / "unlearned.pt").read_bytes()[:500])
+    (place / "cut.npz").write_bytes((place / "forget.npz").read_bytes()[:300])
+    for options, message in (
+        ({"receipt": "missing.json"}, "missing.json: No such file"),
+        ({"model": "missing.pt"}, "missing.pt: no such file"),
+        ({"model": "cut.pt"}, "cut.pt: can't be read as weights"),
+        ({"model": "whole_model.pt"}, "accepted is torch.save(model.state_dict(), …)"),
+        ({"model": "list.pt"}, "list.pt: holds a list"),
+        ({"model": "receipt.json"}, "can't be read as weights"),
+    ):
+        assert run(place, **options) == 2
+        assert message in capsys.readouterr().err
+    for name, message in (("cut.npz", "can't be read as .npz"), ("strange.npz", "holds a; accepted are arrays"), ("no.npz", "no.npz")):
+        assert run(place, "--forget", name) == 2
+        assert message in capsys.readouterr().err
+    assert run(place, "--ids", "no.txt") == 2
+
+
+def test_whose_weights_must_be_clear(place: Path, capsys) -> None:
+    assert run(place, "--name", "nobody") == 2
+    assert "--name: 'nobody' is not in the receipt; accepted are original, unlearned, retrained" in capsys.readouterr().err
+    found = json.loads((place / "receipt.json").read_text())
+    found["models"]["second"] = found["models"]["unlearned"]
+    (place / "two.json").write_text(json.dumps(found))
+    assert run(place, receipt="two.json") == 2
+    assert "--name: the receipt is about unlearned, second" in capsys.readouterr().err
+
+
+def test_usage(capsys) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(["verify", "receipt.json"])
+    assert error.value.code == 2 and "--model" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as error:
+        main(["verify", "--help"])
+    assert error.value.code == 0 and "Exit status: 0 everything" in " ".join(capsys.readouterr().out.split())
+
+
+def test_safetensors_where_a_reader_is(place: Path, monkeypatch, capsys) -> None:
+    (place / "weights.safetensors").write_bytes(b"\0" * 20)
+    monkeypatch.setattr(verify, "_exists", lambda module: False)
+    assert run(place, model="weights.safetensors") == 2
+    assert "nothing here reads safetensors" in capsys.readouterr().err
+
+    class Reader:
+        @staticmethod
+        def load_file(path):
+            return torch.load(place / "unlearned.pt", weights_only=True)
+
+    monkeypatch.setattr(verify, "_exists", lambda module: module == "safetensors.torch")
+    with monkeypatch.context() as patch:
+        patch.setattr(verify.importlib, "import_module", lambda module: Reader)
+        found = verify.load_weights(place / "weights.safetensors")
+    assert found.keys() == torch.load(place / "unlearned.pt", weights_only=True).keys()
