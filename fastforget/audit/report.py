@@ -94,9 +94,12 @@ class AuditReport:
         noise: Any = None,
         timing: dict[str, float] | None = None,
         class_names: list[str] | None = None,
+        images: dict[str, Any] | None = None,
     ) -> None:
         """Writes the report as one self-contained page (no network, no script), whole or not at all
         (OSError).
+
+        What the audit didn't measure (intervals, shadow-model attacks, probes, controls, exposed samples) is left out.
 
         Args:
             path: the file; its folder must exist.
@@ -105,10 +108,15 @@ class AuditReport:
             noise: images to show, ``{caption: tensor[n, channels, height, width]}``; 1 or 3 channels.
             timing: seconds of each step, such as ``{"retrain": 31.0, "unlearn": 4.0}``.
             class_names: names for the class ids.
+            images: pictures of the most exposed samples, ``{"forget": tensor[n, channels, height, width]}``, the whole forget set
+                in its order, of any dtype; only those that are shown get into the file.
+
+        Raises:
+            TypeError, ValueError: ``images`` or ``noise`` are no such tensors.
         """
         from .page import render
 
-        write_whole(path, render(self, title, facts or {}, noise or {}, timing or {}, class_names))
+        write_whole(path, render(self, title, facts or {}, noise or {}, timing or {}, class_names, images or {}))
 
     def table(self) -> list[tuple[str, list[str], str]]:
         """The figures as (label, one text a model, group); what ``str()`` and the page show."""
@@ -144,6 +152,8 @@ class AuditReport:
         for other in ("original", "retrained"):
             if any(other == row["model"] for row in self.rows):
                 lines.append((group, f"to the {other}", _reader(number, "weight_distance", other, "relative")))
+        probes = dict.fromkeys(name for row in self.rows for name in row.get("probes", {}))
+        lines += [("probes", name.replace("_", " "), _reader(plain, "probes", name, "value")) for name in probes]
         return lines
 
     def resolves(self, fpr: str) -> bool:
@@ -211,6 +221,15 @@ def number(value: float | None) -> str:
     if value is None or math.isnan(value):
         return "-"
     return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
+
+
+def plain(value: float | None) -> str:
+    """A figure of any size: three decimals, or two digits where those would show nothing; whole numbers from 10 on as such."""
+    if value is None or not math.isfinite(value):
+        return "-" if value is None or math.isnan(value) else "∞" if value > 0 else "-∞"
+    if abs(value) >= 10 and value == round(value):
+        return f"{value:.0f}"
+    return f"{value:.2g}".replace("e-0", "e-") if 0 < abs(value) < 1e-3 else number(value)
 
 
 def _reader(show: Callable[[float | None], str], *keys: str) -> Callable[[dict[str, Any]], str]:

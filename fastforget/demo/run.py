@@ -180,6 +180,7 @@ def run(args: argparse.Namespace, found: images.Images) -> int:
         noise=_noise(args, found, original, result),
         timing={k: seconds[k] for k in ("train", "retrain", "unlearn")},
         class_names=found.class_names,
+        images={"forget": forget[0]},
     )
     seconds["total"] = time.perf_counter() - began
     if args.json:
