@@ -52,10 +52,12 @@ def full_report(rename: dict[str, str] | None = None) -> tuple[ff.audit.AuditRep
         _with_attacks(report, row, draw)
         row["control"] = row["model"] in CONTROLS
         row["probes"] = _probes(row["model"])
+        if row["control"]:
+            row["status"] = "FAIL"
     asked = [row for row in report.judged() if not row["control"]]
     report.verdict = verdict.overall([row["status"] for row in asked])
     report.reasons = [f"{row['model']}: {reason}" for row in asked for reason in row["reasons"]]
-    report.controls = {name: {"status": report.row(name)["status"], "behaved": True} for name in CONTROLS if name in models}
+    report.controls = {name: {"status": "FAIL", "behaved": True} for name in CONTROLS if name in models}
     report.controls["retrained"] = {"status": "PASS", "behaved": True}
     report.curves["exposed"] = {
         row["model"]: [

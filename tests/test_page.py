@@ -118,7 +118,7 @@ def test_a_single_list_of_exposed_samples(whole, tmp_path: Path) -> None:
     report.curves["exposed"] = report.curves["exposed"]["unlearned"]
     report.settings["exposed_by"] = "lira"
     page = shown(report, tmp_path)
-    assert "judged by LiRA" in page and page.count('<table class="narrow">') == 1 and page.count("<img") == 0
+    assert "to an attacker (LiRA)" in page and page.count('<table class="narrow">') == 1 and page.count("<img") == 0
     first = report.curves["exposed"][0]
     row = re.search(r'<table class="narrow">.*?<tbody><tr>(.*?)</tr>', page, flags=re.S)[1]
     judged = ("original", "unlearned", "forsaken", "lightweight", "retrained")

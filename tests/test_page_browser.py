@@ -100,17 +100,17 @@ def test_curves_have_their_colours(browser, page) -> None:
     tab = open_page(browser, page, 1280)
     place = "(r => [r.x, r.y + scrollY, r.width, r.height].map(Math.round))(document.querySelector('svg').getBoundingClientRect())"
 
-    def near(name: str) -> int:
+    def pixels_near(names: tuple[str, ...]) -> dict[str, int]:
         x, y, w, h = tab.evaluate(place)
         part = chromium.pixels(tab.screenshot())[y : y + h, x : x + w, :3].astype(int)
-        colour = [int(c, 16) for c in re.findall("..", re.search(rf"--{name}: #(\w+)", CSS)[1])]
-        return int((np.abs(part - colour).max(-1) < 12).sum())
+        colours = {name: [int(c, 16) for c in re.findall("..", re.search(rf"--{name}: #(\w+)", CSS)[1])] for name in names}
+        return {name: int((np.abs(part - colour).max(-1) < 12).sum()) for name, colour in colours.items()}
 
-    for name in ("original", "unlearned", "other1", "other2", "retrained"):
-        assert near(name) > 40, name
-    hidden = near("control1")
+    drawn = ("original", "unlearned", "other1", "other2", "retrained")
+    before = pixels_near((*drawn, "control1"))
+    assert all(before[name] > 40 for name in drawn), before
     tab.evaluate("document.getElementById('with-controls').click()")
-    assert near("control1") > hidden + 100
+    assert pixels_near(("control1",))["control1"] > before["control1"] + 100
 
 
 def test_controls_are_drawn_when_asked_for(browser, page) -> None:

@@ -71,10 +71,10 @@ def exposed(report: AuditReport, names: list[str], images: dict[str, Any]) -> st
     if not figures:
         return ""
     attack = report.settings.get("exposed_by")
-    by = f" by {attack_name(attack)}" if attack else ""
+    by = f" ({attack_name(attack)})" if attack else ""
     return section(
         "Which samples are most exposed?",
-        f"The forget samples that look most like training samples to an attacker, judged{by}, and how they look on the original and the "
+        f"The forget samples that look most like training samples to an attacker{by}, and how they look on the original and the "
         "retrained model: higher means more like a training sample. A sample that scores as high on the retrained model is easy, not "
         "remembered.",
         figures,
