@@ -159,7 +159,8 @@ footer { margin-top: 52px; padding-top: 14px; border-top: 1px solid var(--rule);
   td small, table.many td small { display: block; min-width: 0; margin: -3px 0 0; text-align: right; font-size: 11px; }
   td small:empty { display: none; } table.say th, table.say td { padding: 6px 5px; }
   table.many th, table.many td { padding: 6px 8px; } table.many th:first-child { padding-left: 12px; min-width: 104px; }
-  table.narrow th, table.narrow td { padding: 4px 5px; } table.narrow { font-size: 13px; } table.say th:first-child, table.narrow th:first-child { min-width: 0; }
+  table.narrow th, table.narrow td { padding: 4px 5px; } table.narrow { font-size: 13px; }
+  table.say th:first-child, table.narrow th:first-child { min-width: 0; }
   svg.wide .tick { font-size: 13.5px; } svg.wide .label { font-size: 14px; } svg.wide .code { font-size: 13px; }
   figure { padding: 13px 10px 10px; } figcaption { padding: 0 4px; }
   dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: 10px; }
