@@ -13,7 +13,8 @@ from page_world import CLASS, CONTROLS, full_report
 
 import fastforget as ff
 from fastforget.audit import lines, svg
-from fastforget.audit.report import number, percent, plain
+from fastforget.audit.markup import plain
+from fastforget.audit.report import number, percent
 from fastforget.audit.style import CSS
 
 SECTIONS = ("Can this audit fail?", "Which samples are most exposed?")
@@ -86,6 +87,26 @@ def test_what_is_absent_leaves_no_trace(whole, tmp_path: Path) -> None:
     assert "Small figures" not in text and "<small></small>" not in page and "probes" not in text
     assert "with-controls" not in re.sub(r"<style>.*?</style>", "", page, flags=re.S) and "LiRA" not in text
     assert 'class="control' not in page and "<th" in page
+
+
+def test_lines_that_the_report_knows_better(whole, monkeypatch) -> None:
+    """A report that words its probes itself, with intervals in the text: they still get their group and their small figures."""
+    of = type(whole[0])._lines
+
+    def worded(report: ff.audit.AuditReport) -> list[Any]:
+        def read(row: dict[str, Any]) -> str:
+            return "> 12 [9, 15]" if row.get("probes", {}).get("relearn_time") else "-"
+
+        own = of(report)
+        return [*own[:-2], ("memory of the forget set", "relearn time, steps", read), *own[-2:]]
+
+    monkeypatch.setattr(type(whole[0]), "_lines", worded)
+    found = lines.lines(whole[0])
+    assert (
+        [line for line in found if line.group == "probes"]
+        == [lines.Line("probes", "relearn time, steps", ["> 12"] * 9, ["9–15"] * 9)]
+        == found[-1:]
+    )
 
 
 def test_controls_of_their_own_rows(whole, tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from .markup import attack_name, controls, esc, figure, judged, scroll, section, shown, styles
+from .markup import attack_name, controls, esc, figure, judged, plain, scroll, section, shown, styles
 from .png import as_pictures
-from .report import AuditReport, plain
+from .report import AuditReport
 
 MEANING = {
     "untouched": "the original model, unchanged",

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from . import attacks as atk
-from .markup import attack_name, ordered
+from .markup import attack_name, ordered, plain
 from .report import AuditReport, number, percent
 
 PARTS = {"forget set": "forget", "retain set": "retain", "test, all": "test"}
 PARTS |= {"test, forgotten classes": "test_forget", "test, kept classes": "test_retain"}
 FIGURES = {"AUC": "auc", "balanced accuracy": "balanced_accuracy"}
 FIGURES |= {f"TPR at {text} FPR": f"tpr_at_{name}_fpr" for name, text in zip(atk.FPR_NAMES, ("1 %", "0.1 %"), strict=True)}
+PROBES = "probes"
 Show = Callable[[float | None], str]
 
 
@@ -29,14 +30,17 @@ class Line(NamedTuple):
 
 def lines(report: AuditReport) -> list[Line]:
     """Accuracies, attacks (the strongest first), memory, weights, probes; one cell a model, the controls last."""
-    made, rows = [], ordered(report)
-    for group, label, read in report._lines():
-        keys, show = _place(report, group, label.removesuffix(" *"))
-        pairs = [_apart(read(row), _interval(row, keys, show)) for row in rows]
-        made.append(Line(_group(report, group), label, [cell for cell, _ in pairs], [found for _, found in pairs]))
+    rows = ordered(report)
+    made = [_line(report, group, label, read) for group, label, read in report._lines()]
     strong = [line for attack in further(report) for line in made if line.group.startswith(f"{attack_name(attack)},")]
-    at = next((i for i, line in enumerate(made) if line.group.startswith("loss attack, forget")), len(made))
-    return [*(x for x in made[:at] if x not in strong), *strong, *(x for x in made[at:] if x not in strong)]
+    last = [line for line in made if line.group == PROBES]
+    for name in () if last else probes(report):
+        found = [row.get("probes", {}).get(name, {}) for row in rows]
+        cells, ranges = [plain(p.get("value")) for p in found], [interval(p.get("interval"), plain) for p in found]
+        last.append(Line(PROBES, name.replace("_", " "), cells, ranges))
+    rest = [line for line in made if line not in strong and line not in last]
+    at = next((i for i, line in enumerate(rest) if line.group.startswith("loss attack, forget")), len(rest))
+    return [*rest[:at], *strong, *rest[at:], *last]
 
 
 def further(report: AuditReport) -> list[str]:
@@ -73,6 +77,15 @@ def _finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
+def _line(report: AuditReport, group: str, label: str, read: Callable[[dict[str, Any]], str]) -> Line:
+    rows = ordered(report)
+    keys, show = _place(report, group, label.removesuffix(" *"))
+    pairs = [_apart(read(row), _interval(row, keys, show)) for row in rows]
+    # A line that says something else of a row without its probes is a probe's.
+    of_probe = any(read(row) != read({**row, "probes": {}}) for row in rows if row.get("probes"))
+    return Line(PROBES if of_probe else _group(report, group), label, [cell for cell, _ in pairs], [found for _, found in pairs])
+
+
 def _group(report: AuditReport, group: str) -> str:
     """ "LiRA, forget against unseen" of "lira attack, forget against unseen"."""
     for attack in further(report):
@@ -87,9 +100,8 @@ def _place(report: AuditReport, group: str, label: str) -> tuple[tuple[str, ...]
     duels = {f"{a.replace('_', ' ')} attack, forget against unseen": ("forget_vs_test", a) for a in report.settings["attacks"]}
     duels["loss attack, retain against unseen"] = ("retain_vs_test", "loss")
     show = percent if label.startswith("TPR") else number
-    if group in duels and label in FIGURES:
-        return ("attacks", *duels[group], f"{FIGURES[label]}_interval"), show
-    return (("probes", label.replace(" ", "_"), "interval"), number) if group == "probes" else ((), number)
+    known = group in duels and label in FIGURES
+    return (("attacks", *duels[group], f"{FIGURES[label]}_interval") if known else ()), show
 
 
 def _interval(row: dict[str, Any], keys: tuple[str, ...], show: Show) -> str:

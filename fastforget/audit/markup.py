@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from html import escape
 from typing import Any
 
-from .report import AuditReport
+from .report import AuditReport, number
 
 CURVES = 4  # colours for models of other names, and for controls
 NAMES = {"lira": "LiRA", "lira_offline": "LiRA offline", "u_lira": "U-LiRA", "rmia": "RMIA", "rmia_offline": "RMIA offline"}
@@ -83,3 +84,12 @@ def grid(figures: list[str], *, wide: bool = False) -> str:
 
 def section(title: str, text: str, figures: list[str], keys: str = "", more: str = "", *, wide: bool = False) -> str:
     return f"<section><h2>{esc(title)}</h2><p>{esc(text)}</p>{keys}{grid(figures, wide=wide)}{more}</section>"
+
+
+def plain(value: float | None) -> str:
+    """A figure of any size: three decimals, or two digits where those would show nothing; whole numbers from 10 on as such."""
+    if value is None or not math.isfinite(value):
+        return "-" if value is None or math.isnan(value) else "∞" if value > 0 else "-∞"
+    if abs(value) >= 10 and value == round(value):
+        return f"{value:.0f}"
+    return f"{value:.2g}".replace("e-0", "e-") if 0 < abs(value) < 1e-3 else number(value)

@@ -152,8 +152,6 @@ class AuditReport:
         for other in ("original", "retrained"):
             if any(other == row["model"] for row in self.rows):
                 lines.append((group, f"to the {other}", _reader(number, "weight_distance", other, "relative")))
-        probes = dict.fromkeys(name for row in self.rows for name in row.get("probes", {}))
-        lines += [("probes", name.replace("_", " "), _reader(plain, "probes", name, "value")) for name in probes]
         return lines
 
     def resolves(self, fpr: str) -> bool:
@@ -221,15 +219,6 @@ def number(value: float | None) -> str:
     if value is None or math.isnan(value):
         return "-"
     return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
-
-
-def plain(value: float | None) -> str:
-    """A figure of any size: three decimals, or two digits where those would show nothing; whole numbers from 10 on as such."""
-    if value is None or not math.isfinite(value):
-        return "-" if value is None or math.isnan(value) else "∞" if value > 0 else "-∞"
-    if abs(value) >= 10 and value == round(value):
-        return f"{value:.0f}"
-    return f"{value:.2g}".replace("e-0", "e-") if 0 < abs(value) < 1e-3 else number(value)
 
 
 def _reader(show: Callable[[float | None], str], *keys: str) -> Callable[[dict[str, Any]], str]:
