@@ -40,10 +40,10 @@ def stretched(images: Tensor) -> Tensor:
     return scaled.round().to(torch.uint8).view(images.shape)
 
 
-def as_pictures(images: Tensor) -> list[str]:
+def as_pictures(images: Tensor, argument: str = "noise") -> list[str]:
     """Data URIs of float images; one channel is grey, three are colour, any other number shows its mean."""
     if images.dim() != 4:
-        raise ValueError(f"noise: got shape {tuple(images.shape)}; accepted is [n, channels, height, width]")
+        raise ValueError(f"{argument}: got shape {tuple(images.shape)}; accepted is [n, channels, height, width]")
     if images.shape[1] not in (1, 3):
         images = images.float().mean(1, keepdim=True)
     return [data_uri(image[0] if image.shape[0] == 1 else image) for image in stretched(images)]

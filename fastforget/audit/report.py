@@ -110,9 +110,12 @@ class AuditReport:
         noise: Any = None,
         timing: dict[str, float] | None = None,
         class_names: list[str] | None = None,
+        images: dict[str, Any] | None = None,
     ) -> None:
         """Writes the report as one self-contained page (no network, no script), whole or not at all
         (OSError).
+
+        What the audit didn't measure (intervals, shadow-model attacks, probes, controls, exposed samples) is left out.
 
         Args:
             path: the file; its folder must exist.
@@ -121,10 +124,15 @@ class AuditReport:
             noise: images to show, ``{caption: tensor[n, channels, height, width]}``; 1 or 3 channels.
             timing: seconds of each step, such as ``{"retrain": 31.0, "unlearn": 4.0}``.
             class_names: names for the class ids.
+            images: pictures of the most exposed samples, ``{"forget": tensor[n, channels, height, width]}``, the whole forget set
+                in its order, of any dtype; only those that are shown get into the file.
+
+        Raises:
+            TypeError, ValueError: ``images`` or ``noise`` are no such tensors.
         """
         from .page import render
 
-        write_whole(path, render(self, title, facts or {}, noise or {}, timing or {}, class_names))
+        write_whole(path, render(self, title, facts or {}, noise or {}, timing or {}, class_names, images or {}))
 
     def receipt(self, result: Any = None, *, ids: Iterable[Any] | None = None, facts: dict[str, Any] | None = None) -> dict[str, Any]:
         """The audit as a receipt: hashes of the models and of the forget set, method, seeds, versions, machine, figures, controls,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from itertools import groupby
 from typing import Any
 
-from .markup import esc, kind, tone
+from .lines import Line, lines, probes
+from .markup import esc, judged, ordered, scroll, shown, styles, tone
 from .report import AuditReport, number, percent
 
 JUDGEMENTS = ("PASS", "PARTIAL", "FAIL")
@@ -13,27 +15,35 @@ JUDGEMENTS = ("PASS", "PARTIAL", "FAIL")
 
 def head(report: AuditReport, title: str, timing: dict[str, float]) -> str:
     """Title, verdict with its reasons, and four figures."""
-    judged = report.judged()
-    items = []
-    for row in judged:
-        for reason in row["reasons"]:
-            status, _, text = reason.partition(": ")
-            if status not in JUDGEMENTS:
-                status, text = "", reason
-            name = f"{row['model']}: " if len(judged) > 1 else ""
-            label = f'<b class="{status}">{status}</b>' if status else ""
-            items.append(f"<li>{label}<span>{esc(name + text)}</span></li>")
     lead = report.headline()
     return (
         f'<header><p class="eyebrow">fastforget audit</p><h1>{esc(title)}</h1>'
         f'<p class="lead">{esc(lead[:1].upper() + lead[1:])}.</p>'
         f'<div class="verdict {tone(report.verdict)}"><div class="stamp">{esc(report.verdict)}</div>'
-        f"<ul>{''.join(items)}</ul></div>{_tiles(report, timing)}</header>"
+        f"<ul>{_reasons(report)}</ul></div>{_tiles(report, timing)}</header>"
     )
 
 
+def _reasons(report: AuditReport) -> str:
+    """What was found of each judged model; with several, each one's name and status above."""
+    asked = judged(report)
+    own = tuple(f"{row['model']}: " for row in asked)
+    # What is about the audit as a whole, such as a control that passed.
+    items = [f'<li class="FAIL"><b>FAIL</b><span>{esc(reason)}</span></li>' for reason in report.reasons if not reason.startswith(own)]
+    for row in asked:
+        if len(asked) > 1:
+            items.append(f'<li class="model {tone(row["status"])}"><b>{esc(row["status"])}</b><span>{esc(row["model"])}</span></li>')
+        for reason in row["reasons"]:
+            status, _, text = reason.partition(": ")
+            if status not in JUDGEMENTS:
+                status, text = "", reason
+            label = f'<b class="{status}">{status}</b>' if status else ""
+            items.append(f"<li>{label}<span>{esc(text)}</span></li>")
+    return "".join(items)
+
+
 def _tiles(report: AuditReport, timing: dict[str, float]) -> str:
-    row = (report.judged() or report.rows[-1:])[0]
+    row = (judged(report) or report.rows[-1:])[0]
     by_name = {r["model"]: r for r in report.rows}
     class_wise = row["class_wise"] and not math.isnan(row["accuracy"]["test_forget"])
     forget, kept = ("test_forget", "test_retain") if class_wise else ("forget", "test")
@@ -83,35 +93,58 @@ def seconds(value: float) -> str:
     return f"{value:.1f} s" if value >= 1 else f"{1000 * value:.0f} ms"
 
 
-def _group(name: str, span: int) -> str:
-    # Across the whole table, so that a long name does not widen the first column; the label stays in view.
-    return f'<tr class="head"><th class="group" colspan="{span}"><span>{esc(name)}</span></th></tr>'
-
-
 def table(report: AuditReport, timing: dict[str, float]) -> str:
-    """Every figure, one column a model."""
-    columns = "".join(f'<th scope="col"><span class="key {kind(row["model"])}"></span>{esc(row["model"])}</th>' for row in report.rows)
+    """Every figure, one column a model and the controls last, with the intervals that the rows hold."""
+    rows, found, after = ordered(report), lines(report), len(shown(report))
     missing = report.settings["reference"] is None
-    columns += '<th scope="col">retrained</th>' if missing else ""
-    body, group = [], ""
-    span = 1 + len(report.rows) + missing
-    for label, row_cells, of in report.table():
-        if of != group:
-            group = of
-            body.append(_group(of, span))
-        values = "".join(f"<td>{esc(cell)}</td>" for cell in row_cells) + ('<td class="noref">no reference</td>' if missing else "")
-        body.append(f'<tr><th scope="row">{esc(label)}</th>{values}</tr>')
+    ranged = any(any(line.intervals) for line in found)
     if timing:
         steps = {"original": "train", "unlearned": "unlearn", "retrained": "retrain"}
-        cells = "".join(f"<td>{seconds(timing[s]) if (s := steps.get(row['model'], '')) in timing else '-'}</td>" for row in report.rows)
-        body.append(_group("cost", span))
-        body.append(f'<tr><th scope="row">time</th>{cells}{"<td></td>" if missing else ""}</tr>')
-    tones = "".join(f'<td class="tone {tone(row["status"])}">{esc(row["status"])}</td>' for row in report.rows)
-    foot = f'<tr><th scope="row">by the rule</th>{tones}{"<td></td>" if missing else ""}</tr>'
+        cells = [seconds(timing[s]) if (s := steps.get(row["model"], "")) in timing else "-" for row in rows]
+        found.append(Line("cost", "time", cells, [""] * len(rows)))
+
+    def laid(cells: list[str], filler: str) -> str:
+        # A missing reference has its column where the retrained model's would be: before the controls.
+        return "".join([*cells[:after], *([filler] if missing else []), *cells[after:]])
+
+    keys = styles(report)
+    heads = [f'<th scope="col"><span class="key {keys[row["model"]].split()[-1]}"></span>{esc(row["model"])}</th>' for row in rows]
+    body, span = "", 1 + len(rows) + missing
+    for group, members in groupby(found, key=lambda line: line.group):
+        filler = "<td></td>" if group == "cost" else '<td class="noref">no reference</td>'
+        inside = "".join(f'<tr><th scope="row">{esc(line.label)}</th>{laid(_cells(line, ranged), filler)}</tr>' for line in members)
+        body += f"<tbody>{_group(group, span)}{inside}</tbody>"
+    tones = [f'<td class="tone {tone(row["status"])}">{esc(row["status"])}</td>' for row in rows]
+    foot = f'<tr><th scope="row">by the rule</th>{laid(tones, "<td></td>")}</tr>'
+    head = "<tr><td></td>" + laid(heads, '<th scope="col">retrained</th>') + "</tr>"
+    many = " many" if span > 5 else ""
+    inner = f'<table class="figures{many}"><thead>{head}</thead>{body}<tfoot>{foot}</tfoot></table>'
+    notes = "".join(f"<li>{esc(note)}</li>" for note in _notes(report, ranged))
     return (
         "<section><h2>All figures</h2><p>The retrained model never saw the forget set. Its column, not 0 or "
-        '0.5, is what a perfect result looks like.</p><div class="scroll"><table>'
-        f'<thead><tr><th scope="col"></th>{columns}</tr></thead><tbody>{"".join(body)}</tbody>'
-        f"<tfoot>{foot}</tfoot></table></div>"
-        f'<ul class="notes">{"".join(f"<li>{esc(note)}</li>" for note in report.notes())}</ul></section>'
+        f'0.5, is what a perfect result looks like.</p>{scroll(inner, "All figures")}<ul class="notes">{notes}</ul></section>'
     )
+
+
+def _cells(line: Line, ranged: bool) -> list[str]:
+    # Where some figure has an interval, all leave room for one, so that the figures stay in line.
+    return [
+        f"<td>{esc(cell)}{f'<small>{esc(interval)}</small>' if ranged else ''}</td>"
+        for cell, interval in zip(line.cells, line.intervals, strict=True)
+    ]
+
+
+def _group(name: str, span: int) -> str:
+    # Across the whole table, so that a long name does not widen the first column; the label stays in view.
+    return f'<tr class="head"><th class="group" scope="rowgroup" colspan="{span}"><span>{esc(name)}</span></th></tr>'
+
+
+def _notes(report: AuditReport, ranged: bool) -> list[str]:
+    """``report.notes()`` as the page shows its figures, and why probes have none."""
+    notes = [note.replace("[low, high]: ", "Small figures: ") for note in report.notes()]
+    if ranged and notes == report.notes():
+        notes.append("Small figures: confidence interval.")
+    for name, results in probes(report).items():
+        reasons = dict.fromkeys(str(r["reason"]) for r in results if r.get("reason"))
+        notes += [f"{name.replace('_', ' ')} undefined: {reason}" for reason in reasons]
+    return notes

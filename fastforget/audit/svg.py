@@ -14,7 +14,8 @@ Series = tuple[str, str, Sequence[float]]  # css class, name, values
 
 def svg(width: float, height: float, title: str, body: list[str], *, fixed: bool = False) -> str:
     """A chart that shrinks and grows with its box, or one of ``fixed`` size that its box scrolls."""
-    style = f'class="fixed" style="width:{width:g}px"' if fixed else f'style="max-width:{1.15 * width:g}px"'
+    wide = ' class="wide"' if width >= WIDTH else ""
+    style = f'class="fixed" style="width:{width:g}px"' if fixed else f'style="max-width:{1.15 * width:g}px"{wide}'
     label = escape(title, quote=True)
     return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{label}" {style}>' + "".join(body) + "</svg>"
 
@@ -28,9 +29,10 @@ def line(x1: float, y1: float, x2: float, y2: float, kind: str = "grid") -> str:
     return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
-def path(points: Sequence[tuple[float, float]], kind: str, *, close: bool = False) -> str:
+def path(points: Sequence[tuple[float, float]], kind: str, tip: str = "", *, close: bool = False) -> str:
     steps = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-    return f'<path class="{kind}" d="M{steps}{"Z" if close else ""}"/>'
+    inner = f"><title>{escape(tip)}</title></path>" if tip else "/>"
+    return f'<path class="{kind}" d="M{steps}{"Z" if close else ""}"{inner}'
 
 
 def rect(x: float, y: float, width: float, height: float, kind: str, tip: str) -> str:
@@ -69,11 +71,11 @@ def roc(title: str, curves: Sequence[tuple[str, str, dict[str, list[float]]]], u
     body.append(path([(x(0), y(0)), (x(1), y(1))], "chance"))
     body.append(text(left + w / 2, height - 4, "false-positive rate", kind="label"))
     body.append(text(11, top + h / 2, "true-positive rate", kind="label", turn=-90))
-    for kind, _, curve in curves:
+    for kind, name, curve in curves:
         points = [(x(0), y(curve["tpr"][0]))]
         for before, fpr, tpr in zip(curve["tpr"], curve["fpr"][1:], curve["tpr"][1:], strict=False):
             points += [(x(fpr), y(before)), (x(fpr), y(tpr))]
-        body.append(path(_thinned(points), f"curve {kind}"))
+        body.append(path(_thinned(points), f"curve {kind}", name))
     return svg(WIDTH, height, title, body)
 
 
@@ -86,7 +88,7 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def histogram(title: str, log10_edges: Sequence[float], series: Sequence[Series], span: tuple[int, int], ceiling: float) -> str:
-    """Outlined step histograms over bins ``span`` of a log10 axis; the y axis ends at ``ceiling``."""
+    """Outlined step histograms over bins ``span`` of a log10 axis; heights are square roots of the shares, up to ``ceiling``."""
     left, top, right, bottom, height = 42, 10, 12, 38, 176
     w, h = SMALL - left - right, height - top - bottom
     first, last = span
@@ -96,7 +98,7 @@ def histogram(title: str, log10_edges: Sequence[float], series: Sequence[Series]
         return left + w * (edge - low) / (high - low)
 
     def y(share: float) -> float:
-        return top + h * (1 - share / ceiling)
+        return top + h * (1 - math.sqrt(share / ceiling))
 
     body = []
     every = max(1, round((high - low) / 6))
@@ -105,15 +107,15 @@ def histogram(title: str, log10_edges: Sequence[float], series: Sequence[Series]
             # The end bins also hold what lies outside.
             outside = "≤" if d == log10_edges[0] else "≥" if d == log10_edges[-1] else ""
             body += [line(x(d), top, x(d), top + h), text(x(d), top + h + 15, outside + power(d))]
-    for part in (0.0, 0.5, 1.0):
+    for part in (0.0, 0.1, 0.5, 1.0):
         body += [line(left, y(part * ceiling), left + w, y(part * ceiling), "axis" if part == 0 else "grid")]
         body.append(text(left - 6, y(part * ceiling) + 4, f"{100 * part * ceiling:.0f} %", anchor="end"))
-    for kind, _, shares in series:
+    for kind, name, shares in series:
         points = [(x(low), y(0))]
         for i in range(first, last):
             points += [(x(log10_edges[i]), y(shares[i])), (x(log10_edges[i + 1]), y(shares[i]))]
         points.append((x(high), y(0)))
-        body.append(path(points, f"area {kind}", close=True))
+        body.append(path(points, f"area {kind}", name, close=True))
     body.append(text(left + w / 2, height - 4, "loss of a sample", kind="label"))
     return svg(SMALL, height, title, body)
 
@@ -140,7 +142,7 @@ def columns(
         body += [line(left, at, left + w, at, "axis" if part == 0 else "grid")]
         body.append(text(left - 6, at + 4, f"{100 * part * ceiling:.0f} %", anchor="end"))
     widest = max((len(name) for name in names), default=1)
-    labelled = _labelled(len(names), max(1, math.ceil((6.5 * widest + 4) / group)), marked)
+    labelled = _labelled(len(names), max(1, math.ceil((7.5 * widest + 4) / group)), marked)
     for i, name in enumerate(names):
         start = left + i * group + (group - bar * len(series)) / 2
         for j, (kind, label, values) in enumerate(series):
@@ -172,12 +174,15 @@ def _labelled(count: int, every: int, marked: Sequence[int]) -> set[int]:
     return set(chosen)
 
 
-def dots(title: str, names: Sequence[str], series: Sequence[Series], axis: str) -> str:
-    """One line a name with a dot for each series; the axis starts at 0."""
+def dots(title: str, names: Sequence[str], series: Sequence[Series], axis: str, reach: float | None = None) -> str:
+    """One line a name with a dot for each series, a little apart so that equal ones show; the axis goes from 0 to past ``reach``
+    (the largest value, if not given), and what lies beyond it stands at its end."""
     shown = [f"{name[:9]}…{name[-12:]}" if len(name) > 22 else name for name in names]
-    left, top, right, bottom, row = 20 + 6.4 * max(map(len, shown)), 8, 16, 40, 22
+    left, top, right, bottom, row = 20 + 7.6 * max(map(len, shown)), 8, 16, 40, 22
     w, h = WIDTH - left - right, row * len(names)
-    top_value = _round_up(max((v for _, _, values in series for v in values if math.isfinite(v)), default=1.0))
+    largest = max((v for _, _, values in series for v in values if math.isfinite(v)), default=1.0)
+    top_value = _round_up(largest if reach is None else reach)
+    seen = [label for kind, label, _ in series if "control" not in kind.split()]
 
     def x(value: float) -> float:
         return left + w * min(value / top_value, 1.0)
@@ -191,9 +196,11 @@ def dots(title: str, names: Sequence[str], series: Sequence[Series], axis: str) 
         body += [line(left, at, left + w, at), text(left - 8, at + 4, name, anchor="end", kind="tick code")]
         for kind, label, values in series:
             value = values[i]
+            dodge = 3.0 * (seen.index(label) - (len(seen) - 1) / 2) if label in seen else 0.0
             if math.isfinite(value):
                 tip = escape(f"{label}, {names[i]}: {value:.4g}")
-                body.append(f'<circle class="dot {kind}" cx="{x(value):.1f}" cy="{at:.1f}" r="5"><title>{tip}</title></circle>')
+                cy = at + max(-7.0, min(7.0, dodge))
+                body.append(f'<circle class="dot {kind}" cx="{x(value):.1f}" cy="{cy:.1f}" r="4.5"><title>{tip}</title></circle>')
     body.append(text(left + w / 2, top + h + 34, axis, kind="label"))
     return svg(WIDTH, top + h + bottom, title, body)
 

@@ -187,6 +187,7 @@ def run(args: argparse.Namespace, found: images.Images) -> int:
         noise=_noise(args, found, original, result),
         timing={k: seconds[k] for k in ("train", "retrain", "unlearn")},
         class_names=found.class_names,
+        images={"forget": forget[0]},
     )
     receipt, weights = args.out / "receipt.json", args.out / "unlearned.pt"
     report.write_receipt(receipt, result, ids=gone.nonzero()[:, 0].tolist(), facts={k: facts[k] for k in ("data", "network", "training")})
