@@ -10,8 +10,10 @@ from types import ModuleType
 
 from .report import AuditReport
 from .run import audit as _audit
+from .shadow_state import Shadows
+from .shadow_training import shadows
 
-__all__ = ["AuditReport"]
+__all__ = ["AuditReport", "Shadows", "shadows"]
 
 
 class _CallableModule(ModuleType):
