@@ -134,6 +134,9 @@ def load(path: str | PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     found, metadata = entries(path)
     tensors = {}
     for name, entry in found.items():
-        raw = np.fromfile(path, np.uint8, count=entry.bytes, offset=entry.start)
-        tensors[name] = torch.from_numpy(raw).view(entry.dtype).reshape(entry.shape)
+        tensor = torch.empty(entry.shape, dtype=entry.dtype)
+        if entry.bytes:
+            raw = np.fromfile(path, np.uint8, count=entry.bytes, offset=entry.start)
+            tensor = torch.from_numpy(raw).view(entry.dtype).reshape(entry.shape)
+        tensors[name] = tensor
     return tensors, metadata
