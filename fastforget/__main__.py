@@ -1,4 +1,4 @@
-"""The command line: ``python -m fastforget {demo,info,verify,bench,experiment}``. Each command is imported when it is asked
+"""The command line: ``python -m fastforget {demo,verify,info,score,bench,experiment}``. Each command is imported when it is asked
 for."""
 
 from __future__ import annotations
@@ -12,12 +12,20 @@ USAGE = """usage: python -m fastforget COMMAND [options]
   demo        train a small network on real images, forget a class, audit it, write report.html
   verify      check a receipt: its own hash, the weights, the forget set, and its figures by the rule
   info        what is built and loaded here, and what serves each op, with a reason for every "no"
+  score       membership attacks from saved logits of any framework, with or without shadow models
   experiment  every method on real data sets and scenarios, beside retraining; resumable
   bench       time the ops against plain PyTorch and the memory's limit
 
 python -m fastforget COMMAND --help shows a command's options.
 """
-MODULES = {"demo": "demo.run", "info": "_info", "verify": "audit.verify", "bench": "_bench.bench", "experiment": "_bench.experiment"}
+MODULES = {
+    "demo": "demo.run",
+    "verify": "audit.verify",
+    "info": "_info",
+    "score": "audit.score",
+    "bench": "_bench.bench",
+    "experiment": "_bench.experiment",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,8 +13,10 @@ from .quality import forgetting_quality
 from .relearn import relearn_time
 from .report import AuditReport
 from .run import audit as _audit
+from .shadow_state import Shadows
+from .shadow_training import shadows
 
-__all__ = ["AuditReport", "controls", "forgetting_quality", "relearn_time"]
+__all__ = ["AuditReport", "Shadows", "controls", "forgetting_quality", "relearn_time", "shadows"]
 
 
 class _CallableModule(ModuleType):

@@ -345,8 +345,12 @@ class Lira:
         tail: str = "one_sided",
         var_floor: float = VAR_FLOOR,
         min_count: int | None = None,
+        index: Tensor | None = None,
     ) -> Tensor:
         """:func:`lira`'s score of one target, [N] ([N, A]), or several, [T, N] ([T, N, A]), from the moments so far.
+
+        With ``index``, int64[n], the target holds these samples only (n in place of N); a variance that is not per example is still that of
+        all samples.
 
         Options and result as in :func:`lira`, in the target's dtype (float32 for 16-bit ones); computed in float64. "auto" goes by the
         sample with the most models.
@@ -362,7 +366,10 @@ class Lira:
             )
         most = int(self._count.sum(dim=0).max()) if variance == "auto" and self.n_samples else 0
         rule = _rule(mode, location, variance, tail, var_floor, min_count, most)
-        shape = (self.n_samples,) if self.queries == 1 else (self.n_samples, self.queries)
+        if index is not None and (arg.tensor("index", index).dtype != torch.int64 or index.dim() != 1):
+            raise TypeError(f"index: got {arg.describe(index)}; accepted is int64[n], positions of samples")
+        samples = self.n_samples if index is None else len(index)
+        shape = (samples,) if self.queries == 1 else (samples, self.queries)
         if self.queries == 1 and isinstance(target, Tensor) and target.dim() == 3 and target.shape[2] == 1:
             target = target.squeeze(-1)
         targets, single = _targets(target, shape, self.device)
@@ -370,7 +377,11 @@ class Lira:
         spread = self._m2 / n
         if rule[1] != "per_example":
             spread = _one_variance(rule[1], self._mean, spread, self._count).view(2, 1, 1).contiguous()
-        return _ratio(targets, self._mean, spread, self._count, rule, single).to(_working_dtype(target))
+        mean, count = self._mean, self._count
+        if index is not None:
+            mean, count = mean[:, index], count[:, index]
+            spread = spread[:, index] if rule[1] == "per_example" else spread
+        return _ratio(targets, mean, spread, count, rule, single).to(_working_dtype(target))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of the state's tensors: "count", "mean", "m2"."""
