@@ -48,8 +48,8 @@ def bare(report: ff.audit.AuditReport) -> ff.audit.AuditReport:
     for name in ("controls", "control_rows"):
         vars(report).pop(name, None)
     for row in report.rows:
-        for key in ("control", "probes", "accuracy_intervals", "class_thresholds"):
-            row.pop(key, None)
+        for key in [key for key in row if "interval" in key or key in ("control", "probes", "class_thresholds")]:
+            row.pop(key)
         for duel in row["attacks"]:
             for attack in further:
                 row["attacks"][duel].pop(attack)
