@@ -83,18 +83,29 @@ def _with_intervals(row: dict[str, Any]) -> None:
 def _with_attacks(report: ff.audit.AuditReport, row: dict[str, Any], draw: torch.Generator) -> None:
     shift = {"original": 1.4, "untouched": 1.4, "fine_tuned": 1.1, "suppressed": 0.9, "lightweight": 0.5}.get(row["model"], 0.1)
     for attack in ("attack_p", "lira", "rmia"):
-        member, nonmember = shift + torch.randn(140, generator=draw), torch.randn(400, generator=draw)
-        figures = atk.figures(member, nonmember)
-        row["attacks"]["forget_vs_test"][attack] = figures
-        figures["auc_interval"] = [figures["auc"] - 0.04, figures["auc"] + 0.04]
-        curves = report.curves["roc"]["forget_vs_test"].setdefault(attack, {})
-        curves[row["model"]] = atk.curve(member, nonmember)
+        for duel in ("forget_vs_test", "retain_vs_test"):
+            member, nonmember = shift + torch.randn(140, generator=draw), torch.randn(400, generator=draw)
+            figures = atk.figures(member, nonmember)
+            figures["auc_interval"] = [figures["auc"] - 0.04, figures["auc"] + 0.04]
+            row["attacks"][duel][attack] = figures
+            curves = report.curves["roc"][duel].setdefault(attack, {})
+            curves[row["model"]] = atk.curve(member, nonmember)
 
 
 def _probes(model: str) -> dict[str, Any]:
     reason = "the model is the yardstick itself" if model == "retrained" else None
     return {
-        "zrf": {"value": math.nan if reason else 0.874, "interval": None, "convention": "1 - mean JS to a random net", "reason": reason},
-        "relearn_time": {"value": 12.0, "interval": [9.0, 15.0], "convention": "steps of SGD to the original's accuracy", "reason": None},
-        "js_divergence": {"value": 4.1e-5, "interval": [3.0e-5, 5.2e-5], "convention": "to the retrained model", "reason": None},
+        "feature_drift": {
+            "value": math.nan if reason else 0.874,
+            "interval": None,
+            "convention": "mean angle of the features",
+            "reason": reason,
+        },
+        "steps_to_relearn": {
+            "value": 12.0,
+            "interval": [9.0, 15.0],
+            "convention": "steps of SGD to the original's accuracy",
+            "reason": None,
+        },
+        "divergence": {"value": 4.1e-5, "interval": [3.0e-5, 5.2e-5], "convention": "to the retrained model", "reason": None},
     }

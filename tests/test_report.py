@@ -19,6 +19,7 @@ from torch import nn
 
 import fastforget as ff
 from fastforget.audit import files, png, svg
+from fastforget.audit.lines import lines
 
 
 @pytest.fixture(scope="module")
@@ -155,9 +156,10 @@ def test_page_shows_everything(page: str, report) -> None:
     found = Reader(page)
     # ROC curves of the loss attack and, folded, of two others; loss histograms, predictions, accuracies, layers
     assert found.tags["svg"] == 2 + 2 + 3 + 3 + 1 + 1
-    assert found.tags["img"] == 7 and found.tags["table"] == 1
-    for label, cells, group in report.table():
-        for text in (label, group, *cells):
+    assert found.tags["img"] == 7 and page.count('<table class="figures') == 1
+    assert [line.label for line in lines(report)] and {line.label for line in lines(report)} == {label for label, _, _ in report.table()}
+    for group, label, cells, intervals in lines(report):
+        for text in (label, group, *cells, *intervals):
             assert text.replace(" %", "\u00a0%") in page
     assert "PASS" in page and "Neither 0.5 nor 100" in page and "retraining 2.5 s" in page
     assert "nan" not in re.sub(r"<style>.*?</style>|base64,[^\"]*", "", page, flags=re.S).lower().split()
