@@ -91,6 +91,14 @@ def test_no_interval_where_there_is_none() -> None:
     assert all(math.isnan(end) for end in intervals.share(0, 0))
 
 
+def test_sides_that_do_not_overlap_still_have_an_interval() -> None:
+    member, other = torch.arange(30.0) + 100, torch.arange(20.0)
+    assert attacks.figures(member, other)["auc_interval"] == pytest.approx(clopper_pearson(20, 20))
+    assert attacks.figures(-member, other)["auc_interval"] == pytest.approx(clopper_pearson(0, 20))
+    # equal scores are another matter: the AUC is one half whatever is drawn
+    assert attacks.figures(member * 0, other * 0)["auc_interval"] == [0.5, 0.5]
+
+
 def test_intervals_off(world: World, report) -> None:
     plain = world.audit(unlearned=world.retrained_again, seed=3, intervals=False)
     for row, full in zip(plain.rows, report.rows, strict=True):

@@ -17,9 +17,9 @@ MOST, LEAST, DRAWS = 1000, 200, 4_000_000
 CONVENTION = (
     "95 %. Accuracies, TPRs and other shares: Clopper & Pearson (Biometrika 1934) on the counts, the threshold taken as fixed. AUC: "
     f"percentiles of a stratified bootstrap with {MOST} resamples, fewer (at least {LEAST}) where that would draw more than "
-    f"{DRAWS // 1_000_000} million scores. Balanced accuracy: the ends of TPR and FPR combined by the square-and-add rule (Newcombe, "
-    "Statistics in Medicine 1998, 17:873), the threshold taken as fixed. Means over samples: 1.96 standard errors. They cover the draw of "
-    "samples, not that of training another model"
+    f"{DRAWS // 1_000_000} million scores; for an AUC of 0 or 1 Clopper & Pearson on as many pairs as the smaller side has samples. "
+    "Balanced accuracy: the ends of TPR and FPR combined by the square-and-add rule (Newcombe, Statistics in Medicine 1998, 17:873), the threshold "
+    "taken as fixed. Means over samples: 1.96 standard errors. They cover the draw of samples, not that of training another model"
 )
 
 Interval = list[float]
@@ -49,7 +49,14 @@ def resamples(samples: int) -> int:
 
 
 def auc(member: Tensor, nonmember: Tensor, seed: int) -> Interval:
-    """Of the AUC; the same seed gives the same interval."""
+    """Of the AUC; the same seed gives the same interval.
+
+    Resampling can't vary sides that don't overlap: there the interval is the exact one of min(n1, n0) independent pairs.
+
+    >>> import torch
+    >>> [round(end, 3) for end in auc(torch.tensor([5.0, 6.0, 7.0]), torch.tensor([1.0, 2.0, 3.0, 4.0]), seed=0)]
+    [0.292, 1.0]
+    """
     found = roc_bootstrap(
         member,
         nonmember,
@@ -58,6 +65,9 @@ def auc(member: Tensor, nonmember: Tensor, seed: int) -> Interval:
         confidence=CONFIDENCE,
         seed=seed % 2**64,
     )
+    value, pairs = float(found.auc), min(member.numel(), nonmember.numel())
+    if value in (0.0, 1.0):
+        return share(int(value) * pairs, pairs)
     return [float(found.auc_low), float(found.auc_high)]
 
 
