@@ -202,6 +202,8 @@ def test_attacks_that_cannot_run_say_so(world: World) -> None:
         world.audit(attacks=("lirra",))
     with pytest.raises(ValueError, match=r"forget set: source: 100 of 100 samples are not in the pool"):
         world.audit(shadows=FakeShadows(world.retain, world.test))
+    with pytest.raises(ValueError, match="population: only RMIA reads it"):
+        world.audit(population=world.test)
     many = FakeShadows(*pool)
     many.queries = 18
     with pytest.raises(ValueError, match="18 queries a sample; accepted is 1"):
@@ -285,5 +287,10 @@ def test_exposed_samples_go_by_the_strongest_attack_and_by_defined_scores(world:
     report = world.audit(unlearned=world.retrained_again, shadows=shadows)
     assert report.settings["exposed_by"] == "lira"
     assert sorted(row["index"] for row in report.curves["exposed"]) == [95, 96, 97, 98, 99]
+    two = ff.audit(
+        {"a": world.original, "b": world.retrained_again}, forget=world.forget, retain=world.retain, test=world.test
+    )
+    highest = torch.stack([-scored(m, world.forget).loss for m in (world.original, world.retrained_again)]).amax(0)
+    assert [row["index"] for row in two.curves["exposed"]] == highest.argsort(descending=True)[:MOST].tolist()
     alone = world.audit(reference=False)
     assert len(alone.curves["exposed"]) == MOST  # nothing is judged: the original's own

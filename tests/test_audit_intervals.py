@@ -84,6 +84,30 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     assert 182 <= sum(low <= 0.5 <= high for low, high in means) <= 198
 
 
+def test_forgetting_rate_s_interval() -> None:
+    was = torch.arange(50) < 40
+    kept = torch.arange(50) < 10
+    assert intervals.forgetting_rate(was, kept) == pytest.approx(clopper_pearson(30, 40))
+    assert intervals.forgetting_rate(was, was)[0] == 0 and intervals.forgetting_rate(~was & was, was) is None
+    # others are recognised afterwards: a bootstrap of the samples says about the same as the closed form
+    now = (torch.arange(50) < 10) | (torch.arange(50) >= 46)
+    low, high = intervals.forgetting_rate(was, now)
+    draws = torch.randint(50, (4000, 50), generator=torch.Generator().manual_seed(0))
+    rates = 1 - now[draws].sum(1).double() / was[draws].sum(1)
+    assert [low, high] == pytest.approx(rates.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist(), abs=0.03)
+
+
+def test_the_oracle_s_figures_and_losses_have_intervals(report) -> None:
+    for row in report.rows:
+        low, high = row["forgetting_rate_interval"]
+        assert low <= row["forgetting_rate"] <= high
+        for side, (lower, upper) in row["oracle_members_intervals"].items():
+            assert lower <= row["oracle_members"][side] <= upper and upper - lower > 0.01
+        for name, ends in row["mean_loss_intervals"].items():
+            assert 0 <= ends[0] < row["mean_loss"][name] < ends[1]
+    assert report.row("original")["oracle_members_intervals"]["forget"] == pytest.approx(clopper_pearson(98, 100))
+
+
 def test_no_interval_where_there_is_none() -> None:
     assert intervals.mean(torch.tensor([1.0])) is None
     assert intervals.mean(torch.tensor([1.0, math.inf, 2.0])) is None
@@ -91,10 +115,18 @@ def test_no_interval_where_there_is_none() -> None:
     assert all(math.isnan(end) for end in intervals.share(0, 0))
 
 
+def test_sides_that_do_not_overlap_still_have_an_interval() -> None:
+    member, other = torch.arange(30.0) + 100, torch.arange(20.0)
+    assert attacks.figures(member, other)["auc_interval"] == pytest.approx(clopper_pearson(20, 20))
+    assert attacks.figures(-member, other)["auc_interval"] == pytest.approx(clopper_pearson(0, 20))
+    # equal scores are another matter: the AUC is one half whatever is drawn
+    assert attacks.figures(member * 0, other * 0)["auc_interval"] == [0.5, 0.5]
+
+
 def test_intervals_off(world: World, report) -> None:
     plain = world.audit(unlearned=world.retrained_again, seed=3, intervals=False)
     for row, full in zip(plain.rows, report.rows, strict=True):
-        assert "accuracy_intervals" not in row and row["probes"]["class_logit_auc"]["interval"] is None
+        assert not any("interval" in key for key in row) and row["probes"]["class_logit_auc"]["interval"] is None
         for duel, of in row["attacks"].items():
             for attack, found in of.items():
                 assert not any(key.endswith("_interval") for key in found)

@@ -82,6 +82,13 @@ def test_worst_of_several_forgotten_classes(world: World) -> None:
     found = report.row("retrained")["probes"]["class_logit_auc"]
     assert set(found["by_class"]) == {0, FORGOTTEN} and found["worst_class"] == 0
     assert found["value"] == max(found["by_class"].values())
+    x, y = world.test
+    with torch.no_grad():
+        z = world.retrained(x)
+    kept = (y != 0) & (y != FORGOTTEN)  # the other forgotten class is no kept one
+    for c, value in found["by_class"].items():
+        mine = probes.margins(z, torch.tensor([c]))[:, 0]
+        assert value == pytest.approx((mine[y == c, None] > mine[kept]).double().mean().item(), abs=1e-6)
 
 
 # ------------------------------------------------------------------ beside the retrained model and a teacher

@@ -176,6 +176,13 @@ def verdicts(scored: Scored, oracle: Oracle) -> Tensor:
     return scored.scores["loss"] <= oracle.threshold
 
 
+def rate_interval(before: dict[str, Scored] | None, after: dict[str, Scored], oracle: Oracle) -> list[float] | None:
+    """The forgetting rate's interval; None where the rate is undefined."""
+    if oracle.reason is not None or before is None:
+        return None
+    return intervals.forgetting_rate(verdicts(before["forget"], oracle), verdicts(after["forget"], oracle))
+
+
 def rate(before: dict[str, Scored] | None, after: dict[str, Scored], oracle: Oracle) -> tuple[float, str | None]:
     """Forsaken's forgetting rate on the forget set, or NaN and why."""
     if oracle.reason is not None or before is None:

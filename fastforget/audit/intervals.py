@@ -17,9 +17,11 @@ MOST, LEAST, DRAWS = 1000, 200, 4_000_000
 CONVENTION = (
     "95 %. Accuracies, TPRs and other shares: Clopper & Pearson (Biometrika 1934) on the counts, the threshold taken as fixed. AUC: "
     f"percentiles of a stratified bootstrap with {MOST} resamples, fewer (at least {LEAST}) where that would draw more than "
-    f"{DRAWS // 1_000_000} million scores. Balanced accuracy: the ends of TPR and FPR combined by the square-and-add rule (Newcombe, "
-    "Statistics in Medicine 1998, 17:873), the threshold taken as fixed. Means over samples: 1.96 standard errors. They cover the draw of "
-    "samples, not that of training another model"
+    f"{DRAWS // 1_000_000} million scores; for an AUC of 0 or 1 Clopper & Pearson on as many pairs as the smaller side has samples. "
+    "Balanced accuracy: the ends of TPR and FPR combined by the square-and-add rule (Newcombe, Statistics in Medicine 1998, 17:873), "
+    "the threshold taken as fixed. Forgetting rate: Clopper & Pearson among the members recognised before; where others are recognised "
+    "afterwards, 1.96 standard errors of the ratio. Means over samples: 1.96 standard errors. They cover the draw of samples, not that "
+    "of training another model"
 )
 
 Interval = list[float]
@@ -49,7 +51,14 @@ def resamples(samples: int) -> int:
 
 
 def auc(member: Tensor, nonmember: Tensor, seed: int) -> Interval:
-    """Of the AUC; the same seed gives the same interval."""
+    """Of the AUC; the same seed gives the same interval.
+
+    Resampling can't vary sides that don't overlap: there the interval is the exact one of min(n1, n0) independent pairs.
+
+    >>> import torch
+    >>> [round(end, 3) for end in auc(torch.tensor([5.0, 6.0, 7.0]), torch.tensor([1.0, 2.0, 3.0, 4.0]), seed=0)]
+    [0.292, 1.0]
+    """
     found = roc_bootstrap(
         member,
         nonmember,
@@ -58,6 +67,9 @@ def auc(member: Tensor, nonmember: Tensor, seed: int) -> Interval:
         confidence=CONFIDENCE,
         seed=seed % 2**64,
     )
+    value, pairs = float(found.auc), min(member.numel(), nonmember.numel())
+    if value in (0.0, 1.0):
+        return share(int(value) * pairs, pairs)
     return [float(found.auc_low), float(found.auc_high)]
 
 
@@ -72,6 +84,28 @@ def balanced(tp: int, members: int, fp: int, nonmembers: int) -> Interval:
     (low1, high1), (low0, high0) = share(tp, members), share(fp, nonmembers)
     middle = (1 + tpr - fpr) / 2
     return [middle - math.hypot(tpr - low1, high0 - fpr) / 2, middle + math.hypot(high1 - tpr, fpr - low0) / 2]
+
+
+def forgetting_rate(before: Tensor, after: Tensor) -> Interval | None:
+    """Of 1 - AT / BT on the same samples, by two oracle verdicts bool[N]; None where BT = 0.
+
+    Where every sample recognised afterwards was recognised before, it is a share of BT. Otherwise by the delta method for a ratio of
+    paired means.
+
+    >>> import torch
+    >>> was = torch.tensor([True, True, True, True, False])
+    >>> [round(end, 3) for end in forgetting_rate(was, torch.tensor([True, False, False, False, False]))]
+    [0.194, 0.994]
+    """
+    was, now, n = int(before.sum()), int(after.sum()), before.numel()
+    if was == 0:
+        return None
+    if not bool((after & ~before).any()):
+        return share(was - now, was)
+    ratio = now / was
+    rest = after.double() - ratio * before.double()
+    error = NORMAL * float(rest.std()) / (math.sqrt(n) * (was / n))
+    return [1 - ratio - error, min(1.0, 1 - ratio + error)]
 
 
 def mean(values: Tensor, low: float = -math.inf, high: float = math.inf) -> Interval | None:

@@ -194,14 +194,14 @@ class AuditReport:
             label = f"balanced accuracy, {attack.replace('_', ' ')}"
             lines.append((group, label, _reader(number, *of, "balanced_accuracy", ends=ends)))
         group = "memory of the forget set"
-        lines.append((group, "forgetting rate", _reader(percent, "forgetting_rate")))
+        lines.append((group, "forgetting rate", _reader(percent, "forgetting_rate", ends=("forgetting_rate_interval",))))
         lines += [
             (group, f"forgetting rate, oracle {name}", _reader(percent, "forgetting_rates", name, "rate"))
             for name in self.rows[0].get("forgetting_rates", {})
         ]
-        lines.append((group, "called members by the oracle", _reader(percent, "oracle_members", "forget")))
-        lines.append((group, "the same, unseen samples", _reader(percent, "oracle_members", "unseen")))
-        lines.append((group, "mean loss", _reader(number, "mean_loss", "forget")))
+        for key, text in (("forget", "called members by the oracle"), ("unseen", "the same, unseen samples")):
+            lines.append((group, text, _reader(percent, "oracle_members", key, ends=("oracle_members_intervals", key))))
+        lines.append((group, "mean loss", _reader(number, "mean_loss", "forget", ends=("mean_loss_intervals", "forget"))))
         lines.append((group, "classes its predictions spread over", _reader(number, "forget_prediction_spread")))
         for name, label, show in PROBES:
             probe = ("probes", name)

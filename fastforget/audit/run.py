@@ -143,6 +143,13 @@ def audit(
         row["forgetting_rate"], row["forgetting_rate_reason"] = atk.rate(original, scored, oracle)
         row["forgetting_rates"] = by_oracle[name]
         row["oracle_members"] = _oracle_members(scored, duels[0], oracle)
+        if intervals:
+            row["forgetting_rate_interval"] = atk.rate_interval(original, scored, oracle)
+            counts = {"forget": len(labels["forget"]), "unseen": int(duels[0].keep.sum())}
+            row["oracle_members_intervals"] = {
+                side: None if math.isnan(value) else ci.share(round(value * counts[side]), counts[side])
+                for side, value in row["oracle_members"].items()
+            }
         for attack in by_shadows if "retain" in outside else ():
             row["attacks"]["retain_vs_test"][attack]["reason"] = outside["retain"]
     for row in rows:
@@ -276,6 +283,7 @@ def _row(
         "attacks": {duel.name: {a: atk.figures_of(scored, duel, a, **how) for a in attacks} for duel in duels},
     }
     if how["with_intervals"]:
+        row["mean_loss_intervals"] = {s: ci.mean(scored[s].scores["loss"], low=0.0) for s in scored}
         row["accuracy_intervals"] = {part: ci.share(int(correct.sum()), correct.numel()) for part, correct in parts.items()}
     return row
 

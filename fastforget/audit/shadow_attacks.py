@@ -27,6 +27,8 @@ def chosen(named: tuple[str, ...], shadows: Any, population: bool) -> tuple[str,
     if shadows is None:
         if wanted:
             raise ValueError(f"attacks: {wanted[0]!r} needs shadow models; pass shadows=ff.audit.shadows(...)")
+        if population:
+            raise ValueError("population: only RMIA reads it, which needs shadow models; pass shadows=ff.audit.shadows(...) too")
         return ()
     queries = getattr(shadows, "queries", 1)
     if queries != 1:
