@@ -193,6 +193,48 @@ def test_u_lira_groups():
     assert bool(torch.isfinite(got).any())
 
 
+class Wrapped(nn.Module):
+    """With an attribute of the name that ff.unlearn's result has."""
+
+    def __init__(self, model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return -self.model(x)
+
+
+def test_what_unlearning_may_return():
+    def wrapped(model, forget, retain, seed):
+        return Wrapped(model)
+
+    class Result(ff.UnlearnResult):
+        def __init__(self, model) -> None:
+            self.model = model
+
+    def plain(model, forget, retain, seed):
+        return model
+
+    same, result, turned = (train(4, unlearn=u).unlearned.state_dict()["mean"] for u in (plain, lambda m, *_: Result(m), wrapped))
+    assert torch.equal(same, result) and not torch.allclose(same, turned)
+
+
+def test_an_augmenting_pool_is_read_from_the_seed():
+    class Noisy(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 40
+
+        def __getitem__(self, i):
+            return POOL[0][i] + torch.randn(6), POOL[1][i]
+
+    torch.manual_seed(3)
+    one = ff.audit.shadows(make_model, Noisy(), 2, **HOW)
+    after = torch.randn(2)
+    torch.manual_seed(3)
+    assert torch.equal(after, torch.randn(2))
+    assert tensors_equal(one, ff.audit.shadows(make_model, Noisy(), 2, **HOW))
+
+
 # ------------------------------------------------------------------ many at once
 
 
@@ -208,8 +250,9 @@ def test_a_stack_trains_the_same_models():
 
 
 def test_small_nets_are_stacked_by_default_and_large_ones_not():
-    assert train(4, stack="auto").settings["stack"] == 4
-    wide = ff.audit.shadows(lambda s: nn.Sequential(nn.Linear(6, 4000), nn.Linear(4000, 4)), POOL, 2, epochs=1, progress=False)
+    assert train(16, epochs=1, stack="auto").settings["stack"] == 16
+    assert train(4, epochs=1, stack="auto").settings["stack"] == 1  # too few to pay
+    wide = ff.audit.shadows(lambda s: nn.Sequential(nn.Linear(6, 4000), nn.Linear(4000, 4)), POOL, 16, epochs=1, progress=False)
     assert wide.settings["stack"] == 1
 
 
@@ -234,8 +277,8 @@ class Branch(nn.Module):
 
 @pytest.mark.parametrize(("net", "reason"), [(Norm, "BatchNorm1d keeps running statistics"), (Branch, "can't map over this network")])
 def test_what_cannot_be_stacked_is_trained_one_by_one(net, reason):
-    held = ff.audit.shadows(lambda s: net(), POOL, 2, **{**HOW, "stack": "auto"})
-    assert held.settings["stack"] == 1 and held.n_models == 2
+    held = ff.audit.shadows(lambda s: net(), POOL, 16, **{**HOW, "epochs": 1, "stack": "auto"})
+    assert held.settings["stack"] == 1 and held.n_models == 16
     with pytest.raises(ValueError, match=f'stack: got 2, but .*{reason}.*stack="auto"'):
         ff.audit.shadows(lambda s: net(), POOL, 2, **{**HOW, "stack": 2})
 

@@ -14,7 +14,7 @@ from .._progress import Progress
 from ..ops.membership import Lira, membership_scores, rmia, rmia_vote
 from .arrays import BadArray, Rows
 from .attacks import DIRECTION
-from .shadow_state import SOURCES
+from .shadow_reading import SOURCES
 
 SHADOWED = ("lira", "lira_offline", "rmia", "rmia_offline", "attack_r")
 NEED_KEEP = ("lira", "rmia")
