@@ -12,6 +12,7 @@ from torch import nn
 
 import fastforget as ff
 from fastforget.audit import shadow_design
+from fastforget.audit.shadow_stack import own_randomness
 from fastforget.ops import membership
 
 N = len(POOL[1])
@@ -398,3 +399,32 @@ def test_refused(case, held):
     call, kind, message = REFUSED[case]
     with pytest.raises(kind, match=message):
         call(held)
+
+
+# ------------------------------------------------------------------ it finds members
+
+
+def test_the_attacks_find_what_was_memorised():
+    """Random labels can only be known by having been trained on them; a target that wasn't trained gives nothing away."""
+    g = torch.Generator().manual_seed(11)
+    pool = torch.randn(160, 6, generator=g), torch.randint(0, 4, (160,), generator=g)
+    population = torch.randn(100, 6, generator=g), torch.randint(0, 4, (100,), generator=g)
+    how = {"epochs": 60, "lr": 2e-2, "batch_size": 20, "stack": "auto", "progress": False}
+    held = ff.audit.shadows(make_model, pool, 16, population=population, keep_scores=True, **how)
+    # a model of another run, as target: its members are known and no shadow model has them
+    inside = shadow_design.membership(2, 160, 77)[0]
+    with own_randomness(1):
+        target, fresh = make_model(1), make_model(2)
+    optimiser = torch.optim.Adam(target.parameters(), 2e-2)
+    for _ in range(300):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(target(pool[0][inside]), pool[1][inside]).backward()
+        optimiser.step()
+    index = held.locate(pool)
+    for model, low, high in ((target, 0.65, 1.0), (fresh, 0.35, 0.65)):
+        phi, loss = (x[0, :, 0] for x in scores_of([model], pool))
+        given = {"index": index, "logit_confidence": phi, "loss": loss, "population_loss": scores_of([model], population)[1][0, :, 0]}
+        for attack in ("lira", "lira_offline", "rmia", "rmia_offline", "attack_r"):
+            scores = held.score(attack, **given)
+            auc = membership.roc_stats(scores[inside], scores[~inside], fprs=()).auc.item()
+            assert low <= auc <= high, (attack, auc)
