@@ -5,15 +5,15 @@
     python -m fastforget._bench.shadows scores --out FILE.json               256 models x 50k samples x 18 queries from files: memory
 
 Seconds are CPU seconds of the process (which other load on the machine moves little) and wall seconds; memory is the process's peak above
-what it held when it began.
+what it held before (after a small warm-up).
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing
-import resource
 import sys
 import tempfile
 import time
@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,9 +38,23 @@ NETS = {"mlp": nets.MLP, "cnn": nets.PlainCNN, "resnet": nets.SmallResNet}
 EPOCHS, LR, BATCH = 10, 2e-3, 64
 
 
-def peak() -> float:
-    """MB, the most this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _resident(line: str) -> float:
+    """MB; VmRSS: what this process holds, VmHWM: the most it has held since :func:`_forget_peak`."""
+    found = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(line))
+    return int(found.split()[1]) / 1024
+
+
+def _forget_peak() -> None:
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _measured(call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    _forget_peak()
+    before, wall, cpu = _resident("VmRSS"), time.perf_counter(), time.process_time()
+    found = call()
+    spent = {"wall_seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+    return found, {**spent, "mb_before": before, "peak_mb_above": _resident("VmHWM") - before}
 
 
 def net(name: str, seed: int) -> nn.Module:
@@ -47,18 +62,16 @@ def net(name: str, seed: int) -> nn.Module:
         return NETS[name](1, 28, 10)
 
 
-def ours(name: str, n: int, stack: Any) -> dict[str, Tensor]:
+def ours(name: str, images: data.Images, n: int, stack: Any) -> dict[str, Tensor]:
     """Streamed."""
-    images = data.load("mnist5k")
     held = ff.audit.shadows(
         lambda seed: net(name, seed), images.train, n, epochs=EPOCHS, lr=LR, batch_size=BATCH, population=images.test, stack=stack
     )
     return _attacked(name, images, held.score, held.locate)
 
 
-def one_by_one(name: str, n: int, _: Any) -> dict[str, Tensor]:
+def one_by_one(name: str, images: data.Images, n: int, _: Any) -> dict[str, Tensor]:
     """The usual way: train, keep every model's logits, score from what was kept."""
-    images = data.load("mnist5k")
     (x, y), (xz, yz) = images.train, images.test
     member, recipe = membership(n, len(y), 0), Recipe.of(len(y), EPOCHS, LR, BATCH, None)
     logits, logits_z = [], []
@@ -108,18 +121,11 @@ WAYS: dict[str, tuple[Callable[..., dict[str, Tensor]], Any]] = {
 def _child(pipe: Any, way: str, name: str, n: int, threads: int) -> None:
     torch.set_num_threads(threads)
     call, how = WAYS[way]
-    before, wall, cpu = peak(), time.perf_counter(), time.process_time()
-    found = call(name, n, how)
-    pipe.send(
-        {
-            "way": way,
-            "wall_seconds": time.perf_counter() - wall,
-            "cpu_seconds": time.process_time() - cpu,
-            "peak_mb_before": before,
-            "peak_mb_above": peak() - before,
-            "found": {k: v.tolist() for k, v in found.items()},
-        }
-    )
+    images = data.load("mnist5k")
+    # what torch itself takes up at first use belongs to neither way
+    train_one(net(name, 0), *images.test, torch.arange(2 * BATCH), 0, Recipe.of(4 * BATCH, 1, LR, BATCH, None), lambda _: None)
+    found, spent = _measured(lambda: call(name, images, n, how))
+    pipe.send({"way": way, **spent, "found": {k: v.tolist() for k, v in found.items()}})
 
 
 def models(args: argparse.Namespace) -> dict[str, Any]:
@@ -184,19 +190,10 @@ def stack(args: argparse.Namespace) -> dict[str, Any]:
 
 def scores(args: argparse.Namespace) -> dict[str, Any]:
     """Scores of M models in files, far more than may be in memory, through ``python -m fastforget score``."""
-    import numpy as np
-
     m, n, a = args.n, 50_000, 18
     with tempfile.TemporaryDirectory(dir=args.root) as folder:
-        place, rng = Path(folder), np.random.default_rng(0)
-        (place / "shadows").mkdir()
-        keep = rng.random((m, n)) < 0.5
-        np.save(place / "keep.npy", keep)
-        np.save(place / "members.npy", rng.random(n) < 0.5)
-        np.save(place / "labels.npy", np.zeros(n, np.int64))
-        np.save(place / "target.npy", rng.standard_normal((n, a), np.float32) + np.load(place / "members.npy")[:, None])
-        for i in range(m):
-            np.save(place / "shadows" / f"{i:04d}.npy", rng.standard_normal((n, a), np.float32) + keep[i, :, None])
+        place = Path(folder)
+        _score_files(place, m, n, a)
         size = sum(f.stat().st_size for f in place.rglob("*.npy")) / 2**20
         rows = []
         for attacks in (["lira"], ["lira", "lira_offline", "attack_r"], ["rmia"]):
@@ -211,25 +208,36 @@ def scores(args: argparse.Namespace) -> dict[str, Any]:
     return {"rows": rows}
 
 
+def _score_files(place: Path, models: int, samples: int, queries: int) -> None:
+    """Logit-scaled confidences, float32: members lie one standard deviation higher."""
+    rng = np.random.default_rng(0)
+    (place / "shadows").mkdir()
+    keep, members = rng.random((models, samples)) < 0.5, rng.random(samples) < 0.5
+    np.save(place / "keep.npy", keep)
+    np.save(place / "members.npy", members)
+    np.save(place / "labels.npy", np.zeros(samples, np.int64))
+    np.save(place / "target.npy", rng.standard_normal((samples, queries), np.float32) + members[:, None].astype(np.float32))
+    for i in range(models):
+        scores = rng.standard_normal((samples, queries), np.float32) + keep[i, :, None].astype(np.float32)
+        np.save(place / "shadows" / f"{i:04d}.npy", scores)
+
+
 def _scores_child(pipe: Any, place: str, attacks: list[str], threads: int) -> None:
     from fastforget.audit import score
 
     torch.set_num_threads(threads)
-    files = ["--logits", f"{place}/target.npy", "--labels", f"{place}/labels.npy", "--shadow-logits", f"{place}/shadows"]
-    files += ["--keep", f"{place}/keep.npy", "--members", f"{place}/members.npy", "--scores", "--out", f"{place}/out.npz"]
+
+    def run(folder: str) -> int:
+        files = ["--logits", f"{folder}/target.npy", "--labels", f"{folder}/labels.npy", "--shadow-logits", f"{folder}/shadows"]
+        files += ["--keep", f"{folder}/keep.npy", "--members", f"{folder}/members.npy", "--scores", "--out", f"{folder}/out.npz"]
+        return score.main([*files, "--attack", *attacks, "--resamples", "200"])
+
     # what torch itself takes up at first use is not the scoring's
-    score.main([*files, "--attack", "logit_confidence", "--resamples", "2"])
-    before, wall, cpu = peak(), time.perf_counter(), time.process_time()
-    status = score.main([*files, "--attack", *attacks, "--resamples", "200"])
-    pipe.send(
-        {
-            "exit": status,
-            "wall_seconds": time.perf_counter() - wall,
-            "cpu_seconds": time.process_time() - cpu,
-            "peak_mb_before": before,
-            "peak_mb_above": peak() - before,
-        }
-    )
+    with tempfile.TemporaryDirectory() as small:
+        _score_files(Path(small), 64, 200, 2)
+        run(small)
+    status, spent = _measured(lambda: run(place))
+    pipe.send({"exit": status, **spent})
 
 
 def main() -> int:

@@ -147,7 +147,21 @@ def test_state_round_trip():
         b.load_state_dict({**state, "mean": state["mean"].float()})
 
 
+def test_some_samples_are_scored_as_among_all(implementation):
+    s, m = draw(20, 30, 2)
+    state, target = membership.Lira(30, 2).update(s, m), draw(3, 30, 2)[0]
+    some = torch.tensor([4, 4, 29, 0])
+    for variance in VARIANCES:
+        for mode in ("online", "offline"):
+            whole = state.score(target, variance=variance, mode=mode)
+            assert torch.equal(state.score(target[:, some], variance=variance, mode=mode, index=some), whole[:, some])
+            assert torch.equal(state.score(target[0, some], variance=variance, mode=mode, index=some), whole[0, some])
+
+
 BAD = {
+    "index": (lambda l: l.score(torch.zeros(2), index=torch.tensor([0.0, 1.0])), TypeError, "index: .*int64"),
+    "index length": (
+        lambda l: l.score(torch.zeros(3), index=torch.tensor([0, 1])), ValueError, r"target: got shape \(3,\); accepted is \(2,\)"),
     "median": (lambda l: l.score(torch.zeros(3), location="median"), ValueError, "location: got 'median'.*use lira"),
     "scores": (lambda l: l.update(torch.zeros(4), torch.zeros(4, dtype=torch.bool)), ValueError, r"scores: got shape \(4,\)"),
     "member shape": (

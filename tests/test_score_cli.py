@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import re
@@ -199,6 +200,17 @@ def test_only_a_piece_is_in_memory_at_a_time(files):
     rows = arrays.open_rows(files.folder / "target.npy", "logits")
     assert rows.shape == (N, K) and rows.row_bytes == 4 * K
     assert torch.equal(rows.read(5, 9), files.target[5:9]) and rows.read(5, 9).untyped_storage().nbytes() == 4 * 4 * K
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_models(tmp_path):
+    """48 models x 50k samples x 18 queries, 170 MB of files: with one array of all scores it could not stay below 100 MB."""
+    from fastforget._bench import shadows
+
+    found = shadows.scores(argparse.Namespace(n=48, root=tmp_path, threads=1))
+    for row in found["rows"]:
+        assert row["exit"] == 0 and row["input_mb"] > 160
+        assert 0 < row["peak_mb_above"] < 100, row
 
 
 # ------------------------------------------------------------------ counted

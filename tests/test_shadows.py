@@ -12,6 +12,7 @@ from torch import nn
 
 import fastforget as ff
 from fastforget.audit import shadow_design
+from fastforget.audit.shadow_stack import own_randomness
 from fastforget.ops import membership
 
 N = len(POOL[1])
@@ -193,6 +194,48 @@ def test_u_lira_groups():
     assert bool(torch.isfinite(got).any())
 
 
+class Wrapped(nn.Module):
+    """With an attribute of the name that ff.unlearn's result has."""
+
+    def __init__(self, model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return -self.model(x)
+
+
+def test_what_unlearning_may_return():
+    def wrapped(model, forget, retain, seed):
+        return Wrapped(model)
+
+    class Result(ff.UnlearnResult):
+        def __init__(self, model) -> None:
+            self.model = model
+
+    def plain(model, forget, retain, seed):
+        return model
+
+    same, result, turned = (train(4, unlearn=u).unlearned.state_dict()["mean"] for u in (plain, lambda m, *_: Result(m), wrapped))
+    assert torch.equal(same, result) and not torch.allclose(same, turned)
+
+
+def test_an_augmenting_pool_is_read_from_the_seed():
+    class Noisy(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 40
+
+        def __getitem__(self, i):
+            return POOL[0][i] + torch.randn(6), POOL[1][i]
+
+    torch.manual_seed(3)
+    one = ff.audit.shadows(make_model, Noisy(), 2, **HOW)
+    after = torch.randn(2)
+    torch.manual_seed(3)
+    assert torch.equal(after, torch.randn(2))
+    assert tensors_equal(one, ff.audit.shadows(make_model, Noisy(), 2, **HOW))
+
+
 # ------------------------------------------------------------------ many at once
 
 
@@ -208,8 +251,9 @@ def test_a_stack_trains_the_same_models():
 
 
 def test_small_nets_are_stacked_by_default_and_large_ones_not():
-    assert train(4, stack="auto").settings["stack"] == 4
-    wide = ff.audit.shadows(lambda s: nn.Sequential(nn.Linear(6, 4000), nn.Linear(4000, 4)), POOL, 2, epochs=1, progress=False)
+    assert train(16, epochs=1, stack="auto").settings["stack"] == 16
+    assert train(4, epochs=1, stack="auto").settings["stack"] == 1  # too few to pay
+    wide = ff.audit.shadows(lambda s: nn.Sequential(nn.Linear(6, 4000), nn.Linear(4000, 4)), POOL, 16, epochs=1, progress=False)
     assert wide.settings["stack"] == 1
 
 
@@ -234,8 +278,8 @@ class Branch(nn.Module):
 
 @pytest.mark.parametrize(("net", "reason"), [(Norm, "BatchNorm1d keeps running statistics"), (Branch, "can't map over this network")])
 def test_what_cannot_be_stacked_is_trained_one_by_one(net, reason):
-    held = ff.audit.shadows(lambda s: net(), POOL, 2, **{**HOW, "stack": "auto"})
-    assert held.settings["stack"] == 1 and held.n_models == 2
+    held = ff.audit.shadows(lambda s: net(), POOL, 16, **{**HOW, "epochs": 1, "stack": "auto"})
+    assert held.settings["stack"] == 1 and held.n_models == 16
     with pytest.raises(ValueError, match=f'stack: got 2, but .*{reason}.*stack="auto"'):
         ff.audit.shadows(lambda s: net(), POOL, 2, **{**HOW, "stack": 2})
 
@@ -355,3 +399,32 @@ def test_refused(case, held):
     call, kind, message = REFUSED[case]
     with pytest.raises(kind, match=message):
         call(held)
+
+
+# ------------------------------------------------------------------ it finds members
+
+
+def test_the_attacks_find_what_was_memorised():
+    """Random labels can only be known by having been trained on them; a target that wasn't trained gives nothing away."""
+    g = torch.Generator().manual_seed(11)
+    pool = torch.randn(160, 6, generator=g), torch.randint(0, 4, (160,), generator=g)
+    population = torch.randn(100, 6, generator=g), torch.randint(0, 4, (100,), generator=g)
+    how = {"epochs": 60, "lr": 2e-2, "batch_size": 20, "stack": "auto", "progress": False}
+    held = ff.audit.shadows(make_model, pool, 16, population=population, keep_scores=True, **how)
+    # a model of another run, as target: its members are known and no shadow model has them
+    inside = shadow_design.membership(2, 160, 77)[0]
+    with own_randomness(1):
+        target, fresh = make_model(1), make_model(2)
+    optimiser = torch.optim.Adam(target.parameters(), 2e-2)
+    for _ in range(300):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(target(pool[0][inside]), pool[1][inside]).backward()
+        optimiser.step()
+    index = held.locate(pool)
+    for model, low, high in ((target, 0.65, 1.0), (fresh, 0.35, 0.65)):
+        phi, loss = (x[0, :, 0] for x in scores_of([model], pool))
+        given = {"index": index, "logit_confidence": phi, "loss": loss, "population_loss": scores_of([model], population)[1][0, :, 0]}
+        for attack in ("lira", "lira_offline", "rmia", "rmia_offline", "attack_r"):
+            scores = held.score(attack, **given)
+            auc = membership.roc_stats(scores[inside], scores[~inside], fprs=()).auc.item()
+            assert low <= auc <= high, (attack, auc)

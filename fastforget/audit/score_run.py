@@ -14,7 +14,7 @@ from .._progress import Progress
 from ..ops.membership import Lira, membership_scores, rmia, rmia_vote
 from .arrays import BadArray, Rows
 from .attacks import DIRECTION
-from .shadow_state import SOURCES
+from .shadow_reading import SOURCES
 
 SHADOWED = ("lira", "lira_offline", "rmia", "rmia_offline", "attack_r")
 NEED_KEEP = ("lira", "rmia")
@@ -249,16 +249,20 @@ def _take(whole: _Folded, sums: _Sums, found: dict[str, Tensor], low: int, wante
 
 
 def _rmia(attack: str, x: _Folded, z: _Folded | None, options: Options) -> Tensor:
-    """The ratio's denominators are ready, so they go in as one reference model, unscaled (offline with a = 1)."""
-    of = x if z is None else z
+    """The log ratios are ready, so they go in as the target's log probabilities beside one reference model of probability 1."""
+    log_r = _log_ratios(attack, x)
+    log_r_z = log_r if z is None else _log_ratios(attack, z)
+    ones, ones_z = (torch.zeros((), dtype=torch.float64).expand(1, *r.shape) for r in (log_r, log_r_z))
     how: dict[str, Any] = {"mode": "offline", "a": 1.0, "gamma": options.gamma, "strict": options.strict}
-    parts = (-x.loss, x.log_ref[attack], -of.loss, of.log_ref[attack])
-    if x.loss.shape[1] > 1:
-        turned = [p.T.contiguous() for p in parts]
-        return rmia_vote(turned[0], turned[1][None], turned[2], turned[3][None], **how)
-    own = torch.ones(len(x.loss), dtype=torch.bool) if z is None and len(x.loss) > 1 else None
-    flat = [p[:, 0] for p in parts]
-    return rmia(flat[0], flat[1][None], flat[2], flat[3][None], self_in_z=own, **how)
+    if len(log_r) > 1:
+        return rmia_vote(log_r, ones, log_r_z, ones_z, **how)
+    own = torch.ones(log_r.shape[1], dtype=torch.bool) if z is None and log_r.shape[1] > 1 else None
+    return rmia(log_r[0], ones[:, 0], log_r_z[0], ones_z[:, 0], self_in_z=own, **how)
+
+
+def _log_ratios(attack: str, of: _Folded) -> Tensor:
+    """[A, N], in the memory of the references where that is possible: the arrays may be large."""
+    return of.log_ref.pop(attack).add_(of.loss).neg_().T.contiguous()
 
 
 def _attack_p(loss: Tensor, population: Tensor) -> Tensor:

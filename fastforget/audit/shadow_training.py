@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .. import _data
 from .._progress import Progress
 from .._progress import progress as progress_bar
+from ..methods import UnlearnResult
 from ..ops import _arguments as arg
 from ..ops.membership import membership_scores
 from . import passes
@@ -31,10 +32,11 @@ Unlearn = Callable[[nn.Module, Pair, Pair, int], nn.Module]
 class _Set:
     """A set read once: inputs and labels in memory, and what its samples are."""
 
-    def __init__(self, data: Any, name: str, unpack: _data.Unpack | None) -> None:
+    def __init__(self, data: Any, name: str, unpack: _data.Unpack | None, seed: int) -> None:
         held = _data.source(data, name=name, unpack=unpack)
         self.name, self.batch_size = name, held.batch_size
-        batches = [(x, y, digests(x, y, name)) for x, y in held.batches()]
+        with own_randomness(seed):  # a data set may augment at random
+            batches = [(x, y, digests(x, y, name)) for x, y in held.batches()]
         self.inputs, self.labels, self.digests = (torch.cat(column) for column in zip(*batches, strict=True))
         self.sha256 = hashlib.sha256(self.digests.numpy().tobytes()).hexdigest()
 
@@ -108,8 +110,8 @@ def shadows(
         n: shadow models, at least 2.
         epochs, lr, batch_size: of the default recipe: Adam with a rate that rises and falls once.
         train: (model, (inputs, labels), seed) -> None, your own recipe in place of the default one.
-        unlearn: (model, (forget inputs, labels), (retain inputs, labels), seed) -> the unlearned model. With it every trained model then
-            unlearns a random half of its samples in ``unlearn_pool``, for U-LiRA.
+        unlearn: (model, (forget inputs, labels), (retain inputs, labels), seed) -> the unlearned model, or ``ff.unlearn``'s result. With
+            it every trained model then unlearns a random half of its samples in ``unlearn_pool``, for U-LiRA.
         unlearn_pool: int64 positions in the pool that may be unlearned; default all.
         queries: (inputs, k) -> inputs, the k-th of ``n_queries`` augmentations under which every sample is scored.
         n_queries: A, queries a sample.
@@ -157,10 +159,10 @@ def shadows(
         raise ValueError(f"lr: got {lr!r}; accepted is a number > 0")
     if n_queries > 1 and queries is None:
         raise ValueError(f"queries: got None with n_queries={n_queries}; accepted is (inputs, k) -> the k-th augmentation of inputs")
-    pool = _Set(dataset, "dataset", unpack)
+    pool = _Set(dataset, "dataset", unpack, seed)
     if len(pool) < 2:
         raise ValueError(f"dataset: got {len(pool)} sample; accepted is a pool of at least 2, half of which a model is trained on")
-    others = None if population is None else _Set(population, "population", unpack)
+    others = None if population is None else _Set(population, "population", unpack, seed)
     work = _Work(make_model, pool, others, n, seed)
     work.train, work.unlearn, work.queries, work.n_queries, work.forward = train, unlearn, queries, n_queries, forward
     work.recipe = Recipe.of(len(pool), epochs, lr, batch_size, forward)
@@ -193,7 +195,7 @@ def _stack(asked: str | int | bool, first: nn.Module, work: _Work) -> tuple[int,
         if auto:
             return 1, ""
         raise ValueError(f"stack: got {asked!r} beside train=; your own recipe trains one model at a time. Leave one of them out")
-    size = min(stack_size(first) if auto else int(asked), work.n)
+    size = stack_size(first, work.n) if auto else min(int(asked), work.n)
     if size == 1:
         return 1, ""
     reason = why_not_stacked([first, work.model(1)], work.pool.inputs, work.forward)
@@ -301,7 +303,8 @@ def _unlearned(work: _Work, model: nn.Module, index: int, seed: int) -> tuple[Te
     groups[forget] = 1
     with own_randomness(seed):
         changed = work.unlearn(model, work.pool.pair(forget), work.pool.pair(member & ~forget), seed)
-    changed = getattr(changed, "model", changed)  # an UnlearnResult will do
+    if isinstance(changed, UnlearnResult):
+        changed = changed.model
     if not isinstance(changed, nn.Module):
         raise TypeError(f"unlearn: returned {type(changed).__name__}; accepted is the unlearned model")
     return groups, _scores(work, changed, work.pool, index)[0]
