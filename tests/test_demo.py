@@ -213,6 +213,7 @@ def test_negative_control_ends_with_1(tmp_path: Path, capsys) -> None:
     arguments = ["--data", "digits", "--net", "mlp", "--quick", "--no-progress", "--out", str(tmp_path)]
     assert main(["demo", *arguments, "--method", "none", "--json", str(out)]) == 1
     shown = capsys.readouterr().out
+    assert "Audit: FAIL: the weights are those of the original model: nothing was forgotten" in shown
     assert "DID NOT FORGET" in shown and "original" in shown and "retrained" in shown
     found = json.loads(out.read_text())
     rows = {row["model"]: row for row in found["rows"]}
