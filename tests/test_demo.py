@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +213,7 @@ def test_negative_control_ends_with_1(tmp_path: Path, capsys) -> None:
     arguments = ["--data", "digits", "--net", "mlp", "--quick", "--no-progress", "--out", str(tmp_path)]
     assert main(["demo", *arguments, "--method", "none", "--json", str(out)]) == 1
     shown = capsys.readouterr().out
+    assert "Audit: FAIL: the weights are those of the original model: nothing was forgotten" in shown
     assert "DID NOT FORGET" in shown and "original" in shown and "retrained" in shown
     found = json.loads(out.read_text())
     rows = {row["model"]: row for row in found["rows"]}
@@ -227,6 +229,7 @@ def test_negative_control_ends_with_1(tmp_path: Path, capsys) -> None:
         "total",
     }
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+    assert found["controls"]["untouched"] == {"status": "FAIL", "behaved": True}
 
 
 @needs_digits
@@ -244,13 +247,40 @@ def test_digits_are_forgotten(tmp_path: Path, capsys) -> None:
         str(out),
     ]
     assert main(["demo", *arguments]) == 0
-    assert "FORGOT:" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "FORGOT:" in said
+    controls = "untouched FAIL, random FAIL, fine_tuned FAIL, suppressed FAIL, retrained PASS"
+    assert f"Controls: {controls}: as they must." in said
     found = json.loads(out.read_text())
+    command = shlex.split(said.strip().splitlines()[-1])
+    assert command[:4] == ["python", "-m", "fastforget", "verify"] and main(command[3:]) == 0
+    assert "VERIFIED: " in capsys.readouterr().out
+    original = [str(tmp_path / "receipt.json"), "--model", str(tmp_path / "unlearned.pt"), "--name", "original"]
+    assert main(["verify", *original]) == 1
     rows = {row["model"]: row for row in found["rows"]}
     assert found["forgot"] is True and rows["unlearned"]["forget_accuracy"] <= run.GONE
     assert found["seconds"]["unlearn"] > 0 and found["speedup"] > 0
     page = (tmp_path / "report.html").read_text()
     assert page.count("<img ") == 12 and "The learned noise" in page
+
+
+@needs_digits
+@pytest.mark.parametrize("method", ["forsaken", "lightweight"])
+def test_methods_that_look_at_unseen_images_are_measured_on_others(tmp_path: Path, capsys, method: str) -> None:
+    arguments = ["--data", "digits", "--net", "mlp", "--no-progress", "--out", str(tmp_path)]
+    assert main(["demo", *arguments, "--method", method]) in (0, 1)
+    assert f"method {method}" in capsys.readouterr().out
+    receipt = json.loads((tmp_path / "receipt.json").read_text())
+    test = data.load("digits").test
+    assert receipt["method"]["method"] == method and receipt["sizes"]["test"] < len(test[1])
+    assert receipt["forget_set"]["ids"]["count"] == receipt["sizes"]["forget"]
+
+
+def test_halves_share_no_sample_and_hold_every_class() -> None:
+    x, y = torch.arange(11.0), torch.tensor([0, 0, 0, 1, 1, 1, 1, 2, 2, 0, 1])
+    first, second = run._halves((x, y))
+    assert sorted(torch.cat([first[0], second[0]]).tolist()) == x.tolist()
+    assert first[1].bincount().tolist() == [2, 3, 1] and second[1].bincount().tolist() == [2, 2, 1]
 
 
 @pytest.mark.slow

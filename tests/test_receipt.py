@@ -142,6 +142,21 @@ def test_a_model_hash_tells_a_buffer_and_a_name() -> None:
     assert hashes.of_state(renamed) != first["state_dict_sha256"]
 
 
+def test_what_can_not_be_hashed_is_audited_but_gets_no_receipt(world: World) -> None:
+    sparse = copy.deepcopy(world.original)
+    sparse.register_buffer("table", torch.eye(3).to_sparse())
+    report = world.audit(unlearned=sparse)
+    assert report.settings["models"]["unlearned"]["weights_sha256"] is None and report.settings["models"]["original"]["weights_sha256"]
+    with pytest.raises(ValueError, match="unlearned: can't be hashed: .*A receipt needs hashes"):
+        report.receipt()
+    x, y = torch.eye(4).to_sparse(), torch.arange(4)
+    pairs = [(x[i], int(y[i])) for i in range(4)]
+    found = hashes.of_set(
+        source(torch.utils.data.DataLoader(pairs, collate_fn=lambda b: (torch.stack([p[0] for p in b]), y[:1])), name="s"), 0
+    )
+    assert found["samples_sha256"] is None and "can't be hashed" in found["reason"]
+
+
 # ------------------------------------------------------------------ tampering
 
 

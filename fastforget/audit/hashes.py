@@ -25,13 +25,21 @@ SCHEMES = {
 
 
 def of_model(model: nn.Module) -> dict[str, Any]:
-    """A model's hashes and size."""
-    return {
-        "weights_sha256": fingerprint(model),
-        "state_dict_sha256": of_state(model.state_dict()),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "device": str(device_of(model)),
-    }
+    """A model's hashes and size; where its tensors have no plain bytes (quantised, sparse), None and a reason."""
+    about = {"parameters": sum(p.numel() for p in model.parameters()), "device": str(device_of(model)), "reason": None}
+    try:
+        return {"weights_sha256": fingerprint(model), "state_dict_sha256": of_state(model.state_dict()), **about}
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        return {"weights_sha256": None, "state_dict_sha256": None, **about, "reason": f"can't be hashed: {error}"}
+
+
+def of_set(source: Source, seed: int) -> dict[str, Any]:
+    """A set's size and :func:`of_samples`; None and a reason where its samples have no plain bytes."""
+    about = {"samples": len(source), "reason": None}
+    try:
+        return {**about, "samples_sha256": of_samples(source, seed)}
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        return {**about, "samples_sha256": None, "reason": f"can't be hashed: {error}"}
 
 
 def of_state(state: Mapping[str, Any]) -> str:

@@ -38,6 +38,9 @@ def receipt(
 ) -> dict[str, Any]:
     """The receipt of an audit, as plain JSON values. See :meth:`fastforget.audit.AuditReport.receipt`."""
     models = report.settings["models"]
+    for name, hashed in (*models.items(), ("the forget set", report.settings["forget_set"])):
+        if hashed["reason"]:
+            raise ValueError(f"{name}: {hashed['reason']}. A receipt needs hashes: audit dense tensors with plain dtypes")
     body = {
         "format": FORMAT,
         "called": CALLED,

@@ -12,10 +12,10 @@ from .style import CSS
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 FIGURES = (
-    ("accuracy, forget set", percent, ("accuracy", "forget")),
-    ("test, forgotten classes", percent, ("accuracy", "test_forget")),
-    ("test, kept classes", percent, ("accuracy", "test_retain")),
-    ("loss attack, AUC", number, ("attacks", "forget_vs_test", "loss", "auc")),
+    ("forget set", percent, ("accuracy", "forget")),
+    ("unseen, forgotten", percent, ("accuracy", "test_forget")),
+    ("unseen, kept", percent, ("accuracy", "test_retain")),
+    ("attack AUC", number, ("attacks", "forget_vs_test", "loss", "auc")),
     ("forgetting rate", percent, ("forgetting_rate",)),
 )
 
@@ -25,13 +25,16 @@ def render(found: dict[str, Any], name: str) -> str:
     verdict = found["verdict"]
     reasons = "".join(f"<li><span>{esc(reason)}</span></li>" for reason in verdict["reasons"])
     forgotten = ", ".join(map(str, found["forgotten_classes"]))
-    about = f"classes {forgotten}" if forgotten else f"{found['forget_set']['samples']} samples"
+    many = "es" if len(found["forgotten_classes"]) > 1 else ""
+    about = f"class{many} {forgotten}" if forgotten else f"{found['forget_set']['samples']} samples"
+    when = found["created"].replace("T", " ").replace("+00:00", " UTC")
     parts = [
         f'<header><p class="eyebrow">fastforget receipt</p><h1>Forgetting {esc(about)}</h1>'
-        f'<p class="lead">{esc(found["created"])}: {esc(found["called"])}.</p>'
+        f'<p class="lead">{esc(when)}: {esc(found["called"])}.</p>'
         f'<div class="verdict {tone(verdict["status"])}"><div class="stamp">{esc(verdict["status"])}</div>'
         f"<ul>{reasons}</ul></div></header>",
-        f"<section><h2>Measured</h2>{_table(found)}</section>",
+        "<section><h2>Measured</h2><p>Accuracies on the forget set, on unseen samples of the forgotten and of the kept classes; the loss "
+        f"attack's AUC, forget set against unseen samples. The retrained model is the aim.</p>{_table(found)}</section>",
         "<section><h2>Hashes</h2><p>sha256. They tell this receipt's models and samples from all others.</p>"
         f"{_list(_hashes(found))}</section>",
         f"<section><h2>How to verify</h2>{_how(found, name)}</section>",
@@ -55,9 +58,9 @@ def _table(found: dict[str, Any]) -> str:
     for row in rows:
         cells = "".join(f"<td>{esc(show(_figure(row, keys)))}</td>" for _, show, keys in FIGURES)
         label = f"{'control: ' if row['control'] else ''}{row['model']}"
-        body.append(f'<tr><th scope="row">{esc(label)}</th>{cells}<td class="tone {tone(row["status"])}">{esc(row["status"])}</td></tr>')
+        body.append(f'<tr><th scope="row">{esc(label)}</th><td class="tone {tone(row["status"])}">{esc(row["status"])}</td>{cells}</tr>')
     return (
-        f'<div class="scroll"><table><thead><tr><th scope="col">model</th>{head}<th scope="col">by the rule</th></tr></thead>'
+        f'<div class="scroll"><table><thead><tr><th scope="col">model</th><th scope="col">by the rule</th>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
 
@@ -81,7 +84,7 @@ def _how(found: dict[str, Any], name: str) -> str:
     command = f"python -m fastforget verify {name} --model WEIGHTS.pt"
     return (
         "<p>With the file beside this page and the weights of the model in question:</p>"
-        f'<p><code class="code">{esc(command)}</code></p>'
+        f"<p><code>{esc(command)}</code></p>"
         "<p>It hashes the weights again, checks this receipt's own hash, and judges the figures again by the rule. "
         "--original, --forget and --ids check the original's weights, the forgotten samples and their ids too. "
         "The receipt's own hash shows damage; against a rewritten receipt, keep that hash in another place.</p>"

@@ -145,7 +145,14 @@ class AuditReport:
             facts: further JSON values to put down.
 
         Raises:
-            ValueError: ``result`` is of other models, or ``ids`` aren't one a sample.
+            ValueError: ``result`` is of other models, ``ids`` aren't one a sample, or a model or the forget set couldn't be hashed.
+
+        >>> import torch, fastforget as ff
+        >>> x, y = torch.randn(90, 4), torch.arange(90) % 3
+        >>> sets = {"forget": (x[:9], y[:9]), "retain": (x[9:60], y[9:60]), "test": (x[60:], y[60:])}
+        >>> found = ff.audit({"original": torch.nn.Linear(4, 3)}, **sets).receipt(ids=range(9))
+        >>> found["verdict"]["status"], found["forget_set"]["ids"]["count"], len(found["sha256"])
+        ('NO REFERENCE', 9, 64)
         """
         from .receipt import receipt
 

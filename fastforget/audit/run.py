@@ -182,7 +182,7 @@ def audit(
             "exposed_by": exposed_by,
             "rule": verdict.RULE,
             "models": {name: hashes.of_model(model) for name, model in models.items()},
-            "forget_set": {"samples": len(labels["forget"]), "samples_sha256": hashes.of_samples(sets["forget"], seed)},
+            "forget_set": hashes.of_set(sets["forget"], seed),
             "seconds": time.perf_counter() - started,
             "torch": torch.__version__,
         },

@@ -345,6 +345,7 @@ def _text(
             f"Unlearning took {seconds['unlearn']:.2f} s, retraining {seconds['retrain']:.2f} s: "
             + (f"{ratio:.1f} times as fast." if ratio >= 1 else f"{1 / ratio:.1f} times as slow, on a task this small.")
         )
+    out += [f"Audit: {reason}" for reason in report.row("unlearned")["reasons"] if not reason.startswith("PASS")]
     trusted = all(entry["behaved"] for entry in report.controls.values())
     said = ", ".join(f"{name} {entry['status']}" for name, entry in report.controls.items())
     out.append(f"Controls: {said}: {'as they must' if trusted else 'NOT as they must, this audit tells nothing'}.")
