@@ -108,12 +108,22 @@ inline void check_layout(const Tensor& t, ScalarType type, int64_t numel, const 
   if (__builtin_expect(!t.is_contiguous(), 0)) fail("fastforget.", op, ": ", name, " is not contiguous");
 }
 
-// `name` must be contiguous and have the shape of `like` and elements of `type`.
-inline void check_like(const Tensor& t, const Tensor& like, ScalarType type, const char* op, const char* name) {
-  check_layout(t, type, like.numel(), op, name);
-  const int64_t dims = like.dim();
-  const bool alike = t.dim() == dims && std::equal(t.sizes(), t.sizes() + dims, like.sizes());
-  if (__builtin_expect(!alike, 0)) fail("fastforget.", op, ": ", name, " differs in shape from its partner");
+// What the tensors beside another one must share with it. Asked once, because a list asks for hundreds.
+struct Like {
+  int32_t dtype;
+  int64_t dims;
+  const int64_t* sizes;
+
+  Like(const Tensor& t, ScalarType type) : dtype(dtype_code(type)), dims(t.dim()), sizes(t.sizes()) {}
+};
+
+// `name` must be contiguous, with the dtype and the shape of its partner.
+inline void check_like(const Tensor& t, const Like& like, const char* op, const char* name) {
+  check_device(t, op, name);
+  const bool alike =
+      dtype_code(t) == like.dtype && t.dim() == like.dims && std::equal(like.sizes, like.sizes + like.dims, t.sizes());
+  if (__builtin_expect(!alike, 0)) fail("fastforget.", op, ": ", name, " differs in dtype or shape from its partner");
+  if (__builtin_expect(!t.is_contiguous(), 0)) fail("fastforget.", op, ": ", name, " is not contiguous");
 }
 
 // mean, std and start hold one value for every tensor of a list, or one each.

@@ -31,7 +31,7 @@ void accumulate_importance_(const std::vector<Tensor>& importances, const std::v
     const int64_t n = grads[i].numel();
     const bool widened = dtype_size(dtype) == 2 && dtype_code(importances[i]) == dtype_code(ScalarType::Float);
     check_layout(grads[i], kFloatTypes[dtype], n, op, "grads");
-    check_like(importances[i], grads[i], widened ? ScalarType::Float : kFloatTypes[dtype], op, "importances");
+    check_like(importances[i], Like(grads[i], widened ? ScalarType::Float : kFloatTypes[dtype]), op, "importances");
     items.push_back({static_cast<char*>(importances[i].data_ptr()), static_cast<const char*>(grads[i].data_ptr()),
                      widened ? 4 : dtype_size(dtype), dtype, widened});
   }

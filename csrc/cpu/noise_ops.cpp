@@ -99,10 +99,9 @@ void perturb_step_(const std::vector<Tensor>& params, const std::vector<Tensor>&
     const int dtype = float_dtype(params[i], kOp, "params");
     const int64_t n = params[i].numel();
     check_layout(params[i], kFloatTypes[dtype], n, kOp, "params");
-    if (!grads.empty()) check_like(grads[i], params[i], kFloatTypes[dtype], kOp, "grads");
-    if (!std_elements.empty()) {
-      check_like(std_elements[i], params[i], kFloatTypes[dtype], kOp, "std_elements");
-    }
+    const Like like(params[i], kFloatTypes[dtype]);
+    if (!grads.empty()) check_like(grads[i], like, kOp, "grads");
+    if (!std_elements.empty()) check_like(std_elements[i], like, kOp, "std_elements");
     items.push_back({static_cast<char*>(params[i].data_ptr()),
                      grads.empty() ? nullptr : static_cast<const char*>(grads[i].data_ptr()),
                      std_elements.empty() ? nullptr : static_cast<const char*>(std_elements[i].data_ptr()), dtype,

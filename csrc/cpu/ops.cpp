@@ -104,9 +104,10 @@ void error_max_step_(const Tensor& x, const Tensor& grad, const Tensor& exp_avg,
   const ScalarType type = kFloatTypes[dtype];
   const int64_t n = x.numel();
   check_layout(x, type, n, op, "x");
-  check_like(grad, x, type, op, "grad");
-  check_like(exp_avg, x, type, op, "exp_avg");
-  check_like(exp_avg_sq, x, type, op, "exp_avg_sq");
+  const Like like(x, type);
+  check_like(grad, like, op, "grad");
+  check_like(exp_avg, like, op, "exp_avg");
+  check_like(exp_avg_sq, like, op, "exp_avg_sq");
   check_layout(sum_sq, dtype == kFloat64 ? ScalarType::Double : ScalarType::Float, 1, op, "sum_sq");
   if (x.dim() < 1) fail("fastforget.", op, ": x has no batch dimension; expected [B, ...]");
   if (step < 1) fail("fastforget.", op, ": step is ", step, "; accepted: 1 or more");
@@ -161,8 +162,9 @@ void dampen_(const std::vector<Tensor>& params, const std::vector<Tensor>& forge
     const ScalarType type = kFloatTypes[dtype];
     const int64_t n = params[i].numel();
     check_layout(params[i], type, n, op, "params");
-    check_like(forget[i], params[i], type, op, "forget_importance");
-    check_like(retain[i], params[i], type, op, "retain_importance");
+    const Like like(params[i], type);
+    check_like(forget[i], like, op, "forget_importance");
+    check_like(retain[i], like, op, "retain_importance");
     items.push_back({static_cast<char*>(params[i].data_ptr()), static_cast<char*>(forget[i].data_ptr()),
                      static_cast<char*>(retain[i].data_ptr()), dtype});
   }

@@ -250,9 +250,11 @@ def tried(
         args: the op's arguments.
         read: what the op reads beside ``x``, each a tensor or a list as ``x`` is.
     """
-    alone = isinstance(x, Tensor)
-    if not alone and not all(isinstance(xs, (list, tuple)) for xs in read):  # torch takes a tensor for the list of its rows
-        return False
+    alone = type(x) in _TYPES
+    if not alone:
+        for xs in read:
+            if type(xs) is not list and type(xs) is not tuple:  # torch takes a tensor for the list of its rows
+                return False
     try:
         if _grad_enabled() and any(map(_requires_grad, (x, *read) if alone else chain(x, *read))):
             return False

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -45,6 +45,11 @@ _direct_soft_threshold = arg.direct("soft_threshold_")
 _A_COUNT, _A_SUM = torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.float64)
 
 
+def _check_factor(name: str, value: Any) -> None:
+    if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+        raise ValueError(f"{name}: got {value!r}; accepted is a finite number >= 0")
+
+
 def dampen_(
     params: Tensor | Sequence[Tensor],
     forget_importance: Tensor | Sequence[Tensor],
@@ -79,9 +84,8 @@ def dampen_(
     >>> p.tolist()
     [0.0625, 1.0]
     """
-    for name, value in (("alpha", alpha), ("lam", lam)):
-        if not (isinstance(value, (int, float)) and value >= 0 and math.isfinite(value)):
-            raise ValueError(f"{name}: got {value!r}; accepted is a finite number >= 0")
+    _check_factor("alpha", alpha)
+    _check_factor("lam", lam)
     if arg.native(arg.first(params)):
         count = torch.empty_like(_A_COUNT)
         inputs = (params, forget_importance, retain_importance, count, alpha, lam)
@@ -197,8 +201,7 @@ def soft_threshold_(x: Tensor | Sequence[Tensor], threshold: float | Sequence[fl
     if values is threshold and len(values) != len(xs):
         raise ValueError(f"threshold: got {len(values)} values; accepted is one float, or one for each of the {len(xs)} tensors")
     for value in values:
-        if not (isinstance(value, (int, float)) and value >= 0 and math.isfinite(value)):
-            raise ValueError(f"threshold: got {value!r}; accepted is a finite number >= 0")
+        _check_factor("threshold", value)
     if not xs:
         return SoftThreshold(torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64))
     l1 = torch.empty((), dtype=torch.float64, device=xs[0].device)
