@@ -227,8 +227,9 @@ def _by_list(name: str, signature: str) -> Callable[..., None]:
 
 def _define(qualified: str, signature: str) -> None:
     _library.define(f"{qualified}{signature}", tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.register_fake(f"{NAMESPACE}::{qualified}", _shape_function(qualified), lib=_library)
-    torch.library.register_vmap(f"{NAMESPACE}::{qualified}", _refuse_vmap(qualified), lib=_library)
+    name = qualified.partition(".")[0]
+    torch.library.register_fake(f"{NAMESPACE}::{qualified}", _shape_function(name), lib=_library)
+    torch.library.register_vmap(f"{NAMESPACE}::{qualified}", _refuse_vmap(name), lib=_library)
 
 
 for _name, (_signature, _definition) in SCHEMAS.items():

@@ -134,7 +134,7 @@ def accumulate_importance_(importances: T, grads: Tensor | Sequence[Tensor], *, 
         raise ValueError(f"power: got {power!r}; accepted are 1 (magnitudes) and 2 (squares)")
     if not (isinstance(scale, (int, float)) and math.isfinite(scale)):
         raise ValueError(f"scale: got {scale!r}; accepted is a finite number")
-    numbers = (int(power), float(scale))
+    numbers: tuple[int, float] = (int(power), float(scale))
     if arg.native(arg.first(importances)) and arg.tried(
         _direct_accumulate, importances, (importances, grads, *numbers), grads
     ):
