@@ -180,8 +180,9 @@ def _refuse_mixed(name: str, args: Sequence[Any]) -> None:
             device = device or x.device
             if x.device != device:
                 raise RuntimeError(f"fastforget.{name}: tensors on {device} and {x.device}; accepted is one device a call")
-            if x.layout is not torch.strided:
-                raise RuntimeError(f"fastforget.{name}: a tensor has layout {x.layout}; accepted is torch.strided")
+            if x.layout is not torch.strided or x.is_quantized:
+                form = "quantized" if x.is_quantized else x.layout
+                raise RuntimeError(f"fastforget.{name}: a tensor is {form}; accepted is torch.strided")
 
 
 def _shape_function(name: str) -> Callable[..., None]:

@@ -238,10 +238,32 @@ def test_a_raw_op_refuses_tensors_in_two_places(where):
     assert all((x == 0).all() for x in given if x.device.type == "cpu")
 
 
-def test_a_raw_op_refuses_sparse_tensors():
-    dense, sparse = torch.zeros(3, 3), torch.eye(3).to_sparse()
-    with pytest.raises(RuntimeError, match=r"add_normal_: a tensor has layout torch\.sparse_coo"):
-        OPS.add_normal_([dense, sparse], [1.0], 3)
-    with pytest.raises(RuntimeError, match=r"add_normal_: a tensor has layout torch\.sparse_coo"):
-        OPS.add_normal_.single(sparse, 1.0, 3)
-    assert (dense == 0).all()
+def odd_tensors():
+    return {
+        "sparse": (torch.eye(3).to_sparse(), "layout torch.sparse_coo"),
+        "quantized": (torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8), "quint8"),
+        "mkldnn": (torch.ones(3, 3).to_mkldnn(), "layout torch._mkldnn"),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("kind", ["sparse", "quantized", "mkldnn"])
+def test_a_tensor_of_another_kind_in_a_list_is_refused_before_the_others_change(kind):
+    """Torch sends such a call past the CPU kernels."""
+    odd, words = odd_tensors()[kind]
+    dense = torch.zeros(3, 3)
+    with pytest.raises(RuntimeError, match="add_normal_: a tensor is"):
+        OPS.add_normal_([dense, odd], [1.0], 3)
+    with pytest.raises(RuntimeError, match="add_normal_: a tensor is"):
+        OPS.add_normal_.single(odd, 1.0, 3)
+    with pytest.raises((TypeError, RuntimeError), match=words):
+        noise.add_normal_([dense, odd], 1.0, seed=3)
+    assert (dense == 0).all() and dense._version == 0
+
+
+def test_the_default_device_has_no_part_in_it():
+    logits, params = torch.randn(3, 4), torch.rand(4)
+    expected = membership.membership_scores(logits, LABELS), mask.dampen_(params.clone(), params + 1, params, alpha=1, lam=1)
+    with torch.device("meta"):
+        got = membership.membership_scores(logits, LABELS), mask.dampen_(params.clone(), params + 1, params, alpha=1, lam=1)
+    assert all(torch.equal(a, b) for a, b in zip(tensors(got), tensors(expected), strict=True))

@@ -42,7 +42,8 @@ _direct_dampen = arg.direct("dampen_")
 _direct_accumulate = arg.direct("accumulate_importance_")
 _direct_soft_threshold = arg.direct("soft_threshold_")
 # torch.empty_like(this) takes half the time of torch.empty((), dtype=...).
-_A_COUNT, _A_SUM = torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.float64)
+_A_COUNT = torch.zeros((), dtype=torch.int64, device="cpu")
+_A_SUM = torch.zeros((), dtype=torch.float64, device="cpu")
 
 
 def _check_factor(name: str, value: Any) -> None:
