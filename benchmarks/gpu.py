@@ -24,7 +24,20 @@ import torch
 import fastforget as ff
 from fastforget import backend
 
-from . import machine, rows, rows_mask, rows_mask_optim, rows_membership, rows_noise, rows_update, shapes
+from . import (
+    machine,
+    rows,
+    rows_lira,
+    rows_mask,
+    rows_mask_optim,
+    rows_mask_select,
+    rows_mask_stats,
+    rows_membership,
+    rows_noise,
+    rows_rank,
+    rows_update,
+    shapes,
+)
 from .cases import ANCHOR, Call, Case, Options, Place, Work, WrongResult
 
 BIG = 1 << 26  # elements: far beyond any L2
@@ -59,6 +72,33 @@ def cases(options: Options, big: int) -> list[Case]:
         *(rows_mask_optim.step(op, name, list(shape), False) for op in ("masked_sgd_", "masked_adam_") for name, shape in stepped),
         *(rows_membership.membership_scores(f"{big // k}x{k}", big // k, k, options, False) for k in (10, 100, 1000)),
         *(rows_membership.roc_stats(name, n, False) for name, n in ((("10K", 10_000),) if few else (("1M", 10**6), ("16M", 1 << 24)))),
+        *_mask_statistics(label, big, lists, options),
+        *_shadow_models(few, options),
+    ]
+
+
+def _mask_statistics(label: str, big: int, lists: Sequence[tuple[str, Any]], options: Options) -> list[Case]:
+    side, rows_of = math.isqrt(big), {"rows": 0, "channels": 1}
+    forms = {"rows": (side, side), "channels": (max(2, big >> 16), 64, 32, 32) if big > SMALL else (5, 7, 6, 6)}
+    return [
+        *(rows_mask_stats.neuron_stats(f"{label}, {n}", shape, rows_of[n], options, False) for n, shape in forms.items()),
+        rows_mask_stats.accumulate_importance(label, big, options, False),
+        rows_mask_stats.soft_threshold(label, big, options, False),
+        rows_mask_select.saliency_mask(label, [(big,)], False),
+        *(rows_mask_select.saliency_mask(name, list(shape), False) for name, shape in lists),
+    ]
+
+
+def _shadow_models(few: bool, options: Options) -> list[Case]:
+    models, samples = (8, 300) if few else (64, 1 << 18)
+    x, z = (300, 200) if few else (50_000, 25_000)
+    label = f"{models}x{samples}"
+    return [
+        rows_lira.lira(label, models, samples, "mean", options, False),
+        rows_lira.lira(f"median {label}", models, samples, "median", options, False),
+        rows_lira.loo(label, models, samples, False),
+        rows_lira.update(str(samples), samples, False),
+        rows_rank.rmia_counts(f"{x}x{z}", x, z, options, False),
     ]
 
 

@@ -1,5 +1,5 @@
-"""What a call costs before any work is done: 16 elements, through the raw op and the public function; lists
-of 161 small tensors."""
+"""What a call costs before any work is done: 16 elements, through the raw op (its overload for one tensor,
+where it has one) and the public function; lists of 161 small tensors."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Make = Callable[[Place], dict[str, Call]]
 
 
 def _noise(place: Place) -> dict[str, Call]:
-    x, op = place.normal(SMALL), torch.ops.fastforget.add_normal_.default
+    x, op = place.normal(SMALL), torch.ops.fastforget.add_normal_.single
     return {
-        "op": lambda: op([x], [0.5], 1, 0, 0, [0]),
+        "op": lambda: op(x, 0.5, 1),
         "public": lambda: noise.add_normal_(x, 0.5, seed=1),
         "eager": lambda: rows_noise.eager_add(x),
     }
@@ -30,9 +30,9 @@ def _noise(place: Place) -> dict[str, Call]:
 
 def _dampen(place: Place) -> dict[str, Call]:
     x, (f, r) = place.normal(SMALL), rows_mask.importances(place, (SMALL,))
-    count, op = torch.zeros((), dtype=torch.int64), torch.ops.fastforget.dampen_.default
+    count, op = torch.zeros((), dtype=torch.int64), torch.ops.fastforget.dampen_.single
     return {
-        "op": lambda: op([x], [f], [r], count, 1.0, 1.0),
+        "op": lambda: op(x, f, r, count, 1.0, 1.0),
         "public": lambda: mask.dampen_(x, f, r, alpha=1.0, lam=1.0),
         "eager": lambda: rows_mask.where([x], [f], [r]),
     }
@@ -64,7 +64,7 @@ def _scores(place: Place) -> dict[str, Call]:
 def _noise_list(place: Place) -> dict[str, Call]:
     xs, op = [place.normal(SMALL) for _ in range(LIST)], torch.ops.fastforget.add_normal_.default
     return {
-        "op": lambda: op(xs, [0.5], 1, 0, 0, [0]),
+        "op": lambda: op(xs, [0.5], 1),
         "public": lambda: noise.add_normal_(xs, 0.5, seed=1),
         "eager": lambda: rows_noise.eager_add_list(xs),
     }

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <sstream>
 #include <stdexcept>
@@ -71,7 +72,21 @@ inline int32_t dtype_code(ScalarType type) {
   }
 }
 
+// Torch sends a call to a GPU as soon as one of its tensors is there; a kernel must not follow the pointers of the
+// others into the memory of another device. A call reaches the CPU only if all its tensors are there.
+inline void check_device([[maybe_unused]] const Tensor& t, [[maybe_unused]] const char* op,
+                         [[maybe_unused]] const char* name) {
+#ifdef __CUDACC__
+  int32_t device;
+  must(aoti_torch_get_device_type(t.get(), &device));
+  if (device != aoti_torch_device_type_cuda()) {
+    fail("fastforget.", op, ": ", name, " is not on a GPU, but another tensor of the call is");
+  }
+#endif
+}
+
 inline int float_dtype(const Tensor& t, const char* op, const char* name) {
+  check_device(t, op, name);
   const int32_t code = dtype_code(t);
   for (int index = 0; index < 4; ++index) {
     if (code == dtype_code(kFloatTypes[index])) return index;
@@ -82,6 +97,7 @@ inline int float_dtype(const Tensor& t, const char* op, const char* name) {
 
 // `name` must be contiguous and have `numel` elements of `type`.
 inline void check_layout(const Tensor& t, ScalarType type, int64_t numel, const char* op, const char* name) {
+  check_device(t, op, name);
   if (__builtin_expect(dtype_code(t) != dtype_code(type), 0)) {
     fail("fastforget.", op, ": ", name, " has dtype ", torch::headeronly::toString(t.scalar_type()), "; expected ",
          torch::headeronly::toString(type));
@@ -89,6 +105,24 @@ inline void check_layout(const Tensor& t, ScalarType type, int64_t numel, const 
   if (__builtin_expect(t.numel() != numel, 0)) {
     fail("fastforget.", op, ": ", name, " has ", t.numel(), " elements; expected ", numel);
   }
+  if (__builtin_expect(!t.is_contiguous(), 0)) fail("fastforget.", op, ": ", name, " is not contiguous");
+}
+
+// What the tensors beside another one must share with it. Asked once, because a list asks for hundreds.
+struct Like {
+  int32_t dtype;
+  int64_t dims;
+  const int64_t* sizes;
+
+  Like(const Tensor& t, ScalarType type) : dtype(dtype_code(type)), dims(t.dim()), sizes(t.sizes()) {}
+};
+
+// `name` must be contiguous, with the dtype and the shape of its partner.
+inline void check_like(const Tensor& t, const Like& like, const char* op, const char* name) {
+  check_device(t, op, name);
+  const bool alike =
+      dtype_code(t) == like.dtype && t.dim() == like.dims && std::equal(like.sizes, like.sizes + like.dims, t.sizes());
+  if (__builtin_expect(!alike, 0)) fail("fastforget.", op, ": ", name, " differs in dtype or shape from its partner");
   if (__builtin_expect(!t.is_contiguous(), 0)) fail("fastforget.", op, ": ", name, " is not contiguous");
 }
 

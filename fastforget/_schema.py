@@ -3,11 +3,14 @@
 Schemas live in Python so that an op exists even where no compiled library does: the pure-PyTorch reference is registered as the
 default for every device, and the native libraries and Triton override it where they can serve. Ops change preallocated outputs and
 return nothing, so tracing needs no shape functions.
+
+An implementation looks at its tensors before it writes: at their dtype, shape, strides and place. So a call that raises has changed
+nothing, and the public functions may leave the looking to it (``ops/_arguments.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,20 +32,20 @@ NAMESPACE = "fastforget"
 SCHEMAS: dict[str, tuple[str, Callable[..., None]]] = {
     # noise
     "random_bits": (
-        "(Tensor(a!) out, int seed, int stream, int step, int start) -> ()",
+        "(Tensor(a!) out, int seed, int stream=0, int step=0, int start=0) -> ()",
         noise.random_bits,
     ),
     "normal_": (
-        "(Tensor(a!)[] xs, float[] mean, float[] std, int seed, int stream, int step, int[] start) -> ()",
+        "(Tensor(a!)[] xs, float[] mean, float[] std, int seed, int stream=0, int step=0, int[] start=[0]) -> ()",
         noise.normal_,
     ),
     "add_normal_": (
-        "(Tensor(a!)[] xs, float[] std, int seed, int stream, int step, int[] start) -> ()",
+        "(Tensor(a!)[] xs, float[] std, int seed, int stream=0, int step=0, int[] start=[0]) -> ()",
         noise.add_normal_,
     ),
     "perturb_step_": (
-        "(Tensor(a!)[] params, Tensor[] grads, float lr, float[] std, Tensor[] std_elements, int seed, int stream, int step, "
-        "int[] start) -> ()",
+        "(Tensor(a!)[] params, Tensor[] grads, float lr, float[] std, Tensor[] std_elements, int seed, int stream=0, "
+        "int step=0, int[] start=[0]) -> ()",
         noise.perturb_step_,
     ),
     # update
@@ -129,6 +132,10 @@ SCHEMAS: dict[str, tuple[str, Callable[..., None]]] = {
     ),
 }
 
+# Ops whose every list has one item a tensor: their overload `single` takes the item itself. Torch unpacks a list in 0.5 us, which is
+# most of what a small call costs.
+SINGLE = ("normal_", "add_normal_", "dampen_", "accumulate_importance_", "soft_threshold_")
+
 FAMILIES: dict[str, tuple[str, ...]] = {
     "noise": ("random_bits", "normal_", "add_normal_", "perturb_step_"),
     "update": ("error_max_loss", "error_max_step_"),
@@ -158,8 +165,33 @@ FAMILY_OF = {op: family for family, ops in FAMILIES.items() for op in ops}
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
-def _no_output(*_args: Any) -> None:
-    """Shape function of every op: nothing is returned, so there is nothing to infer."""
+def overload(name: str, which: str = "default") -> Any:
+    """The callable ``torch.ops.fastforget.<name>.default``, or another overload."""
+    return getattr(getattr(getattr(torch.ops, NAMESPACE), name), which)
+
+
+def _refuse_mixed(name: str, args: Sequence[Any]) -> None:
+    """Torch sends a call to one implementation for all its tensors, wherever the others are and whatever their layout."""
+    device = None
+    for value in args:
+        for x in value if isinstance(value, (list, tuple)) else (value,):
+            if not isinstance(x, torch.Tensor):
+                continue
+            device = device or x.device
+            if x.device != device:
+                raise RuntimeError(f"fastforget.{name}: tensors on {device} and {x.device}; accepted is one device a call")
+            if x.layout is not torch.strided or x.is_quantized:
+                form = "quantized" if x.is_quantized else x.layout
+                raise RuntimeError(f"fastforget.{name}: a tensor is {form}; accepted is torch.strided")
+
+
+def _shape_function(name: str) -> Callable[..., None]:
+    """Nothing is returned, so there is nothing to infer."""
+
+    def no_output(*args: Any) -> None:
+        _refuse_mixed(name, args)
+
+    return no_output
 
 
 def _refuse_vmap(name: str) -> Callable[..., None]:
@@ -172,18 +204,43 @@ def _refuse_vmap(name: str) -> Callable[..., None]:
     return refuse
 
 
+def _guarded(name: str, implementation: Callable[..., None]) -> Callable[..., None]:
+    defaults = [argument.default_value for argument in overload(name)._schema.arguments]
+
+    def call(*args: Any) -> None:  # torch leaves out trailing arguments that have their default value
+        _refuse_mixed(name, args)
+        implementation(*args, *defaults[len(args) :])
+
+    return call
+
+
+def _by_list(name: str, signature: str) -> Callable[..., None]:
+    """The overload `single` where no native library has it: the op with lists of one."""
+    op = overload(name)
+    arguments = [text.split()[0] for text in signature[1 : signature.index(") ->")].split(", ")]
+    listed = [kind.endswith("[]") for kind in arguments]
+
+    def call(*args: Any) -> None:
+        op(*([value] if is_list else value for value, is_list in zip(args, listed, strict=False)))
+
+    return call
+
+
+def _define(qualified: str, signature: str) -> None:
+    _library.define(f"{qualified}{signature}", tags=(torch.Tag.pt2_compliant_tag,))
+    name = qualified.partition(".")[0]
+    torch.library.register_fake(f"{NAMESPACE}::{qualified}", _shape_function(name), lib=_library)
+    torch.library.register_vmap(f"{NAMESPACE}::{qualified}", _refuse_vmap(name), lib=_library)
+
+
 for _name, (_signature, _definition) in SCHEMAS.items():
-    _library.define(f"{_name}{_signature}", tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(_name, _definition, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{NAMESPACE}::{_name}", _no_output, lib=_library)
-    torch.library.register_vmap(f"{NAMESPACE}::{_name}", _refuse_vmap(_name), lib=_library)
+    _define(_name, _signature)
+    if _name in SINGLE:
+        _define(f"{_name}.single", _signature.replace("[0]", "0").replace("[]", ""))
+        _library.impl(f"{_name}.single", _by_list(_name, _signature), "CompositeExplicitAutograd")
+    _library.impl(_name, _guarded(_name, _definition), "CompositeExplicitAutograd")
 
 
 def register(name: str, implementation: Callable[..., None], dispatch_key: str) -> None:
     """Registers a further implementation of op ``name`` (used for Triton on CUDA tensors)."""
-    _library.impl(name, implementation, dispatch_key)
-
-
-def overload(name: str) -> Callable[..., None]:
-    """The callable ``torch.ops.fastforget.<name>.default``."""
-    return getattr(getattr(torch.ops, NAMESPACE), name).default
+    _library.impl(name, _guarded(name, implementation), dispatch_key)

@@ -25,6 +25,7 @@ _LIB = Path(__file__).parent / "_lib"
 _load_errors: dict[str, str] = {}
 
 forced: str | None = None
+native_cpu = False  # whether the compiled ops for CPU tensors are loaded
 
 
 class BackendError(RuntimeError):
@@ -71,8 +72,10 @@ def _triton_op(name: str) -> Callable[..., None]:
 
 
 def _set_up() -> None:
+    global native_cpu
     _load("cpu")
     _load("cuda")
+    native_cpu = "cpu" not in _load_errors
     if "cuda" in _load_errors and _triton_missing() is None:
         for name in _schema.SCHEMAS:
             _schema.register(name, _triton_op(name), "CUDA")

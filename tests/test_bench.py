@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from fastforget import _schema
 from fastforget._bench import (
     bench,
     cases,
+    gpu,
     plot,
     report,
     rows,
@@ -63,6 +65,19 @@ def small_cases() -> list[cases.Case]:
         rows_rank.rmia_vote("small", 5, 40, 50, False),
         rows_rank.roc_bootstrap("small", 60, 7, False),
     ]
+
+
+@pytest.mark.parametrize("case", gpu.cases(options(), gpu.SMALL), ids=lambda case: f"{case.op} {case.label}")
+def test_the_rows_for_a_gpu_are_right_on_cpu_tensors(case):
+    """What can be known of them without a GPU: they build, and every variant computes what it should."""
+    work = case.prepare(cases.Place(0))
+    assert timing.judge(work, timing.expand(work, BEST)) == []
+
+
+def test_the_gpu_is_timed_on_every_op():
+    # these have no row of their own, or (rmia_vote) one that calls the raw op, which no backend can be forced on
+    assert set(_schema.SCHEMAS) - {case.op for case in gpu.cases(options(), gpu.BIG)} == {"lira_ratio", "rmia_vote", "roc_bootstrap"}
+
 
 
 def spoil(value: Any) -> None:

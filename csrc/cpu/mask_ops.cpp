@@ -31,7 +31,7 @@ void accumulate_importance_(const std::vector<Tensor>& importances, const std::v
     const int64_t n = grads[i].numel();
     const bool widened = dtype_size(dtype) == 2 && dtype_code(importances[i]) == dtype_code(ScalarType::Float);
     check_layout(grads[i], kFloatTypes[dtype], n, op, "grads");
-    check_layout(importances[i], widened ? ScalarType::Float : kFloatTypes[dtype], n, op, "importances");
+    check_like(importances[i], Like(grads[i], widened ? ScalarType::Float : kFloatTypes[dtype]), op, "importances");
     items.push_back({static_cast<char*>(importances[i].data_ptr()), static_cast<const char*>(grads[i].data_ptr()),
                      widened ? 4 : dtype_size(dtype), dtype, widened});
   }
@@ -90,5 +90,7 @@ void soft_threshold_(const std::vector<Tensor>& xs, const std::vector<double>& t
 
 STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) {
   m.impl("accumulate_importance_", TORCH_BOX(&ff::accumulate_importance_));
+  m.impl("accumulate_importance_.single", TORCH_BOX(&ff::Single<&ff::accumulate_importance_>::call));
   m.impl("soft_threshold_", TORCH_BOX(&ff::soft_threshold_));
+  m.impl("soft_threshold_.single", TORCH_BOX(&ff::Single<&ff::soft_threshold_>::call));
 }

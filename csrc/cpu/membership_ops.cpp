@@ -32,7 +32,8 @@ void check_labels(const int64_t* labels, int64_t n, int64_t classes) {
   fail("fastforget.membership_scores: labels[", i, "] is ", labels[i], "; accepted: 0 to ", classes - 1);
 }
 
-void membership_scores(Tensor logits, Tensor labels, double temperature, Tensor scores, Tensor correct) {
+void membership_scores(const Tensor& logits, const Tensor& labels, double temperature, const Tensor& scores,
+                       const Tensor& correct) {
   constexpr const char* kOp = "membership_scores";
   const int dtype = float_dtype(logits, kOp, "logits");
   if (logits.dim() != 2 || logits.size(1) < 2)
@@ -42,8 +43,9 @@ void membership_scores(Tensor logits, Tensor labels, double temperature, Tensor 
   }
   const int64_t rows = logits.size(0), classes = logits.size(1);
   const ScalarType score_type = dtype == kFloat64 ? ScalarType::Double : ScalarType::Float;
-  check_layout(logits, logits.scalar_type(), rows * classes, kOp, "logits");
+  check_layout(logits, kFloatTypes[dtype], rows * classes, kOp, "logits");
   check_layout(labels, ScalarType::Long, rows, kOp, "labels");
+  if (labels.dim() != 1) fail("fastforget.", kOp, ": labels has ", labels.dim(), " dimensions; expected [rows]");
   check_layout(scores, score_type, 6 * rows, kOp, "scores");
   check_layout(correct, ScalarType::Bool, rows, kOp, "correct");
   const ScoreJob job = {logits.data_ptr(), static_cast<const int64_t*>(labels.data_ptr()), rows, classes, temperature,

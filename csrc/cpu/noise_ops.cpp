@@ -99,8 +99,9 @@ void perturb_step_(const std::vector<Tensor>& params, const std::vector<Tensor>&
     const int dtype = float_dtype(params[i], kOp, "params");
     const int64_t n = params[i].numel();
     check_layout(params[i], kFloatTypes[dtype], n, kOp, "params");
-    if (!grads.empty()) check_layout(grads[i], kFloatTypes[dtype], n, kOp, "grads");
-    if (!std_elements.empty()) check_layout(std_elements[i], kFloatTypes[dtype], n, kOp, "std_elements");
+    const Like like(params[i], kFloatTypes[dtype]);
+    if (!grads.empty()) check_like(grads[i], like, kOp, "grads");
+    if (!std_elements.empty()) check_like(std_elements[i], like, kOp, "std_elements");
     items.push_back({static_cast<char*>(params[i].data_ptr()),
                      grads.empty() ? nullptr : static_cast<const char*>(grads[i].data_ptr()),
                      std_elements.empty() ? nullptr : static_cast<const char*>(std_elements[i].data_ptr()), dtype,
@@ -127,6 +128,8 @@ void perturb_step_(const std::vector<Tensor>& params, const std::vector<Tensor>&
 STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) {
   m.impl("random_bits", TORCH_BOX(&ff::random_bits));
   m.impl("normal_", TORCH_BOX(&ff::normal_));
+  m.impl("normal_.single", TORCH_BOX(&ff::Single<&ff::normal_>::call));
   m.impl("add_normal_", TORCH_BOX(&ff::add_normal_));
+  m.impl("add_normal_.single", TORCH_BOX(&ff::Single<&ff::add_normal_>::call));
   m.impl("perturb_step_", TORCH_BOX(&ff::perturb_step_));
 }

@@ -104,9 +104,10 @@ void error_max_step_(const Tensor& x, const Tensor& grad, const Tensor& exp_avg,
   const ScalarType type = kFloatTypes[dtype];
   const int64_t n = x.numel();
   check_layout(x, type, n, op, "x");
-  check_layout(grad, type, n, op, "grad");
-  check_layout(exp_avg, type, n, op, "exp_avg");
-  check_layout(exp_avg_sq, type, n, op, "exp_avg_sq");
+  const Like like(x, type);
+  check_like(grad, like, op, "grad");
+  check_like(exp_avg, like, op, "exp_avg");
+  check_like(exp_avg_sq, like, op, "exp_avg_sq");
   check_layout(sum_sq, dtype == kFloat64 ? ScalarType::Double : ScalarType::Float, 1, op, "sum_sq");
   if (x.dim() < 1) fail("fastforget.", op, ": x has no batch dimension; expected [B, ...]");
   if (step < 1) fail("fastforget.", op, ": step is ", step, "; accepted: 1 or more");
@@ -161,8 +162,9 @@ void dampen_(const std::vector<Tensor>& params, const std::vector<Tensor>& forge
     const ScalarType type = kFloatTypes[dtype];
     const int64_t n = params[i].numel();
     check_layout(params[i], type, n, op, "params");
-    check_layout(forget[i], type, n, op, "forget_importance");
-    check_layout(retain[i], type, n, op, "retain_importance");
+    const Like like(params[i], type);
+    check_like(forget[i], like, op, "forget_importance");
+    check_like(retain[i], like, op, "retain_importance");
     items.push_back({static_cast<char*>(params[i].data_ptr()), static_cast<char*>(forget[i].data_ptr()),
                      static_cast<char*>(retain[i].data_ptr()), dtype});
   }
@@ -220,6 +222,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) {
   m.impl("error_max_loss", TORCH_BOX(&ff::error_max_loss));
   m.impl("error_max_step_", TORCH_BOX(&ff::error_max_step_));
   m.impl("dampen_", TORCH_BOX(&ff::dampen_));
+  m.impl("dampen_.single", TORCH_BOX(&ff::Single<&ff::dampen_>::call));
 }
 
 // Private: which kernels are in force (0 asks; 2, 3, 4 switch if the CPU can), and the memory limits.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,17 @@ T = TypeVar("T", Tensor, Sequence[Tensor])
 _dampen = _schema.overload("dampen_")
 _accumulate_importance = _schema.overload("accumulate_importance_")
 _soft_threshold = _schema.overload("soft_threshold_")
+_direct_dampen = arg.direct("dampen_")
+_direct_accumulate = arg.direct("accumulate_importance_")
+_direct_soft_threshold = arg.direct("soft_threshold_")
+# torch.empty_like(this) takes half the time of torch.empty((), dtype=...).
+_A_COUNT = torch.zeros((), dtype=torch.int64, device="cpu")
+_A_SUM = torch.zeros((), dtype=torch.float64, device="cpu")
+
+
+def _check_factor(name: str, value: Any) -> None:
+    if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+        raise ValueError(f"{name}: got {value!r}; accepted is a finite number >= 0")
 
 
 def dampen_(
@@ -74,13 +85,17 @@ def dampen_(
     >>> p.tolist()
     [0.0625, 1.0]
     """
+    _check_factor("alpha", alpha)
+    _check_factor("lam", lam)
+    if arg.native(arg.first(params)):
+        count = torch.empty_like(_A_COUNT)
+        inputs = (params, forget_importance, retain_importance, count, alpha, lam)
+        if arg.tried(_direct_dampen, params, inputs, forget_importance, retain_importance):
+            return count
     xs = arg.listed("params", params)
     forget = arg.same_list("forget_importance", forget_importance, "params", xs)
     retain = arg.same_list("retain_importance", retain_importance, "params", xs)
     staged = arg.writable("params", xs)
-    for name, value in (("alpha", alpha), ("lam", lam)):
-        if not (isinstance(value, (int, float)) and value >= 0 and math.isfinite(value)):
-            raise ValueError(f"{name}: got {value!r}; accepted is a finite number >= 0")
     if not xs:
         return torch.zeros((), dtype=torch.int64)
     count = torch.empty((), dtype=torch.int64, device=xs[0].device)
@@ -116,6 +131,15 @@ def accumulate_importance_(importances: T, grads: Tensor | Sequence[Tensor], *, 
     >>> mask.accumulate_importance_(torch.ones(2), torch.tensor([3.0, -1.0]), scale=0.5).tolist()
     [5.5, 1.5]
     """
+    if isinstance(power, bool) or power not in (1, 2):
+        raise ValueError(f"power: got {power!r}; accepted are 1 (magnitudes) and 2 (squares)")
+    if not (isinstance(scale, (int, float)) and math.isfinite(scale)):
+        raise ValueError(f"scale: got {scale!r}; accepted is a finite number")
+    numbers: tuple[int, float] = (int(power), float(scale))
+    if arg.native(arg.first(importances)) and arg.tried(
+        _direct_accumulate, importances, (importances, grads, *numbers), grads
+    ):
+        return importances
     xs = arg.listed("importances", importances)
     gradients = arg.listed("grads", grads)
     if len(gradients) != len(xs):
@@ -125,12 +149,8 @@ def accumulate_importance_(importances: T, grads: Tensor | Sequence[Tensor], *, 
         if not widened or grad.shape != x.shape or grad.device != x.device:
             arg.same(f"grads[{i}]", grad.to(x.dtype) if widened else grad, f"importances[{i}]", x)
     staged = arg.writable("importances", xs)
-    if isinstance(power, bool) or power not in (1, 2):
-        raise ValueError(f"power: got {power!r}; accepted are 1 (magnitudes) and 2 (squares)")
-    if not (isinstance(scale, (int, float)) and math.isfinite(scale)):
-        raise ValueError(f"scale: got {scale!r}; accepted is a finite number")
     if xs:
-        inputs = (staged, arg.readable(gradients), int(power), float(scale))
+        inputs = (staged, arg.readable(gradients), *numbers)
         arg.run("accumulate_importance_", _accumulate_importance, staged, inputs)
         arg.write_back(xs, staged)
     return importances
@@ -169,6 +189,11 @@ def soft_threshold_(x: Tensor | Sequence[Tensor], threshold: float | Sequence[fl
     >>> x.tolist()
     [2.0, -0.0, -1.0]
     """
+    if type(threshold) is float and 0 <= threshold < math.inf and arg.native(arg.first(x)):
+        found = SoftThreshold(torch.empty_like(_A_SUM), torch.empty_like(_A_COUNT))
+        bound = threshold if isinstance(x, Tensor) else [threshold]
+        if arg.tried(_direct_soft_threshold, x, (x, bound, *found)):
+            return found
     xs = arg.listed("x", x)
     staged = arg.writable("x", xs)
     values = [threshold] if isinstance(threshold, (int, float)) else threshold
@@ -177,8 +202,7 @@ def soft_threshold_(x: Tensor | Sequence[Tensor], threshold: float | Sequence[fl
     if values is threshold and len(values) != len(xs):
         raise ValueError(f"threshold: got {len(values)} values; accepted is one float, or one for each of the {len(xs)} tensors")
     for value in values:
-        if not (isinstance(value, (int, float)) and value >= 0 and math.isfinite(value)):
-            raise ValueError(f"threshold: got {value!r}; accepted is a finite number >= 0")
+        _check_factor("threshold", value)
     if not xs:
         return SoftThreshold(torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64))
     l1 = torch.empty((), dtype=torch.float64, device=xs[0].device)

@@ -20,6 +20,7 @@ from .membership_rmia import rmia, rmia_counts, rmia_vote  # noqa: F401
 from .membership_roc import CONVENTIONS, RocBootstrap, clopper_pearson, roc_bootstrap, tpr_by_convention  # noqa: F401
 
 _membership_scores = _schema.overload("membership_scores")
+_direct_scores = arg.direct("membership_scores")
 _roc_stats = _schema.overload("roc_stats")
 
 
@@ -83,12 +84,18 @@ def membership_scores(logits: Tensor, labels: Tensor, *, temperature: float = 1.
     >>> [round(v, 4) for v in s.loss.tolist()], s.margin.tolist(), s.correct.tolist()
     ([0.1269, 0.0], [2.0, 50.0], [True, True])
     """
+    if not (isinstance(temperature, (int, float)) and temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature: got {temperature!r}; accepted is a finite number > 0")
+    if arg.native(logits) and logits.dim() == 2:
+        n, dtype = logits.shape[0], torch.float64 if logits.dtype is torch.float64 else torch.float32
+        scores, correct = torch.empty(6, n, dtype=dtype), torch.empty(n, dtype=torch.bool)
+        inputs = (logits, labels, temperature, scores, correct)
+        if arg.tried(_direct_scores, (scores, correct), inputs, (logits,)):
+            return MembershipScores(*scores.unbind(), correct)  # type: ignore[call-arg]
     arg.floating("logits", logits)
     arg.not_differentiable("membership_scores", logits=logits)
     if logits.dim() < 1 or logits.shape[-1] < 2:
         raise ValueError(f"logits: got {arg.describe(logits)}; accepted is [..., classes] with at least 2 classes")
-    if not (isinstance(temperature, (int, float)) and temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature: got {temperature!r}; accepted is a finite number > 0")
     shape = logits.shape[:-1]
     labels = arg.label_vector(labels, shape, logits)
     flat = logits.dim() == 2

@@ -8,8 +8,8 @@ and Box-Muller.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,14 +23,20 @@ _random_bits = _schema.overload("random_bits")
 _normal = _schema.overload("normal_")
 _add_normal = _schema.overload("add_normal_")
 _perturb_step = _schema.overload("perturb_step_")
+_direct_normal, _direct_add_normal = arg.direct("normal_"), arg.direct("add_normal_")
+_direct_perturb_step = arg.direct("perturb_step_")
+
+_NUMBERS = frozenset((float, int))
 
 Std = float | Tensor | Sequence[float] | Sequence[Tensor]
 
 
 def _counter(seed: int, stream: int, step: int, tensors: int = 1) -> tuple[int, int, int]:
-    arg.integer("seed", seed, 0, 2**64)
-    arg.integer("stream", stream, 0, 2**32 - tensors + 1)
-    arg.integer("step", step, 0, 2**32)
+    plain = type(seed) is int and type(stream) is int and type(step) is int
+    if not (plain and 0 <= seed < 2**64 and 0 <= stream <= 2**32 - tensors and 0 <= step < 2**32):
+        arg.integer("seed", seed, 0, 2**64)
+        arg.integer("stream", stream, 0, 2**32 - tensors + 1)
+        arg.integer("step", step, 0, 2**32)
     return arg.signed64(seed), stream, step
 
 
@@ -41,6 +47,46 @@ def _starts(start: int | Sequence[int], tensors: int) -> list[int]:
     if len(starts) != tensors:
         raise ValueError(f"start: got {len(starts)} values; accepted is one int, or one for each of the {tensors} tensors")
     return starts
+
+
+def _tried(
+    ops: tuple[Callable[..., None], Callable[..., None]],
+    x: Tensor | Sequence[Tensor],
+    numbers: tuple[Any, ...],
+    seed: int,
+    stream: int,
+    step: int,
+    start: int | Sequence[int],
+) -> bool:
+    """The call as most are, one number for all tensors; False: go the careful way."""
+    if not (type(start) is int and _NUMBERS.issuperset(map(type, numbers)) and arg.native(arg.first(x))):
+        return False
+    alone = isinstance(x, Tensor)
+    place: tuple[Any, ...] = _counter(seed, stream, step, 1 if alone else len(x))
+    if start != 0:
+        arg.integer("start", start, 0, 2**63)
+    if alone:
+        place = (*place, start) if start or stream or step else place[:1]
+        return arg.tried(ops, x, (x, *numbers, *place))
+    return arg.tried(ops, x, (x, *([float(n)] for n in numbers), *place, [start]))
+
+
+def _tried_step(
+    params: Tensor | Sequence[Tensor],
+    grads: Tensor | Sequence[Tensor],
+    lr: float,
+    std: Std,
+    seed: int,
+    stream: int,
+    step: int,
+    start: int | Sequence[int],
+) -> bool:
+    """:func:`_tried` for :func:`perturb_step_`."""
+    if not (type(start) is int and type(std) in _NUMBERS and arg.native(arg.first(params))):
+        return False
+    xs, slopes = ([params], [grads]) if isinstance(params, Tensor) else (params, grads)
+    place = (*_counter(seed, stream, step, len(xs)), [arg.integer("start", start, 0, 2**63)])
+    return arg.tried(_direct_perturb_step, xs, (xs, slopes, lr, [float(std)], [], *place), slopes)  # type: ignore[arg-type]
 
 
 def _prepared(
@@ -136,6 +182,8 @@ def normal_(
     >>> torch.equal(whole[4:], noise.normal_(torch.empty(2), seed=7, start=4))
     True
     """
+    if _tried(_direct_normal, x, (mean, std), seed, stream, step, start):
+        return x
     xs, staged, (key, stream, step, starts) = _prepared("x", x, seed, stream, step, start)
     if xs:
         means, stds = _floats("mean", mean, len(xs)), _floats("std", std, len(xs))
@@ -177,6 +225,8 @@ def add_normal_(
     >>> only_last[:2].tolist(), torch.equal(only_last[2:], params[0].view(-1)[2:3])
     ([0.0, 0.0], True)
     """
+    if _tried(_direct_add_normal, x, (std,), seed, stream, step, start):
+        return x
     xs, staged, (key, stream, step, starts) = _prepared("x", x, seed, stream, step, start)
     if xs:
         stds, elements = _stds(std, "x", xs)
@@ -231,11 +281,13 @@ def perturb_step_(
     >>> torch.equal(a, b)
     True
     """
-    xs, staged, (key, stream, step, starts) = _prepared("params", params, seed, stream, step, start)
     if isinstance(lr, bool) or not isinstance(lr, (int, float)):
         raise TypeError(f"lr: got {arg.describe(lr)}; accepted is a float")
     if not math.isfinite(lr):
         raise ValueError(f"lr: got {lr}; accepted is a finite number")
+    if _tried_step(params, grads, float(lr), std, seed, stream, step, start):
+        return params
+    xs, staged, (key, stream, step, starts) = _prepared("params", params, seed, stream, step, start)
     slopes = arg.readable(arg.same_list("grads", grads, "params", xs))
     if xs:
         stds, elements = _stds(std, "params", xs)

@@ -13,6 +13,10 @@ from . import _arguments as arg
 
 _error_max_loss = _schema.overload("error_max_loss")
 _error_max_step = _schema.overload("error_max_step_")
+_direct_step = arg.direct("error_max_step_")
+# torch.empty_like(these) takes half the time of torch.empty((), dtype=...).
+_A_SUM = torch.zeros((), dtype=torch.float32, device="cpu")
+_A_WIDE_SUM = torch.zeros((), dtype=torch.float64, device="cpu")
 
 
 def _loss_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,6 +120,23 @@ def error_max_step_(
     >>> x.tolist()
     [[0.8999999761581421, 0.8999999761581421]]
     """
+    arg.integer("step", step, 1, 2**63)
+    for name, value in (("lr", lr), ("eps", eps), ("l2", l2)):
+        if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+            raise ValueError(f"{name}: got {value!r}; accepted is a finite number >= 0")
+    beta1, beta2 = betas
+    if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
+        raise ValueError(f"betas: got {betas!r}; accepted are two numbers in [0, 1)")
+    low, high = clamp if clamp is not None else (None, None)
+    low, high = -math.inf if low is None else float(low), math.inf if high is None else float(high)
+    if not low <= high:
+        raise ValueError(f"clamp: got {clamp!r}; accepted is (lowest, highest) with lowest <= highest")
+    numbers = (step, lr, beta1, beta2, eps, l2, low, high)
+    if arg.native(x):
+        sum_sq = torch.empty_like(_A_WIDE_SUM if x.dtype is torch.float64 else _A_SUM)
+        inputs = (x, grad, exp_avg, exp_avg_sq, sum_sq, *numbers)
+        if arg.tried(_direct_step, (x, exp_avg, exp_avg_sq), inputs, (grad,)):
+            return sum_sq
     arg.floating("x", x)
     if x.dim() < 1:
         raise ValueError(f"x: got {arg.describe(x)}; accepted is [batch, ...]")
@@ -125,24 +146,9 @@ def error_max_step_(
     staged = [
         t for name, c in zip(("x", "exp_avg", "exp_avg_sq"), changed, strict=True) for t in arg.writable(name, (c,))
     ]
-    arg.integer("step", step, 1, 2**63)
-    for name, value in (("lr", lr), ("eps", eps), ("l2", l2)):
-        if not (isinstance(value, (int, float)) and value >= 0 and math.isfinite(value)):
-            raise ValueError(f"{name}: got {value!r}; accepted is a finite number >= 0")
-    beta1, beta2 = betas
-    if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
-        raise ValueError(f"betas: got {betas!r}; accepted are two numbers in [0, 1)")
-    low, high = clamp if clamp is not None else (None, None)
-    low, high = -math.inf if low is None else float(low), math.inf if high is None else float(high)
-    if not low <= high:
-        raise ValueError(f"clamp: got {clamp!r}; accepted is (lowest, highest) with lowest <= highest")
     sum_sq = torch.empty((), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=x.device)
     (gradient,) = arg.readable((grad,))
-    arg.run(
-        "error_max_step_",
-        _error_max_step,
-        staged,
-        (staged[0], gradient, staged[1], staged[2], sum_sq, step, lr, beta1, beta2, eps, l2, low, high),
-    )
+    inputs = (staged[0], gradient, staged[1], staged[2], sum_sq, *numbers)
+    arg.run("error_max_step_", _error_max_step, staged, inputs)
     arg.write_back(changed, staged)
     return sum_sq
