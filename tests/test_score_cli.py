@@ -109,6 +109,16 @@ def test_conventions_reach_the_attacks(files, chunk):
     assert facts["conventions"]["lira_offline"]["tail"] == "density"
 
 
+@pytest.mark.parametrize("variance", ["global", "global_in", "pooled", "mean_std"])
+def test_variances_common_to_all_samples(files, variance):
+    files.keep[:, 4], files.keep[:, 6] = False, True
+    np.save(files.folder / "keep.npy", files.keep.numpy())
+    got, _ = files.run("--attack", "lira", "lira_offline", "--variance", variance, "--chunk", "7")
+    t, s = (files.scores(x).logit_confidence.double() for x in (files.target, files.shadows))
+    near(got["lira"], membership.lira(t, s, files.keep, variance=variance))
+    near(got["lira_offline"], membership.lira(t, s, files.keep, variance=variance, mode="offline"))
+
+
 def test_several_queries(tmp_path):
     files = Files(tmp_path, queries=3)
     got, _ = files.run("--chunk", "13", population=True)

@@ -147,7 +147,8 @@ def run(inputs: Inputs, population: Inputs | None, attacks: list[str], options: 
         elif attack.startswith("rmia"):
             found = _rmia(attack, x, z, options)
         else:
-            found = x.late_lira(attack, options)
+            assert x.late is not None
+            found = x.late.score("offline" if attack == "lira_offline" else "online", options.rule(models), options.tail, sizes[0])
         result.scores[attack] = found
         result.conventions[attack] = options.of(attack, models)
         if attack.startswith("rmia"):
@@ -174,23 +175,59 @@ class _Folded:
         self.loss = torch.empty((n if need_loss else 0, a), dtype=torch.float64)
         rmias = wanted & {"rmia", "rmia_offline"} if inputs.shadows else set()
         self.log_ref: dict[str, Tensor] = {m: torch.empty((n, a), dtype=torch.float64) for m in rmias}
-        self.late = None
+        self.late: _Late | None = None
         if wanted & {"lira", "lira_offline"} and inputs.shadows and not self.own_variance:
-            self.late = {k: torch.empty_like(v) for k, v in Lira(n, a).state_dict().items()}
-            self.target = torch.empty((n, a), dtype=torch.float64)
+            self.late = _Late(n, a)
 
     def put(self, attack: str, low: int, values: Tensor) -> None:
         place = self.scores.setdefault(attack, torch.empty(self.counts["samples"], dtype=torch.float64))
         place[low : low + len(values)] = values
 
-    def late_lira(self, attack: str, options: Options) -> Tensor:
-        """LiRA with a variance that is common to all samples."""
-        assert self.late is not None
-        n, a = self.target.shape
-        target = self.target if a > 1 else self.target[:, 0]
-        mode = "offline" if attack == "lira_offline" else "online"
-        rule = options.rule(self.counts["shadow_models"])
-        return Lira(n, a).load_state_dict(self.late).score(target, mode=mode, variance=rule, tail=options.tail)
+
+class _Late:
+    """LiRA with one variance a side, which is known only when all chunks were seen: means, counts, and running sums of the spread."""
+
+    def __init__(self, n: int, queries: int) -> None:
+        self.target = torch.empty((n, queries), dtype=torch.float64)
+        self.mean = torch.empty((2, n, queries), dtype=torch.float64)
+        self.count = torch.empty((2, n), dtype=torch.int64)
+        self.weight, self.grand, self.within, self.between, self.deviations, self.there = torch.zeros((6, 2), dtype=torch.float64)
+
+    def take(self, low: int, high: int, target: Tensor, state: dict[str, Tensor]) -> None:
+        self.target[low:high], self.mean[:, low:high], self.count[:, low:high] = target.double(), state["mean"], state["count"]
+        n, queries = state["count"].double().unsqueeze(-1), target.shape[1]
+        weight = n.sum(dim=(1, 2)) * queries
+        grand = (n * state["mean"]).sum(dim=(1, 2)) / weight.clamp_min(1.0)
+        between = (n * (state["mean"] - grand.view(2, 1, 1)).square()).sum(dim=(1, 2))
+        # two parts' spreads about their common mean: Chan et al., 1979
+        total, distance = (self.weight + weight).clamp_min(1.0), grand - self.grand
+        self.between += between + distance.square() * self.weight * weight / total
+        self.grand += distance * weight / total
+        self.weight += weight
+        self.within += state["m2"].sum(dim=(1, 2))
+        self.deviations += (state["m2"] / n.clamp_min(1.0)).sqrt().sum(dim=(1, 2))
+        self.there += (n > 0).sum(dim=(1, 2)) * queries
+
+    def variance(self, rule: str) -> Tensor:
+        """[2], as ``ff.ops.membership.lira`` defines the rules."""
+        if rule == "mean_std":
+            return (self.deviations / self.there).square()
+        if rule == "pooled":
+            return self.within / self.weight
+        both = (self.within + self.between) / self.weight
+        return both[1:].expand(2) if rule == "global_in" else both
+
+    def score(self, mode: str, rule: str, tail: str, chunk: int) -> Tensor:
+        common, (n, queries) = self.variance(rule).view(2, 1, 1), self.target.shape
+        out = torch.empty(n, dtype=torch.float64)
+        for low in range(0, n, chunk):
+            part = slice(low, min(low + chunk, n))
+            count, target = self.count[:, part], self.target[part]
+            # a state whose samples all have the common variance
+            state = {"count": count, "mean": self.mean[:, part], "m2": (common * count.unsqueeze(-1)).expand_as(self.mean[:, part])}
+            lira = Lira(len(target), queries).load_state_dict(state)
+            out[part] = lira.score(target if queries > 1 else target[:, 0], mode=mode, tail=tail, min_count=1)
+        return out
 
 
 def _fold(inputs: Inputs, chunk: int, wanted: set[str], options: Options, shown: Progress[int]) -> _Folded:
@@ -223,9 +260,7 @@ def _take(whole: _Folded, sums: _Sums, found: dict[str, Tensor], low: int, wante
     if inputs.keep is not None:
         whole.counts["never_in"] += int((count[1] == 0).sum())
     if whole.late is not None:
-        whole.target[low:high] = found["logit_confidence"].double()
-        for name, value in sums.lira.state_dict().items():
-            whole.late[name][:, low:high] = value
+        whole.late.take(low, high, found["logit_confidence"], sums.lira.state_dict())
     elif wanted & {"lira", "lira_offline"}:
         target = found["logit_confidence"].double()
         for attack, mode in (("lira", "online"), ("lira_offline", "offline")):
