@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .._progress import Progress
-from ..ops.membership import Lira, membership_scores, rmia, rmia_vote
+from ..ops.membership import Lira, membership_scores, rmia
+from ..ops.membership_rmia import vote_shares
 from .arrays import BadArray, Rows
 from .attacks import DIRECTION
 from .shadow_reading import SOURCES
@@ -284,15 +285,17 @@ def _take(whole: _Folded, sums: _Sums, found: dict[str, Tensor], low: int, wante
 
 
 def _rmia(attack: str, x: _Folded, z: _Folded | None, options: Options) -> Tensor:
-    """The log ratios are ready, so they go in as the target's log probabilities beside one reference model of probability 1."""
+    """The log ratios are ready: several queries are voted on, and one query's ratios are the target's probabilities beside a reference
+    model of probability 1."""
     log_r = _log_ratios(attack, x)
     log_r_z = log_r if z is None else _log_ratios(attack, z)
-    ones, ones_z = (torch.zeros((), dtype=torch.float64).expand(1, *r.shape) for r in (log_r, log_r_z))
-    how: dict[str, Any] = {"mode": "offline", "a": 1.0, "gamma": options.gamma, "strict": options.strict}
     if len(log_r) > 1:
-        return rmia_vote(log_r, ones, log_r_z, ones_z, **how)
+        ratio = log_r.exp_()
+        return vote_shares(ratio, ratio if z is None else log_r_z.exp_(), options.gamma, options.strict)
+    ones, ones_z = (torch.zeros((), dtype=torch.float64).expand(1, r.shape[1]) for r in (log_r, log_r_z))
     own = torch.ones(log_r.shape[1], dtype=torch.bool) if z is None and log_r.shape[1] > 1 else None
-    return rmia(log_r[0], ones[:, 0], log_r_z[0], ones_z[:, 0], self_in_z=own, **how)
+    how: dict[str, Any] = {"mode": "offline", "a": 1.0, "gamma": options.gamma, "strict": options.strict}
+    return rmia(log_r[0], ones, log_r_z[0], ones_z, self_in_z=own, **how)
 
 
 def _log_ratios(attack: str, of: _Folded) -> Tensor:

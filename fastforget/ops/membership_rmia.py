@@ -179,9 +179,14 @@ def rmia_vote(
     gammas, _ = _values("gamma", gamma, _LEAST_GAMMA, math.inf)
     sides = _log_ratios(log_p_x, ref_log_p_x, log_p_z, ref_log_p_z, member, member_z, mode, a, queries=True)
     ratio_x, ratio_z = (side[0].exp().contiguous() for side in sides)
-    counts = torch.empty(log_p_x.shape[1], dtype=torch.int64, device=log_p_x.device)
-    arg.run("rmia_vote", _rmia_vote, [counts], (ratio_x, ratio_z, gammas[0], bool(strict), counts))
-    return (counts.to(ratio_x.dtype) / log_p_z.shape[1]).masked_fill(torch.isnan(ratio_x).all(dim=0), math.nan)
+    return vote_shares(ratio_x, ratio_z, gammas[0], strict)
+
+
+def vote_shares(ratio_x: Tensor, ratio_z: Tensor, gamma: float, strict: bool) -> Tensor:
+    """:func:`rmia_vote` of ratios [A, N] and [A, Z], contiguous and of one dtype."""
+    counts = torch.empty(ratio_x.shape[1], dtype=torch.int64, device=ratio_x.device)
+    arg.run("rmia_vote", _rmia_vote, [counts], (ratio_x, ratio_z, gamma, bool(strict), counts))
+    return (counts.to(ratio_x.dtype) / ratio_z.shape[1]).masked_fill(torch.isnan(ratio_x).all(dim=0), math.nan)
 
 
 def _counts(ratio_x: Tensor, ratio_z: Tensor, gammas: list[float], strict: bool) -> Tensor:
