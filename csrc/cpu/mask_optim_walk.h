@@ -10,6 +10,7 @@ namespace ff::FF_ISA {
 
 constexpr int64_t kTile = 512;
 constexpr int64_t kPiece = 256;    // elements that are worked on while the next ones are fetched
+constexpr int64_t kAhead = 16384;  // elements into a stretch where fetching ahead ends
 constexpr int64_t kLine = 64;      // bytes of a cache line
 constexpr int64_t kShortRow = 64;  // below this a run of rows is too short to be worth a loop of its own
 
@@ -143,8 +144,10 @@ FF_INLINE void walk(const OptimMask& mask, int64_t begin, int64_t end, const Ran
     Stretch<C> here = Stretch<C>::on_from(mask, begin, end);
     while (here.start < end) {
       const Stretch<C> next = Stretch<C>::on_from(mask, here.stop, end);
-      for (int64_t at = here.start; at < here.stop; at += kPiece) {
-        const int64_t stop = at + kPiece < here.stop ? at + kPiece : here.stop;
+      for (int64_t at = here.start, stop; at < here.stop; at = stop) {
+        // Far into a stretch the hardware knows the way: all but the last piece goes as one.
+        const int64_t piece = at - here.start >= kAhead && here.stop - at > 2 * kPiece ? here.stop - at - kPiece : kPiece;
+        stop = at + piece < here.stop ? at + piece : here.stop;
         range.fetch(stop < here.stop ? stop : next.start, stop < here.stop ? here.stop : next.stop);
         range.whole(at, stop, here.factor);
       }
