@@ -38,8 +38,8 @@ FF_INLINE int64_t dampen_values(C* p, const C* forget, const C* retain, int64_t 
   return selected;
 }
 
-// Whether dampen_values counts without overflow however long the range is. Then it takes all of it: from memory the pause
-// after each tile cost 5 to 10 %.
+// Whether dampen_values counts without overflow however long the range is. Then it takes all of it: from memory the
+// pause after each tile cost 5 to 10 %.
 template <class S>
 constexpr bool kAnyLength = false;
 
