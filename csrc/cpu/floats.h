@@ -33,6 +33,16 @@ struct Floats {
   FF_INLINE Mask greater(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
   FF_INLINE V choose(Mask m, V yes, V no) { return _mm512_mask_mov_ps(no, m, yes); }
   FF_INLINE int64_t count(Mask m) { return __builtin_popcount(m); }
+  FF_INLINE Mask all(bool on) { return on ? Mask(0xffff) : Mask(0); }
+  FF_INLINE Mask nonzero(const uint8_t* bytes) {
+    const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
+    return static_cast<Mask>(_mm_test_epi8_mask(v, v));
+  }
+  FF_INLINE Mask from_bits(const uint8_t* bytes) {  // the lowest bit of a byte first
+    Mask m;
+    __builtin_memcpy(&m, bytes, sizeof m);
+    return m;
+  }
 };
 #else
 struct Floats {
@@ -49,6 +59,15 @@ struct Floats {
   FF_INLINE Mask greater(V a, V b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }
   FF_INLINE V choose(Mask m, V yes, V no) { return _mm256_blendv_ps(no, yes, m); }
   FF_INLINE int64_t count(Mask m) { return __builtin_popcount(static_cast<unsigned>(_mm256_movemask_ps(m))); }
+  FF_INLINE Mask all(bool on) { return _mm256_castsi256_ps(_mm256_set1_epi32(on ? -1 : 0)); }
+  FF_INLINE Mask nonzero(const uint8_t* bytes) {
+    const __m256i v = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes)));
+    return _mm256_castsi256_ps(_mm256_cmpgt_epi32(v, _mm256_setzero_si256()));
+  }
+  FF_INLINE Mask from_bits(const uint8_t* bytes) {  // the lowest bit of a byte first
+    const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(*bytes), bit), bit));
+  }
 };
 #endif
 

@@ -38,7 +38,15 @@ FF_INLINE int64_t dampen_values(C* p, const C* forget, const C* retain, int64_t 
   return selected;
 }
 
+// Whether dampen_values counts without overflow however long the range is. Then it takes all of it: from memory the
+// pause after each tile cost 5 to 10 %.
+template <class S>
+constexpr bool kAnyLength = false;
+
 #if defined(FF_HAS_FLOATS)
+template <>
+constexpr bool kAnyLength<float> = true;
+
 // The same for float32, with the vector minimum and a count that costs no vector operations: from memory on AVX2 an
 // eighth faster, in cache a quarter.
 FF_INLINE int64_t dampen_values(float* p, const float* forget, const float* retain, int64_t n, float alpha, float lam) {
@@ -62,6 +70,7 @@ int64_t dampen(void* param, const void* forget_, const void* retain_, int64_t n,
   S* p = static_cast<S*>(param);
   const S* forget = static_cast<const S*>(forget_);
   const S* retain = static_cast<const S*>(retain_);
+  if constexpr (kAnyLength<S>) return dampen_values(p, forget, retain, n, alpha, lam);
   int64_t selected = 0;
   for (int64_t at = 0; at < n; at += kTile) {
     const int64_t count = n - at < kTile ? n - at : kTile;

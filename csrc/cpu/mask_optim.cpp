@@ -3,6 +3,7 @@
 // Rows that are off are skipped unread. Masks of single coordinates are widened to lanes of the compute type's size in
 // a block that stays in L1, and the new values are selected by them: plain loops, bound by memory, for every form of
 // mask.
+#include "cpu/floats.h"
 #include "cpu/mask_optim_walk.h"
 #include "cpu/storage.h"
 #include "cpu/table.h"
@@ -95,6 +96,35 @@ FF_INLINE void sgd_values(C* p, const C* grad, C* buffer, const Lane<C>* on, con
   }
 }
 
+#if defined(FF_HAS_FLOATS)
+// sgd_values on vectors, to the same bits, with the mask read where it is used. Serves whole vectors; returns how many
+// elements they hold.
+template <bool kBuffer, class VectorMask>
+FF_INLINE int64_t sgd_vectors(float* p, const float* grad, float* buffer, const VectorMask& on, int64_t n,
+                              const SgdConstants<float>& c) {
+  using F = Floats;
+  const F::V minus_lr = F::all(c.minus_lr), momentum = F::all(c.momentum), rest = F::all(c.rest);
+  const F::V weight_decay = F::all(c.weight_decay), sign = F::all(c.sign);
+  const F::Mask decays = F::all(c.decays != 0), nesterov = F::all(c.nesterov != 0), first = F::all(c.first != 0);
+  const int64_t whole = n / F::kWidth * F::kWidth;
+  if (!on.any(whole)) return whole;
+  for (int64_t i = 0; i < whole; i += F::kWidth) {
+    const F::Mask here = on.at(i);
+    const F::V x = F::load(p + i);
+    F::V g = F::load(grad + i) * sign;
+    g = F::choose(decays, F::multiply_add(weight_decay, x, g), g);
+    if constexpr (kBuffer) {
+      const F::V old = F::load(buffer + i);
+      const F::V moved = F::choose(first, g, F::multiply_add(momentum, old, rest * g));
+      F::store(buffer + i, F::choose(here, moved, old));
+      g = F::choose(nesterov, F::multiply_add(momentum, moved, g), moved);
+    }
+    F::store(p + i, F::choose(here, F::multiply_add(minus_lr, g, x), x));
+  }
+  return whole;
+}
+#endif
+
 template <class S, bool kBuffer>
 struct SgdRange {
   using C = Compute<S>;
@@ -138,6 +168,19 @@ struct SgdRange {
     } else {
       part<true, false>(*this, at, n, on, nullptr, c.sign);
     }
+  }
+
+  __attribute__((always_inline)) int64_t vectors(const OptimMask& mask, int64_t at, int64_t n) const {
+#if defined(FF_HAS_FLOATS)
+    if constexpr (__is_same(S, float)) {
+      const uint8_t* data = static_cast<const uint8_t*>(mask.data);
+      float* const b = kBuffer ? buffer + at : nullptr;
+      if (mask.form == MaskForm::kBytes) return sgd_vectors<kBuffer>(p + at, grad + at, b, ByteMask{data + at}, n, c);
+      if (mask.form == MaskForm::kBits && at % 8 == 0)
+        return sgd_vectors<kBuffer>(p + at, grad + at, b, BitMask{data + at / 8}, n, c);
+    }
+#endif
+    return 0;
   }
 };
 
@@ -234,6 +277,8 @@ struct AdamRange {
   __attribute__((always_inline)) void tile(int64_t at, int64_t n, const Lane<C>* on, const C*) const {
     part<true>(*this, at, n, on);
   }
+
+  __attribute__((always_inline)) int64_t vectors(const OptimMask&, int64_t, int64_t) const { return 0; }
 };
 
 template <class S>

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 
+#include "cpu/floats.h"
 #include "cpu/mask_optim.h"
 #include "cpu/storage.h"
 
@@ -10,6 +11,7 @@ namespace ff::FF_ISA {
 
 constexpr int64_t kTile = 512;
 constexpr int64_t kPiece = 256;    // elements that are worked on while the next ones are fetched
+constexpr int64_t kAhead = 16384;  // elements into a stretch where fetching ahead ends
 constexpr int64_t kLine = 64;      // bytes of a cache line
 constexpr int64_t kShortRow = 64;  // below this a run of rows is too short to be worth a loop of its own
 
@@ -63,6 +65,27 @@ FF_INLINE bool expand_bits(const uint8_t* bits, int64_t start, L* on, int64_t n)
   while (i < n) single();
   return any != 0;
 }
+
+#if defined(FF_HAS_FLOATS)
+// The same masks a vector at a time. any(n): whether one of the first n is on.
+struct ByteMask {
+  const uint8_t* bytes;
+
+  __attribute__((always_inline)) Floats::Mask at(int64_t i) const { return Floats::nonzero(bytes + i); }
+  __attribute__((always_inline)) bool any(int64_t n) const {
+    uint8_t set = 0;
+#pragma omp simd reduction(| : set)
+    for (int64_t i = 0; i < n; ++i) set |= bytes[i];
+    return set != 0;
+  }
+};
+struct BitMask {
+  const uint8_t* bytes;
+
+  __attribute__((always_inline)) Floats::Mask at(int64_t i) const { return Floats::from_bits(bytes + i / 8); }
+  __attribute__((always_inline)) bool any(int64_t n) const { return ByteMask{bytes}.any(n / 8); }
+};
+#endif
 
 // `of(row)` is what every coordinate of a row gets.
 template <class L, class Of>
@@ -131,7 +154,7 @@ FF_INLINE bool expand(const OptimMask& mask, int64_t at, int64_t n, Lane<C>* on,
 
 // Calls range.fetch(from, to) for what comes next, range.whole(from, to, factor) where everything is on and
 // range.tile(at, n, on, factors) elsewhere (factors is null but for one factor a row), on parts of [begin, end) that
-// leave out nothing but frozen coordinates.
+// leave out nothing but frozen coordinates. range.vectors(mask, at, n) is asked first and says how much it has done.
 template <class C, class Range>
 FF_INLINE void walk(const OptimMask& mask, int64_t begin, int64_t end, const Range& range) {
   const bool by_row = mask.form == MaskForm::kRows || mask.form == MaskForm::kFactors;
@@ -143,8 +166,11 @@ FF_INLINE void walk(const OptimMask& mask, int64_t begin, int64_t end, const Ran
     Stretch<C> here = Stretch<C>::on_from(mask, begin, end);
     while (here.start < end) {
       const Stretch<C> next = Stretch<C>::on_from(mask, here.stop, end);
-      for (int64_t at = here.start; at < here.stop; at += kPiece) {
-        const int64_t stop = at + kPiece < here.stop ? at + kPiece : here.stop;
+      for (int64_t at = here.start, stop; at < here.stop; at = stop) {
+        // Far into a stretch the hardware knows the way: all but the last piece goes as one.
+        const int64_t piece =
+            at - here.start >= kAhead && here.stop - at > 2 * kPiece ? here.stop - at - kPiece : kPiece;
+        stop = at + piece < here.stop ? at + piece : here.stop;
         range.fetch(stop < here.stop ? stop : next.start, stop < here.stop ? here.stop : next.stop);
         range.whole(at, stop, here.factor);
       }
@@ -157,7 +183,8 @@ FF_INLINE void walk(const OptimMask& mask, int64_t begin, int64_t end, const Ran
   for (int64_t at = begin; at < end;) {
     const int64_t border = (at / kTile + 1) * kTile;  // so that all tiles but the first start on a whole byte of bits
     const int64_t stop = border < end ? border : end;
-    if (expand(mask, at, stop - at, on, factors)) {
+    at += range.vectors(mask, at, stop - at);
+    if (at < stop && expand(mask, at, stop - at, on, factors)) {
       range.tile(at, stop - at, on, mask.form == MaskForm::kFactors ? factors : nullptr);
     }
     at = stop;

@@ -2,8 +2,19 @@
 //
 // Many lanes hold short sums in the compute type and hand them on to sums in double. Memory is read as one stream: two
 // streams within a row halved the bandwidth of memory.
+#include <utility>
+
 #include "cpu/storage.h"
 #include "cpu/table.h"
+
+#if FF_ISA_LEVEL >= 3
+#if defined(__GNUC__) && !defined(__clang__)
+// gcc 12's AVX-512 headers start from a deliberately undefined register and then warn about it.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+#include <immintrin.h>
+#endif
 
 namespace ff::FF_ISA {
 namespace {
@@ -13,6 +24,12 @@ constexpr int kVectorBytes = FF_ISA_LEVEL >= 4 ? 64 : FF_ISA_LEVEL == 3 ? 32 : 1
 constexpr int kSums = 4;
 // Additions to each lane before the sums go to double. Equal values err the same way each time, so long runs show.
 constexpr int kRun = 8;
+// A segment's last run may be that long, which spares a short one.
+constexpr int kLongRun = 12;
+// Bytes that are asked for ahead of their use. With 512-bit vectors a core works faster than the hardware looks ahead
+// (rows of 1024 in L3: a fifth faster); with shorter ones asking only costs.
+constexpr int64_t kAhead = FF_ISA_LEVEL >= 4 ? 4096 : 0;
+constexpr int64_t kLine = 64;
 
 template <class C>
 struct VectorOf {
@@ -41,29 +58,88 @@ FF_INLINE Vector<C> magnitudes_of(Vector<C> x) {
   }
 }
 
+// Read from memory once: left alone, gcc reads anew for each of the two uses, and in cache the reads are the limit.
+template <class C>
+FF_INLINE Vector<C> load_once(const C* from) {
+  Vector<C> v = load(from);
+#if defined(__AVX__)
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
+
 // Sums of lanes in double: with them a sum of any length errs like one of a few additions.
+typedef double Doubles __attribute__((vector_size(kVectorBytes)));
+constexpr int kDoubles = kVectorBytes / 8;
+
+// The lower or upper half in double. gcc takes __builtin_convertvector apart here.
+template <int... I>
+FF_INLINE Doubles half_in_double(Vector<float> v, bool high, std::integer_sequence<int, I...>) {
+  typedef float Half __attribute__((vector_size(kVectorBytes / 2)));
+  const Half half = high ? __builtin_shufflevector(v, v, (I + kDoubles)...) : __builtin_shufflevector(v, v, I...);
+#if FF_ISA_LEVEL >= 4
+  return (Doubles)_mm512_cvtps_pd((__m256)half);
+#elif FF_ISA_LEVEL == 3
+  return (Doubles)_mm256_cvtps_pd((__m128)half);
+#else
+  return __builtin_convertvector(half, Doubles);
+#endif
+}
+
 template <class C>
-struct LaneSums {
-  double lanes[kWidth<C>] = {};
-
-  FF_INLINE void add(LaneSums& sums, Vector<C> v) {
-#pragma omp simd
-    for (int j = 0; j < kWidth<C>; ++j) sums.lanes[j] += static_cast<double>(v[j]);
+FF_INLINE Doubles in_double(Vector<C> v) {
+  if constexpr (sizeof(C) == 8) {
+    return v;
+  } else {
+    constexpr auto lanes = std::make_integer_sequence<int, kDoubles>();
+    return half_in_double(v, false, lanes) + half_in_double(v, true, lanes);
   }
+}
 
-  FF_INLINE double total(LaneSums& sums) {
-#pragma GCC unroll 4
-    for (int width = kWidth<C> / 2; width > 0; width /= 2) {
-#pragma GCC unroll 8
-      for (int j = 0; j < width; ++j) sums.lanes[j] += sums.lanes[j + width];
-    }
-    return sums.lanes[0];
+typedef double Two __attribute__((vector_size(16)));
+
+FF_INLINE Two fold(Doubles v) {
+  Two parts[kDoubles / 2];
+  __builtin_memcpy(parts, &v, sizeof parts);
+#pragma GCC unroll 2
+  for (int width = kDoubles / 4; width > 0; width /= 2) {
+#pragma GCC unroll 2
+    for (int j = 0; j < width; ++j) parts[j] += parts[j + width];
   }
-};
+  return parts[0];
+}
 
-// At most kRun * kSums vectors, and what is left over of one.
+// The sums of the lanes of `a` and of `b`; the last step is one for both.
+FF_INLINE Two totals(Doubles a, Doubles b) {
+  const Two x = fold(a), y = fold(b);
+  return __builtin_shufflevector(x, y, 0, 2) + __builtin_shufflevector(x, y, 1, 3);
+}
+
+// `count` < kWidth<C> values, the other lanes 0; no byte beyond them is read.
 template <class C>
-FF_INLINE void add_run(const C* x, int64_t n, LaneSums<C>& magnitude, LaneSums<C>& square) {
+FF_INLINE Vector<C> load_few(const C* from, int64_t count) {
+#if FF_ISA_LEVEL >= 4
+  const auto lanes = (1u << count) - 1;
+  if constexpr (sizeof(C) == 4) return (Vector<C>)_mm512_maskz_loadu_ps(static_cast<__mmask16>(lanes), from);
+  if constexpr (sizeof(C) == 8) return (Vector<C>)_mm512_maskz_loadu_pd(static_cast<__mmask8>(lanes), from);
+#elif FF_ISA_LEVEL == 3
+  if constexpr (sizeof(C) == 4) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return (Vector<C>)_mm256_maskload_ps(from, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lane));
+  } else {
+    const __m256i lane = _mm256_setr_epi64x(0, 1, 2, 3);
+    return (Vector<C>)_mm256_maskload_pd(from, _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), lane));
+  }
+#else
+  Vector<C> v = {};
+  for (int j = 0; j < count; ++j) v[j] = from[j];
+  return v;
+#endif
+}
+
+// At most kLongRun * kSums vectors, and what is left over of one.
+template <bool kFromMemory, class C>
+FF_INLINE void add_run(const C* x, int64_t n, Doubles& magnitude, Doubles& square) {
   constexpr int kW = kWidth<C>;
   Vector<C> magnitudes[kSums] = {}, squares[kSums] = {};
   const auto add = [&](Vector<C> v, int sum) {
@@ -72,17 +148,18 @@ FF_INLINE void add_run(const C* x, int64_t n, LaneSums<C>& magnitude, LaneSums<C
   };
   int64_t i = 0;
   for (; i + kSums * kW <= n; i += kSums * kW) {
+    if constexpr (kFromMemory && kAhead > 0) {
+      const char* ahead = reinterpret_cast<const char*>(x + i) + kAhead;
 #pragma GCC unroll 4
-    for (int sum = 0; sum < kSums; ++sum) add(load(x + i + sum * kW), sum);
+      for (int k = 0; k < kSums * kVectorBytes; k += kLine) __builtin_prefetch(ahead + k);
+    }
+#pragma GCC unroll 4
+    for (int sum = 0; sum < kSums; ++sum) add(load_once(x + i + sum * kW), sum);
   }
-  for (; i + kW <= n; i += kW) add(load(x + i), 0);
-  if (i < n) {
-    Vector<C> rest = {};
-    for (int j = 0; j < n - i; ++j) rest[j] = x[i + j];
-    add(rest, 1);
-  }
-  LaneSums<C>::add(magnitude, (magnitudes[0] + magnitudes[1]) + (magnitudes[2] + magnitudes[3]));
-  LaneSums<C>::add(square, (squares[0] + squares[1]) + (squares[2] + squares[3]));
+  for (; i + kW <= n; i += kW) add(load_once(x + i), 0);
+  if (i < n) add(load_few(x + i, n - i), 1);
+  magnitude += in_double<C>((magnitudes[0] + magnitudes[1]) + (magnitudes[2] + magnitudes[3]));
+  square += in_double<C>((squares[0] + squares[1]) + (squares[2] + squares[3]));
 }
 
 // For what overflowed float32 on the way: a mean can be finite where a sum of a few values is not.
@@ -101,23 +178,23 @@ FF_INLINE bool overflowed(double sum) {
 template <class S>
 FF_INLINE void add_segment(const S* x, int64_t n, double& magnitude, double& square) {
   using C = Compute<S>;
-  constexpr int64_t kElements = kRun * kSums * kWidth<C>, kBlock = 16 * kElements;
+  constexpr int64_t kElements = kRun * kSums * kWidth<C>, kMost = kLongRun * kSums * kWidth<C>, kBlock = 16 * kElements;
   for (int64_t block = 0; block < n; block += kBlock) {
     const int64_t end = n - block < kBlock ? n : block + kBlock;
-    LaneSums<C> magnitudes, squares;
-    for (int64_t at = block; at < end; at += kElements) {
-      const int64_t count = end - at < kElements ? end - at : kElements;
+    Doubles magnitudes = {}, squares = {};
+    for (int64_t at = block, count = 0; at < end; at += count) {
+      count = end - at <= kMost ? end - at : kElements;
       if constexpr (kStaged<S>) {
-        alignas(64) C run[kElements];
+        alignas(64) C run[kMost];
         load_block(x + at, run, count);
-        add_run<C>(run, count, magnitudes, squares);
+        add_run<false, C>(run, count, magnitudes, squares);
       } else {
-        add_run<C>(x + at, count, magnitudes, squares);
+        add_run<true, C>(x + at, count, magnitudes, squares);
       }
     }
-    const double sum = LaneSums<C>::total(magnitudes);
-    magnitude += overflowed<S>(sum) ? sum_in_double(x + block, end - block) : sum;
-    square += LaneSums<C>::total(squares);
+    const Two sums = totals(magnitudes, squares);
+    magnitude += overflowed<S>(sums[0]) ? sum_in_double(x + block, end - block) : sums[0];
+    square += sums[1];
   }
 }
 
