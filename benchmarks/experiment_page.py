@@ -158,3 +158,5 @@ def page(rows: Rows) -> str:
     for title, make in parts:
         text += [f"## {title}", "", *make(rows), ""]
     return "\n".join(text)
+def files(found): return {}
+def readme(found): return ""

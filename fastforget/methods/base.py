@@ -22,6 +22,8 @@ from .lightweight import Lightweight
 from .unsir import UNSIR
 
 GONE_AT = 0.01
+LOST = 0.20  # more than this of the accuracy on the data to keep gone: a wrecked model, not one that forgot
+USE_SAMPLES, USE = 256, 51  # how many retain samples show that, and the purpose of their seed
 METHODS: dict[str, Callable[..., Any]] = {"unsir": UNSIR, "forsaken": Forsaken, "lightweight": Lightweight}
 
 
@@ -170,7 +172,7 @@ def unlearn(
             details = chosen.run(task)
         for parameter in task.model.parameters():
             parameter.grad = None
-        forgot, why, measured = _verdict(task, details.pop("proxy", None))
+        forgot, why, measured = _usable(task, *_verdict(task, details.pop("proxy", None)))
     _refuse_nan(task.model)
     receipt = {
         "method": chosen.name,
@@ -288,6 +290,20 @@ def _samples_verdict(task: Task) -> tuple[bool, str, dict[str, Any]]:
         why = f"not shown: {text}; it couldn't tell them before either (limit {limit:.3f}), so it can't show that they are gone"
         return False, why, figures
     return auc <= limit, f"{text} (forgotten: at most {limit:.3f})", figures
+
+
+def _usable(task: Task, forgot: bool, why: str, measured: dict[str, Any]) -> tuple[bool, str, dict[str, Any]]:
+    """A model that answers nothing right has not forgotten something: the data to keep must still be known."""
+    if not forgot or task.retain is None:
+        return forgot, why, measured
+    assert task.original is not None
+    some = _match.at_most(task.retain, USE_SAMPLES, task.generator(USE))
+    before, after = dataclasses.replace(task, model=task.original, history=[]).right(some), task.right(some)
+    measured = measured | {"retain_accuracy_before": before, "retain_accuracy": after}
+    if before - after <= LOST:
+        return True, why, measured
+    text = f"but of {len(some)} retain samples only {share(after)} are answered right, {share(before)} before (at most {share(LOST)} less)"
+    return False, f"{why}; {text}: the model lost more than it was to forget", measured
 
 
 def _refuse_nan(model: nn.Module) -> None:
