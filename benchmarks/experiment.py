@@ -74,14 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for folder in ("models", "cells"):
         (args.out / folder).mkdir(parents=True, exist_ok=True)
     if args.profile:
-        write_whole(args.out / "profile.json", json.dumps(experiment_profile.measured(), indent=1))
+        write_whole(args.out / "profile.json", json.dumps(experiment_profile.measured(args.out), indent=1))
     elif not args.page:
         _run_all(args)
     found = _collected(args.out)
     _write(found, args.out / "rows.json", args.out)
     if args.commit:
         _write(found, ROWS, FOLDER)
-    print(experiment_page.page(found["rows"]))
+    print(experiment_page.page(found))
     return 0
 
 
@@ -103,6 +103,7 @@ def _write(found: dict[str, Any], rows: Path, folder: Path) -> None:
     lines = ",\n".join(json.dumps(row) for row in found["rows"])
     profile = ",\n".join(json.dumps(row) for row in found["profile"])
     write_whole(rows, f'{{"machine": {json.dumps(found["machine"])},\n"profile": [\n{profile}],\n"rows": [\n{lines}]}}\n')
+    (folder / "results").mkdir(exist_ok=True)
     for name, text in experiment_page.files(found).items():
         write_whole(folder / name, text)
 

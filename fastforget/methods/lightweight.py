@@ -48,7 +48,8 @@ class Lightweight:
         margin: samples are forgotten when the loss attack's AUC is at most so many standard errors above 0.5; classes, when at most 0.5 %
             of their samples are answered right.
         give: what may be missing of the accuracy on the retain data at the end; until then the run goes on with the retain loss alone.
-        finetune_epochs, finetune_lr: of ``direction="interpolate"``.
+        finetune_epochs, finetune_lr: of ``direction="interpolate"``; enough of both that the copy, which sees no forget data, forgets a
+            class by itself. Then ``pull=0`` serves as well, and keeps the rest better.
 
     >>> from fastforget.methods import Lightweight
     >>> Lightweight(pull=0).direction
@@ -65,11 +66,11 @@ class Lightweight:
     batch_size: int = 64
     check_every: int = 4
     evidence: int = 512
-    finetune_epochs: int = 2
+    finetune_epochs: int = 10
     decay: float = 0.7
     margin: float = 0.5
     give: float = 0.02
-    finetune_lr: float = 1e-3
+    finetune_lr: float = 1e-2
 
     name = "lightweight"
     scope = "samples"
@@ -166,7 +167,8 @@ class _Run:
             loss = (loss if self.towards is None else 0.0) + options.pull * away
         grads = _match.gradient(loss, self.params) if loss.requires_grad else [torch.zeros_like(p) for p in self.params]
         if self.towards is not None:
-            torch._foreach_add_(grads, [p.detach() - t for p, t in zip(self.params, self.towards, strict=True)])
+            way = [p.detach() - t for p, t in zip(self.params, self.towards, strict=True)]
+            torch._foreach_add_(grads, way, alpha=1.0)
         return figures, grads
 
 
