@@ -37,6 +37,7 @@ class Problem:
     several: list[int]
     uploads: bool = True  # whether images of another kind can be made of the training images
     pretrained: Callable[[], tuple[nn.Module, Tensor]] | None = None  # a net and which training samples are its members
+    again: bool = True  # whether a second retrained model is worth its time
 
 
 def find(package: str, inside: str, install: str) -> Path:
@@ -129,7 +130,8 @@ def _mnist() -> Problem:
     if hashlib.sha256(x.tobytes()).hexdigest() != "3d24e455d86b0368a3aed0357241a964514ac2c876e06de3763d756f78082e2e":
         raise images.DataMissing(f"{home / 'mnist_images.png'} isn't the expected file (sha256 of its pixels differs)")
     y = torch.from_numpy(np.fromfile(home / "mnist_labels_uint8", "u1").reshape(65_000, 10).argmax(1))
-    pixels = torch.from_numpy(x.astype(np.float32)).reshape(-1, 1, 28, 28) / 255
+    # scaled as the given net's own training code scales them: otherwise it is right for 93 % instead of 99 % of the test images
+    pixels = (torch.from_numpy(x.astype(np.float32)).reshape(-1, 1, 28, 28) / 255 - 0.1307) / 0.3081
     # the given net's own split of the 60,000 official training images, of which these are the last 55,000
     order = torch.randperm(60_000, generator=torch.Generator().manual_seed(42))
     member = torch.zeros(60_000, dtype=torch.bool)
@@ -144,8 +146,8 @@ def _mnist() -> Problem:
         return body
 
     return Problem(
-        "mnist", "MNIST 55k", (pixels[:55_000], y[:55_000]), (pixels[55_000:], y[55_000:]), 10, {"given": net}, 4, 3, [1, 4, 7],
-        pretrained=lambda: (net(None), member[5_000:]),
+        "mnist", "MNIST 55k", (pixels[:55_000], y[:55_000]), (pixels[55_000:], y[55_000:]), 10, {"given": net}, 3, 3, [1, 4, 7],
+        pretrained=lambda: (net(None), member[5_000:]), again=False,
     )  # fmt: skip
 
 

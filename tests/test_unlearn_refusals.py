@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from digits_world import same_trace, small_mlp, trace
+from digits_world import quiet, same_trace, small_mlp, trace
 from torch import nn
+from torch.utils.data import Dataset, Subset, TensorDataset
 
-from fastforget.methods import unlearn
+from fastforget._data import source
+from fastforget.methods import _overlap, unlearn
 
 
 def refusals():
@@ -56,3 +58,154 @@ def test_refusals(given, error, says):
     with pytest.raises(error, match=says):
         unlearn(model, given.pop("method", "unsir"), inplace=True, **given)
     assert before is None or same_trace(trace(model), before)
+
+
+# Samples to forget that are in another set too
+
+
+class Listed(Dataset):
+    """A map-style data set that isn't made of tensors."""
+
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, i):
+        return self.x[i].clone(), int(self.y[i])
+
+
+def samples(n=120, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 1, 8, 8, generator=generator), torch.randint(0, 10, (n,), generator=generator)
+
+
+def cut(data, a, b):
+    return data[0][a:b], data[1][a:b]
+
+
+def overlapping():
+    data, others = samples(), samples(60, 1)
+    listed, tensors = Listed(*data), TensorDataset(*data)
+    inner = Subset(listed, range(18, 120))
+    clean = {"forget": cut(data, 0, 20), "retain": cut(data, 20, 120), "nonmember": others}
+    cases = {
+        "retain": ({"retain": cut(data, 10, 120)}, r"forget: 10 of its 20 samples are in retain too .* check_overlap=False"),
+        "nonmember": ({"nonmember": tuple(torch.cat(p) for p in zip(others, cut(data, 4, 8), strict=True))}, "4 of its 20 .* in nonmember"),
+        "one is too many of few": ({"forget": cut(data, 0, 5), "retain": cut(data, 4, 120)}, "1 of its 5 samples are in retain"),
+        "data sets": ({"forget": Listed(*cut(data, 0, 20)), "retain": Listed(*cut(data, 15, 120))}, r"5 of its 20 .* \(same contents"),
+        "parts of one": ({"forget": Subset(listed, range(20)), "retain": Subset(listed, range(17, 120))}, r"3 of its 20 .* \(same indices"),
+        "parts of tensors": (
+            {"forget": Subset(tensors, range(20)), "retain": Subset(tensors, range(19, 120))},
+            r"1 of its 20 .* \(same indices",
+        ),
+        "parts of parts": ({"forget": Subset(listed, range(20)), "retain": Subset(inner, range(50))}, "2 of its 20"),
+        "another order": ({"retain": tuple(t.flip(0) for t in cut(data, 12, 120))}, "8 of its 20 samples"),
+    }
+    return [pytest.param({**clean, **given}, says, id=name) for name, (given, says) in cases.items()]
+
+
+@pytest.mark.parametrize("method", ["lightweight", "unsir"])
+@pytest.mark.parametrize(("given", "says"), overlapping())
+def test_a_forget_set_in_another_set_is_refused(given, says, method):
+    model = small_mlp()
+    before = trace(model)
+    with pytest.raises(ValueError, match=says):
+        unlearn(model, method, inplace=True, progress=False, **given, **({"preset": "samples"} if method == "unsir" else {}))
+    assert same_trace(trace(model), before)
+
+
+def test_samples_that_differ_in_label_or_one_bit_are_not_shared():
+    x, y = samples()
+    bit = x[:20].clone()
+    bit.view(torch.int32)[:, 0, 7, 7] ^= 1
+    sets = {"retain": (torch.cat((bit, x[:20])), torch.cat((y[:20], (y[:20] + 1) % 10))), "nonmember": samples(30, 2)}
+    result = quiet(small_mlp(), "none", forget=(x[:20], y[:20]), progress=False, **sets)
+    none = {"how": "contents", "shared": 0, "allowed": pytest.approx(0.2)}
+    assert result.receipt["overlap"] == {"retain": none, "nonmember": none}
+
+
+def test_twins_within_the_data_explain_shared_samples():
+    """A tenth of the data are copies: as many of the forget samples may be shared, twice over, and the receipt counts them."""
+    x, y = samples(400)
+    x[200:220], y[200:220] = x[300:320], y[300:320]  # twins within retain: 40 of 300
+    x[0:6], y[0:6] = x[110:116], y[110:116]  # and across: 6 of 100
+    result = quiet(small_mlp(), "none", forget=cut((x, y), 0, 100), retain=cut((x, y), 100, 400), progress=False)
+    found = result.receipt["overlap"]["retain"]
+    assert found["shared"] == 6 and found["allowed"] == pytest.approx((0.01 + 2 * 40 / 300) * 100)
+    x[200:220] = torch.randn(20, 1, 8, 8)
+    with pytest.raises(ValueError, match="6 of its 100 samples are in retain"):
+        unlearn(small_mlp(), "none", forget=cut((x, y), 0, 100), retain=cut((x, y), 100, 400), progress=False)
+
+
+def test_the_check_can_be_switched_off_and_does_not_read_large_sets(monkeypatch):
+    data = samples()
+    sets = {"forget": cut(data, 0, 20), "retain": cut(data, 10, 120), "progress": False}
+    assert "check_overlap=False" in quiet(small_mlp(), "none", check_overlap=False, **sets).receipt["overlap"]["how"]
+    monkeypatch.setattr(_overlap, "READ_LIMIT", 100)
+    sets["retain"] = Listed(*sets["retain"])
+    assert quiet(small_mlp(), "none", **sets).receipt["overlap"]["retain"]["how"].startswith("not checked: 110 samples")
+    # whole classes: labels keep the sets apart, nothing is read
+    x, y = data
+    whole = {"forget": (x[y == 3], y[y == 3]), "retain": (x[y != 3], y[y != 3])}
+    assert quiet(small_mlp(), "none", classes=[3], progress=False, **whole).receipt["overlap"] == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.uint8, torch.int64])
+def test_fingerprints_tell_samples_apart(dtype):
+    """Every pair of 20,000 nearly equal samples differs: one value changed, at every place and by the smallest step."""
+    base = torch.zeros(20_000, 7, 13, dtype=dtype)
+    where = torch.arange(20_000)
+    base.view(20_000, -1)[where, where % 91] = (where // 91 + 1).to(dtype)
+    found = _overlap.fingerprints(source((base, torch.zeros(20_000, dtype=torch.int64)), name="forget"))
+    assert len(found.unique()) == len(base.view(20_000, -1).unique(dim=0))
+
+
+@pytest.mark.parametrize("method", ["forsaken", "lightweight"])
+def test_what_these_methods_refuse(method):
+    data = samples()
+    good = {"forget": cut(data, 0, 20), "retain": cut(data, 20, 120), "nonmember": samples(60, 1), "progress": False}
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(64, 30_000), nn.Linear(30_000, 10))
+    cases = [
+        (small_mlp(), {"nonmember": None}, {}, "nonmember: not given"),
+        (small_mlp(), {"forget": None, "classes": [3]}, {}, "forget: not given"),
+        (small_mlp().requires_grad_(False), {}, {}, "no parameter requires a gradient"),
+    ]
+    if method == "forsaken":
+        cases.append((wide, {}, {"generator": "dense"}, r"generator: 'dense' needs \d+\.\d GiB .* Use generator='neuron'"))
+    for model, change, options, says in cases:
+        before = trace(model)
+        with pytest.raises(ValueError, match=says):
+            unlearn(model, method, inplace=True, **{**good, **change}, **options)
+        assert same_trace(trace(model), before)
+
+
+def test_a_wrecked_model_has_not_forgotten():
+    """A class isn't answered any more because nothing is: the verdict says so."""
+    data = samples(400)
+    x, y = data[0] + torch.nn.functional.one_hot(data[1], 64).view(-1, 1, 8, 8) * 6, data[1]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = small_mlp()
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    keep = y != 3
+
+    class Wreck:
+        name, scope, learns_noise = "wreck", "classes", False
+
+        def run(self, task):
+            with torch.no_grad():
+                task.model[3].weight.zero_()
+                task.model[3].bias.copy_(torch.arange(10.0))
+            return {}
+
+        def receipt(self):
+            return {}
+
+    result = quiet(model, Wreck(), classes=[3], forget=(x[~keep], y[~keep]), retain=(x[keep], y[keep]), progress=False)
+    assert not result.forgot and "lost more than it was to forget" in result.why

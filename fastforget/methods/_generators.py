@@ -17,6 +17,8 @@ from ..ops import mask
 from ._task import Task
 
 DENSE_LIMIT = 2 * 2**30  # bytes of a dense generator with its optimiser state
+# the dense generator must turn every weight's output round when the run goes over from forgetting to recovering
+SHARED_LR, DENSE_LR = 1e-2, 1e-1
 _CHUNK = 1 << 16  # coordinates at a time: bounds the activations of the shared net
 _FLOOR = 1e-3  # of a tensor's scale: a zero bias must be able to move
 
@@ -121,7 +123,7 @@ class Neuron:
         self.group = [order.index(key) for key in keys]
         self.depth = [(i + 0.5) / len(order) for i in range(len(order))]
         self.net = _net(4, options.hidden or 16, task.seed, params[0].device)
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=options.generator_lr)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=options.generator_lr or SHARED_LR)
         self.last: list[Tensor] | None = None
 
     def apply(self, params: list[Tensor], grads: list[Tensor], context: Context) -> dict[str, float]:
@@ -131,6 +133,9 @@ class Neuron:
         self.features = [self._features(i, size, weight, context) for i in range(len(self.depth))]
         with torch.no_grad():
             factors = [2 * torch.sigmoid(self.net(f)[:, 0]) for f in self.features]
+            # which neurons change is the generator's choice, how far the step size's: on average they keep their size
+            mean = torch.cat(factors).mean().clamp_min(1e-6)
+            factors = [f / mean for f in factors]
         mask.masked_sgd_(
             [rows(p) for p in params], [rows(g) for g in grads], [factors[k].to(torch.float32) for k in self.group], lr=context.eta
         )
@@ -169,7 +174,7 @@ class Coordinate:
     def __init__(self, task: Task, params: list[Tensor], options: Any) -> None:
         self.l1 = options.l1
         self.net = _net(5, options.hidden or 16, task.seed, params[0].device)
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=options.generator_lr)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=options.generator_lr or SHARED_LR)
         self.last: list[Tensor] | None = None
 
     def _features(self, p: Tensor, g: Tensor, weight: float, depth: float, distance: float) -> Tensor:
@@ -221,7 +226,7 @@ class Dense:
             torch.manual_seed(task.seed)
             self.net = nn.Sequential(nn.Linear(n + classes, hidden), nn.ReLU(), nn.Linear(hidden, n)).to(task.device)
         self.bias = _zero_last(self.net)
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=options.generator_lr)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=options.generator_lr or DENSE_LR)
         self.l1 = options.l1
         self.out: Tensor | None = None
 

@@ -40,12 +40,15 @@ class Target:
 
     def distance(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The objective, differentiable: each class's divergence from its row, weighted by the class's share of the samples; and, for
-        samples, how far the confidences are from the non-members' quantile by quantile (squared, in units of their variance)."""
+        samples, how far the confidences are from the non-members' quantile by quantile (squared, in units of their variance), for
+        classes, the mean of -log(1 - p), p being the probability of the classes to forget."""
         v, share = mean_posteriors(logits, labels, len(self.table))
         rows = share > 0
         total = (share[rows] * divergence(self.table[rows], v[rows], self.divergence)).sum()
         if self.confidence is None:
-            return total
+            # a mean can't see the last few samples that are still answered right
+            kept = logits.masked_fill(self.table.sum(dim=0) == 0, -math.inf)
+            return total + (logits.logsumexp(dim=1) - kept.logsumexp(dim=1)).mean()
         own = confidence(logits, labels).sort().values
         like = torch.quantile(self.confidence, (torch.arange(len(own), device=own.device, dtype=own.dtype) + 0.5) / len(own))
         return total + (own - like).square().mean() / self.confidence.var().clamp_min(_SMALL)
@@ -57,16 +60,63 @@ def confidence(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.gather(1, labels[:, None])[:, 0] - others.logsumexp(dim=1)
 
 
-def target(task: Task, kind: str, divergence: str) -> Target:
-    """How the model as it is answers the non-members.
+def target(task: Task, kind: str, divergence: str, answered: tuple[Tensor, Tensor] | None = None) -> Target:
+    """How the model as it is answers the non-members (``answered``: their logits and labels, where they are known already).
 
     ``by_class``: row c is the mean posterior of the non-members labelled c; of all of them where none is. ``mean``: of all, for every c.
     ``confidence``: the one public re-implementation's: per class the mean largest logit, as shares. ``uniform``: 1 / K.
     """
     assert task.nonmember is not None
-    logits, labels = outputs(task, task.nonmember)
-    spread = None if task.classes else confidence(logits, labels).sort().values
-    return Target(_table(task.outputs, kind, logits, labels), spread, divergence)
+    logits, labels = answered or outputs(task, task.nonmember)
+    table = _table(task.outputs, kind, logits, labels)
+    if not task.classes:
+        return Target(table, confidence(logits, labels).sort().values, divergence)
+    # a model that never saw the classes wouldn't answer with them, not even by mistake as this one does
+    table[:, task.classes] = 0.0
+    return Target(table / table.sum(dim=1, keepdim=True).clamp_min(_SMALL), None, divergence)
+
+
+@dataclass
+class Look:
+    """What the model answers at one moment: the forget data's logits and labels, the target they are compared with, what is still known
+    (of the worst class, the share still answered right; for samples, the loss attack's AUC), and whether that makes the data unknown."""
+
+    logits: Tensor
+    labels: Tensor
+    target: Target
+    known: float
+    unknown: bool
+
+    @property
+    def distance(self) -> float:
+        return float(self.target.distance(self.logits, self.labels))
+
+
+class Evidence:
+    """The samples that decide, and what the model answers them. One look is one pass over ``most`` forget samples; where samples are to
+    be forgotten, also over as many non-members: what the changes do to data never seen is part of the comparison, as the attacker sees
+    the same model. Where whole classes are, the target stays what the original model answers.
+
+    ``margin``: how many standard errors above a half the loss attack's AUC may be for samples to count as unknown.
+    """
+
+    def __init__(self, task: Task, most: int, margin: float, kind: str, divergence: str, purpose: int) -> None:
+        assert task.forget is not None and task.nonmember is not None
+        self.task, self.margin, self.how = task, margin, (kind, divergence)
+        self.forget = at_most(task.forget, most, task.generator(purpose))
+        self.others = at_most(task.nonmember, most, task.generator(purpose))
+        self.target = target(task, kind, divergence, outputs(task, self.others))
+
+    def look(self) -> Look:
+        """One look at the model as it is."""
+        logits, labels = outputs(self.task, self.forget)
+        if self.task.classes:
+            right = logits.argmax(dim=1).eq(labels).double()
+            kept = max(float(right[labels == c].mean()) for c in labels.unique().tolist())
+            return Look(logits, labels, self.target, kept, kept <= GONE)
+        others = outputs(self.task, self.others)
+        auc, error = auc_of(membership.membership_scores(logits, labels).loss, membership.membership_scores(*others).loss)
+        return Look(logits, labels, target(self.task, *self.how, others), auc, auc <= 0.5 + self.margin * error)
 
 
 def _table(classes: int, kind: str, logits: Tensor, labels: Tensor) -> Tensor:
@@ -118,9 +168,20 @@ def cycle(data: Source, size: int, generator: torch.Generator, device: torch.dev
         yield from data.batches(generator=generator, device=device, batch_size=min(size, len(data)))
 
 
+def forget_batch(task: Task, size: int) -> int:
+    """How many forget samples a step takes: a batch, and twice as many where samples are to be forgotten, whose confidences are compared
+    quantile by quantile within each class: a small batch would ask more of the single sample than the whole set does."""
+    return size if task.classes else 2 * size
+
+
 def at_most(data: Source, n: int, generator: torch.Generator) -> Source:
     """The set, or ``n`` of its samples drawn at random where it holds more."""
     return data if len(data) <= n else data.split(n, generator)[1]
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """The share of samples answered right."""
+    return float(logits.argmax(dim=1).eq(labels).double().mean())
 
 
 def losses(task: Task, data: Source) -> Tensor:
@@ -130,27 +191,16 @@ def losses(task: Task, data: Source) -> Tensor:
 
 
 def attack_auc(task: Task, forget: Source, nonmember: Source) -> tuple[float, float]:
-    """AUC of the loss attack that tells ``forget`` from ``nonmember``, and its standard error where they are alike.
+    """AUC of the loss attack that tells ``forget`` from ``nonmember``, and its standard error where they are alike."""
+    return auc_of(losses(task, forget), losses(task, nonmember))
 
-    The standard error is that of the Mann-Whitney statistic under equality, sqrt((n1 + n0 + 1) / (12 n1 n0)).
-    """
-    members, others = losses(task, forget), losses(task, nonmember)
+
+def auc_of(members: Tensor, others: Tensor) -> tuple[float, float]:
+    """AUC of the attack by these losses, and its standard error where both are alike: the Mann-Whitney statistic's under equality,
+    sqrt((n1 + n0 + 1) / (12 n1 n0))."""
     auc = float(membership.roc_stats(-members, -others, fprs=()).auc)
     n1, n0 = len(members), len(others)
     return auc, math.sqrt((n1 + n0 + 1) / (12 * n1 * n0))
-
-
-def unknown(task: Task, forget: Source, like: Target, tolerance: float) -> bool:
-    """Whether the forget data looks like data never seen: its classes are gone and what is answered instead is near the target (a few
-    samples may be answered otherwise by chance), or the loss attack can't tell the samples from non-members."""
-    assert task.nonmember is not None
-    if not task.classes:
-        auc, error = attack_auc(task, forget, task.nonmember)
-        return auc <= 0.5 + error
-    logits, labels = outputs(task, forget)
-    right = logits.argmax(dim=1).eq(labels).double()
-    kept = max(float(right[labels == c].mean()) for c in labels.unique().tolist())
-    return kept <= GONE and float(like.distance(logits, labels)) <= tolerance
 
 
 def gradient(loss: Tensor, params: Iterable[Tensor]) -> list[Tensor]:

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from .._data import Source, source
-from . import _checks, _match, _weights
+from . import _checks, _match, _overlap, _weights
 from ._task import Task, derived_seed, share
 from .forsaken import Forsaken
 from .lightweight import Lightweight
 from .unsir import UNSIR
 
 GONE_AT = 0.01
+LOST = 0.20  # more than this of the accuracy on the data to keep gone: a wrecked model, not one that forgot
+USE_SAMPLES, USE = 256, 51  # how many retain samples show that, and the purpose of their seed
 METHODS: dict[str, Callable[..., Any]] = {"unsir": UNSIR, "forsaken": Forsaken, "lightweight": Lightweight}
 
 
@@ -101,27 +103,33 @@ def unlearn(
     inplace: bool = False,
     progress: bool = True,
     drop_forget: bool = False,
+    check_overlap: bool = True,
     unpack: Callable[[Any], tuple[Any, Any]] | None = None,
     forward: Callable[[nn.Module, Any], Tensor] | None = None,
     **options: Any,
 ) -> UnlearnResult:
-    """Makes a trained classifier forget classes.
+    """Makes a trained classifier forget classes, or single samples.
 
     Args:
         model: maps a batch to logits [batch, classes].
-        method: ``"unsir"`` (Tarun et al., arXiv 2111.08947), ``"none"`` (negative control: nothing is done,
-            all is measured), or an instance such as ``ff.methods.UNSIR(preset="paper")``.
+        method: ``"unsir"`` (Tarun et al., arXiv 2111.08947), ``"forsaken"`` (Liu et al., arXiv 2003.10933), ``"lightweight"`` (Chen et
+            al., arXiv 2111.05528), ``"none"`` (negative control: nothing is done, all is measured), or an instance such as
+            ``ff.methods.UNSIR(preset="paper")``.
         forget: data of the classes to forget, if there is any: UNSIR needs none, but looks at it to know
-            when they are gone.
+            when they are gone. Without ``classes``, Forsaken and Lightweight forget just these samples.
         retain: data to keep: a DataLoader, a Dataset or an ``(inputs, labels)`` pair. Samples must be
             prepared as for training.
-        nonmember: data never trained on; not used by UNSIR.
+        nonmember: data never trained on, needed by Forsaken and Lightweight; not used by UNSIR.
         test: test data; its samples of ``classes`` only measure the result, they never steer the run.
         classes: ids of the classes to forget (taken from ``forget`` when not given).
         seed: same seed, data and machine: same bytes.
         inplace: writes the result into ``model``, at the very end; else ``model`` isn't touched.
         progress: bars on a terminal.
         drop_forget: leaves samples of ``classes`` out of ``retain`` instead of refusing them.
+        check_overlap: where samples (not classes) are to be forgotten, counts those that ``retain`` or ``nonmember`` hold too (same bytes
+            and label; same index in parts of one data set) and refuses more than 1 % of them, plus twice what the twins within that set
+            lead to expect. Real data has twins; the count is in the receipt. Costs one pass over the sets (0.15 s for 55,000 images of
+            28x28); sets that are read sample by sample are compared up to 20,000 samples.
         unpack: makes ``(inputs, labels)`` of a batch that isn't ``(x, y)`` or ``(x, _, y)``.
         forward: ``forward(model, inputs) -> logits`` for models that aren't called that way.
         **options: the method's own, e.g. ``preset="paper"``; see :class:`fastforget.methods.UNSIR`.
@@ -165,12 +173,13 @@ def unlearn(
         torch.manual_seed(derived_seed(seed, 0))
         noisy = getattr(chosen, "learns_noise", True)
         task = _task(model, wanted, device, seed, progress, drop_forget, sets, forward or _call, noisy)
+        overlap = _overlapping(task) if check_overlap else {"how": "not checked: check_overlap=False"}
         before = _weights.fingerprint(model)
         with _weights.flags_kept(task.model):
             details = chosen.run(task)
         for parameter in task.model.parameters():
             parameter.grad = None
-        forgot, why, measured = _verdict(task, details.pop("proxy", None))
+        forgot, why, measured = _usable(task, *_verdict(task, details.pop("proxy", None)))
     _refuse_nan(task.model)
     receipt = {
         "method": chosen.name,
@@ -181,6 +190,7 @@ def unlearn(
         "device": str(device),
         "weights_sha256": {"before": before, "after": _weights.fingerprint(task.model)},
         "verdict": {"forgot": forgot, "why": why, **measured},
+        "overlap": overlap,
         **details,
     }
     if inplace:
@@ -225,6 +235,13 @@ def _task(
         if other is not None:
             other = _without(other, classes)
     return Task(work, forward, classes, outputs, device, seed, progress, keep, forget, test, other, model)
+
+
+def _overlapping(task: Task) -> dict[str, Any]:
+    """Counts of forget samples in other sets. Whole classes can't be there: samples of them have been refused or left out by label."""
+    if task.classes or task.forget is None:
+        return {}
+    return _overlap.check(task.forget, [s for s in (task.retain, task.nonmember) if s is not None])
 
 
 def _only(data: Source, classes: list[int], *, required: bool) -> Source | None:
@@ -288,6 +305,20 @@ def _samples_verdict(task: Task) -> tuple[bool, str, dict[str, Any]]:
         why = f"not shown: {text}; it couldn't tell them before either (limit {limit:.3f}), so it can't show that they are gone"
         return False, why, figures
     return auc <= limit, f"{text} (forgotten: at most {limit:.3f})", figures
+
+
+def _usable(task: Task, forgot: bool, why: str, measured: dict[str, Any]) -> tuple[bool, str, dict[str, Any]]:
+    """A model that answers nothing right has not forgotten something: the data to keep must still be known."""
+    if not forgot or task.retain is None:
+        return forgot, why, measured
+    assert task.original is not None
+    some = _match.at_most(task.retain, USE_SAMPLES, task.generator(USE))
+    before, after = dataclasses.replace(task, model=task.original, history=[]).right(some), task.right(some)
+    measured = measured | {"retain_accuracy_before": before, "retain_accuracy": after}
+    if before - after <= LOST:
+        return True, why, measured
+    text = f"but of {len(some)} retain samples only {share(after)} are answered right, {share(before)} before (at most {share(LOST)} less)"
+    return False, f"{why}; {text}: the model lost more than it was to forget", measured
 
 
 def _refuse_nan(model: nn.Module) -> None:

@@ -25,6 +25,8 @@ from . import _match, _options, _weights
 from ._generators import relative
 from ._task import Task
 
+STUCK = 0.05  # of the first step size: smaller steps don't move anything any more
+LOOK_AT = 0.05  # a class of which the last batches show no more than this may be gone
 FORGET_ORDER, RETAIN_ORDER, EVIDENCE = 31, 32, 33  # purposes of seeds
 
 
@@ -39,10 +41,15 @@ class Lightweight:
         noise: sigma of the Gaussian part of a perturbation, relative likewise.
         pull: weight of the gradient that pulls the forget data's answers towards those on unseen data (the 2025 text); 0 leaves it out.
         divergence, reference: of that pull, as in :class:`Forsaken`.
-        tolerance: for whole classes, the distance that must be reached as well.
+        batch_size: retain samples in a step; as many of the forgotten classes, or twice as many of the forgotten samples.
         check_every: steps between two looks at whether the data is forgotten.
-        evidence: samples of the forget set that are looked at.
-        finetune_epochs, finetune_lr: of ``direction="interpolate"``.
+        decay: of the step size, after a block of steps that didn't lower the objective.
+        evidence: samples of the forget set, and of the non-members, that are looked at.
+        margin: samples are forgotten when the loss attack's AUC is at most so many standard errors above 0.5; classes, when at most 0.5 %
+            of their samples are answered right.
+        give: what may be missing of the accuracy on the retain data at the end; until then the run goes on with the retain loss alone.
+        finetune_epochs, finetune_lr: of ``direction="interpolate"``; enough of both that the copy, which sees no forget data, forgets a
+            class by itself. Then ``pull=0`` serves as well, and keeps the rest better.
 
     >>> from fastforget.methods import Lightweight
     >>> Lightweight(pull=0).direction
@@ -50,18 +57,20 @@ class Lightweight:
     """
 
     direction: str = "gradient"
-    steps: int = 200
-    step_size: float = 0.01
+    steps: int = 100
+    step_size: float = 0.02
     noise: float = 1e-3
     pull: float = 1.0
     divergence: str = "P||V"
     reference: str = "by_class"
-    batch_size: int = 128
-    tolerance: float = 0.1
+    batch_size: int = 64
     check_every: int = 4
     evidence: int = 512
-    finetune_epochs: int = 2
-    finetune_lr: float = 1e-3
+    finetune_epochs: int = 10
+    decay: float = 0.7
+    margin: float = 0.5
+    give: float = 0.02
+    finetune_lr: float = 1e-2
 
     name = "lightweight"
     scope = "samples"
@@ -74,7 +83,7 @@ class Lightweight:
             "reference": _match.REFERENCES,
         }
         whole = ("steps", "batch_size", "check_every", "evidence", "finetune_epochs")
-        _options.check(self, choices, whole, ("step_size", "noise", "pull", "finetune_lr", "tolerance"))
+        _options.check(self, choices, whole, ("step_size", "noise", "pull", "finetune_lr", "decay", "margin", "give"))
 
     def receipt(self) -> dict[str, Any]:
         """Every option in force, JSON-able."""
@@ -86,63 +95,95 @@ class Lightweight:
             if getattr(task, name) is None:
                 raise ValueError(f"{name}: not given; Lightweight needs {use}")
         assert task.forget is not None and task.retain is not None
-        target = _match.target(task, self.reference, self.divergence)
-        seen = _match.at_most(task.forget, self.evidence, task.generator(EVIDENCE))
-        towards = self._fine_tuned(task) if self.direction == "interpolate" else None
-        forget = _match.cycle(task.forget, self.batch_size, task.generator(FORGET_ORDER), task.device)
-        retain = _match.cycle(task.retain, self.batch_size, task.generator(RETAIN_ORDER), task.device)
-        params: list[Tensor] = [p for p in task.model.parameters() if p.requires_grad]
-        step = 0
+        run = _Run(self, task)
         bar: Progress[int]
         with _weights.flags_kept(task.model), torch.enable_grad(), progress(self.steps, "lightweight", task.progress) as bar:
             task.model.eval()  # batch statistics and dropout stay as they are
-            while step < self.steps and not _match.unknown(task, seen, target, self.tolerance):
-                for _ in range(min(self.check_every, self.steps - step)):
-                    step += 1
-                    row = self._perturb(task, params, forget, retain, target, towards, step)
-                    bar.step()
-                task.history.append({"phase": "lightweight", "step": step, **row})
-                if not task.classes:
-                    # what the steps did to data never seen is part of the comparison
-                    target = _match.target(task, self.reference, self.divergence)
-        return {"measured": {"steps": step}}
+            run.loop(bar)
+        return {"measured": {"steps": run.step}}
 
-    def _perturb(
-        self, task: Task, params: list[Tensor], forget: Any, retain: Any, target: _match.Target, towards: list[Tensor] | None, step: int
-    ) -> dict[str, float]:
+
+class _Run:
+    """One run: data order, step size, and what the last look saw."""
+
+    def __init__(self, options: Lightweight, task: Task) -> None:
+        assert task.forget is not None and task.retain is not None
+        self.options, self.task = options, task
+        self.evidence = _match.Evidence(task, options.evidence, options.margin, options.reference, options.divergence, EVIDENCE)
+        kept = _match.at_most(task.retain, options.evidence, task.generator(EVIDENCE))
+        self.first = _match.accuracy(*_match.outputs(task, kept))
+        self.towards = _fine_tuned(options, task) if options.direction == "interpolate" else None
+        self.forget = _match.cycle(task.forget, _match.forget_batch(task, options.batch_size), task.generator(FORGET_ORDER), task.device)
+        self.retain = _match.cycle(task.retain, options.batch_size, task.generator(RETAIN_ORDER), task.device)
+        self.params: list[Tensor] = [p for p in task.model.parameters() if p.requires_grad]
+        self.step, self.eta, self.best = 0, options.step_size, math.inf
+        self.look = self.evidence.look()
+
+    def loop(self, bar: Any) -> None:
+        """Perturb, look: until the forget data is unknown and the kept data is answered about as well as before."""
+        options, recovered = self.options, True
+        while self.step < options.steps and self.eta > STUCK * options.step_size and not (self.look.unknown and recovered):
+            block = []
+            for _ in range(min(options.check_every, options.steps - self.step)):
+                self.step += 1
+                block.append(self._perturb())
+                bar.step()
+            row = {k: sum(r[k] for r in block) / len(block) for k in block[0]}
+            recovered = row["retain_accuracy"] >= self.first - options.give
+            # while the classes' own batches still show them, a look at the evidence would only cost time
+            if not self.task.classes or row.get("forget_accuracy", 0.0) <= LOOK_AT:
+                self.look = self.evidence.look()
+            row |= {"known": self.look.known, "step_size": self.eta}
+            self.task.history.append({"phase": "lightweight", "step": self.step, **row})
+            objective = row["retain_loss"] + options.pull * row.get("distance", 0.0)
+            if objective > self.best:
+                self.eta *= options.decay
+            self.best = min(self.best, objective)
+
+    def _perturb(self) -> dict[str, float]:
         """theta <- theta - eta * g + sigma * xi, in one pass over the weights."""
-        figures: dict[str, float] = {}
-        if towards is None:
-            x, y = next(retain)
-            loss = F.cross_entropy(task.forward(task.model, x).float(), y)
-            grads = _match.gradient(loss, params)
-            figures["retain_loss"] = float(loss.detach())
-        else:
-            grads = [p.detach() - t for p, t in zip(params, towards, strict=True)]
-        if self.pull > 0:
-            x, y = next(forget)
-            away = target.distance(task.forward(task.model, x).float(), y)
-            torch._foreach_add_(grads, _match.gradient(away, params), alpha=self.pull)
-            figures["distance"] = float(away.detach())
+        figures, grads = self._direction()
         with torch.no_grad():
-            weight = relative(params, grads)
-            noise.perturb_step_(params, grads, lr=self.step_size, std=[self.noise * w for w in weight], seed=task.seed, step=step)
+            weight = relative(self.params, grads)
+            std = [self.options.noise * w for w in weight]
+            noise.perturb_step_(self.params, grads, lr=self.eta, std=std, seed=self.task.seed, step=self.step)
         if not all(math.isfinite(v) for v in figures.values()):
-            raise FloatingPointError(f"step {step}: a loss became {figures}; the model is unchanged. Lower step_size")
+            raise FloatingPointError(f"step {self.step}: a loss became {figures}; the model is unchanged. Lower step_size")
         return figures
 
-    def _fine_tuned(self, task: Task) -> list[Tensor]:
-        """Weights of a copy trained on the retain subset."""
-        assert task.retain is not None
-        copy = _weights.working_copy(task.model)
-        copy.train()
-        params = [p for p in copy.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam(params, lr=self.finetune_lr)
-        with torch.enable_grad():
-            for epoch in range(self.finetune_epochs):
-                order = task.generator(RETAIN_ORDER + 100 + epoch)
-                for x, y in task.retain.batches(generator=order, device=task.device, batch_size=self.batch_size):
-                    optimizer.zero_grad()
-                    F.cross_entropy(task.forward(copy, x), y).backward()
-                    optimizer.step()
-        return [p.detach() for p in params]
+    def _direction(self) -> tuple[dict[str, float], list[Tensor]]:
+        """What the step goes against: the retain loss's gradient or the way from the fine-tuned copy, and the pull's gradient."""
+        options, task = self.options, self.task
+        x, y = next(self.retain)
+        with torch.set_grad_enabled(self.towards is None):
+            logits = task.forward(task.model, x).float()
+            loss = F.cross_entropy(logits, y)
+        figures = {"retain_loss": float(loss.detach()), "retain_accuracy": _match.accuracy(logits.detach(), y)}
+        if options.pull > 0 and not self.look.unknown:  # once it is unknown, only the kept data needs more steps
+            x, y = next(self.forget)
+            logits = task.forward(task.model, x).float()
+            away = self.look.target.distance(logits, y)
+            figures |= {"distance": float(away.detach()), "forget_accuracy": _match.accuracy(logits.detach(), y)}
+            loss = (loss if self.towards is None else 0.0) + options.pull * away
+        grads = _match.gradient(loss, self.params) if loss.requires_grad else [torch.zeros_like(p) for p in self.params]
+        if self.towards is not None:
+            way = [p.detach() - t for p, t in zip(self.params, self.towards, strict=True)]
+            torch._foreach_add_(grads, way, alpha=1.0)
+        return figures, grads
+
+
+def _fine_tuned(options: Lightweight, task: Task) -> list[Tensor]:
+    """Weights of a copy trained on the retain subset."""
+    assert task.retain is not None
+    copy = _weights.working_copy(task.model)
+    copy.train()
+    params = [p for p in copy.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(params, lr=options.finetune_lr)
+    with torch.enable_grad():
+        for epoch in range(options.finetune_epochs):
+            order = task.generator(RETAIN_ORDER + 100 + epoch)
+            for x, y in task.retain.batches(generator=order, device=task.device, batch_size=options.batch_size):
+                optimizer.zero_grad()
+                F.cross_entropy(task.forward(copy, x), y).backward()
+                optimizer.step()
+    return [p.detach() for p in params]

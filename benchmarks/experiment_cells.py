@@ -1,0 +1,263 @@
+"""One cell of the experiment: what is to be forgotten, the models beside it, every method's run, and what is measured on each."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fastforget as ff
+from fastforget.audit.oracles import LossThreshold, logits_of
+from fastforget.demo.train import train
+from fastforget.methods import _weights
+from fastforget.ops import membership
+
+from .experiment_data import Pair, Problem
+
+SCENARIOS = ("class", "classes", "random", "uploads")
+SUBSET = 1_000  # retained samples that Lightweight may use, and that the audit looks at
+# name, method, options; "unsir" is the default of its scenario
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "unsir": ("unsir", {}),
+    "forsaken": ("forsaken", {}),
+    "forsaken direct": ("forsaken", {"generator": "direct"}),
+    "lightweight": ("lightweight", {}),
+}
+CONTROLS = ("untouched", "random", "retrained", "retrained again")
+Row = dict[str, Any]
+
+
+@dataclass
+class Cell:
+    """One request: what was trained, what is to be forgotten, and what was never seen."""
+
+    whole: Pair
+    forget: Pair
+    retain: Pair
+    nonmember: Pair
+    unseen: Pair  # of the forget data's kind, never seen by anything
+    test: Pair  # for accuracy: of the kept classes
+    classes: list[int] | None
+
+
+def _pick(pair: Pair, index: Tensor) -> Pair:
+    return pair[0][index], pair[1][index]
+
+
+def _both(a: Pair, b: Pair) -> Pair:
+    return torch.cat((a[0], b[0])), torch.cat((a[1], b[1]))
+
+
+def some(pair: Pair, n: int, seed: int) -> Pair:
+    return _pick(pair, torch.randperm(len(pair[1]), generator=torch.Generator().manual_seed(seed))[:n])
+
+
+def make_cell(problem: Problem, scenario: str, seed: int, member: Tensor | None = None) -> Cell | None:
+    """The sets of one request; None where the scenario has no meaning for the data."""
+    generator = torch.Generator().manual_seed(1_000 + seed)
+    data = problem.train if member is None else _pick(problem.train, member)
+    half = torch.randperm(len(problem.test[1]), generator=generator).tensor_split(2)
+    nonmember, test = _pick(problem.test, half[0]), _pick(problem.test, half[1])
+    if scenario in ("class", "classes"):
+        classes = [problem.forget_class] if scenario == "class" else problem.several
+        if not classes or problem.classes <= len(classes) + 1:
+            return None
+        wanted = torch.tensor(classes)
+        mine, theirs = torch.isin(data[1], wanted), torch.isin(problem.test[1], wanted)
+        kept = _pick(test, ~torch.isin(test[1], wanted))
+        # unlearning leaves samples of the classes out of its nonmember set, so those of both halves are unseen
+        return Cell(data, _pick(data, mine), _pick(data, ~mine), nonmember, _pick(problem.test, theirs), kept, classes)
+    order = torch.randperm(len(data[1]), generator=generator)
+    if scenario == "random":
+        n = min(500, len(order) // 20)
+        return Cell(data, _pick(data, order[:n]), _pick(data, order[n:]), nonmember, test, test, None)
+    if not problem.uploads:
+        return None
+    n = min(200, len(order) // 12)
+    other = [_upload(_pick(data, order[n * i : n * (i + k)]), problem.classes, generator) for i, k in ((0, 1), (1, 4), (5, 4))]
+    return Cell(_both(data, other[0]), other[0], data, other[1], other[2], test, None)
+
+
+def _upload(pair: Pair, classes: int, generator: torch.Generator) -> Pair:
+    """Images of another kind with arbitrary labels: inverted, turned, mirrored."""
+    return -pair[0].transpose(2, 3).flip(2), torch.randint(0, classes, (len(pair[1]),), generator=generator)
+
+
+def _scores(model: nn.Module, pair: Pair) -> membership.MembershipScores:
+    return membership.membership_scores(*logits_of(model, pair))
+
+
+def oracle(model: nn.Module, cell: Cell) -> LossThreshold:
+    """Tells the original model's training data from unseen data by the loss; fixed before unlearning."""
+    return LossThreshold.calibrated(model, _both(some(cell.whole, 5_000, 0), cell.forget), cell.nonmember)
+
+
+def measure(model: nn.Module, cell: Cell, threshold: float, before: Tensor) -> Row:
+    """Accuracies, the loss attack on the forget set against unseen data of its kind, and the forgetting rate."""
+    sets = (cell.forget, cell.unseen, some(cell.retain, 5_000, 1), cell.test)
+    forget, unseen, retain, test = (_scores(model, pair) for pair in sets)
+    attack = membership.roc_stats(-forget.loss, -unseen.loss, fprs=(0.01,))
+    rate = membership.forgetting_rate(before, forget.loss <= threshold)
+    return {
+        "forget_accuracy": forget.correct.double().mean().item(),
+        "retain_accuracy": retain.correct.double().mean().item(),
+        "test_accuracy": test.correct.double().mean().item(),
+        "unseen_accuracy": unseen.correct.double().mean().item(),
+        "attack_auc": float(attack.auc),
+        "attack_tpr": float(attack.tpr[0]),
+        "forgetting_rate": None if math.isnan(rate) else rate,
+    }
+
+
+@dataclass
+class Given:
+    """Puts a ready-made model's weights in the place of a method's result: what does the method's verdict say of it?"""
+
+    weights: nn.Module
+    name = "given"
+    scope = "samples"
+    learns_noise = False
+
+    def run(self, task: Any) -> Row:
+        _weights.put_back(task.model, _weights.save(self.weights))
+        return {}
+
+    def receipt(self) -> Row:
+        return {}
+
+
+def trained(problem: Problem, net: str, data: Pair, seed: int, path: Path, label: str, show: bool) -> tuple[nn.Module, float]:
+    """A trained net and the processor seconds that it took, from the folder if an earlier run left it there."""
+    model = problem.nets[net](seed)
+    if path.exists():
+        saved = torch.load(path, weights_only=True)
+        model.load_state_dict(saved["model"])
+        return model.eval(), saved["seconds"]
+    began = time.process_time()
+    train(model, data, epochs=problem.epochs, seed=seed, label=label, progress=show)
+    seconds = time.process_time() - began
+    part = path.with_suffix(".part")
+    torch.save({"model": model.state_dict(), "seconds": seconds}, part)
+    os.replace(part, path)
+    return model, seconds
+
+
+class Run:
+    """A cell with its models: makes the row of any method or control."""
+
+    def __init__(self, problem: Problem, net: str, scenario: str, seed: int, out: Path, show: bool) -> None:
+        self.problem, self.net, self.scenario, self.seed, self.out, self.show = problem, net, scenario, seed, out, show
+        given = problem.pretrained() if problem.pretrained and scenario != "uploads" else None
+        self.cell = make_cell(problem, scenario, seed, given[1] if given else None)
+        if self.cell is None:
+            return
+        if given:
+            self.original, self.seconds = given[0].eval(), None
+        else:
+            shared = "uploads" if scenario == "uploads" else "all"
+            self.original, self.seconds = self._trained(self.cell.whole, seed, shared)
+        self.retrained, self.retraining = self._trained(self.cell.retain, seed, f"without-{scenario}")
+        self.threshold = oracle(self.original, self.cell).threshold
+        self.before = _scores(self.original, self.cell.forget).loss <= self.threshold
+
+    def _trained(self, data: Pair, seed: int, what: str) -> tuple[nn.Module, float]:
+        stem = f"{self.problem.name}-{self.net}-{seed}-{what}"
+        return trained(self.problem, self.net, data, seed, self.out / "models" / f"{stem}.pt", f"train {stem}", self.show)
+
+    def again(self) -> nn.Module:
+        """A second model retrained from another seed: how far apart exact retraining itself is."""
+        assert self.cell is not None
+        if self.cell.classes is not None:  # the data is that of every seed, so the next seed's retrained model is one
+            return self._trained(self.cell.retain, (self.seed + 1) % 3, f"without-{self.scenario}")[0]
+        return self._trained(self.cell.retain, self.seed + 50, f"without-{self.scenario}-of-{self.seed}")[0]
+
+    def row(self, name: str) -> Row | None:
+        """What one method or control is measured to be; None where it doesn't apply."""
+        assert self.cell is not None
+        if name == "original":
+            return self._measured(name, self.original, self.seconds)
+        if name == "random":
+            return self._control(name, self.problem.nets[self.net](self.seed + 77))
+        if name == "retrained":
+            return self._control(name, self.retrained) | {"seconds": self.retraining}
+        if name == "retrained again":
+            return self._control(name, self.again()) if self.problem.again else None
+        if name == "untouched":
+            return self._unlearned(name, "none", {})
+        method, options = METHODS[name]
+        if method == "unsir" and self.cell.classes is None:
+            options = {"preset": "samples"}
+        if method == "unsir" and not self.cell.retain[0].is_floating_point():
+            return None  # no noise can be learned for word numbers
+        return self._unlearned(name, method, options)
+
+    def _control(self, name: str, model: nn.Module) -> Row:
+        return self._unlearned(name, Given(model.eval()), {}) | {"seconds": None, "speedup": None}
+
+    def _unlearned(self, name: str, method: Any, options: Row) -> Row:
+        cell = self.cell
+        assert cell is not None
+        retain = some(cell.retain, SUBSET, self.seed) if method == "lightweight" else cell.retain
+        # UNSIR's claim is that it needs no sample of the classes, so it gets none
+        sets: Row = {"classes": cell.classes, "retain": retain, "nonmember": cell.nonmember}
+        if method != "unsir" or cell.classes is None:
+            sets["forget"] = cell.forget
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ff.methods.NotForgottenWarning)
+            try:
+                began = time.process_time()
+                result = ff.unlearn(self.original, method, **sets, seed=self.seed, progress=False, **options)
+                took = time.process_time() - began
+            except (FloatingPointError, RuntimeError, ValueError) as error:
+                return self._measured(name, self.original, None) | {"failed": f"{type(error).__name__}: {error}"}
+        steps = (result.receipt.get("measured") or {}).get("steps")
+        row = self._measured(name, result.model, took)
+        return row | {"speedup": self.retraining / took, "forgot": result.forgot, "why": result.why, "steps": steps} | {
+            "undecided": "it couldn't tell them before either" in result.why
+        }
+
+    def _measured(self, name: str, model: nn.Module, seconds: float | None) -> Row:
+        cell = self.cell
+        assert cell is not None
+        base = {"data": self.problem.name, "net": self.net, "scenario": self.scenario, "seed": self.seed, "method": name}
+        row = base | {"seconds": seconds, "samples": len(cell.forget[1])}
+        return row | measure(model.eval(), cell, self.threshold, self.before) | self._audited(name, model)
+
+    def _audited(self, name: str, model: nn.Module) -> Row:
+        """The audit's status of the model, beside the original and the retrained one."""
+        cell = self.cell
+        assert cell is not None
+        if name in ("original", "retrained"):
+            return {}
+        models = {"original": self.original, "judged": model, "retrained": self.retrained}
+        retain, statuses, why = some(cell.retain, SUBSET, 2), [], []
+        # the attack needs unseen data of the forget data's kind, the loss of use ordinary test data: where they differ, two audits
+        tests = [cell.unseen, cell.test] if self.scenario == "uploads" else [_both(cell.unseen, cell.test) if cell.classes else cell.test]
+        for test in tests:
+            report = ff.audit(models, forget=cell.forget, retain=retain, test=test, attacks=("loss",), progress=False)
+            judged = next(r for r in report.rows if r["model"] == "judged")
+            reasons = judged["reasons"]
+            if self.scenario == "uploads" and test is cell.test:
+                reasons = [r for r in reasons if "test accuracy on the kept classes" in r]
+            statuses += [r.split(":")[0] for r in reasons]
+            why += [r for r in reasons if not r.startswith("PASS")]
+        return {"audit": max(statuses, key=("PASS", "PARTIAL", "FAIL").index), "audit_why": why}
+
+
+def rows_of(run: Run, wanted: Sequence[str], have: Sequence[Row], keep: Callable[[list[Row]], None]) -> list[Row]:
+    """The cell's rows: those it has, and those still wanted; each is kept as soon as it is there."""
+    rows = list(have)
+    for name in wanted:
+        if run.cell is not None and all(r["method"] != name for r in rows):
+            row = run.row(name)
+            rows += [row] if row else []
+            keep(rows)
+    return rows

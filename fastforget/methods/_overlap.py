@@ -1,0 +1,115 @@
+"""Does the forget set share samples with data to keep, or with data that is said to be unseen?
+
+A shared sample is one with the same content (same bytes, dtype and shape) and the same label. Real data holds genuine duplicates (twins):
+two people with the same record, a text sent twice. So a count alone is no mistake of the user; the rule is in :func:`allowed`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+
+from .._data import Source, _Pair
+
+READ_LIMIT = 20_000  # samples of a Dataset that are read one by one for this; tensors are always compared
+SHARE = 0.01  # of the forget set may be shared without a question
+_ROWS = 4096  # at a time: bounds the memory of a fingerprint
+_MIX = -7046029254386353131  # 2**64 / golden ratio, as a signed number: spreads the labels' bits
+
+
+@dataclass
+class Shared:
+    """How many forget samples another set holds as well, how many are allowed, and how it was found out."""
+
+    count: int
+    allowed: float
+    how: str  # "contents", "indices" or "not checked: why"
+
+    def receipt(self) -> dict[str, Any]:
+        return {"how": self.how} if self.how.startswith("not") else {"how": self.how, "shared": self.count, "allowed": self.allowed}
+
+
+def check(forget: Source, others: list[Source]) -> dict[str, Any]:
+    """Refuses a forget set that shares more samples with one of the others than twins explain; returns the counts for the receipt."""
+    found = {}
+    for other in others:
+        shared = compare(forget, other)
+        if shared.count > shared.allowed:
+            what = "training on them would keep" if other.name == "retain" else "they are not unseen, and would be the model for"
+            raise ValueError(
+                f"forget: {shared.count} of its {len(forget)} samples are in {other.name} too (same {shared.how}, {shared.allowed:.1f} "
+                f"accepted): {what} what is to be forgotten. Take them out of {other.name}, or pass check_overlap=False if they are "
+                "different samples that look the same"
+            )
+        found[other.name] = shared.receipt()
+    return found
+
+
+def compare(forget: Source, other: Source) -> Shared:
+    """Indices where both are parts of one data set, contents where they can be read; in either case forget samples are counted."""
+    (base, mine), (same, theirs) = _base(forget), _base(other)
+    if base == same:
+        return Shared(int(torch.isin(mine, theirs).sum()), 0.0, "indices")  # the same index is never a twin
+    size = sum(len(s) for s in (forget, other) if not isinstance(s.dataset, _Pair))
+    if size > READ_LIMIT:
+        return Shared(0, 0.0, f"not checked: {size} samples would be read one by one (at most {READ_LIMIT})")
+    wanted, have = fingerprints(forget), fingerprints(other)
+    if wanted is None or have is None:
+        return Shared(0, 0.0, "not checked: samples are not tensors of one shape")
+    count = int(torch.isin(wanted, have).sum())
+    return Shared(count, allowed(len(wanted), have) if count else SHARE * len(wanted), "contents")
+
+
+def allowed(n: int, have: Tensor) -> float:
+    """1 % of the ``n`` forget samples, and twice as many as would have a twin in the other set if that were as likely as within it."""
+    _, counts = have.unique(return_counts=True)
+    twins = float(counts[counts > 1].sum()) / len(have)
+    return (SHARE + 2 * twins) * n
+
+
+def _base(data: Source) -> tuple[tuple[Any, ...], Tensor]:
+    """What a set is a part of, and which part: tensors by where they lie in memory, data sets by identity."""
+    indices = torch.arange(len(data)) if data.indices is None else data.indices
+    if isinstance(data.dataset, _Pair):
+        x = data.dataset.inputs
+        return (x.data_ptr(), x.shape, x.stride(), x.device, data.dataset.labels.data_ptr()), indices
+    inner = data.dataset
+    while type(inner) is Subset:
+        indices = torch.as_tensor(list(inner.indices), dtype=torch.int64)[indices]
+        inner = inner.dataset
+    return (id(inner),), indices
+
+
+def fingerprints(data: Source) -> Tensor | None:
+    """int64[N]: one number a sample, from the bytes of its inputs and its label; ``None`` where inputs have no common shape.
+
+    A sum of words times odd random numbers, with their halves folded before and after: two different samples agree by chance about once
+    in 2**40 pairs or rarer.
+    """
+    out, keys, like = [], torch.empty(0, dtype=torch.int64), None
+    order = torch.arange(len(data)).split(_ROWS)
+    for inputs, labels in data.at(order):
+        if not isinstance(inputs, Tensor) or like not in (None, (inputs.dtype, inputs.shape[1:])):
+            return None
+        like = inputs.dtype, inputs.shape[1:]
+        words = _words(inputs)
+        if len(keys) != words.shape[1]:
+            keys = torch.randint(-(2**62), 2**62, (words.shape[1],), generator=torch.Generator().manual_seed(0)) * 2 + 1
+        out.append(_folded(_folded(words) * keys).sum(dim=1) + labels.cpu() * _MIX)
+    return torch.cat(out)
+
+
+def _folded(x: Tensor) -> Tensor:
+    """The upper half of each word into its lower one: a product alone never brings high bits down, and floats differ in those."""
+    return x ^ ((x >> 32) & 0xFFFFFFFF)
+
+
+def _words(x: Tensor) -> Tensor:
+    """The bytes of each sample as int64 words [B, words], the last one filled up with zeros."""
+    raw = x.detach().cpu().contiguous().reshape(len(x), -1).view(torch.uint8)
+    short = -raw.shape[1] % 8
+    return (torch.nn.functional.pad(raw, (0, short)) if short else raw).view(torch.int64)
