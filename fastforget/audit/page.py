@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from .. import __version__
-from . import lines
 from .charts import cost, losses, membership, predictions
 from .evidence import control_table, exposed
+from .lines import attack_name, known_probes
 from .markup import esc, section
 from .png import as_pictures
 from .report import CONVENTIONS, WHY, AuditReport
@@ -103,13 +103,12 @@ def _reading(report: AuditReport, facts: dict[str, str], timing: dict[str, float
 
 
 def _used(report: AuditReport) -> dict[str, str]:
-    """What the attacks and probes of this report measure, each wording once."""
-    used = dict(report.settings.get("conventions_used", {}))
-    for name, results in lines.probes(report).items():
-        wordings = dict.fromkeys(str(r["convention"]) for r in results if r.get("convention"))
-        used.setdefault(name, "; ".join(wordings))
-    said = set(CONVENTIONS.values())
-    return {name.replace("_", " "): text for name, text in used.items() if text and text not in said}
+    """What this report's own attacks and probes measure; not what it holds no figure of, nor a wording twice."""
+    used, said = report.settings.get("conventions_used", {}), set(CONVENTIONS.values())
+    absent = {name for row in report.rows for name in row.get("probes", {})} - set(known_probes(report.rows))
+    attacks = report.settings["attacks"]
+    left = {name: text for name, text in used.items() if name not in absent and text not in said}
+    return {attack_name(name) if name in attacks else name.replace("_", " "): text for name, text in left.items()}
 
 
 def _listed(entries: dict[str, str]) -> str:
