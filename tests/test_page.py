@@ -81,7 +81,7 @@ def test_all_of_it_is_shown(whole, tmp_path: Path) -> None:
     assert measured >= {"zrf", "js_to_retrained", "class_logit_auc", "mia_efficacy", "relearn_time_golatkar"}
     for name in ("lira", "rmia", "attack_p", "js_to_retrained", "zrf", "relearn_time_golatkar"):
         assert report.settings["conventions_used"][name] in text
-    assert "no figure (-) where it is the retrained model itself: JS divergence to the retrained, nats; the same, of" in text
+    assert "no figure (-) where it is the retrained model itself: JS divergence to the retrained, nats; JS divergence of" in text
     groups = list(table(page))
     assert groups[0] == "accuracy"
     assert groups[1:5] == [f"{name}, forget against unseen" for name in ("LiRA", "RMIA", "attack P", "loss attack")]
@@ -171,6 +171,7 @@ def test_figures_of_any_size() -> None:
         *("12", "12.500", "∞"),
     ]
     assert ends([float("nan"), 0.5], number) is None and ends([0.9412, 0.9431], number) == ("0.941", "0.943")
+    assert ends([0.99995, 0.99999], number) == ("1.000", "1.000") and ends([0.0, 0.0], plain) == ("0.000", "0.000")
     assert ends([9.0, 15.0], number) == ("9", "15") and ends([3.0e-5, 5.2e-5], plain) == ("3e-5", "5.2e-5")
     assert str(Cell("12.0 %", ("10.1", "14.2"))) == "12.0 % [10.1, 14.2]" and str(Cell("-")) == "-"
 

@@ -159,7 +159,7 @@ def test_page_shows_everything(page: str, report) -> None:
     assert found.tags["img"] == 5 + 2 and found.tags["table"] == 2
     for group, label, cells in report.lines():
         for text in (label, group, *(cell.text for cell in cells)):
-            assert text.replace(" %", "\u00a0%") in page
+            assert text.replace(" %", "\u00a0%").replace(" *", "\u00a0*") in page
         assert all(f"<small>{'–'.join(cell.ends)}</small>" in page for cell in cells if cell.ends)
     assert sum(cell.ends is not None for line in report.lines() for cell in line.cells) > 50
     assert "PASS" in page and "Neither 0.5 nor 100" in page and "retraining 2.5 s" in page

@@ -47,7 +47,8 @@ def _roc(report: AuditReport, duel: str, attack: str) -> str:
     unseen = unseen or report.rows[0]["attacks"][duel]["loss"]["nonmembers"]
     aucs = ", ".join(f"{model} {number(f['auc'])}" for model, f in figures.items() if f.get("auc") is not None and math.isfinite(f["auc"]))
     alt = f"ROC curves, {name}, {SIDES[duel]}" + (f": AUC {aucs}" if aucs else "")
-    series = [(of[row["model"]], row["model"], curves[row["model"]]) for row in rows]
+    # The controls below: one that is the original as it is must not hide it.
+    series = [(of[row["model"]], row["model"], curves[row["model"]]) for row in sorted(rows, key=lambda row: not row["control"])]
     small = f"{SIDES[duel].capitalize()}. Dotted: guessing."
     return figure(name[:1].upper() + name[1:], small, svg.roc(alt, series, unseen))
 
@@ -147,7 +148,7 @@ def _weights(report: AuditReport) -> tuple[str, list[str]]:
     chosen = sorted(sorted(range(len(layers)), key=lambda i: -most[i])[:MOST])
     few = "" if len(chosen) == len(layers) else f"The {MOST} most changed of {len(layers)} layers."
     series: list[svg.Series] = [(of[name], name, [v[i] for i in chosen]) for name, v in values.items()]
-    axis = "distance from the original / norm of the original"
+    axis = "distance / norm of the original"
     chart = svg.dots("Weight distance by layer", [layers[i] for i in chosen], series, axis, reach=_reach(report, values))
     return figure("Weight distance by layer", few, chart), reasons
 

@@ -65,12 +65,12 @@ def exposed(report: AuditReport, names: list[str], images: dict[str, Any]) -> st
         f"The forget samples that look most like training samples to an attacker ({by}), and how they look on the original and the "
         "retrained model: higher means more like a training sample. A sample that scores as high on the retrained model is easy, not "
         "remembered.",
-        [_exposed(report, found, names, pictures)],
+        [_exposed(report, found, by, names, pictures)],
         wide=True,
     )
 
 
-def _exposed(report: AuditReport, samples: list[dict[str, Any]], names: list[str], pictures: torch.Tensor | None) -> str:
+def _exposed(report: AuditReport, samples: list[dict[str, Any]], by: str, names: list[str], pictures: torch.Tensor | None) -> str:
     drawn = [row["model"] for row in report.rows]
     thumbnails = as_pictures(pictures[[int(sample["index"]) for sample in samples]], "images") if pictures is not None else []
     body = []
@@ -83,12 +83,11 @@ def _exposed(report: AuditReport, samples: list[dict[str, Any]], names: list[str
     heads = "".join(f'<th scope="col">{esc(of)}</th>' for of in drawn)
     shot = '<th scope="col">image</th>' if thumbnails else ""
     inner = (
-        f'<table class="narrow"><thead><tr><th scope="col">sample</th>{shot}<th scope="col">class</th>{heads}</tr></thead>'
+        f'<table class="narrow"><thead><tr><th scope="col">no.</th>{shot}<th scope="col">class</th>{heads}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table>"
     )
-    return figure(
-        "Member score of the forget samples", "Numbers count the forget set's samples from 0.", scroll(inner, "Most exposed samples")
-    )
+    inner = scroll(inner, "Most exposed samples")
+    return figure(f"Member scores, {by}", "Numbers count the forget set's samples from 0.", inner)
 
 
 def _checked(report: AuditReport, images: dict[str, Any]) -> Any:

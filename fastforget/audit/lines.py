@@ -58,8 +58,8 @@ def plain(value: float | None) -> str:
 
 
 def ends(interval: Any, show: Show) -> tuple[str, str] | None:
-    """The texts of an interval's ends, without a unit; None of nothing, or of ends that are not finite. Where two digits would show
-    nothing of a narrow interval, there are three.
+    """The texts of an interval's ends, without a unit; None of nothing, or of ends that are not finite. A narrow one has three decimals,
+    as its figure has.
 
     >>> ends([0.4721, 0.5204], number), ends([0.9, 1.0], percent), ends([0.9981, 0.9999], number), ends(None, number)
     (('0.47', '0.52'), ('90.0', '100.0'), ('0.998', '1.000'), None)
@@ -69,10 +69,9 @@ def ends(interval: Any, show: Show) -> tuple[str, str] | None:
     low, high = interval
     if show is percent:
         return f"{100 * low:.1f}", f"{100 * high:.1f}"
-    if max(abs(low), abs(high)) >= 10 or 0 < high - low < 1e-3:
-        return f"{low:.3g}".replace("e-0", "e-"), f"{high:.3g}".replace("e-0", "e-")
-    digits = 2 if high - low >= 0.02 else 3
-    return f"{low:.{digits}f}", f"{high:.{digits}f}"
+    most = max(abs(low), abs(high))
+    form = ".3g" if most >= 10 else ".2g" if 0 < most < 1e-3 else ".2f" if high - low >= 0.02 else ".3f"
+    return format(low, form).replace("e-0", "e-"), format(high, form).replace("e-0", "e-")
 
 
 # Of the probes that the rows hold, those that are shown: name, label, how.
@@ -80,7 +79,7 @@ PROBES: tuple[tuple[str, str, Show], ...] = (
     ("class_logit_auc", "forgotten class told by its logit, AUC", number),
     ("mia_efficacy", "called NON-member by its own threshold", percent),
     ("js_to_retrained", "JS divergence to the retrained, nats", plain),
-    ("js_of_means_to_retrained", "the same, of the mean answers", plain),
+    ("js_of_means_to_retrained", "JS divergence of the mean answers, nats", plain),
     ("activation_distance", "activation distance to the retrained, L2", plain),
     ("zrf", "ZRF, JS in nats", number),
     ("zrf_badt", "ZRF, as its published code has it", number),
@@ -134,13 +133,18 @@ def known_probes(rows: list[Row]) -> list[str]:
     return [name for name in names if any(_known(_under(row, ("probes", name, "value"))) for row in rows)]
 
 
+def probe_labels(rows: list[Row]) -> dict[str, str]:
+    """How the lines name the probes that they show."""
+    known = known_probes(rows)
+    found = {name: label for name, label, _ in PROBES if name in known}
+    return found | {name: f"relearn time, {name.removeprefix(RELEARN)}" for name in sorted(known) if name.startswith(RELEARN)}
+
+
 def undefined_probes(rows: list[Row]) -> dict[str, list[str]]:
     """The labels of the shown probes that some model has no figure of, by the reason."""
     found: dict[str, list[str]] = {}
-    known = known_probes(rows)
-    labels = [(name, label) for name, label, _ in PROBES] + [(name, _relearn_label(name)) for name in known if name.startswith(RELEARN)]
-    for name, label in labels:
-        probes = [row["probes"][name] for row in rows if name in known and name in row["probes"]]
+    for name, label in probe_labels(rows).items():
+        probes = [row["probes"][name] for row in rows if name in row["probes"]]
         for reason in dict.fromkeys(probe["reason"] for probe in probes if not _known(probe["value"])):
             found.setdefault(str(reason), []).append(label)
     return found
@@ -182,20 +186,16 @@ def _memory(rows: list[Row]) -> list[Line]:
 
 
 def _probes(rows: list[Row]) -> list[Line]:
-    group, known = "probes of the forget set", known_probes(rows)
+    group, labels = "probes of the forget set", probe_labels(rows)
     found = [
         _line(rows, group, label, show, "probes", name, "value", interval=("probes", name, "interval"))
         for name, label, show in PROBES
-        if name in known
+        if name in labels
     ]
-    for name in sorted({name for row in rows for name in row.get("probes", {}) if name.startswith(RELEARN)}):
+    for name in (name for name in labels if name.startswith(RELEARN)):
         unit = next((unit for row in rows if (unit := _under(row, ("probes", name, "unit")))), "steps")
-        found.append(Line(group, f"{_relearn_label(name)}, {unit}", [Cell(_relearned(row, name)) for row in rows]))
+        found.append(Line(group, f"{labels[name]}, {unit}", [Cell(_relearned(row, name)) for row in rows]))
     return found
-
-
-def _relearn_label(name: str) -> str:
-    return f"relearn time, {name.removeprefix(RELEARN)}"
 
 
 def _relearned(row: Row, name: str) -> str:

@@ -11,8 +11,8 @@ CURVES = 4  # colours for models of other names, and for controls
 
 
 def esc(text: str) -> str:
-    """Safe inside an element or a quoted attribute; a number stays on one line with its % sign."""
-    return escape(text, quote=True).replace(" %", "\u00a0%")
+    """Safe inside an element or a quoted attribute; a number stays on one line with its % sign, a mark with its word."""
+    return escape(text, quote=True).replace(" %", "\u00a0%").replace(" *", "\u00a0*")
 
 
 def ordered(report: AuditReport) -> list[dict[str, Any]]:

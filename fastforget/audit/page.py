@@ -11,7 +11,7 @@ import torch
 from .. import __version__
 from .charts import cost, losses, membership, predictions
 from .evidence import control_table, exposed
-from .lines import attack_name, known_probes
+from .lines import attack_name, probe_labels
 from .markup import esc, section
 from .png import as_pictures
 from .report import CONVENTIONS, WHY, AuditReport
@@ -103,12 +103,10 @@ def _reading(report: AuditReport, facts: dict[str, str], timing: dict[str, float
 
 
 def _used(report: AuditReport) -> dict[str, str]:
-    """What this report's own attacks and probes measure; not what it holds no figure of, nor a wording twice."""
+    """What this report's own attacks and probes measure, by their names in the table; no wording twice."""
     used, said = report.settings.get("conventions_used", {}), set(CONVENTIONS.values())
-    absent = {name for row in report.rows for name in row.get("probes", {})} - set(known_probes(report.rows))
-    attacks = report.settings["attacks"]
-    left = {name: text for name, text in used.items() if name not in absent and text not in said}
-    return {attack_name(name) if name in attacks else name.replace("_", " "): text for name, text in left.items()}
+    names = {attack: attack_name(attack) for attack in report.settings["attacks"]} | probe_labels(report.rows)
+    return {label: used[name] for name, label in names.items() if name in used and used[name] not in said}
 
 
 def _listed(entries: dict[str, str]) -> str:

@@ -27,7 +27,7 @@ CONVENTIONS = {
     "figure of Hayes et al. (SaTML'25)",
     "TPR at a FPR": "largest true-positive rate with a false-positive rate of at most that; exact counts, ties not split",
     "class thresholds": CLASS_THRESHOLDS,
-    "MIA-efficacy": MIA_EFFICACY,
+    "called NON-member (MIA-efficacy)": MIA_EFFICACY,
     "JS divergence, activation distance": "mean over the forget set of the distance of two models' softmax outputs, in float64; beside the "
     "retrained model's, where another retrained model would not be at 0 either",
     "interval": intervals.CONVENTION,
