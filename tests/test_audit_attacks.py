@@ -165,7 +165,7 @@ def test_shadow_attacks_are_scored_for_every_model_and_set(world: World) -> None
         low, high = found["balanced_accuracy_at_half_interval"]
         assert low < half < high
     said = " ".join(str(report).split())
-    assert "lira: lira of a fake with 800 samples." in said and "lira attack, forget against unseen" in said
+    assert "LiRA: lira of a fake with 800 samples." in said and "LiRA, forget against unseen" in said
 
 
 def test_conventions_given_as_a_dict_are_put_into_words(world: World) -> None:

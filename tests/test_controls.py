@@ -56,7 +56,9 @@ def test_controls_are_listed_apart(audited) -> None:
     assert [row["model"] for row in audited.control_rows] == list(MEANING)
     assert all(row["control"] for row in audited.control_rows) and not any(row["control"] for row in audited.rows)
     assert [row["model"] for row in audited.judged()] == ["unlearned"]
-    assert set(audited.curves["loss"]["share"]) == {"original", "unlearned", "retrained"}
+    # drawn beside the others where a reader asks for them
+    assert list(audited.curves["loss"]["share"]) == ["original", "unlearned", "retrained", *MEANING]
+    assert list(audited.curves["roc"]["forget_vs_test"]["loss"]) == ["original", "unlearned", "retrained", *MEANING]
     assert not any(name in reason for name in MEANING for reason in audited.reasons)
     for name in MEANING:
         assert f"control {name}: FAIL, as it must" in str(audited)

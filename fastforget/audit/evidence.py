@@ -6,36 +6,29 @@ from typing import Any
 
 import torch
 
-from .markup import attack_name, controls, esc, figure, judged, plain, scroll, section, shown, styles
+from .controls import MEANING, must_pass
+from .lines import attack_name, plain
+from .markup import esc, figure, scroll, section, styles
 from .png import as_pictures
 from .report import AuditReport
 
-MEANING = {
-    "untouched": "the original model, unchanged",
-    "random": "the same network with random weights, never trained",
-    "fine_tuned": "the original, trained on with the retained samples only",
-    "suppressed": "the original with the forgotten classes' last-layer outputs pushed down, nothing else",
-    "retrained": "trained without the forget set",
-}
-MOST = 12  # exposed samples of one model
+RETRAINED = "trained without the forget set"
 
 
 def control_table(report: AuditReport) -> str:
     """A table of what must not pass (and, where it is listed, what must), and whether it behaved."""
-    found: dict[str, dict[str, Any]] = getattr(report, "controls", None) or {}
+    found = report.controls
     if not found:
         return ""
     body, kinds = [], styles(report)
     for name, control in found.items():
-        status, behaved = str(control.get("status", "-")), control.get("behaved")
+        status, behaved = control["status"], control["behaved"]
         mark = '<td class="none">not judged</td>' if behaved is None else _behaved(bool(behaved))
-        must = "must pass" if name.startswith("retrained") else "must not pass"
+        must = "must pass" if must_pass(name) else "must not pass"
+        what = MEANING.get(name, RETRAINED if name == "retrained" else "a further control")
         key = f'<span class="key {kinds[name].split()[-1]}"></span>' if name in kinds else ""
-        body.append(
-            f'<tr><th scope="row">{key}{esc(name)}</th><td class="say">{esc(MEANING.get(name, "a further control"))}; {must}</td>'
-            f"<td>{esc(status)}</td>{mark}</tr>"
-        )
-    wrong = [name for name, control in found.items() if control.get("behaved") is False]
+        body.append(f'<tr><th scope="row">{key}{esc(name)}</th><td class="say">{esc(what)}; {must}</td><td>{esc(status)}</td>{mark}</tr>')
+    wrong = [name for name, control in found.items() if control["behaved"] is False]
     warning = (
         f'<p class="warning FAIL" role="note"><b>Don\'t trust this verdict:</b> {esc(", ".join(wrong))} did not behave as '
         f"{'it' if len(wrong) == 1 else 'they'} must.</p>"
@@ -48,7 +41,7 @@ def control_table(report: AuditReport) -> str:
         f"{heads}</tr></thead><tbody>{''.join(body)}</tbody></table>"
     )
     switch = ""
-    if controls(report):
+    if report.control_rows:
         switch = '<p class="switch"><label><input type="checkbox" id="with-controls"> Draw the controls in the charts below</label></p>'
     return (
         "<section><h2>Can this audit fail?</h2><p>Models that forgot nothing, or only hide it, went through the same audit. "
@@ -63,47 +56,38 @@ def _behaved(yes: bool) -> str:
 def exposed(report: AuditReport, names: list[str], images: dict[str, Any]) -> str:
     """The forget samples that give the judged models away most, with their pictures where there are some."""
     pictures = _checked(report, images)
-    found = report.curves.get("exposed") or {}
-    asked = [row["model"] for row in judged(report)]
-    # One list for all judged models, or one for each.
-    lists = [(", ".join(asked) or "the last model", found, asked)] if isinstance(found, list) else [(m, f, [m]) for m, f in found.items()]
-    figures = [_exposed(report, caption, samples, of, names, pictures) for caption, samples, of in lists if samples]
-    if not figures:
+    found = report.curves.get("exposed")
+    if not found:
         return ""
-    attack = report.settings.get("exposed_by")
-    by = f" ({attack_name(attack)})" if attack else ""
+    by = attack_name(report.settings["exposed_by"])
     return section(
         "Which samples are most exposed?",
-        f"The forget samples that look most like training samples to an attacker{by}, and how they look on the original and the "
+        f"The forget samples that look most like training samples to an attacker ({by}), and how they look on the original and the "
         "retrained model: higher means more like a training sample. A sample that scores as high on the retrained model is easy, not "
         "remembered.",
-        figures,
+        [_exposed(report, found, by, names, pictures)],
         wide=True,
     )
 
 
-def _exposed(
-    report: AuditReport, caption: str, samples: list[dict[str, Any]], models: list[str], names: list[str], pictures: torch.Tensor | None
-) -> str:
-    count, samples = len(samples), samples[:MOST]
-    beside = [row["model"] for row in shown(report) if row["model"] in ("original", "retrained", *models)]
-    drawn = [of for of in beside if any(of in sample["score"] for sample in samples)]
+def _exposed(report: AuditReport, samples: list[dict[str, Any]], by: str, names: list[str], pictures: torch.Tensor | None) -> str:
+    drawn = [row["model"] for row in report.rows]
     thumbnails = as_pictures(pictures[[int(sample["index"]) for sample in samples]], "images") if pictures is not None else []
     body = []
     for i, sample in enumerate(samples):
         number, label = int(sample["index"]), int(sample["label"])
         name = names[label] if 0 <= label < len(names) else str(label)
         picture = f'<td class="thumb"><img src="{thumbnails[i]}" alt="forget sample {number}"></td>' if thumbnails else ""
-        scores = "".join(f"<td>{esc(plain(sample['score'].get(of)))}</td>" for of in drawn)
+        scores = "".join(f"<td>{esc(plain(sample['score'][of]))}</td>" for of in drawn)
         body.append(f'<tr><th scope="row">{number}</th>{picture}<td class="name">{esc(name)}</td>{scores}</tr>')
     heads = "".join(f'<th scope="col">{esc(of)}</th>' for of in drawn)
     shot = '<th scope="col">image</th>' if thumbnails else ""
     inner = (
-        f'<table class="narrow"><thead><tr><th scope="col">sample</th>{shot}<th scope="col">class</th>{heads}</tr></thead>'
+        f'<table class="narrow"><thead><tr><th scope="col">no.</th>{shot}<th scope="col">class</th>{heads}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table>"
     )
-    few = f" The first {len(samples)} of {count}." if count > len(samples) else ""
-    return figure(caption, f"Numbers count the forget set's samples from 0.{few}", scroll(inner, f"Most exposed samples: {caption}"))
+    inner = scroll(inner, "Most exposed samples")
+    return figure(f"Member scores, {by}", "Numbers count the forget set's samples from 0.", inner)
 
 
 def _checked(report: AuditReport, images: dict[str, Any]) -> Any:

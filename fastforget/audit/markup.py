@@ -2,54 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from html import escape
 from typing import Any
 
-from .report import AuditReport, number
+from .report import AuditReport
 
 CURVES = 4  # colours for models of other names, and for controls
-NAMES = {"lira": "LiRA", "lira_offline": "LiRA offline", "u_lira": "U-LiRA", "rmia": "RMIA", "rmia_offline": "RMIA offline"}
-NAMES |= {"attack_p": "attack P", "attack_r": "attack R"}
 
 
 def esc(text: str) -> str:
-    """Safe inside an element or a quoted attribute; a number stays on one line with its % sign."""
-    return escape(text, quote=True).replace(" %", "\u00a0%")
-
-
-def shown(report: AuditReport) -> list[dict[str, Any]]:
-    """The rows that charts show at first: all but the controls."""
-    return [row for row in report.rows if not row.get("control")]
-
-
-def controls(report: AuditReport) -> list[dict[str, Any]]:
-    """The rows of the models that must not pass."""
-    return [row for row in (*report.rows, *getattr(report, "control_rows", ())) if row.get("control")]
+    """Safe inside an element or a quoted attribute; a number stays on one line with its % sign, a mark with its word."""
+    return escape(text, quote=True).replace(" %", "\u00a0%").replace(" *", "\u00a0*")
 
 
 def ordered(report: AuditReport) -> list[dict[str, Any]]:
     """All rows, the controls last: whether they are drawn or not, the others keep their places."""
-    return [*shown(report), *controls(report)]
-
-
-def judged(report: AuditReport) -> list[dict[str, Any]]:
-    """The rows that the verdict is about."""
-    return [row for row in report.judged() if not row.get("control")]
+    return [*report.rows, *report.control_rows]
 
 
 def styles(report: AuditReport) -> dict[str, str]:
     """Each model's style classes; never its name, which comes from outside. Charts hide ``control`` until asked."""
     own = ("original", "unlearned", "retrained")
-    others = [row["model"] for row in shown(report) if row["model"] not in own]
-    found = {row["model"]: row["model"] for row in shown(report)}
+    others = [row["model"] for row in report.rows if row["model"] not in own]
+    found = {row["model"]: row["model"] for row in report.rows}
     found |= {name: f"other{i % CURVES + 1}" for i, name in enumerate(others)}
-    return found | {row["model"]: f"control c{i % CURVES + 1}" for i, row in enumerate(controls(report))}
-
-
-def attack_name(attack: str) -> str:
-    """How a text names an attack: "LiRA", "loss attack"."""
-    return NAMES.get(attack, f"{attack.replace('_', ' ')} attack")
+    return found | {row["model"]: f"control c{i % CURVES + 1}" for i, row in enumerate(report.control_rows)}
 
 
 def tone(status: str) -> str:
@@ -84,12 +61,3 @@ def grid(figures: list[str], *, wide: bool = False) -> str:
 
 def section(title: str, text: str, figures: list[str], keys: str = "", more: str = "", *, wide: bool = False) -> str:
     return f"<section><h2>{esc(title)}</h2><p>{esc(text)}</p>{keys}{grid(figures, wide=wide)}{more}</section>"
-
-
-def plain(value: float | None) -> str:
-    """A figure of any size: three decimals, or two digits where those would show nothing; whole numbers from 10 on as such."""
-    if value is None or not math.isfinite(value):
-        return "-" if value is None or math.isnan(value) else "∞" if value > 0 else "-∞"
-    if abs(value) >= 10 and value == round(value):
-        return f"{value:.0f}"
-    return f"{value:.2g}".replace("e-0", "e-") if 0 < abs(value) < 1e-3 else number(value)

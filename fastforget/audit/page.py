@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from .. import __version__
-from . import lines
 from .charts import cost, losses, membership, predictions
 from .evidence import control_table, exposed
+from .lines import attack_name, probe_labels
 from .markup import esc, section
 from .png import as_pictures
 from .report import CONVENTIONS, WHY, AuditReport
@@ -103,13 +103,10 @@ def _reading(report: AuditReport, facts: dict[str, str], timing: dict[str, float
 
 
 def _used(report: AuditReport) -> dict[str, str]:
-    """What the attacks and probes of this report measure, each wording once."""
-    used = dict(report.settings.get("conventions_used", {}))
-    for name, results in lines.probes(report).items():
-        wordings = dict.fromkeys(str(r["convention"]) for r in results if r.get("convention"))
-        used.setdefault(name, "; ".join(wordings))
-    said = set(CONVENTIONS.values())
-    return {name.replace("_", " "): text for name, text in used.items() if text and text not in said}
+    """What this report's own attacks and probes measure, by their names in the table; no wording twice."""
+    used, said = report.settings.get("conventions_used", {}), set(CONVENTIONS.values())
+    names = {attack: attack_name(attack) for attack in report.settings["attacks"]} | probe_labels(report.rows)
+    return {label: used[name] for name, label in names.items() if name in used and used[name] not in said}
 
 
 def _listed(entries: dict[str, str]) -> str:

@@ -6,8 +6,8 @@ import json
 import math
 from typing import Any
 
+from .lines import number, percent
 from .markup import esc, tone
-from .report import number, percent
 from .style import CSS
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
-from . import attacks as atk
 from . import intervals
 from .class_rule import CONVENTION as CLASS_THRESHOLDS
 from .controls import lines as control_lines
 from .files import write_whole
+from .lines import FPRS, Line, attack_name, further, lines, resolves, undefined_probes
 from .oracles import NOT_IDEAL
 from .svc import CONVENTION as MIA_EFFICACY
 
@@ -27,7 +27,7 @@ CONVENTIONS = {
     "figure of Hayes et al. (SaTML'25)",
     "TPR at a FPR": "largest true-positive rate with a false-positive rate of at most that; exact counts, ties not split",
     "class thresholds": CLASS_THRESHOLDS,
-    "MIA-efficacy": MIA_EFFICACY,
+    "called NON-member (MIA-efficacy)": MIA_EFFICACY,
     "JS divergence, activation distance": "mean over the forget set of the distance of two models' softmax outputs, in float64; beside the "
     "retrained model's, where another retrained model would not be at 0 either",
     "interval": intervals.CONVENTION,
@@ -145,14 +145,7 @@ class AuditReport:
             facts: further JSON values to put down.
 
         Raises:
-            ValueError: ``result`` is of other models, ``ids`` aren't one a sample, or a model or the forget set couldn't be hashed.
-
-        >>> import torch, fastforget as ff
-        >>> x, y = torch.randn(90, 4), torch.arange(90) % 3
-        >>> sets = {"forget": (x[:9], y[:9]), "retain": (x[9:60], y[9:60]), "test": (x[60:], y[60:])}
-        >>> found = ff.audit({"original": torch.nn.Linear(4, 3)}, **sets).receipt(ids=range(9))
-        >>> found["verdict"]["status"], found["forget_set"]["ids"]["count"], len(found["sha256"])
-        ('NO REFERENCE', 9, 64)
+            ValueError: ``result`` is of other models, or ``ids`` aren't one a sample.
         """
         from .receipt import receipt
 
@@ -169,78 +162,30 @@ class AuditReport:
         write(path, found)
         return found
 
+    def lines(self, *, controls: bool = False) -> list[Line]:
+        """The figures as lines of a group, a label and one cell a model: its text, and the ends of its interval where it has one. What
+        ``str()`` and the page show; ``controls`` adds the controls' cells, last.
+        """
+        return lines([*self.rows, *(self.control_rows if controls else [])], self.settings["attacks"])
+
     def table(self) -> list[tuple[str, list[str], str]]:
-        """The figures as (label, one text a model, group); what ``str()`` and the page show."""
-        return [(label, [show(row) for row in self.rows], group) for group, label, show in self._lines()]
+        """:meth:`lines` as (label, one text a model such as "0.513 [0.47, 0.55]", group)."""
+        return [(label, list(map(str, cells)), group) for group, label, cells in self.lines()]
 
-    def _lines(self) -> list[tuple[str, str, Callable[[dict[str, Any]], str]]]:
-        class_wise = bool(self.rows[0]["class_wise"])
-        accuracy = [("forget set", "forget"), ("retain set", "retain")]
-        accuracy += [("test, forgotten classes", "test_forget"), ("test, kept classes", "test_retain")] if class_wise else []
-        accuracy += [("test, all", "test")]
-        lines = [("accuracy", label, _reader(percent, "accuracy", key, ends=("accuracy_intervals", key))) for label, key in accuracy]
-        for attack in self.settings["attacks"]:
-            of = ("attacks", "forget_vs_test", attack)
-            group = f"{attack.replace('_', ' ')} attack, forget against unseen"
-            for key, text in (("auc", "AUC"), ("balanced_accuracy", "balanced accuracy")):
-                lines.append((group, text, _reader(number, *of, key, ends=(*of, f"{key}_interval"))))
-            if attack in atk.RATIOS:
-                half = "balanced_accuracy_at_half"
-                lines.append((group, "the same, member if likelier than not", _reader(number, *of, half, ends=(*of, f"{half}_interval"))))
-            for name, text in zip(atk.FPR_NAMES, ("1 %", "0.1 %"), strict=True):
-                mark = "" if self.resolves(name) else " *"
-                key = f"tpr_at_{name}_fpr"
-                lines.append((group, f"TPR at {text} FPR{mark}", _reader(percent, *of, key, ends=(*of, f"{key}_interval"))))
-        group = "loss attack, retain against unseen"
-        retained = ("attacks", "retain_vs_test", "loss")
-        lines.append((group, "AUC", _reader(number, *retained, "auc", ends=(*retained, "auc_interval"))))
-        group = "one threshold a class, forget against unseen"
-        for attack in self.rows[0].get("class_thresholds", {}).get("forget_vs_test", {}):
-            of = ("class_thresholds", "forget_vs_test", attack)
-            ends = (*of, "balanced_accuracy_interval")
-            label = f"balanced accuracy, {attack.replace('_', ' ')}"
-            lines.append((group, label, _reader(number, *of, "balanced_accuracy", ends=ends)))
-        group = "memory of the forget set"
-        lines.append((group, "forgetting rate", _reader(percent, "forgetting_rate", ends=("forgetting_rate_interval",))))
-        lines += [
-            (group, f"forgetting rate, oracle {name}", _reader(percent, "forgetting_rates", name, "rate"))
-            for name in self.rows[0].get("forgetting_rates", {})
-        ]
-        for key, text in (("forget", "called members by the oracle"), ("unseen", "the same, unseen samples")):
-            lines.append((group, text, _reader(percent, "oracle_members", key, ends=("oracle_members_intervals", key))))
-        lines.append((group, "mean loss", _reader(number, "mean_loss", "forget", ends=("mean_loss_intervals", "forget"))))
-        lines.append((group, "classes its predictions spread over", _reader(number, "forget_prediction_spread")))
-        for name, label, show in PROBES:
-            probe = ("probes", name)
-            # a probe that no model has a value for was not asked for
-            if any(_known(_under(row, (*probe, "value"))) for row in self.rows):
-                lines.append((group, label, _reader(show, *probe, "value", ends=(*probe, "interval"))))
-        for name in sorted({name for row in self.rows for name in row.get("probes", {}) if name.startswith("relearn_time_")}):
-            unit = next((row["probes"][name].get("unit") for row in self.rows), None) or "steps"
-            lines.append((group, f"relearn time, {name.removeprefix('relearn_time_')}, {unit}", _relearned(name)))
-        group = "weights, relative distance"
-        for other in ("original", "retrained"):
-            if any(other == row["model"] for row in self.rows):
-                lines.append((group, f"to the {other}", _reader(number, "weight_distance", other, "relative")))
-        return lines
+    def resolves(self, fpr: str, attack: str = "loss") -> bool:
+        """Whether an attack's non-members, the forget set's, are many enough for this false-positive rate ("1pct", "0.1pct")."""
+        return resolves(self.rows, fpr, attack)
 
-    def resolves(self, fpr: str) -> bool:
-        """Whether the forget set's non-members are many enough for this false-positive rate."""
-        return bool(self.rows[0]["attacks"]["forget_vs_test"]["loss"][f"resolves_{fpr}_fpr"])
+    def notes(self, *, intervals: str = "[low, high]", conventions: bool = True) -> list[str]:
+        """What a reader must know about these particular figures.
 
-    def notes(self) -> list[str]:
-        """What a reader must know about these particular figures."""
-        notes = []
-        unseen = self.rows[0]["attacks"]["forget_vs_test"]["loss"]["nonmembers"]
-        coarse = [text for name, text in zip(atk.FPR_NAMES, ("1 %", "0.1 %"), strict=True) if not self.resolves(name)]
-        if coarse:
-            notes.append(
-                f"* {unseen} unseen samples can't resolve a false-positive rate of {' or '.join(coarse)}: "
-                f"one false positive is already {100 / unseen:.2g} %. The figure is the true-positive rate "
-                "at no false positive at all, and rests on one sample."
-            )
+        Args:
+            intervals: how the reader sees the intervals.
+            conventions: whether to say what the attacks beyond thresholds measure.
+        """
+        notes = self._coarse()
         if self.settings.get("intervals"):
-            notes.append("[low, high]: 95 % confidence interval over the draw of the samples.")
+            notes.append(f"{intervals}: 95 % confidence interval over the draw of the samples.")
         if self.settings["reference"] is None:
             notes.append('NO REFERENCE: no model named "retrained" was given. Read the figures as changes, not as distances from an ideal.')
         rates = {row["forgetting_rate_reason"] for row in self.rows if row["forgetting_rate_reason"]}
@@ -249,22 +194,39 @@ class AuditReport:
         notes += [f"forgetting rate of oracle {name} undefined: {reason}" for name, reason in sorted(undefined)]
         notes.append(f"forgetting rate: {NOT_IDEAL}")
         used = self.settings.get("conventions_used", {})
-        further = [name for name in self.settings["attacks"] if name in used and name not in atk.DIRECTION]
-        notes += [f"{name.replace('_', ' ')}: {used[name]}." for name in further]
+        if conventions:
+            notes += [f"{attack_name(name)}: {used[name]}." for name in further(self.settings["attacks"]) if name in used]
         notes += self._undefined()
         notes += [f"{name.replace('_', ' ')}: {convention}." for name, convention in self.settings["comparisons"].items()]
         return notes
 
     def _undefined(self) -> list[str]:
-        """Where scores had to be left out."""
+        """Where scores had to be left out, and probes have no figure."""
         notes = []
         for attack in self.settings["attacks"]:
             of = [row["attacks"][duel][attack] for row in self.rows for duel in row["attacks"]]
             most = max(figures.get("undefined", 0) for figures in of)
             if most:
-                notes.append(f"{attack.replace('_', ' ')}: up to {most} samples have no score (NaN) and are left out.")
-            notes += [f"{attack.replace('_', ' ')}: {reason}." for reason in sorted({f["reason"] for f in of if f.get("reason")})]
+                notes.append(f"{attack_name(attack)}: up to {most} samples have no score (NaN) and are left out.")
+            notes += [f"{attack_name(attack)}: {reason}." for reason in sorted({f["reason"] for f in of if f.get("reason")})]
+        for reason, labels in undefined_probes([*self.rows, *self.control_rows]).items():
+            notes.append(f"no figure (-) where {reason}: {'; '.join(labels)}.")
         return notes
+
+    def _coarse(self) -> list[str]:
+        """Which false-positive rates can't be resolved; the attacks with another number of unseen samples than the loss attack by name."""
+        duel = self.rows[0]["attacks"]["forget_vs_test"]
+        found: dict[tuple[int, str], list[str]] = {}
+        for attack in self.settings["attacks"]:
+            coarse = " or ".join(text for name, text in FPRS if not self.resolves(name, attack))
+            if coarse and duel[attack]["nonmembers"]:
+                found.setdefault((duel[attack]["nonmembers"], coarse), []).append(attack)
+        return [
+            f"* {'' if 'loss' in of else ', '.join(map(attack_name, of)) + ': '}{unseen} unseen samples can't resolve a false-positive "
+            f"rate of {coarse}: one false positive is already {100 / unseen:.2g} %. The figure is the true-positive rate at no false "
+            "positive at all, and rests on one sample."
+            for (unseen, coarse), of in found.items()
+        ]
 
     def headline(self) -> str:
         sizes = self.settings["sizes"]
@@ -278,16 +240,16 @@ class AuditReport:
 
     def __str__(self) -> str:
         names = [row["model"] for row in self.rows]
-        lines = self.table()
+        table = self.table()
         if self.settings["reference"] is None:
             names.append("retrained")
-            lines = [(label, [*cells, "no ref."], group) for label, cells, group in lines]
-        left = max(len(label) for label, _, _ in lines) + 2
-        widths = [max(10, len(n), *(len(c[i]) for _, c, _ in lines)) for i, n in enumerate(names)]
+            table = [(label, [*cells, "no ref."], group) for label, cells, group in table]
+        left = max(len(label) for label, _, _ in table) + 2
+        widths = [max(10, len(n), *(len(c[i]) for _, c, _ in table)) for i, n in enumerate(names)]
         out = [f"fastforget audit: {self.verdict}", f"  {self.headline()}", ""]
         out.append(" " * (left + 2) + "  ".join(n.rjust(w) for n, w in zip(names, widths, strict=True)))
         group = ""
-        for label, cells, of in lines:
+        for label, cells, of in table:
             if of != group:
                 group = of
                 out.append(group)
@@ -297,67 +259,6 @@ class AuditReport:
         out += [_wrap(note) for note in self.notes()]
         out.append(_wrap(WHY))
         return "\n".join(out)
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f} %"
-
-
-def number(value: float | None) -> str:
-    if value is None or math.isnan(value):
-        return "-"
-    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
-
-
-def _known(value: float | None) -> bool:
-    return value is not None and not math.isnan(value)
-
-
-PROBES: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
-    ("class_logit_auc", "forgotten class told by its logit, AUC", number),
-    ("mia_efficacy", "called NON-member by its own threshold", percent),
-    ("js_to_retrained", "JS divergence to the retrained, nats", number),
-    ("js_of_means_to_retrained", "the same, of the mean answers", number),
-    ("activation_distance", "activation distance to the retrained, L2", number),
-    ("zrf", "ZRF, JS in nats", number),
-    ("zrf_badt", "ZRF, as its published code has it", number),
-    ("ain", "anamnesis index", number),
-)
-
-
-def _relearned(name: str) -> Callable[[dict[str, Any]], str]:
-    def read(row: dict[str, Any]) -> str:
-        found = row["probes"].get(name, {})
-        value = found.get("value")
-        if not _known(value):
-            return "-"
-        return f"{'' if found['reached'] else '> '}{value:.0f}"
-
-    return read
-
-
-def _reader(
-    show: Callable[[float | None], str], *keys: str, ends: tuple[str, ...] | None = None
-) -> Callable[[dict[str, Any]], str]:
-    """Shows the figure under ``keys``, and the interval under ``ends`` where there is one."""
-
-    def read(row: dict[str, Any]) -> str:
-        text = show(_under(row, keys))
-        interval = _under(row, ends) if ends else None
-        if interval is None or text == "-":
-            return text
-        scale, digits = (100, 0) if show is percent else (1, 2)
-        low, high = (f"{scale * end:.{digits}f}" for end in interval)
-        return f"{text} [{low}, {high}]"
-
-    return read
-
-
-def _under(row: dict[str, Any], keys: tuple[str, ...]) -> Any:
-    value: Any = row
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
 
 
 def _wrap(text: str) -> str:

@@ -187,8 +187,8 @@ def audit(
             "torch": torch.__version__,
         },
         curves={
-            "roc": {duel.name: {a: _curves({n: done[n] for n in shown}, duel, a) for a in names} for duel in duels},
-            "loss": loss_histograms({n: {s: v.scores["loss"] for s, v in done[n].items()} for n in shown}),
+            "roc": {duel.name: {a: _curves(done, duel, a) for a in names} for duel in duels},
+            "loss": loss_histograms({n: {s: v.scores["loss"] for s, v in done[n].items()} for n in done}),
             "exposed": exposed,
         },
     )

@@ -158,8 +158,9 @@ footer { margin-top: 52px; padding-top: 14px; border-top: 1px solid var(--rule);
   tbody th:not(.group), tfoot th { white-space: normal; min-width: 104px; max-width: 124px; line-height: 1.3; }
   td small, table.many td small { display: block; min-width: 0; margin: -3px 0 0; text-align: right; font-size: 11px; }
   td small:empty { display: none; } table.say th, table.say td { padding: 6px 5px; }
-  table.many th, table.many td { padding: 6px 8px; } table.many th:first-child { padding-left: 12px; min-width: 104px; }
-  table.narrow th, table.narrow td { padding: 4px 5px; } table.narrow { font-size: 13px; }
+  table.many th, table.many td { padding: 6px 5px; } table.many th:first-child { padding-left: 10px; min-width: 92px; }
+  .figures thead th { font-size: 12px; } .figures tbody th:not(.group), .figures tfoot th { min-width: 92px; max-width: 112px; }
+  table.narrow th, table.narrow td { padding: 4px 4px; } table.narrow { font-size: 12.5px; } .thumb img { width: 38px; height: 38px; }
   table.say th:first-child, table.narrow th:first-child { min-width: 0; }
   svg.wide .tick { font-size: 13.5px; } svg.wide .label { font-size: 14px; } svg.wide .code { font-size: 13px; }
   figure { padding: 13px 10px 10px; } figcaption { padding: 0 4px; }
@@ -176,11 +177,13 @@ footer { margin-top: 52px; padding-top: 14px; border-top: 1px solid var(--rule);
   @page { margin: 16mm 14mm; }
   body { font-size: 10.5pt; } main { max-width: none; padding: 0; }
   section { margin-top: 26px; }
-  figure, .tile, .verdict, tbody, tr, dl > *, section > p { break-inside: avoid; } h2, h3, figcaption { break-after: avoid; }
+  figure, .tile, .verdict li, tbody, tr, dl > *, section > p { break-inside: avoid; }
+  h2, h3, figcaption, .verdict li.model { break-after: avoid; }
   .scroll { overflow: visible; } th:first-child, td:first-child { position: static; background: none; }
   th, td { padding: 3px 10px; } table { font-size: 9.5pt; }
   .grid { grid-template-columns: repeat(2, 1fr); gap: 8px; } .grid.n1 { grid-template-columns: 1fr; }
   .grid.n3 { grid-template-columns: repeat(3, 1fr); } .tiles { grid-template-columns: repeat(4, 1fr); }
+  .verdict { font-size: 9.5pt; padding: 12px 16px; } .verdict li b { font-size: 8.5pt; line-height: 1.7; }
   figure, .tile { padding: 9px 10px; } .tile .value { font-size: 19pt; } .noise { gap: 5px; }
   .noise { grid-template-columns: repeat(12, 1fr); }
   table.many { font-size: 7.5pt; } table.many th, table.many td { padding: 2px 4px; }

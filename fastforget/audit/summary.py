@@ -6,9 +6,9 @@ import math
 from itertools import groupby
 from typing import Any
 
-from .lines import Line, lines, probes
-from .markup import esc, judged, ordered, scroll, shown, styles, tone
-from .report import AuditReport, number, percent
+from .lines import Cell, Line, number, percent
+from .markup import esc, ordered, scroll, styles, tone
+from .report import AuditReport
 
 JUDGEMENTS = ("PASS", "PARTIAL", "FAIL")
 
@@ -26,7 +26,7 @@ def head(report: AuditReport, title: str, timing: dict[str, float]) -> str:
 
 def _reasons(report: AuditReport) -> str:
     """What was found of each judged model; with several, each one's name and status above."""
-    asked = judged(report)
+    asked = report.judged()
     own = tuple(f"{row['model']}: " for row in asked)
     # What is about the audit as a whole, such as a control that passed.
     items = [f'<li class="FAIL"><b>FAIL</b><span>{esc(reason)}</span></li>' for reason in report.reasons if not reason.startswith(own)]
@@ -43,7 +43,7 @@ def _reasons(report: AuditReport) -> str:
 
 
 def _tiles(report: AuditReport, timing: dict[str, float]) -> str:
-    row = (judged(report) or report.rows[-1:])[0]
+    row = (report.judged() or report.rows[-1:])[0]
     by_name = {r["model"]: r for r in report.rows}
     class_wise = row["class_wise"] and not math.isnan(row["accuracy"]["test_forget"])
     forget, kept = ("test_forget", "test_retain") if class_wise else ("forget", "test")
@@ -95,13 +95,13 @@ def seconds(value: float) -> str:
 
 def table(report: AuditReport, timing: dict[str, float]) -> str:
     """Every figure, one column a model and the controls last, with the intervals that the rows hold."""
-    rows, found, after = ordered(report), lines(report), len(shown(report))
+    rows, found, after = ordered(report), report.lines(controls=True), len(report.rows)
     missing = report.settings["reference"] is None
-    ranged = any(any(line.intervals) for line in found)
+    ranged = any(cell.ends for line in found for cell in line.cells)
     if timing:
         steps = {"original": "train", "unlearned": "unlearn", "retrained": "retrain"}
-        cells = [seconds(timing[s]) if (s := steps.get(row["model"], "")) in timing else "-" for row in rows]
-        found.append(Line("cost", "time", cells, [""] * len(rows)))
+        cells = [Cell(seconds(timing[s]) if (s := steps.get(row["model"], "")) in timing else "-") for row in rows]
+        found.append(Line("cost", "time", cells))
 
     def laid(cells: list[str], filler: str) -> str:
         # A missing reference has its column where the retrained model's would be: before the controls.
@@ -119,7 +119,7 @@ def table(report: AuditReport, timing: dict[str, float]) -> str:
     head = "<tr><td></td>" + laid(heads, '<th scope="col">retrained</th>') + "</tr>"
     many = " many" if span > 5 else ""
     inner = f'<table class="figures{many}"><thead>{head}</thead>{body}<tfoot>{foot}</tfoot></table>'
-    notes = "".join(f"<li>{esc(note)}</li>" for note in _notes(report, ranged))
+    notes = "".join(f"<li>{esc(note)}</li>" for note in report.notes(intervals="Small figures", conventions=False))
     return (
         "<section><h2>All figures</h2><p>The retrained model never saw the forget set. Its column, not 0 or "
         f'0.5, is what a perfect result looks like.</p>{scroll(inner, "All figures")}<ul class="notes">{notes}</ul></section>'
@@ -128,23 +128,10 @@ def table(report: AuditReport, timing: dict[str, float]) -> str:
 
 def _cells(line: Line, ranged: bool) -> list[str]:
     # Where some figure has an interval, all leave room for one, so that the figures stay in line.
-    return [
-        f"<td>{esc(cell)}{f'<small>{esc(interval)}</small>' if ranged else ''}</td>"
-        for cell, interval in zip(line.cells, line.intervals, strict=True)
-    ]
+    small = ["–".join(cell.ends or ()) for cell in line.cells]
+    return [f"<td>{esc(cell.text)}{f'<small>{ends}</small>' if ranged else ''}</td>" for cell, ends in zip(line.cells, small, strict=True)]
 
 
 def _group(name: str, span: int) -> str:
     # Across the whole table, so that a long name does not widen the first column; the label stays in view.
     return f'<tr class="head"><th class="group" scope="rowgroup" colspan="{span}"><span>{esc(name)}</span></th></tr>'
-
-
-def _notes(report: AuditReport, ranged: bool) -> list[str]:
-    """``report.notes()`` as the page shows its figures, and why probes have none."""
-    notes = [note.replace("[low, high]: ", "Small figures: ") for note in report.notes()]
-    if ranged and notes == report.notes():
-        notes.append("Small figures: confidence interval.")
-    for name, results in probes(report).items():
-        reasons = dict.fromkeys(str(r["reason"]) for r in results if r.get("reason"))
-        notes += [f"{name.replace('_', ' ')} undefined: {reason}" for reason in reasons]
-    return notes

@@ -52,7 +52,7 @@ def power(exponent: int) -> str:
 
 def roc(title: str, curves: Sequence[tuple[str, str, dict[str, list[float]]]], unseen: int) -> str:
     """ROC curves on log axes. Left of 1/unseen lies the rate at no false positive at all."""
-    left, top, right, bottom, height = 56, 10, 12, 40, 300
+    left, top, right, bottom, height = 64, 10, 12, 40, 300
     decades = max(2, math.ceil(math.log10(2 * unseen)))
     w, h = WIDTH - left - right, height - top - bottom
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ..audit.files import write_whole
-from ..audit.report import AuditReport, number, percent, write_json
+from ..audit.lines import number, percent
+from ..audit.report import AuditReport, write_json
 from ..audit.run import audit
 from ..methods import NotForgottenWarning, UnlearnResult, unlearn, unsir
 from ..methods._task import Task
