@@ -35,8 +35,9 @@ Requests: {"; ".join(f"`{k}`: {v}" for k, v in REQUESTS.items())}
 seeds ± half the range. `attack AUC` and `TPR` are the loss attack's, forget set against unseen samples of its kind: the aim is the
 retrained model's figure, not 0.5. `FR`: the forgetting rate by a loss threshold fixed on the original model; the aim is again the
 retrained model's. `s`: processor seconds, one thread. `forgot`: how often the method's own verdict says so; `audit`: how often the audit,
-which knows the retrained model, says PASS. `retrained again` is a second retrained model from another seed: how far apart exact
-retraining itself is. `untouched` and `random` (a net with fresh weights) are controls.
+which knows the retrained model, says PASS. `retrained again` is a second retrained model from another seed (for classes, whose data is
+the same for all seeds, the next seed's: only single runs say how far apart exact retraining itself is). `untouched` and `random` (a net
+with fresh weights) are controls.
 """
 
 
@@ -102,8 +103,15 @@ def advice(rows: Rows) -> list[str]:
     for scenario, label in REQUESTS.items():
         for i, c in enumerate(c for c in choices(rows) if c.scenario == scenario):
             name = f"**{c.method}**" if i == 0 and c.fit else c.method if i else f"{c.method} (none fits)"
+            name += "; retraining is quicker on sets this small" if i == 0 and c.speedup < 1 else ""
             lines.append(f"| {label if i == 0 else ''} | {name} | {c.fit} of {c.of} | {signed(c.accuracy)} | {c.speedup:.1f} |")
-    return [*lines, "", RULE]
+    return [*lines, "", RULE, "", SPEEDS]
+
+
+SPEEDS = (
+    "Speeds are those of small data sets, on which retraining takes a second to a minute. Retraining grows with the data; UNSIR looks at no "
+    "more than 1,000 retained samples a class, and Forsaken's and Lightweight's steps and looks have a fixed size."
+)
 
 
 def profile(found: Rows) -> list[str]:
