@@ -109,8 +109,8 @@ def advice(rows: Rows) -> list[str]:
 
 
 SPEEDS = (
-    "Speeds are those of small data sets, on which retraining takes a second to a minute. Retraining grows with the data; UNSIR looks at no "
-    "more than 1,000 retained samples a class, and Forsaken's and Lightweight's steps and looks have a fixed size."
+    "Speeds are those of small data sets, on which retraining takes a second to a minute. Retraining grows with the data; UNSIR looks at "
+    "no more than 1,000 retained samples a class, and Forsaken's and Lightweight's steps and looks have a fixed size."
 )
 
 
