@@ -220,9 +220,7 @@ class Run:
                 return self._measured(name, self.original, None) | {"failed": f"{type(error).__name__}: {error}"}
         steps = (result.receipt.get("measured") or {}).get("steps")
         row = self._measured(name, result.model, took)
-        return row | {"speedup": self.retraining / took, "forgot": result.forgot, "why": result.why, "steps": steps} | {
-            "undecided": "it couldn't tell them before either" in result.why
-        }
+        return row | {"speedup": self.retraining / took, "forgot": result.forgot, "why": result.why, "steps": steps}
 
     def _measured(self, name: str, model: nn.Module, seconds: float | None) -> Row:
         cell = self.cell

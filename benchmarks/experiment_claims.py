@@ -143,50 +143,66 @@ def lightweight(rows: Rows) -> Claim:
     measured = f"{mean(times.values()):.1f} times on average ({listed})"
     measured += f"; {unlike} requests not forgotten as by retraining, {left} with nothing to do"
     if held is False:
-        measured += ". Missed where retraining itself takes seconds: steps and looks don't shrink with the data"
-    return Claim("Lightweight: at least 15 times faster than retraining at equal forgetting, on every data set", held, measured)
+        measured += f". Missed on {', '.join(sorted(d for d, v in times.items() if v < 15))}"
+    text = f"at equal forgetting (classes: {100 * GONE:.0f} %; samples: attacks), on every data set"
+    return Claim(f"Lightweight: at least 15 times faster than retraining {text}", held, measured)
 
 
 def unsir(rows: Rows) -> Claim:
     found = cases(rows, "unsir", CLASSES, main=False)
-    runs = [(r, reference_of(r, c.retrained)) for c in found for r in c.rows]
-    gone = sum(r["forget_accuracy"] <= GONE for r, _ in runs)
+    runs = [r for c in found for r in c.rows]
+    gone = sum(r["forget_accuracy"] <= GONE for r in runs)
     gaps = {(c.data, c.net, c.scenario): c.gap("test_accuracy") for c in found}
     near = sum(g >= -USE for g in gaps.values())
     nets = sorted({c.net for c in found})
-    held = None if not runs else gone == len(runs) and near == len(gaps) and len(nets) >= 4
+    good = [n for n in nets if all(c.gap("test_accuracy") >= -USE and c.forgotten for c in found if c.net == n)]
+    held = None if not runs else len(good) >= 4
     worst = min(gaps, key=lambda k: gaps[k]) if gaps else None
     measured = f"gone in {gone} of {len(runs)} runs; within 2 points in {near} of {len(gaps)} cases"
     if worst:
-        measured += f", {signed(gaps[worst])} points at worst ({', '.join(worst)}); nets {', '.join(nets)}"
-    return Claim("UNSIR, untuned: one and several classes gone (<= 1 %) within 2 points of retraining, on four nets", held, measured)
+        measured += f", {signed(gaps[worst])} points at worst ({', '.join(worst)}); in all cases on the nets {', '.join(good)}"
+        measured += f", not on {', '.join(n for n in nets if n not in good)}" if len(good) < len(nets) else ""
+    text = "one and several classes gone (<= 1 %) within 2 points of retraining, on at least four nets"
+    return Claim(f"UNSIR, untuned: {text}", held, measured)
 
 
-def reference_of(row: Row, others: Rows) -> Row | None:
-    return next((o for o in others if o["seed"] == row["seed"]), None)
+def beside(case: Case) -> list[tuple[Row, Row]]:
+    """Each run with the retrained model of its own seed."""
+    of = {r["seed"]: r for r in case.retrained}
+    return [(r, of[r["seed"]]) for r in case.rows if r["seed"] in of]
 
 
 def own_bar(rows: Rows, scenario: str) -> Claim:
-    said, held, any_cases = [], False, False
-    for method in (*METHODS, "retrained again"):
+    said = []
+    for method in METHODS:
         found = cases(rows, method, (scenario,))
         if not found:
             continue
-        any_cases = True
         near = [c for c in found if c.forgotten and c.like_retrained]
         far = [c.data for c in found if c not in near]
-        whole = len(near) == len(found) and method != "retrained again"
-        # UNSIR can't learn noise for words, so it isn't the answer for every data set, but for every one that it ran on
-        held = held or whole
         said.append(f"{method} {len(near)} of {len(found)}" + (f" (not {', '.join(far)})" if far else ""))
     covered = {c.data for m in METHODS for c in cases(rows, m, (scenario,)) if c.forgotten and c.like_retrained}
     needed = {c.data for m in METHODS for c in cases(rows, m, (scenario,))}
     bar = f"attacks (AUC, TPR at 1 % FPR) within {SAME} of retraining's"
-    text = f"Own bar, {REQUESTS[scenario]}: {bar}, by one method on every data set it ran on"
+    text = f"Own bar, {REQUESTS[scenario]}: {bar}, by at least one method on every data set"
     dull = {c.data for m in METHODS for c in cases(rows, m, (scenario,)) if not c.telling}
-    note = f"data sets within the bar: {'; '.join(said)}; by some method {len(covered)} of {len(needed)}"
+    note = f"data sets within the bar: {'; '.join(said)}; by at least one {len(covered)} of {len(needed)}"
+    if covered != needed:
+        note += f" (none on {', '.join(sorted(needed - covered))}{_aim(rows, scenario, needed - covered)})"
+    again = [r for c in cases(rows, "retrained again", (scenario,)) for r in beside(c)]
+    close = sum(all(abs(r[k] - o[k]) <= SAME for k in ATTACKS) for r, o in again)
+    note += f"; by single run a second retrained model is within it in {close} of {len(again)}" if again else ""
     note += f"; shows nothing on {', '.join(sorted(dull))}, where the original model is within the bar as well" if dull else ""
-    return Claim(text, held if any_cases else None, note)
+    return Claim(text, covered == needed if needed else None, note)
+
+
+def _aim(rows: Rows, scenario: str, data: set[str]) -> str:
+    """The attack's AUC where no method reached the bar: on the original model, by lightweight and forsaken, and on the retrained model."""
+    said = []
+    for name in ("original", "lightweight", "forsaken", "retrained"):
+        found = [c.mean("attack_auc") for c in cases(rows, name, (scenario,)) if c.data in data]
+        said.append(f"{name} {', '.join(f'{v:.2f}' for v in found)}")
+    return f": AUC {'; '.join(said)}"
 
 
 class Choice(NamedTuple):
