@@ -110,12 +110,12 @@ def advice(rows: Rows) -> list[str]:
 
 TUNING = (
     "How far this is a test: the defaults of Forsaken and Lightweight were chosen while looking at runs of digits, MNIST 5k (samples: "
-    "all seeds), Reuters R8 (classes, seed 0), Adult (seeds 0 and 1) and Fashion-MNIST (seed 0). MNIST 55k and 20 Newsgroups had no part in it, "
-    "nor had the other seeds; one further variant was tried after 20 Newsgroups had been seen, and dropped. How the claim about UNSIR is "
-    "counted (nets on which every case holds, at least four) was settled after its rows were there: counted over all cases it would read "
-    "no, by one case. So was leaving data sets that can't tell out of the advice. For Lightweight's speed a class counts as forgotten by "
-    "its accuracy alone; its attack figures are in the bars further down. Times are processor seconds on a machine that others used too; the "
-    "models were trained while it was quieter than it was for most runs of the methods."
+    "all seeds), Reuters R8 (classes, seed 0), Adult (seeds 0 and 1) and Fashion-MNIST (seed 0). MNIST 55k and 20 Newsgroups had no "
+    "part in it, nor had the other seeds; one further variant was tried after 20 Newsgroups had been seen, and dropped. How the claim "
+    "about UNSIR is counted (nets on which every case holds, at least four) was settled after its rows were there: counted over all "
+    "cases it would read no, by one case. So was leaving data sets that can't tell out of the advice. For Lightweight's speed a class "
+    "counts as forgotten by its accuracy alone; its attack figures are in the bars further down. Times are processor seconds on a "
+    "machine that others used too; the models were trained while it was quieter than it was for most runs of the methods."
 )
 SPEEDS = (
     "Speeds are those of small data sets, on which retraining takes a second to a minute. Retraining grows with the data; UNSIR looks at "
