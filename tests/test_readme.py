@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -23,6 +24,12 @@ def test_links_lead_somewhere():
     links = re.findall(r"\]\((?!http)([^)#]+)\)", README.read_text())
     assert links
     assert [link for link in links if not (README.parent / link).exists()] == []
+
+
+def test_the_methods_section_is_the_commands():
+    from fastforget._bench import experiment, experiment_page
+
+    assert experiment_page.readme(json.loads(experiment.ROWS.read_text())).strip() in README.read_text()
 
 
 def test_every_public_op_is_in_the_support_table():
