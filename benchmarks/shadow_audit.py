@@ -36,6 +36,7 @@ from .shadows import _measured
 
 Pair = tuple[Tensor, Tensor]
 LR, BATCH = 2e-3, 64
+KEPT = ("model", "accuracy", "accuracy_intervals", "attacks", "forgetting_rate", "forgetting_rate_interval", "status", "reasons")
 SPENT = "spent.json"
 ATTACKS = ("loss", "lira", "lira_offline", "rmia", "u_lira")
 # the row's name -> what ff.unlearn is asked for
@@ -206,9 +207,10 @@ class Run:
 
 
 def summary(run: Run, report: AuditReport) -> dict[str, Any]:
-    """What is worth keeping: the report without its curves, and what it took."""
+    """What is worth keeping: the report without its curves and probes, and what it took."""
     whole = report.to_dict()
-    kept = {key: whole[key] for key in ("verdict", "reasons", "controls", "rows", "control_rows", "settings")}
+    kept = {key: whole[key] for key in ("verdict", "reasons", "controls", "settings")}
+    kept |= {name: [{key: row[key] for key in KEPT} for row in whole[name]] for name in ("rows", "control_rows")}
     matched = {method: {row["model"]: row["attacks"]["forget_vs_test"]["u_lira"] for row in of.rows} for method, of in run.matched.items()}
     total = {key: sum(spent[key] for spent in run.spent.values()) for key in ("wall_seconds", "cpu_seconds")}
     total |= {"mb_before": run.spent["original"]["mb_before"]}
@@ -256,7 +258,9 @@ def _cell(figures: dict[str, Any], key: str, share: bool) -> str:
 
 def page(run: Run, report: AuditReport, path: Path, images: data.Images) -> None:
     facts = {"data": images.name, "network": "MLP", "shadow models": f"{run.n}, each trained on {len(run.request.members)} samples"}
-    timing = {name: spent["wall_seconds"] for name, spent in run.spent.items()}
+    facts |= {"U-LiRA": f"its shadow models unlearned by {run.by[0]}, on average {len(run.request.candidates) // 4} samples each"}
+    steps = {"original": "train", "retrained": "retrain"}  # as the page calls them
+    timing = {steps.get(name, name): spent["wall_seconds"] for name, spent in run.spent.items()}
     shown = {"facts": facts, "timing": timing, "class_names": images.class_names, "images": {"forget": run.request.forget[0]}}
     report.to_html(path, title="Audit with shadow models", **shown)
 
