@@ -236,7 +236,7 @@ def _spent(found: dict[str, Any]) -> str:
         f"by {method}: {spent['cpu_seconds']:.0f} s of CPU, {spent['peak_mb_above']:.0f} MB above the process's {spent['mb_before']:.0f}"
         for method, spent in ((method, found["spent"][_step(method)]) for method in found["shadow_models_unlearn_by"])
     ]
-    threads = f"{found['threads']} thread{'s' if found['threads'] > 1 else ''}"
+    threads = f"{found['threads']} thread{'s' if found['threads'] > 1 else ''} (load {found['machine']['load_before'][0]:.0f})"
     controls = ", ".join(f"{name} {control['status']}" for name, control in found["controls"].items())
     return (
         f"{n} shadow models, trained and each unlearned ({'; '.join(sets)}). All steps: {whole['cpu_seconds']:.0f} s of CPU, "
