@@ -229,3 +229,19 @@ def test_a_retrained_model_that_is_the_original_shows_nothing(world: World) -> N
     models = {"original": world.original, "unlearned": nudged(world.original, 1e-6), "retrained": world.original}
     report = ff.audit(models, **sets)
     assert report.verdict != "PASS" and report.row("retrained")["status"] == "FAIL"
+
+
+# ------------------------------------------------------------------ the strongest attack
+
+
+@pytest.mark.parametrize(("lira", "status"), [(0.52, "PASS"), (0.60, "PARTIAL"), (0.77, "FAIL"), (None, "PASS")])
+def test_lira_counts_where_shadow_models_were_given(rows: dict[str, dict], lira: float | None, status: str) -> None:
+    """The loss attack is satisfied with this model; LiRA, where there is one, need not be."""
+    mine, original, retrained = (copy.deepcopy(rows[name]) for name in ("unlearned", "original", "retrained"))
+    for row, auc in ((mine, lira), (original, 0.8), (retrained, 0.5)):
+        figures = {**row["attacks"]["forget_vs_test"]["loss"], "auc": auc, "auc_standard_error": 0.01}
+        if lira is not None:
+            row["attacks"]["forget_vs_test"]["lira"] = figures
+    got, reasons = verdict.judge(mine, original, retrained)
+    assert got == status
+    assert any("LiRA AUC" in reason for reason in reasons) == (lira is not None)

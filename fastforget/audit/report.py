@@ -204,11 +204,12 @@ class AuditReport:
         """Where scores had to be left out, and probes have no figure."""
         notes = []
         for attack in self.settings["attacks"]:
-            of = [row["attacks"][duel][attack] for row in self.rows for duel in row["attacks"]]
-            most = max(figures.get("undefined", 0) for figures in of)
-            if most:
-                notes.append(f"{attack_name(attack)}: up to {most} samples have no score (NaN) and are left out.")
-            notes += [f"{attack_name(attack)}: {reason}." for reason in sorted({f["reason"] for f in of if f.get("reason")})]
+            for duel in self.rows[0]["attacks"]:
+                of = [row["attacks"][duel][attack] for row in self.rows]
+                about = f"{attack_name(attack)}, {duel.replace('_', ' ')}"
+                if most := max(figures.get("undefined", 0) for figures in of):
+                    notes.append(f"{about}: {most} samples have no score (NaN) and are left out.")
+                notes += [f"{about}: {reason}." for reason in sorted({f["reason"] for f in of if f.get("reason")})]
         for reason, labels in undefined_probes([*self.rows, *self.control_rows]).items():
             notes.append(f"no figure (-) where {reason}: {'; '.join(labels)}.")
         return notes

@@ -14,14 +14,16 @@ ATTACK = 0.05
 UTILITY = 0.02
 LOST = 0.10
 ODDS = 3.0  # two models retrained from different seeds were measured up to 2.3 apart
+JUDGED_BY = {"loss": "loss-attack", "lira": "LiRA"}  # LiRA, the stronger, where shadow models were given
 STILL = 0.01  # of the retrained model's own distance from the original, outside the last layer
 Finding = tuple[str, str]
 
 RULE = (
     "Each model is compared with the one retrained without the forget set. "
     "Forgetting: its accuracy on the forget set (and on test samples of classes that the retain set lacks) must be within "
-    f"{100 * ACCURACY:.0f} points of the retrained model's, or two standard errors where the sets are small, and the loss attack's "
-    f"AUC, forget against test, within {ATTACK}, or two standard errors of a difference; but never wider than half of the gap "
+    f"{100 * ACCURACY:.0f} points of the retrained model's, or two standard errors where the sets are small, and the AUC of the loss "
+    f"attack (and of LiRA where shadow models were given), forget against test, within {ATTACK}, or two standard errors of a "
+    "difference; but never wider than half of the gap "
     "between the original and the retrained model, where the original lies outside. A gap beyond that is PARTIAL, and FAIL where "
     "more than half of the way from the original to the retrained model is still missing. "
     "Weights: FAIL where they are those of the original, where only the last layer was changed though retraining changes the "
@@ -78,11 +80,15 @@ def _checks(retrained: dict[str, Any]) -> list[Check]:
     if retrained["class_wise"] and not math.isnan(retrained["accuracy"]["test_forget"]):
         sets["test_forget"] = "test accuracy on the forgotten classes"
     checks = [Check(label, ("accuracy", name), max(ACCURACY, 2 * _error(retrained, name)), percent) for name, label in sets.items()]
-    duel = ("attacks", "forget_vs_test", "loss")
-    error = retrained["attacks"]["forget_vs_test"]["loss"]["auc_standard_error"]
-    label = "loss-attack AUC, forget set against unseen samples"
-    # Two models retrained from different seeds differ by about as much as two draws of the samples: the error is that of a difference.
-    return [*checks, Check(label, (*duel, "auc"), max(ATTACK, 2 * math.sqrt(2) * error), plain)]
+    for attack, name in JUDGED_BY.items():
+        figures = retrained["attacks"]["forget_vs_test"].get(attack)
+        if figures is None or math.isnan(figures["auc"]):
+            continue
+        label, keys = f"{name} AUC, forget set against unseen samples", ("attacks", "forget_vs_test", attack, "auc")
+        # Two models retrained from different seeds differ by about as much as two draws of the samples: the error is that of a
+        # difference.
+        checks.append(Check(label, keys, max(ATTACK, 2 * math.sqrt(2) * figures["auc_standard_error"]), plain))
+    return checks
 
 
 def _error(row: dict[str, Any], name: str) -> float:
