@@ -32,6 +32,13 @@ def test_the_methods_section_is_the_commands():
     assert experiment_page.readme(json.loads(experiment.ROWS.read_text())).strip() in README.read_text()
 
 
+def test_the_shadow_audits_table_is_the_commands():
+    from fastforget._bench import shadow_audit
+
+    found = json.loads((README.parent / "benchmarks/results/shadow-audit-mnist5k.json").read_text())
+    assert shadow_audit.markdown(found).strip() in README.read_text()
+
+
 def test_every_public_op_is_in_the_support_table():
     from fastforget import _schema
 
