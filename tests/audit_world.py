@@ -19,12 +19,12 @@ def blobs(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return centres[y] + torch.randn(n, FEATURES, generator=g), y
 
 
-def fit(data: tuple[torch.Tensor, torch.Tensor], seed: int) -> nn.Module:
+def fit(data: tuple[torch.Tensor, torch.Tensor], seed: int, width: int = 64, steps: int = 120) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net = nn.Sequential(nn.Linear(FEATURES, 64), nn.ReLU(), nn.Linear(64, CLASSES))
+        net = nn.Sequential(nn.Linear(FEATURES, width), nn.ReLU(), nn.Linear(width, CLASSES))
     optimiser = torch.optim.Adam(net.parameters(), 1e-2)
-    for _ in range(120):
+    for _ in range(steps):
         optimiser.zero_grad()
         nn.functional.cross_entropy(net(data[0]), data[1]).backward()
         optimiser.step()

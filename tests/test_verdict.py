@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from audit_world import CLASSES, FEATURES, FORGOTTEN, World, blobs
+from audit_world import CLASSES, FEATURES, FORGOTTEN, World, blobs, fit
 from torch import nn
 
 import fastforget as ff
@@ -183,15 +183,7 @@ def memorising() -> tuple[dict[str, nn.Module], dict]:
     y = torch.where(wrong, torch.randint(0, CLASSES, y.shape, generator=g), y)
 
     def by_heart(data, seed: int) -> nn.Module:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            net = nn.Sequential(nn.Linear(FEATURES, 256), nn.ReLU(), nn.Linear(256, CLASSES))
-        optimiser = torch.optim.Adam(net.parameters(), 1e-2)
-        for _ in range(400):
-            optimiser.zero_grad()
-            nn.functional.cross_entropy(net(data[0]), data[1]).backward()
-            optimiser.step()
-        return net
+        return fit(data, seed, width=256, steps=400)
 
     sets = {"forget": (x[:150], y[:150]), "retain": (x[150:450], y[150:450]), "test": (x[450:], y[450:])}
     both = x[:450], y[:450]
