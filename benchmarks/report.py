@@ -140,6 +140,7 @@ def markdown(result: dict[str, Any], source: str, picture: str) -> str:
         COMMANDS.strip(),
         "\n".join(f"- {line}" for line in _machine_lines(result)),
         f"![How many times as fast as plain PyTorch, by size, for each op family]({picture})",
+        "Memory reused, float32; of several cases of a size the slowest.",
         MEANING.strip(),
     ]
     for family, title in FAMILIES.items():
