@@ -66,6 +66,12 @@ def test_the_page_and_the_text_show_the_same_figures(whole, tmp_path: Path) -> N
         assert auc == f"{number(figures['auc'])} [{', '.join(ends(figures['auc_interval'], number))}]"
 
 
+def test_the_tiles_say_whose_figures_they_are(whole, tmp_path: Path) -> None:
+    first = whole[0].judged()[0]
+    assert len(whole[0].judged()) > 1
+    assert f"|{first['model']}: Test accuracy, forgotten classes|" in texts(shown(whole[0], tmp_path))
+
+
 def test_all_of_it_is_shown(whole, tmp_path: Path) -> None:
     report, sets = whole
     page = shown(report, tmp_path, images={"forget": sets["forget"][0]})

@@ -79,7 +79,8 @@ def _tiles(report: AuditReport, timing: dict[str, float]) -> str:
     if "unlearn" in timing:
         note = [f"retraining {seconds(timing['retrain'])}"] if "retrain" in timing else []
         tiles.append(("Time to unlearn", seconds(timing["unlearn"]), note))
-    return '<div class="tiles">' + "".join(_tile(*tile) for tile in tiles) + "</div>"
+    whose = f"{row['model']}: " if len(report.judged()) > 1 else ""
+    return '<div class="tiles">' + "".join(_tile(whose + name, value, notes) for name, value, notes in tiles) + "</div>"
 
 
 def _tile(name: str, value: str, beside: list[str]) -> str:
