@@ -26,9 +26,10 @@ from torch import Tensor, nn
 
 import fastforget as ff
 from fastforget.audit.files import write_whole
+from fastforget.audit.passes import own_randomness
 from fastforget.audit.report import AuditReport, jsonable
 from fastforget.audit.shadow_design import model_seed
-from fastforget.audit.shadow_stack import Recipe, own_randomness, train_one
+from fastforget.audit.shadow_stack import Recipe, train_one
 from fastforget.demo import data, nets
 
 from . import machine

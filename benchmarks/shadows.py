@@ -27,8 +27,9 @@ from torch import Tensor, nn
 
 import fastforget as ff
 from fastforget.audit.files import write_whole
+from fastforget.audit.passes import own_randomness
 from fastforget.audit.shadow_design import membership, model_seed
-from fastforget.audit.shadow_stack import Recipe, own_randomness, train_one, train_stack
+from fastforget.audit.shadow_stack import Recipe, train_one, train_stack
 from fastforget.demo import data, nets
 from fastforget.ops.membership import lira, membership_scores, rmia, roc_bootstrap
 

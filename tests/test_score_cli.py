@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fastforget.__main__ import main
-from fastforget.audit import arrays, safetensors_io
+from fastforget.audit import arrays, intervals, safetensors_io, score
 from fastforget.ops import membership
 
 N, K, M, Z = 60, 5, 6, 31
@@ -336,3 +336,11 @@ def test_labels_or_scores(files, capsys):
     with pytest.raises(SystemExit):
         main(files.args(labels=""))
     assert "--labels is needed with logits" in capsys.readouterr().err
+
+
+def test_sides_that_do_not_overlap_have_an_interval_all_the_same():
+    """Resampling can't vary them: the interval is the exact one that the file's convention names, as in the audit."""
+    scores, members = torch.arange(40.0).double(), torch.arange(40) >= 20
+    row = score._row("loss", scores, members, argparse.Namespace(seed=0, resamples=None))
+    assert row["auc"] == 1.0 and row["auc_interval"] == intervals.share(20, 20)
+    assert row["auc_interval"][0] < 0.9

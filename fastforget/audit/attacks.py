@@ -93,11 +93,13 @@ def _population_ranks(member: Tensor, nonmember: Tensor) -> tuple[Tensor, Tensor
 
 
 def figures(
-    member: Tensor, nonmember: Tensor, *, ratio: bool = False, seed: int = 0, with_intervals: bool = True
+    member: Tensor, nonmember: Tensor, *, ratio: bool = False, seed: int = 0, with_intervals: bool = True, draws: int | None = None
 ) -> dict[str, Any]:
     """One attack's figures; samples whose score is undefined (NaN) are left out and counted.
 
     ``ratio``: the scores are log likelihood ratios, so there is also the accuracy of calling a probability above one half a member.
+
+    ``draws``: the AUC's resamples, where not the usual number.
 
     Where a side has no score left, the figures are NaN and ``reason`` says so.
     """
@@ -121,7 +123,7 @@ def figures(
         result |= _at_half(member, nonmember, with_intervals)
     if with_intervals:
         called = [int((side >= float(stats.best_threshold)).sum()) for side in (member, nonmember)]
-        result["auc_interval"] = intervals.auc(member, nonmember, seed)
+        result["auc_interval"] = intervals.auc(member, nonmember, seed, draws)
         result["balanced_accuracy_interval"] = intervals.balanced(called[0], n1, called[1], n0)
     return result | {"members": n1, "nonmembers": n0, "undefined": sum(undefined), "reason": None}
 

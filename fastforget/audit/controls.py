@@ -5,8 +5,7 @@ can't be trusted.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._data import Source, source
-from . import passes
+from . import passes, probes
 from .oracles import logits_of
 from .weights import head, layer_rows
 
@@ -146,8 +145,7 @@ def _call(model: nn.Module, inputs: Any) -> Tensor:
 def _classes(given: Any, kept: Source, gone: Source) -> list[int]:
     if given is not None:
         return [int(c) for c in given]
-    here, there = gone.labels().unique(), kept.labels().unique()
-    return here[~torch.isin(here, there)].tolist()
+    return probes.only_in(gone.labels(), kept.labels()).tolist()
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -160,18 +158,9 @@ def _copy(model: nn.Module) -> nn.Module:
     return work
 
 
-@contextmanager
-def _own_randomness(model: nn.Module, seed: int) -> Iterator[None]:
-    """Random draws inside come from ``seed``; the caller's random state is as before afterwards."""
-    device = passes.device_of(model)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
 def _random(original: nn.Module, seed: int) -> nn.Module:
     work = _copy(original)
-    with _own_randomness(work, seed), torch.no_grad():
+    with passes.own_randomness(seed), torch.no_grad():
         for module in work.modules():
             for reset in ("reset_parameters", "_reset_parameters"):
                 if callable(getattr(module, reset, None)):
@@ -193,7 +182,7 @@ def _fine_tuned(original: nn.Module, kept: Source, seed: int, forward: Forward) 
     flags = {name: p.requires_grad for name, p in original.named_parameters()}
     optimiser = torch.optim.Adam(weights, FINE_TUNE_LR)
     order, step = torch.Generator().manual_seed(seed), 0
-    with _own_randomness(work, seed), torch.enable_grad(), passes.evaluating({"fine_tuned": work}):
+    with passes.own_randomness(seed), torch.enable_grad(), passes.evaluating({"fine_tuned": work}):
         work.train()
         for _ in range(FINE_TUNE_EPOCHS):
             for inputs, labels in kept.batches(generator=order, device=device, batch_size=FINE_TUNE_BATCH):

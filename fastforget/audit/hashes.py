@@ -57,7 +57,7 @@ def of_samples(source: Source, seed: int = 0) -> str:
     True
     """
     with own_randomness(seed):
-        found = [one for inputs, labels in source.batches() for one in _each(inputs, labels)]
+        found = [one for inputs, labels in source.batches() for one in of_each(inputs, labels)]
     return hashlib.sha256(b"".join(sorted(found))).hexdigest()
 
 
@@ -69,7 +69,8 @@ def of_ids(ids: Iterable[Any]) -> tuple[str, int]:
     return hashlib.sha256("".join(f"{one}\n" for one in text).encode()).hexdigest(), len(text)
 
 
-def _each(inputs: Any, labels: Tensor) -> list[bytes]:
+def of_each(inputs: Any, labels: Tensor) -> list[bytes]:
+    """sha256 of each sample of a batch: its label, then dtype, shape and bytes of its input."""
     parts = list(_arrays(inputs, len(labels)))
     found = []
     for i, label in enumerate(labels.tolist()):

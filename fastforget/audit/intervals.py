@@ -50,8 +50,8 @@ def resamples(samples: int) -> int:
     return max(LEAST, min(MOST, DRAWS // max(samples, 1)))
 
 
-def auc(member: Tensor, nonmember: Tensor, seed: int) -> Interval:
-    """Of the AUC; the same seed gives the same interval.
+def auc(member: Tensor, nonmember: Tensor, seed: int, draws: int | None = None) -> Interval:
+    """Of the AUC, by ``draws`` resamples (default: :func:`resamples`); the same seed gives the same interval.
 
     Resampling can't vary sides that don't overlap: there the interval is the exact one of min(n1, n0) independent pairs.
 
@@ -63,7 +63,7 @@ def auc(member: Tensor, nonmember: Tensor, seed: int) -> Interval:
         member,
         nonmember,
         fprs=(),
-        resamples=resamples(member.numel() + nonmember.numel()),
+        resamples=draws or resamples(member.numel() + nonmember.numel()),
         confidence=CONFIDENCE,
         seed=seed % 2**64,
     )

@@ -49,9 +49,14 @@ def evaluating(models: dict[str, nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def own_randomness(seed: int) -> Iterator[None]:
-    """Augmenting data sets draw from a generator of ours, and the caller's stays where it was."""
-    with torch.random.fork_rng(devices=[]):
+    """Augmentation, dropout, initial weights and the like draw from ``seed``; the caller's random state stays as it was, also on GPUs in
+    use.
+    """
+    on_gpus = torch.cuda.is_initialized()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if on_gpus else []):
         torch.default_generator.manual_seed(seed)
+        if on_gpus:
+            torch.cuda.manual_seed_all(seed)
         yield
 
 

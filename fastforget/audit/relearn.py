@@ -136,9 +136,7 @@ def relearn_time(
     student = copy.deepcopy(model)
     if not any(p.requires_grad for p in student.parameters()):
         raise ValueError("model: none of its parameters requires grad; accepted is a model that can be trained on")
-    cuda = sorted({p.device.index for p in student.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(seed)
+    with passes.own_randomness(seed):
         value, trace = _train(student, whole, target, rule, goal, forward, seed, progress)
     convention = rule.source if rule == DEFINITIONS[definition] else f"{rule.source}; CHANGED: {_changes(rule, DEFINITIONS[definition])}"
     reached = value is not None

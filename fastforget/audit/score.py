@@ -15,15 +15,14 @@ import torch
 from torch import Tensor
 
 from .._progress import progress as progress_bar
-from ..ops.membership import roc_bootstrap, roc_stats
 from ..ops.membership_lira import VARIANCES
 from . import intervals, safetensors_io
 from .arrays import BadArray, Rows, class_ids, files_of, flags, open_rows
+from .attacks import figures
 from .files import write_whole
 from .report import write_json
 from .score_run import ATTACKS, NEED_KEEP, OF_SCORES, SHADOWED, Inputs, Options, Result, run
 
-FPRS = (1e-2, 1e-3)
 HELP = """Files are .npy, .npz or .safetensors and are read by pieces, so none need fit in memory. Of several arrays in one file that called
 logits, labels, keep or members is taken. Rows are samples, the same ones in the same order everywhere.
 
@@ -207,18 +206,7 @@ def _row(attack: str, scores: Tensor, members: Tensor | None, args: argparse.Nam
     row |= {"members": len(inside), "nonmembers": len(outside)}
     if not len(inside) or not len(outside):
         return row | {"auc": math.nan, "auc_interval": [math.nan] * 2}
-    stats = roc_stats(inside, outside, fprs=FPRS)
-    draws = args.resamples or intervals.resamples(len(inside) + len(outside))
-    auc = roc_bootstrap(inside, outside, fprs=(), resamples=draws, seed=args.seed)
-    row |= {"auc": float(stats.auc), "auc_interval": [float(auc.auc_low), float(auc.auc_high)]}
-    hits = [int((side >= stats.best_threshold).sum()) for side in (inside, outside)]
-    row["balanced_accuracy"] = float(stats.balanced_accuracy)
-    row["balanced_accuracy_interval"] = intervals.balanced(hits[0], len(inside), hits[1], len(outside))
-    for name, rate, tpr, threshold in zip(("1pct", "0.1pct"), FPRS, stats.tpr.tolist(), stats.thresholds, strict=True):
-        row[f"tpr_at_{name}_fpr"] = tpr
-        row[f"tpr_at_{name}_fpr_interval"] = intervals.share(int((inside >= threshold).sum()), len(inside))
-        row[f"resolves_{name}_fpr"] = len(outside) * rate >= 1 - 1e-9
-    return row
+    return row | figures(inside, outside, seed=args.seed, draws=args.resamples)
 
 
 def _write(path: Path, scores: dict[str, Tensor]) -> None:

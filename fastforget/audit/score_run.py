@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._progress import Progress
 from ..ops.membership import Lira, membership_scores, rmia
+from ..ops.membership_lira import AUTO_MODELS
 from ..ops.membership_rmia import vote_shares
 from .arrays import BadArray, Rows
 from .attacks import DIRECTION
@@ -23,7 +24,6 @@ OF_SCORES = ("loss", "confidence", "logit_confidence")
 ATTACKS = (*DIRECTION, "attack_p", *SHADOWED)
 CHUNK_BYTES = 8 << 20  # of a file's rows, and of the sums beside them
 STATE_BYTES = 100  # about what the sums and their temporaries take for one sample and query
-MOMENTS = 64  # models from which each sample's own variance is used
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Options:
         return found
 
     def rule(self, models: int) -> str:
-        return self.variance if self.variance != "auto" else ("per_example" if models >= MOMENTS else "global")
+        return self.variance if self.variance != "auto" else ("per_example" if models >= AUTO_MODELS else "global")
 
 
 @dataclass

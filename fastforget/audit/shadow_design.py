@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .hashes import of_each
+
 
 def derived_seed(seed: int, *what: int | str) -> int:
     """A seed of 31 bits (numpy takes no longer ones) for one purpose of one model: a hash, so that neighbours have nothing in common."""
@@ -49,19 +51,10 @@ def half_to_forget(member: Tensor, candidates: Tensor, seed: int, index: int) ->
 
 
 def digests(inputs: Any, labels: Tensor, name: str) -> Tensor:
-    """uint8[B, 16]: each sample by the bytes of its input and label, and the input's dtype and shape (BLAKE2b)."""
+    """uint8[B, 16]: the first half of each sample's hash (:func:`fastforget.audit.hashes.of_each`)."""
     if not isinstance(inputs, Tensor):
         raise TypeError(
             f"{name}: inputs are a {type(inputs).__name__}; accepted is one tensor [batch, ...]. Pass unpack=lambda batch: (tensor, labels)"
         )
-    person = f"{str(inputs.dtype).removeprefix('torch.')}{tuple(inputs.shape[1:])}".encode()
-    flat = inputs.detach().cpu().contiguous().reshape(len(inputs), -1)
-    rows = flat.view(torch.uint8).numpy() if flat.numel() else np.zeros((len(inputs), 0), np.uint8)
-    kinds = labels.cpu().to(torch.int64).reshape(-1, 1).view(torch.uint8).numpy()
-    found = np.empty((len(rows), 16), np.uint8)
-    for i, (row, kind) in enumerate(zip(rows, kinds, strict=True)):
-        hashed = hashlib.blake2b(person, digest_size=16)
-        hashed.update(row)
-        hashed.update(kind)
-        found[i] = np.frombuffer(hashed.digest(), np.uint8)
-    return torch.from_numpy(found)
+    found = b"".join(one[:16] for one in of_each(inputs, labels))
+    return torch.from_numpy(np.frombuffer(found, np.uint8).reshape(len(labels), 16).copy())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..ops.membership import Lira, rmia, rmia_vote, roc_stats
+from ..ops.membership_lira import AUTO_MODELS
 
 COMMON_RULE = {"location": "mean", "variance": "auto", "var_floor": 1e-12, "min_count": None}
 # what an attack may be told, and what holds where nothing is said
@@ -84,7 +85,7 @@ class ShadowAttacks:
         if options.get("variance") == "auto":
             lira = self.unlearned if attack == "u_lira" else self.lira
             most = int(lira.count.sum(dim=0).max()) if lira is not None else 0
-            options["variance"] = f"{'per_example' if most >= 64 else 'global'} (auto, at most {most} models a sample)"
+            options["variance"] = f"{'per_example' if most >= AUTO_MODELS else 'global'} (auto, at most {most} models a sample)"
         facts = {"shadow_models": self.n_models, "queries": self.queries, "higher_means": "member"}
         if attack.startswith("rmia"):
             facts["population"] = len(self.log_p_population)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 
-from .passes import device_of
+from .passes import device_of, own_randomness
 
 Forward = Callable[[nn.Module, Any], Tensor]
 # Measured on one AVX-512 core (benchmarks/results/shadows-stack.json): where a step is mostly overhead, stacks of 16 give 1.2 to 2.6 times
@@ -133,17 +132,6 @@ def _padded(batches: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         at[i, : len(batch)] = batch
         share[i, : len(batch)] = 1.0 / len(batch)
     return at, share
-
-
-@contextmanager
-def own_randomness(seed: int) -> Iterator[None]:
-    """Dropout, initial weights and the like draw from ``seed``; the caller's random state stays as it was, also on GPUs in use."""
-    on_gpus = torch.cuda.is_initialized()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if on_gpus else []):
-        torch.default_generator.manual_seed(seed)
-        if on_gpus:
-            torch.cuda.manual_seed_all(seed)
-        yield
 
 
 def why_not_stacked(models: list[nn.Module], inputs: Tensor, forward: Forward | None) -> str | None:

@@ -19,8 +19,9 @@ from ..methods import UnlearnResult
 from ..ops import _arguments as arg
 from ..ops.membership import membership_scores
 from . import passes
+from .passes import own_randomness
 from .shadow_design import digests, half_to_forget, membership, model_seed
-from .shadow_stack import Forward, Recipe, own_randomness, stack_size, train_one, train_stack, why_not_stacked
+from .shadow_stack import Forward, Recipe, stack_size, train_one, train_stack, why_not_stacked
 from .shadow_state import Shadows, part_name, parts_of, refuse_difference
 
 Pair = tuple[Tensor, Tensor]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import importlib
-import importlib.util
 import json
 import math
 import pickle
@@ -20,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .._data import source
-from . import hashes, verdict
+from . import hashes, safetensors_io, verdict
 from .controls import behaviour, distrust
 from .receipt import FORMAT, own_hash
 
@@ -88,22 +86,10 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def _safetensors(path: str | Path) -> dict[str, Tensor]:
-    for module, call in ((f"{__package__}.safetensors_io", "load"), ("safetensors.torch", "load_file")):
-        if not _exists(module):
-            continue
-        try:
-            found = getattr(importlib.import_module(module), call)(path)
-        except Exception as error:  # each reader has its own kinds
-            raise Unreadable(f"{path}: can't be read ({_first_line(error)})") from error
-        return found[0] if isinstance(found, tuple) else found
-    raise Unreadable(f"{path}: nothing here reads safetensors; pip install safetensors, or give a .pt file")
-
-
-def _exists(module: str) -> bool:
     try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
+        return safetensors_io.load(path)[0]
+    except (OSError, ValueError) as error:
+        raise Unreadable(f"{path}: can't be read ({_first_line(error)})") from error
 
 
 def _first_line(error: BaseException) -> str:
