@@ -195,8 +195,8 @@ class Run:
         method, options = METHODS[name]
         if method == "unsir" and self.cell.classes is None:
             options = {"preset": "samples"}
-        if method == "unsir" and not self.cell.retain[0].is_floating_point():
-            return None  # no noise can be learned for word numbers
+        if method == "unsir":
+            options = options | {"noise_at": self.problem.embedding}
         return self._unlearned(name, method, options)
 
     def _control(self, name: str, model: nn.Module) -> Row:

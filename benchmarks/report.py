@@ -32,9 +32,9 @@ MEANING = """\
 | memory | peak resident memory above the inputs' during one call: ours / eager |
 | bars | what was reached and what was asked (`targets.py`); MISS where missed, with what the limit kernel would reach if that is less |
 
-Times are medians a call: variants run in turn in one process on the same buffers, in blocks of at least
-2 ms, over several placements of the buffers, with 1 thread in thread CPU time. Every variant's result is
-compared with float64 first; a wrong one gets no time.
+Times are medians a call: variants run in one process on the same buffers, in an order drawn anew each round, in blocks of
+at least 2 ms after untimed calls that fill the caches, over several placements of the buffers, with 1 thread in thread CPU time.
+Every variant's result is compared with float64 first; a wrong one gets no time.
 
 Plain forms make temporaries, and what these cost depends on what the process did before: glibc starts by
 taking each block of 128 KiB or more from the system and giving it back, so that every use faults its pages

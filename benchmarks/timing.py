@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -173,7 +174,12 @@ def measure(case: Case, options: Options, dropped: list[str] | None = None) -> d
         table = {key: call for key, call in table.items() if key not in away}
         work.reset()
         for turn in range(-1, rounds):  # turn -1 warms up and chooses the repeats
-            for key, call in table.items():
+            order = list(table)
+            if turn >= 0:
+                # what ran before leaves its data in the caches: nobody always runs after the same one
+                random.Random(turn * options.placements + index).shuffle(order)
+            for key in order:
+                call = table[key]
                 isa = key.partition("@")[2]
                 if isa:
                     set_isa(isa)
@@ -185,8 +191,8 @@ def measure(case: Case, options: Options, dropped: list[str] | None = None) -> d
                         few = max(1, min(1000, math.ceil(0.1 * BLOCK / max(once, 1e-7))))
                         sample.repeats = max(1, math.ceil(BLOCK / max(_block(call, few, clock), 1e-8)))
                     continue
-                if sample.repeats > 1:
-                    call()  # the variant before may have left other data in the caches
+                for _ in range(sample.repeats // 4 + (sample.repeats > 1)):
+                    call()  # the caches fill with this variant's data: one pass isn't enough where the one before left much
                 sample.seconds.append(_block(call, sample.repeats, clock))
                 sample.placements.append(index)
     return samples

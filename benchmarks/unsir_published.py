@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from fastforget.methods import UNSIR
 from fastforget.methods._task import Task
+from fastforget.methods._place import Place
 from fastforget.methods.unsir import Noise, learn_noise
 from fastforget.ops import noise as noise_ops
 
@@ -83,7 +84,7 @@ def our_noise(
         None,
         None,
     )
-    learned: Noise = learn_noise(chosen, task, classes, torch.empty(image))
+    learned: Noise = learn_noise(chosen, task, classes, Place(torch.empty(image)))
     return learned.images
 
 

@@ -90,13 +90,36 @@ def test_advice_follows_its_rule():
     [
         ("untouched", {"untouched": {"forgot": True}}),
         ("random", {"random": {"audit": "PASS"}}),
-        ("retrained again", {"retrained again": {"audit": "PARTIAL"}}),
+        ("a second retrained", {"retrained again": {"audit": "PARTIAL"}}),
+        ("a retrained", {"retrained": {"forgot": False}}),
     ],
 )
 def test_a_control_that_goes_wrong_is_said(control, changes):
     assert all(c.held for c in experiment_claims.controls(rows_of()))
     wrong = [c.text for c in experiment_claims.controls(rows_of(changes)) if not c.held]
     assert len(wrong) == 1 and wrong[0].startswith(f"{control} model")
+
+
+def test_a_verdict_that_can_tell_nothing_is_no_refusal():
+    rows = rows_of({"retrained": {"forgot": False, "undecided": True}})
+    (control,) = [c for c in experiment_claims.controls(rows) if c.text.startswith("a retrained model")]
+    assert control.held and "not shown in 10" in control.measured
+
+
+def test_data_whose_unseen_samples_are_of_another_time_is_shown_and_does_not_decide():
+    rows = rows_of()
+    late = [dict(r, data="20newsgroups-by-date") for r in rows if r["data"] == "digits"]
+    for r in late:
+        if r["method"] in experiment_cells.METHODS:
+            r |= {"attack_auc": 0.59, "forgetting_rate": 0.5}
+        if r["method"] == "retrained again":
+            r |= {"audit": "FAIL"}
+    found = experiment_claims.claims([*rows, *late])
+    assert found[: len(experiment_claims.claims(rows))] == experiment_claims.claims(rows)
+    (own,) = found[len(experiment_claims.claims(rows)) :]
+    assert own.held is False and "(20newsgroups-by-date)" in own.text
+    assert experiment_claims.choices([*rows, *late]) == experiment_claims.choices(rows)
+    assert all(c.held for c in experiment_claims.controls([*rows, *late]))
 
 
 def test_page_readme_and_figures_hold_every_case():

@@ -24,6 +24,7 @@ from ..audit.lines import number, percent
 from ..audit.report import AuditReport, write_json
 from ..audit.run import audit
 from ..methods import NotForgottenWarning, UnlearnResult, unlearn, unsir
+from ..methods._place import Place
 from ..methods._task import Task
 from . import data as images
 from .nets import NETS, build
@@ -233,7 +234,7 @@ def _noise(
     classes = sorted(args.classes)
     work, device = copy.deepcopy(original), torch.device(args.device)
     task = Task(work, lambda m, x: m(x), classes, found.shape[2], device, args.seed, False, None, None, None)
-    learned = unsir.learn_noise(options, task, classes, found.train[0][0])
+    learned = unsir.learn_noise(options, task, classes, Place(found.train[0][0]))
     pairs = zip(classes, learned.images.split(count), strict=True)
     return {f"class {found.class_names[c]}": part.cpu() for c, part in pairs}
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from .._data import Source
 from . import _weights, unsir
+from ._place import place
 from ._task import Task, share
 
 if TYPE_CHECKING:
@@ -55,7 +56,9 @@ class Search:
     def images_kept(self) -> float:
         """Of the wanted classes' synthetic images, the share still answered so (the worst class)."""
         x, y = self.images.images, self.images.labels
-        right = self.task.answers((p, None) for p in x.split(256)).eq(y.cpu()).double()
+        with _weights.evaluating(self.task.model):
+            answers = torch.cat([self.images.place.logits(self.task, part).argmax(1).cpu() for part in x.split(256)])
+        right = answers.eq(y.cpu()).double()
         return max(right[y.cpu() == c].mean().item() for c in self.task.classes)
 
     def attempt(self, rate: float, data: Source, noise: Noise) -> None:
@@ -79,11 +82,11 @@ def run(options: UNSIR, task: Task) -> dict[str, Any]:
     data = unsir.capped(task.retain, options.retain_per_class, task.generator(unsir.KEEP))
     train, held = _hold_back(data, options.held_back, task.generator(SPLIT))
     rehearsed = [] if task.forget is not None else _rehearsed(train, options.rehearsal_classes, task)
-    like = unsir.used_images(train)
-    options = _amounts(options, train, like)
-    noise = unsir.learn_noise(options, task, task.classes + rehearsed, like)
+    at = place(task, options.noise_at, train)
+    options = _amounts(options, train, at.like)
+    noise = unsir.learn_noise(options, task, task.classes + rehearsed, at)
     plain = settled(options, label_rule="class", images_used=None)
-    images = unsir.learn_noise(plain, task, task.classes, like, sign=-1, stream=IMAGE_STREAM)
+    images = unsir.learn_noise(plain, task, task.classes, at, sign=-1, stream=IMAGE_STREAM)
     search = Search(options, task, train, held, _weights.save(task.model), images, task.right(held))
     rate, trials = _find_rate(search, rehearsed, noise)
     own = _only(noise, task.classes, rehearsed)
@@ -151,7 +154,7 @@ def _amounts(options: UNSIR, train: Source, like: Tensor) -> UNSIR:
 def _only(noise: Noise, classes: list[int], rehearsed: list[int]) -> Noise:
     """The part of the noise that was learned for the wanted classes (they come first)."""
     n = len(noise.images) // (len(classes) + len(rehearsed)) * len(classes)
-    return unsir.Noise(noise.images[:n], noise.labels[:n])
+    return unsir.Noise(noise.images[:n], noise.labels[:n], noise.place)
 
 
 def _find_rate(search: Search, rehearsed: list[int], noise: Noise) -> tuple[float, list[dict[str, Any]]]:

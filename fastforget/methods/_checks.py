@@ -62,7 +62,8 @@ def probe(model: nn.Module, forward: Forward, source: Source, device: torch.devi
         raise TypeError(
             f"{source.name}: inputs are {inputs.dtype}; accepted are floating point tensors, prepared "
             "as in training. "
-            "Convert them first, e.g. images.float() / 255"
+            "Convert them first, e.g. images.float() / 255; where they are numbers of words or the like, let the noise stand in "
+            "for the output of the layer that embeds them: noise_at='name of the layer'"
         )
     with _weights.evaluating(model):
         logits = forward(model, inputs)

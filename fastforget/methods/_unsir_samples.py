@@ -21,6 +21,7 @@ from .._progress import Progress, progress
 from ..ops import noise as noise_ops
 from ..ops import update
 from . import _match, _weights, unsir
+from ._place import Place, place
 from ._task import Task
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def run(options: UNSIR, task: Task) -> dict[str, Any]:
         raise ValueError("forget: not given; preset='samples' needs the samples to forget")
     assert task.retain is not None and options.impair_lr is not None and options.batch_size is not None
     retain = unsir.capped(task.retain, options.retain_per_class, task.generator(unsir.KEEP))
+    at = place(task, options.noise_at, retain)
     parameters = unsir.trainable(task.model)
     optimizer = options.impair_optimizer(parameters, options.impair_lr)
     for epoch in range(options.impair_epochs):
@@ -48,10 +50,10 @@ def run(options: UNSIR, task: Task) -> dict[str, Any]:
             for i, ((x, _), (kept, labels)) in enumerate(pairs):
                 # the same number of images on both sides: each noise image takes a retained one's label
                 n = min(len(x), len(kept))
-                images = paired_noise(options, task, x[:n], parameters, stream=len(batches) * epoch + i)
+                images = paired_noise(options, task, x[:n], at, parameters, stream=len(batches) * epoch + i)
                 task.model.train()
                 loss = F.cross_entropy(task.forward(task.model, kept), labels)
-                loss = loss + F.cross_entropy(task.forward(task.model, images), labels[:n])
+                loss = loss + F.cross_entropy(at.logits(task, images), labels[:n])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -65,11 +67,12 @@ def run(options: UNSIR, task: Task) -> dict[str, Any]:
     return {}
 
 
-def paired_noise(options: UNSIR, task: Task, x: Tensor, parameters: list[torch.nn.Parameter], *, stream: int) -> Tensor:
-    """Images [B, ...] whose logits are as far from those of ``x`` as ``noise_steps`` of Adam get them."""
+def paired_noise(options: UNSIR, task: Task, x: Tensor, at: Place, parameters: list[torch.nn.Parameter], *, stream: int) -> Tensor:
+    """Images [B, ...] (or what stands in for a layer's output) whose logits are as far from those of ``x`` as ``noise_steps`` of Adam get them."""
     assert options.l2 is not None
-    l2 = options.l2 / (x[0].numel() if options.l2_reduction == "mean" else 1)
-    images = noise_ops.normal_(torch.empty_like(x), seed=task.seed, stream=stream)
+    l2 = options.l2 / (at.like.numel() if options.l2_reduction == "mean" else 1)
+    images = torch.empty(len(x), *at.like.shape, dtype=at.like.dtype, device=task.device)
+    noise_ops.normal_(images, seed=task.seed, stream=stream)
     exp_avg, exp_avg_sq = torch.zeros_like(images), torch.zeros_like(images)
     task.model.train(options.noise_mode == "train")
     for p in parameters:
@@ -78,7 +81,7 @@ def paired_noise(options: UNSIR, task: Task, x: Tensor, parameters: list[torch.n
         target = task.forward(task.model, x)
     for step in range(1, options.noise_steps + 1):
         leaf = images.detach().requires_grad_()
-        away = -F.mse_loss(task.forward(task.model, leaf), target)
+        away = -F.mse_loss(at.logits(task, leaf), target)
         gradient = torch.autograd.grad(away, leaf)[0]
         update.error_max_step_(
             images, gradient, exp_avg, exp_avg_sq, step=step, lr=options.noise_lr, l2=l2, clamp=options.noise_clamp

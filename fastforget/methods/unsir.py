@@ -24,6 +24,7 @@ from .._progress import Progress, progress
 from ..ops import noise as noise_ops
 from ..ops import update
 from . import _auto, _unsir_samples, _weights
+from ._place import Place, place
 from ._presets import PRESETS
 from ._task import Task
 
@@ -67,6 +68,7 @@ class UNSIR:
     l2_reduction: str = "sum"  # over an image's pixels: "sum" as published; "mean" keeps lambda's meaning at any image size
     noise_clamp: tuple[float | None, float | None] | None = None
     noise_mode: str = "eval"  # model's mode while noise is learned: "eval", "train", "as_is"
+    noise_at: str | None = None  # a layer by name: noise in its output's place (word inputs: the embedding); None: in the input's
     noise_statistics: str = "restore"  # batch-norm statistics moved by noise_mode="train": "restore" them or let them "drift"
     classes_per_batch: int | None = None  # None: all classes learn in one batch; 1: the published loop
     # impair and repair
@@ -104,6 +106,8 @@ class UNSIR:
         self._check()
 
     def _check(self) -> None:
+        if not (self.noise_at is None or isinstance(self.noise_at, str)):
+            raise TypeError(f"noise_at: got {self.noise_at!r}; accepted is the name of a layer of the model, or None for its input")
         for name, accepted in _CHOICES.items():
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}; accepted are {', '.join(map(repr, accepted))}")
@@ -143,7 +147,11 @@ class UNSIR:
                     raise ValueError(f"{name}: only preset='auto' finds it; give a number for preset={self.preset!r}")
 
     name = "unsir"
-    learns_noise = True
+
+    @property
+    def learns_noise(self) -> bool:
+        """Whether the noise takes the inputs' place."""
+        return self.noise_at is None
 
     @property
     def scope(self) -> str:
@@ -164,7 +172,7 @@ class UNSIR:
         if self.preset == "samples":
             return _unsir_samples.run(self, task)
         retain = capped(task.retain, self.retain_per_class, task.generator(KEEP))
-        noise = learn_noise(self, task, task.classes, used_images(retain))
+        noise = learn_noise(self, task, task.classes, place(task, self.noise_at, retain))
         impair(self, task, retain, noise)
         repair(self, task, retain)
         return {}
@@ -178,16 +186,11 @@ def _answers_alone(model: nn.Module) -> bool:
 
 @dataclasses.dataclass
 class Noise:
-    """Learned images [classes * per class, ...] and the label of each."""
+    """Learned images [classes * per class, ...], the label of each, and where they enter the model."""
 
     images: Tensor
     labels: Tensor
-
-
-def used_images(retain: Source) -> Tensor:
-    """One retained sample: its shape and dtype are the noise's."""
-    inputs, _ = next(iter(retain.at([torch.tensor([0])])))
-    return inputs[0]
+    place: Place
 
 
 def capped(retain: Source, per_class: int | None, generator: torch.Generator) -> Source:
@@ -200,7 +203,7 @@ def capped(retain: Source, per_class: int | None, generator: torch.Generator) ->
     return retain.subset(torch.cat(kept).sort().values)
 
 
-def learn_noise(options: UNSIR, task: Task, classes: list[int], like: Tensor, *, sign: float = 1.0, stream: int = 0) -> Noise:
+def learn_noise(options: UNSIR, task: Task, classes: list[int], at: Place, *, sign: float = 1.0, stream: int = 0) -> Noise:
     """Error-maximising noise for ``classes`` (paper, equation 4); with ``sign=-1`` error-minimising: images
     of what a class looks like.
 
@@ -211,7 +214,7 @@ def learn_noise(options: UNSIR, task: Task, classes: list[int], like: Tensor, *,
     lean = options.images_used is not None and options.noise_mode == "eval" and _answers_alone(task.model)
     batch = min(options.noise_batch, options.images_used or options.noise_batch) if lean else options.noise_batch
     group = options.classes_per_batch or len(classes)
-    images = torch.empty(len(classes) * batch, *like.shape, dtype=like.dtype, device=task.device)
+    images = torch.empty(len(classes) * batch, *at.like.shape, dtype=at.like.dtype, device=task.device)
     for i, c in enumerate(classes):
         noise_ops.normal_(images[i * batch : (i + 1) * batch], seed=task.seed, stream=stream + c)
     labels = torch.tensor(classes, device=task.device).repeat_interleave(batch)
@@ -226,7 +229,7 @@ def learn_noise(options: UNSIR, task: Task, classes: list[int], like: Tensor, *,
             label = "learning noise" if sign > 0 else "learning images"
             bar: Progress[int]
             with progress(options.noise_steps, label, task.progress) as bar:
-                _learn(options, task, images[rows], labels[rows], sign, bar)
+                _learn(options, task, Noise(images[rows], labels[rows], at), sign, bar)
     if statistics is not None and options.noise_statistics == "restore":
         _weights.put_back(task.model, statistics)
     if options.label_rule == "zero":
@@ -234,10 +237,11 @@ def learn_noise(options: UNSIR, task: Task, classes: list[int], like: Tensor, *,
     if options.images_used is not None:
         first = torch.arange(len(images), device=task.device) % batch < options.images_used
         images, labels = images[first], labels[first]
-    return Noise(images, labels)
+    return Noise(images, labels, at)
 
 
-def _learn(options: UNSIR, task: Task, x: Tensor, labels: Tensor, sign: float, bar: Any) -> None:
+def _learn(options: UNSIR, task: Task, noise: Noise, sign: float, bar: Any) -> None:
+    x = noise.images
     exp_avg, exp_avg_sq = torch.zeros_like(x), torch.zeros_like(x)
     assert options.l2 is not None
     l2 = options.l2 / (x[0].numel() if options.l2_reduction == "mean" else 1)
@@ -245,7 +249,7 @@ def _learn(options: UNSIR, task: Task, x: Tensor, labels: Tensor, sign: float, b
     scale = len(x) / options.noise_batch
     rows = []
     for step in range(1, options.noise_steps + 1):
-        loss, gradient = _error_and_gradient(options, task, x, labels, sign)
+        loss, gradient = _error_and_gradient(options, task, noise, sign)
         lr = options.noise_lr * (1 - (step - 1) / options.noise_steps if options.noise_lr_decay == "linear" else 1)
         sum_sq = update.error_max_step_(x, gradient, exp_avg, exp_avg_sq, step=step, lr=lr, l2=l2 * scale, clamp=options.noise_clamp)
         rows.append((step, sign * loss.mean() + l2 * sum_sq / len(x), -loss.mean()))
@@ -256,14 +260,15 @@ def _learn(options: UNSIR, task: Task, x: Tensor, labels: Tensor, sign: float, b
         raise RuntimeError(f"learning {phase} gave NaN or inf; the model is unchanged. Lower noise_lr, or check the model's logits")
 
 
-def _error_and_gradient(options: UNSIR, task: Task, x: Tensor, labels: Tensor, sign: float) -> tuple[Tensor, Tensor]:
+def _error_and_gradient(options: UNSIR, task: Task, noise: Noise, sign: float) -> tuple[Tensor, Tensor]:
     """-CE of every image, and its gradient as the mean over one class's ``noise_batch`` images has it."""
+    x = noise.images
     # where an image's answer doesn't depend on its neighbours, a CPU's caches prefer fewer at a time
     part = CPU_PART if options.noise_mode == "eval" and x.device.type == "cpu" else len(x)
     losses, gradient = [], torch.empty_like(x)
-    for images, classes, out in zip(x.split(part), labels.split(part), gradient.split(part), strict=True):
+    for images, classes, out in zip(x.split(part), noise.labels.split(part), gradient.split(part), strict=True):
         leaf = images.detach().requires_grad_()
-        logits = task.forward(task.model, leaf)
+        logits = noise.place.logits(task, leaf)
         loss, dlogits = update.error_max_loss(logits.detach(), classes)
         dlogits.mul_(sign * len(images) / options.noise_batch)
         out.copy_(torch.autograd.grad(logits, leaf, dlogits)[0])
@@ -312,8 +317,8 @@ def train(
         progress(len(order), phase, task.progress) as bar,
     ):
         task.model.train()
-        for x, y in _mixed(task, retain, noise, order):
-            loss = F.cross_entropy(task.forward(task.model, x), y)
+        for logits, y in _answers(task, retain, noise, order):
+            loss = F.cross_entropy(logits, y)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -336,15 +341,18 @@ def _order(retained: int, noisy: int, size: int, task: Task) -> list[Tensor]:
     return batches
 
 
-def _mixed(task: Task, retain: Source, noise: Noise | None, order: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of ``order``: numbers below ``len(retain)`` are retained samples, those above go round
+def _answers(task: Task, retain: Source, noise: Noise | None, order: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits and labels of the batches of ``order``: numbers below ``len(retain)`` are retained samples, those above go round
     the noise, by index.
     """
     held = [batch[batch < len(retain)] for batch in order]
     samples = retain.at([h for h in held if len(h)], device=task.device)
     for batch, kept in zip(order, held, strict=True):
-        parts = [next(samples)] if len(kept) else []
-        if noise is not None and len(kept) < len(batch):
-            index = (batch[batch >= len(retain)] - len(retain)).remainder(len(noise.images)).to(task.device)
-            parts.append((noise.images[index], noise.labels[index]))
-        yield torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+        x, y = next(samples) if len(kept) else (None, None)
+        if noise is None or len(kept) == len(batch):
+            assert y is not None
+            yield task.forward(task.model, x), y
+            continue
+        index = (batch[batch >= len(retain)] - len(retain)).remainder(len(noise.images)).to(task.device)
+        labels = noise.labels[index]
+        yield noise.place.logits(task, noise.images[index], x), labels if y is None else torch.cat((y, labels))
