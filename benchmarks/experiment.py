@@ -44,7 +44,8 @@ PLAN: dict[str, list[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]]] 
     "reuters-r8": [(("bag",), (*CLASSES, "random"), EVERY)],
     "adult": [(("mlp",), ("random",), EVERY)],
 }
-UNDECIDED = "it couldn't tell them before either"  # a verdict's words for a request on which the attack can show nothing
+# The words of a verdict, and of the audit, for a request on which nothing can be shown: the original model looks unlearned already.
+UNDECIDED, POWERLESS = "it couldn't tell them before either", "these checks can't tell the original from the retrained model"
 LEFT_OUT = ("why", "audit_why")  # long texts: in the cells, not in the committed rows
 
 
@@ -91,6 +92,7 @@ def _collected(out: Path) -> dict[str, Any]:
     rows = [r for path in sorted((out / "cells").glob("*.json")) for r in json.loads(path.read_text())]
     for r in rows:
         r["undecided"] = UNDECIDED in (r.get("why") or "")
+        r["powerless"] = bool(r.get("audit_why")) and all(POWERLESS in line for line in r["audit_why"])
     order = list(PROBLEMS)
     rows.sort(key=lambda r: (order.index(r["data"]), r["net"], SCENARIOS.index(r["scenario"]), EVERY.index(r["method"]), r["seed"]))
     short = [{k: round(v, 5) if isinstance(v, float) else v for k, v in r.items() if k not in LEFT_OUT} for r in rows]

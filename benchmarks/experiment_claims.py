@@ -268,9 +268,11 @@ def controls(rows: Rows) -> list[Control]:
         measured = f"the method's verdict says forgotten in {by_method} of {len(mine)}, the audit PASS in {by_audit} of {len(mine)}"
         out.append(Control(f"{name} model never reads as forgotten", by_method + by_audit == 0 if mine else None, measured))
     again = [r for r in alike(rows) if r["method"] == "retrained again"]
-    passed = sum(r.get("audit") == "PASS" for r in again)
-    held = passed == len(again) if again else None
-    out.append(Control("a second retrained model always reads as forgotten in the audit", held, f"PASS in {passed} of {len(again)}"))
+    passed, open_ = sum(r.get("audit") == "PASS" for r in again), sum(bool(r.get("powerless")) for r in again)
+    measured = f"PASS in {passed} of {len(again)}"
+    measured += f", and in {open_} PARTIAL only because these checks can't tell the original model either" if open_ else ""
+    text = "a second retrained model always reads as forgotten in the audit, where that can tell the original"
+    out.append(Control(text, passed + open_ == len(again) if again else None, measured))
     text = "a retrained model always reads as forgotten by the method's verdict, where that can tell the original"
     return [*out, Control(text, *_by_verdict([r for r in alike(rows) if r["method"] in ("retrained", "retrained again")]))]
 

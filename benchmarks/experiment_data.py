@@ -233,6 +233,6 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "mnist": _mnist,
     "20newsgroups": lambda: _text("20newsgroups", "20 Newsgroups", "20newsgroups", 20, 3, [1, 4, 7], mixed=True),
     "20newsgroups-by-date": lambda: _text("20newsgroups-by-date", "20 Newsgroups by date", "20newsgroups", 20, 3, [1, 4, 7]),
-    "reuters-r8": lambda: _text("reuters-r8", "Reuters R8", "reuters-r8", 8, 0, [0, 3]),
+    "reuters-r8": lambda: _text("reuters-r8", "Reuters R8", "reuters-r8", 8, 0, [0, 3], mixed=True),
     "adult": _adult,
 }

@@ -18,7 +18,7 @@ DATA = {
     "20newsgroups": "20 Newsgroups, 11,293 + 7,528 drawn at random, word numbers",
     "20newsgroups-by-date": "20 Newsgroups in its usual cut, the same numbers, where the unseen texts are the later ones: there exact "
     "retraining itself can be told by an attack on random samples, so this set is shown and doesn't decide",
-    "reuters-r8": "Reuters R8, 5,485 + 2,189, word numbers",
+    "reuters-r8": "Reuters R8, 5,485 + 2,189 drawn at random, word numbers",
     "adult": "UCI Adult, 6,000 + 16,281, trained for 60 epochs until it is overfitted",
 }
 INTRO = """\

@@ -116,7 +116,7 @@ class Twice(nn.Module):
         (small_mlp(), "", ValueError, "noise_at: got ''"),
         (small_mlp(), 3, TypeError, "noise_at: got 3; accepted is the name of a layer"),
         (Twice(), "layer", ValueError, "noise_at: layer 'layer' ran 2 times"),
-        (nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Unflatten(0, (1, -1)), nn.Flatten(0, 1), *small_mlp()), "1", TypeError, "noise_at: layer '1' gives"),
+        (nn.Sequential(nn.Unflatten(0, (1, -1)), nn.Flatten(0, 1), *small_mlp()), "0", TypeError, "noise_at: layer '0' gives"),
         (nn.Sequential(nn.Threshold(1e9, 0.5), *small_mlp()), "0", ValueError, "noise_at: layer '0' gives the same"),
     ],
 )  # fmt: skip

@@ -21,10 +21,10 @@ Finding = tuple[str, str]
 RULE = (
     "Each model is compared with the one retrained without the forget set. "
     "Forgetting: its accuracy on the forget set (and on test samples of classes that the retain set lacks) must be within "
-    f"{100 * ACCURACY:.0f} points of the retrained model's, or two standard errors where the sets are small, and the AUC of the loss "
-    f"attack (and of LiRA where shadow models were given), forget against test, within {ATTACK}, or two standard errors of a "
-    "difference; but never wider than half of the gap "
-    "between the original and the retrained model, where the original lies outside. A gap beyond that is PARTIAL, and FAIL where "
+    f"{100 * ACCURACY:.0f} points of the retrained model's, and the AUC of the loss attack (and of LiRA where shadow models were given), "
+    f"forget against test, within {ATTACK}, or each within two standard errors of a difference where the sets are small; but never wider "
+    "than half of the gap between the original and the retrained model, where the original lies outside. A gap beyond that is PARTIAL, and "
+    "FAIL where "
     "more than half of the way from the original to the retrained model is still missing. "
     "Weights: FAIL where they are those of the original, where only the last layer was changed though retraining changes the "
     f"others too, and, for whole classes, where the layers below the last moved less than {100 * STILL:.0f} % as far as retraining "
@@ -35,8 +35,8 @@ RULE = (
     "Power: if the original itself lies within the tolerance in every figure of forgetting, at most PARTIAL, since a model that "
     "forgot nothing could pass; the same without an original. "
     "Use: test accuracy on the kept classes may lie up to "
-    f"{100 * UTILITY:.0f} points (or two standard errors) under the retrained model's; up to {100 * LOST:.0f} points is PARTIAL, "
-    "more is FAIL. "
+    f"{100 * UTILITY:.0f} points (or two standard errors of a difference) under the retrained model's; up to {100 * LOST:.0f} points is "
+    "PARTIAL, more is FAIL. "
     "The worst finding decides; if a control that must not pass does, the whole is at most PARTIAL. "
     "Without a retrained model there is NO REFERENCE and no verdict. "
     "This is evidence from measurements on these samples, not a proof or a privacy guarantee."
@@ -79,16 +79,20 @@ def _checks(retrained: dict[str, Any]) -> list[Check]:
     # Where the request is class-wise, unseen samples of the forgotten classes must be lost as well.
     if retrained["class_wise"] and not math.isnan(retrained["accuracy"]["test_forget"]):
         sets["test_forget"] = "test accuracy on the forgotten classes"
-    checks = [Check(label, ("accuracy", name), max(ACCURACY, 2 * _error(retrained, name)), percent) for name, label in sets.items()]
+    checks = [Check(label, ("accuracy", name), max(ACCURACY, _chance(_error(retrained, name))), percent) for name, label in sets.items()]
     for attack, name in JUDGED_BY.items():
         figures = retrained["attacks"]["forget_vs_test"].get(attack)
         if figures is None or math.isnan(figures["auc"]):
             continue
         label, keys = f"{name} AUC, forget set against unseen samples", ("attacks", "forget_vs_test", attack, "auc")
-        # Two models retrained from different seeds differ by about as much as two draws of the samples: the error is that of a
-        # difference.
-        checks.append(Check(label, keys, max(ATTACK, 2 * math.sqrt(2) * figures["auc_standard_error"]), plain))
+        checks.append(Check(label, keys, max(ATTACK, _chance(figures["auc_standard_error"])), plain))
     return checks
+
+
+def _chance(error: float) -> float:
+    """Two standard errors of a difference: two models retrained from different seeds were measured to differ about as much as two draws
+    of the samples."""
+    return 2 * math.sqrt(2) * error
 
 
 def _error(row: dict[str, Any], name: str) -> float:
@@ -194,7 +198,7 @@ def _use(mine: float, retrained: dict[str, Any]) -> tuple[str, str]:
     drop = reference - mine
     if math.isnan(drop):
         return "PARTIAL", "the test set has no sample of the kept classes, so the loss of use can't be judged"
-    status = "PASS" if drop <= max(UTILITY, 2 * error) else "PARTIAL" if drop <= LOST else "FAIL"
+    status = "PASS" if drop <= max(UTILITY, _chance(error)) else "PARTIAL" if drop <= LOST else "FAIL"
     text = f"test accuracy on the kept classes {percent(mine)}, retrained {percent(reference)}"
     return status, f"{text}: {100 * drop:.1f} points lost" if drop > 0 else f"{text}: nothing lost"
 

@@ -76,7 +76,9 @@ def place(task: Task, layer: str | None, retain: Source) -> Place:
     output = seen[0]
     if not isinstance(output, Tensor) or not output.is_floating_point() or output.dim() < 1 or len(output) != len(inputs):
         got = f"{tuple(output.shape)}, {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
-        raise TypeError(f"noise_at: layer {layer!r} gives {got} for {len(inputs)} samples; accepted is a floating point tensor [samples, ...]")
+        raise TypeError(
+            f"noise_at: layer {layer!r} gives {got} for {len(inputs)} samples; accepted is a floating point tensor [samples, ...]"
+        )
     deviation, mean = torch.std_mean(output.double(), correction=0)
     if not (torch.isfinite(deviation) and deviation > 0):
         raise ValueError(f"noise_at: layer {layer!r} gives the same or no finite values for all samples, so noise can't stand in for it")

@@ -68,7 +68,8 @@ def run(options: UNSIR, task: Task) -> dict[str, Any]:
 
 
 def paired_noise(options: UNSIR, task: Task, x: Tensor, at: Place, parameters: list[torch.nn.Parameter], *, stream: int) -> Tensor:
-    """Images [B, ...] (or what stands in for a layer's output) whose logits are as far from those of ``x`` as ``noise_steps`` of Adam get them."""
+    """Images [B, ...] (or what stands in for a layer's output) whose logits are as far from those of ``x`` as ``noise_steps`` of Adam
+    get them."""
     assert options.l2 is not None
     l2 = options.l2 / (at.like.numel() if options.l2_reduction == "mean" else 1)
     images = torch.empty(len(x), *at.like.shape, dtype=at.like.dtype, device=task.device)
