@@ -264,18 +264,20 @@ class MaskedAdam(_Masked, torch.optim.Adam):
         self.set_mask(mask)
 
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        by_step: dict[int, list[Tensor]] = {}
+        by_step: dict[int, tuple[list[Tensor], list[dict[str, Any]]]] = {}
         for p in params:
             state = self.state[p]
             if not state:
                 state["step"] = torch.tensor(0.0)
                 state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            by_step.setdefault(int(state["step"]) + 1, []).append(p)
+            chosen, states = by_step.setdefault(int(state["step"]) + 1, ([], []))
+            chosen.append(p)
+            states.append(state)
         beta1, beta2 = group["betas"]
         options = {name: float(group[name]) for name in ("lr", "eps", "weight_decay")}
-        for step, chosen in by_step.items():
-            states = [self.state[p] for p in chosen]
+        one = torch.tensor(1.0, device="cpu")
+        for step, (chosen, states) in by_step.items():
             mask_optim.masked_adam_(
                 chosen,
                 [p.grad for p in chosen],  # type: ignore[misc]
@@ -288,7 +290,8 @@ class MaskedAdam(_Masked, torch.optim.Adam):
                 maximize=group["maximize"],
                 **options,
             )
-            torch._foreach_add_([state["step"] for state in states], 1.0)
+            # with a number instead of `one`, torch would make a tensor of it for each step
+            torch._foreach_add_([state["step"] for state in states], one, alpha=1.0)
 
 
 class MaskedAdamW(MaskedAdam):

@@ -1,5 +1,6 @@
 // CPU glue of the optimiser steps on unmasked coordinates: argument checks and cutting the work. Kernels:
 // mask_optim.cpp.
+#include <algorithm>
 #include <cmath>
 
 #include "cpu/lists.h"
@@ -15,26 +16,30 @@ void check_count(const std::vector<Tensor>& list, size_t params, const char* op,
   }
 }
 
-// The form of a mask follows from its dtype and size; `factors`: whether one float32 a row is accepted.
-OptimMask mask_form(const Tensor& mask, const Tensor& p, size_t i, const char* op, bool factors) {
-  const int64_t n = p.numel(), given = mask.numel();
-  if (given == 0) return {MaskForm::kAllOn, nullptr, 0};
-  if (__builtin_expect(!mask.is_contiguous(), 0)) fail("fastforget.", op, ": masks[", i, "] is not contiguous");
+// The form of a mask follows from its dtype and shape; `factors`: whether one float32 a row is accepted. int8, which no
+// form has, marks a parameter without a mask: a mask of another dtype with no elements is one of the wrong size.
+OptimMask mask_form(const Tensor& mask, const Like& p, int64_t n, size_t i, const char* op, bool factors) {
   const int32_t code = dtype_code(mask);
+  const int64_t given = mask.numel();
+  if (code == dtype_code(ScalarType::Char) && given == 0) return {MaskForm::kAllOn, nullptr, 0};
+  if (__builtin_expect(!mask.is_contiguous(), 0)) fail("fastforget.", op, ": masks[", i, "] is not contiguous");
   const void* data = mask.data_ptr();
-  const bool per_row = p.dim() > 0 && given == p.size(0);
-  const int64_t inner = per_row ? n / given : 0;
+  const int64_t dims = mask.dim();
+  const int64_t* sizes = mask.sizes();
+  const bool per_row = dims == 1 && p.dims > 0 && given == p.sizes[0];
+  const int64_t inner = per_row && given > 0 ? n / given : 0;
   if (code == dtype_code(ScalarType::Bool)) {
-    if (given == n) return {MaskForm::kBytes, data, 0};
+    if (dims == p.dims && std::equal(sizes, sizes + dims, p.sizes)) return {MaskForm::kBytes, data, 0};
     if (per_row) return {MaskForm::kRows, data, inner};
   } else if (code == dtype_code(ScalarType::Byte)) {
-    if (given == (n + 7) / 8) return {MaskForm::kBits, data, 0};
+    if (dims == 1 && given == (n + 7) / 8) return {MaskForm::kBits, data, 0};
   } else if (factors && code == dtype_code(ScalarType::Float)) {
     if (per_row) return {MaskForm::kFactors, data, inner};
   }
   fail("fastforget.", op, ": masks[", i, "] has dtype ", torch::headeronly::toString(mask.scalar_type()), " and ",
-       given, " elements for a parameter of ", n, "; accepted: bool, one a coordinate or one a row; uint8, one bit a ",
-       "coordinate", factors ? "; float32, one a row" : "", "; or no elements");
+       given, " elements for a parameter of ", n,
+       "; accepted: bool, of the parameter's shape or one a row; uint8, one ", "bit a coordinate",
+       factors ? "; float32, one a row" : "", "; or int8 of no elements, all on");
 }
 
 template <class Item>
@@ -59,10 +64,11 @@ void masked_sgd_(const std::vector<Tensor>& params, const std::vector<Tensor>& g
     const ScalarType type = kFloatTypes[dtype];
     const int64_t n = p.numel();
     check_layout(p, type, n, op, "params");
-    check_layout(grads[i], type, n, op, "grads");
-    if (buffers) check_layout(momentum_buffers[i], type, n, op, "momentum_buffers");
+    const Like like(p, type);
+    check_like(grads[i], like, op, "grads");
+    if (buffers) check_like(momentum_buffers[i], like, op, "momentum_buffers");
     items.push_back({{p.data_ptr(), grads[i].data_ptr(), buffers ? momentum_buffers[i].data_ptr() : nullptr,
-                      mask_form(masks[i], p, i, op, true)},
+                      mask_form(masks[i], like, n, i, op, true)},
                      dtype});
   }
   const SgdStep step{lr, momentum, dampening, weight_decay, nesterov, maximize, first};
@@ -89,11 +95,12 @@ void masked_adam_(const std::vector<Tensor>& params, const std::vector<Tensor>& 
     const ScalarType type = kFloatTypes[dtype];
     const int64_t n = p.numel();
     check_layout(p, type, n, op, "params");
-    check_layout(grads[i], type, n, op, "grads");
-    check_layout(exp_avgs[i], type, n, op, "exp_avgs");
-    check_layout(exp_avg_sqs[i], type, n, op, "exp_avg_sqs");
+    const Like like(p, type);
+    check_like(grads[i], like, op, "grads");
+    check_like(exp_avgs[i], like, op, "exp_avgs");
+    check_like(exp_avg_sqs[i], like, op, "exp_avg_sqs");
     items.push_back({{p.data_ptr(), grads[i].data_ptr(), exp_avgs[i].data_ptr(), exp_avg_sqs[i].data_ptr(),
-                      mask_form(masks[i], p, i, op, false)},
+                      mask_form(masks[i], like, n, i, op, false)},
                      dtype});
   }
   const double power = static_cast<double>(step);
