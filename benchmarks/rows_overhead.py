@@ -1,5 +1,5 @@
-"""What a call costs before any work is done: 16 elements, through the raw op (its overload for one tensor,
-where it has one) and the public function; lists of 161 small tensors."""
+"""What a call costs before any work is done: 16 elements, through the raw op (its cheapest overload: that for one
+tensor, or the one that makes its output) and the public function; lists of 161 small tensors."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def _dampen(place: Place) -> dict[str, Call]:
 
 def _step(place: Place) -> dict[str, Call]:
     x, g = place.normal(1, SMALL), place.normal(1, SMALL)
-    m, v, total = place.zeros(1, SMALL), place.zeros(1, SMALL), torch.zeros(())
-    op = torch.ops.fastforget.error_max_step_.default
+    m, v, op = place.zeros(1, SMALL), place.zeros(1, SMALL), torch.ops.fastforget.error_max_step_.made
+    rule = torch.tensor([0.1, 0.9, 0.999, 1e-8, 0.1, -1.0, 1.0], dtype=torch.float64)
     eager = rows_update.EagerStep(x, g, foreach=True)
     return {
-        "op": lambda: op(x, g, m, v, total, 1, 0.1, 0.9, 0.999, 1e-8, 0.1, -1.0, 1.0),
+        "op": lambda: op(x, g, m, v, rule, 1),
         "public": lambda: update.error_max_step_(x, g, m, v, step=1, lr=0.1, clamp=(-1.0, 1.0)),
         "eager": eager,
     }

@@ -18,9 +18,9 @@ void check_count(const std::vector<Tensor>& list, size_t params, const char* op,
 
 // The form of a mask follows from its dtype and shape; `factors`: whether one float32 a row is accepted. int8, which no
 // form has, marks a parameter without a mask: a mask of another dtype with no elements is one of the wrong size.
-OptimMask mask_form(const Tensor& mask, const Like& p, int64_t n, size_t i, const char* op, bool factors) {
+OptimMask mask_form(const Tensor& mask, const Leader& p, size_t i, const char* op, bool factors) {
   const int32_t code = dtype_code(mask);
-  const int64_t given = mask.numel();
+  const int64_t n = p.numel, given = mask.numel();
   if (code == dtype_code(ScalarType::Char) && given == 0) return {MaskForm::kAllOn, nullptr, 0};
   if (__builtin_expect(!mask.is_contiguous(), 0)) fail("fastforget.", op, ": masks[", i, "] is not contiguous");
   const void* data = mask.data_ptr();
@@ -58,22 +58,20 @@ void masked_sgd_(const std::vector<Tensor>& params, const std::vector<Tensor>& g
   if (buffers) check_count(momentum_buffers, params.size(), op, "momentum_buffers");
   std::vector<Typed<SgdItem>> items;
   items.reserve(params.size());
+  FlatList elements(params.size());
   for (size_t i = 0; i < params.size(); ++i) {
     const Tensor& p = params[i];
-    const int dtype = float_dtype(p, op, "params");
-    const ScalarType type = kFloatTypes[dtype];
-    const int64_t n = p.numel();
-    check_layout(p, type, n, op, "params");
-    const Like like(p, type);
-    check_like(grads[i], like, op, "grads");
-    if (buffers) check_like(momentum_buffers[i], like, op, "momentum_buffers");
+    const Leader leader(p, op, "params");
+    check_like(grads[i], leader, op, "grads");
+    if (buffers) check_like(momentum_buffers[i], leader, op, "momentum_buffers");
     items.push_back({{p.data_ptr(), grads[i].data_ptr(), buffers ? momentum_buffers[i].data_ptr() : nullptr,
-                      mask_form(masks[i], like, n, i, op, true)},
-                     dtype});
+                      mask_form(masks[i], leader, i, op, true)},
+                     leader.index});
+    elements.add(leader.numel);
   }
   const SgdStep step{lr, momentum, dampening, weight_decay, nesterov, maximize, first};
   const MaskOptimTable& kernels = table().mask_optim;
-  FlatList(params).parallel(kStreamGrain, [&](size_t i, int64_t begin, int64_t end) {
+  elements.parallel(kStreamGrain, [&](size_t i, int64_t begin, int64_t end) {
     kernels.sgd[items[i].dtype](items[i].item, begin, end, step);
   });
 }
@@ -89,26 +87,24 @@ void masked_adam_(const std::vector<Tensor>& params, const std::vector<Tensor>& 
   if (step < 1) fail("fastforget.", op, ": step is ", step, "; accepted: 1 or more");
   std::vector<Typed<MaskedAdamItem>> items;
   items.reserve(params.size());
+  FlatList elements(params.size());
   for (size_t i = 0; i < params.size(); ++i) {
     const Tensor& p = params[i];
-    const int dtype = float_dtype(p, op, "params");
-    const ScalarType type = kFloatTypes[dtype];
-    const int64_t n = p.numel();
-    check_layout(p, type, n, op, "params");
-    const Like like(p, type);
-    check_like(grads[i], like, op, "grads");
-    check_like(exp_avgs[i], like, op, "exp_avgs");
-    check_like(exp_avg_sqs[i], like, op, "exp_avg_sqs");
+    const Leader leader(p, op, "params");
+    check_like(grads[i], leader, op, "grads");
+    check_like(exp_avgs[i], leader, op, "exp_avgs");
+    check_like(exp_avg_sqs[i], leader, op, "exp_avg_sqs");
     items.push_back({{p.data_ptr(), grads[i].data_ptr(), exp_avgs[i].data_ptr(), exp_avg_sqs[i].data_ptr(),
-                      mask_form(masks[i], like, n, i, op, false)},
-                     dtype});
+                      mask_form(masks[i], leader, i, op, false)},
+                     leader.index});
+    elements.add(leader.numel);
   }
   const double power = static_cast<double>(step);
   const MaskedAdamStep constants{
       lr / (1.0 - std::pow(beta1, power)), std::sqrt(1.0 - std::pow(beta2, power)),   beta1,   beta2, eps,
       decoupled ? 0.0 : weight_decay,      decoupled ? 1.0 - lr * weight_decay : 1.0, maximize};
   const MaskOptimTable& kernels = table().mask_optim;
-  FlatList(params).parallel(kStreamGrain, [&](size_t i, int64_t begin, int64_t end) {
+  elements.parallel(kStreamGrain, [&](size_t i, int64_t begin, int64_t end) {
     kernels.adam[items[i].dtype](items[i].item, begin, end, constants);
   });
 }

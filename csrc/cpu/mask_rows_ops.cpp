@@ -74,20 +74,17 @@ void run_unit(const MaskRowsTable& kernels, const Item& item, const Unit& unit, 
 }
 
 template <class Out>
-void finish(const Item& item, const double* partials) {
-  Out* mean_abs = static_cast<Out*>(item.mean_abs);
-  Out* sum_sq = static_cast<Out*>(item.sum_sq);
+void finish(const Item& item, double* partials) {
   const RowsShape& s = item.shape;
   const double count = static_cast<double>(s.outer * s.inner);
-  for (int64_t r = 0; r < s.rows; ++r) {
-    double magnitude = 0, square = 0;
-    for (int64_t part = 0; part < item.groups * item.pieces; ++part) {
-      magnitude += partials[item.partial + 2 * s.rows * part + r];
-      square += partials[item.partial + 2 * s.rows * part + s.rows + r];
-    }
-    mean_abs[r] = static_cast<Out>(magnitude / count);  // NaN for an empty row
-    sum_sq[r] = static_cast<Out>(square);
+  double* sums = partials + item.partial;  // of the first part; the others join it in order
+  for (int64_t part = 1; part < item.groups * item.pieces; ++part) {
+    for (int64_t r = 0; r < 2 * s.rows; ++r) sums[r] += sums[2 * s.rows * part + r];
   }
+  Out* mean_abs = static_cast<Out*>(item.mean_abs);
+  Out* sum_sq = static_cast<Out*>(item.sum_sq);
+  for (int64_t r = 0; r < s.rows; ++r) mean_abs[r] = static_cast<Out>(sums[r] / count);  // NaN for an empty row
+  for (int64_t r = 0; r < s.rows; ++r) sum_sq[r] = static_cast<Out>(sums[s.rows + r]);
 }
 
 ScalarType out_type(const Item& item) { return item.dtype == kFloat64 ? ScalarType::Double : ScalarType::Float; }

@@ -108,16 +108,13 @@ ScalarType sum_type(int dtype) { return dtype == kFloat64 ? ScalarType::Double :
 // Checks the tensors that both overloads have; gives their dtype.
 int check_step(const Tensor& x, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq, int64_t step) {
   constexpr const char* op = "error_max_step_";
-  const int dtype = float_dtype(x, op, "x");
-  const ScalarType type = kFloatTypes[dtype];
-  check_layout(x, type, x.numel(), op, "x");
-  const Like like(x, type);
-  check_like(grad, like, op, "grad");
-  check_like(exp_avg, like, op, "exp_avg");
-  check_like(exp_avg_sq, like, op, "exp_avg_sq");
-  if (like.dims < 1) fail("fastforget.", op, ": x has no batch dimension; expected [B, ...]");
+  const Leader leader(x, op, "x");
+  check_like(grad, leader, op, "grad");
+  check_like(exp_avg, leader, op, "exp_avg");
+  check_like(exp_avg_sq, leader, op, "exp_avg_sq");
+  if (leader.dims < 1) fail("fastforget.", op, ": x has no batch dimension; expected [B, ...]");
   if (step < 1) fail("fastforget.", op, ": step is ", step, "; accepted: 1 or more");
-  return dtype;
+  return leader.index;
 }
 
 void run_step(int dtype, const Tensor& x, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq,
@@ -199,20 +196,18 @@ void dampen_(const std::vector<Tensor>& params, const std::vector<Tensor>& forge
   check_layout(count, ScalarType::Long, 1, op, "count");
   std::vector<DampenItem> items;
   items.reserve(params.size());
+  FlatList elements(params.size());
   for (size_t i = 0; i < params.size(); ++i) {
-    const int dtype = float_dtype(params[i], op, "params");
-    const ScalarType type = kFloatTypes[dtype];
-    const int64_t n = params[i].numel();
-    check_layout(params[i], type, n, op, "params");
-    const Like like(params[i], type);
-    check_like(forget[i], like, op, "forget_importance");
-    check_like(retain[i], like, op, "retain_importance");
+    const Leader leader(params[i], op, "params");
+    check_like(forget[i], leader, op, "forget_importance");
+    check_like(retain[i], leader, op, "retain_importance");
     items.push_back({static_cast<char*>(params[i].data_ptr()), static_cast<char*>(forget[i].data_ptr()),
-                     static_cast<char*>(retain[i].data_ptr()), dtype});
+                     static_cast<char*>(retain[i].data_ptr()), leader.index});
+    elements.add(leader.numel);
   }
   std::atomic<int64_t> selected{0};  // whole numbers: the order of the additions doesn't matter
   const MaskTable& kernels = table().mask;
-  FlatList(params).parallel(kStreamGrain, [&](size_t i, int64_t begin, int64_t end) {
+  elements.parallel(kStreamGrain, [&](size_t i, int64_t begin, int64_t end) {
     const DampenItem& item = items[i];
     const int64_t offset = begin * dtype_size(item.dtype);
     selected.fetch_add(kernels.dampen[item.dtype](item.param + offset, item.forget + offset, item.retain + offset,
