@@ -94,8 +94,7 @@ def neuron_stats(x: Tensor | Sequence[Tensor], *, dim: int = 0) -> NeuronStats |
     if dim < 0 or not all(t.is_contiguous() for t in sources):
         sources, along = [_three(t, dim % t.dim()) for t in sources], 1
     single = [torch.float64 if t.dtype == torch.float64 else torch.float32 for t in xs]
-    mean_abs, sum_sq = (
-        [torch.empty(t.shape[dim], dtype=d, device=t.device) for t, d in zip(xs, single, strict=True)] for _ in range(2)
-    )
+    mean_abs = [torch.empty(t.shape[dim], dtype=d, device=t.device) for t, d in zip(xs, single, strict=True)]
+    sum_sq = [torch.empty_like(m) for m in mean_abs]
     arg.run("neuron_stats", _neuron_stats, [*mean_abs, *sum_sq], (sources, along, mean_abs, sum_sq))
     return NeuronStats(mean_abs[0], sum_sq[0]) if isinstance(x, Tensor) else NeuronStatsList(mean_abs, sum_sq)
