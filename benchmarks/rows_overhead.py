@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastforget.ops import mask, membership, noise, update
 
-from . import rows_mask, rows_membership, rows_noise, rows_update
+from . import rows_mask, rows_mask_optim, rows_membership, rows_noise, rows_update
 from .cases import Call, Case, Options, Place, Work, WrongResult
 
 SMALL = 16
@@ -81,6 +81,18 @@ def _dampen_list(place: Place) -> dict[str, Call]:
     }
 
 
+def _adam_list(place: Place) -> dict[str, Call]:
+    params, grads = ([place.normal(SMALL) for _ in range(LIST)] for _ in range(2))
+    on = [place.uniform(SMALL) < 0.5 for _ in range(LIST)]
+    first, second = ([place.zeros(SMALL) for _ in range(LIST)] for _ in range(2))
+    op = torch.ops.fastforget.masked_adam_.default
+    return {
+        "op": lambda: op(params, grads, on, first, second, 2, 1e-3, 0.9, 0.999, 1e-8, 0.0, False, False),
+        "public": lambda: mask.masked_adam_(params, grads, on, first, second, step=2, lr=1e-3),
+        "eager": rows_mask_optim.Published(params, grads, [m.float() for m in on], torch.optim.Adam),
+    }
+
+
 def _finite(_name: str, result: Any) -> None:
     """The arithmetic is judged in the sized rows; here only that a call went through and left numbers."""
     tensors = [result] if isinstance(result, Tensor) else result if isinstance(result, (tuple, list)) else []
@@ -111,6 +123,6 @@ def cases(options: Options) -> list[Case]:
         ("dampen_", _dampen),
     ):
         rows += [_case(op, "call", 1, make, kind) for kind in ("op", "public")]
-    for op, make in (("add_normal_", _noise_list), ("dampen_", _dampen_list)):
+    for op, make in (("add_normal_", _noise_list), ("dampen_", _dampen_list), ("masked_adam_", _adam_list)):
         rows += [_case(op, "161-tensor call", LIST, make, kind) for kind in ("op", "public")]
     return rows
