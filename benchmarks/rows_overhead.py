@@ -1,5 +1,5 @@
-"""What a call costs before any work is done: 16 elements, through the raw op (its overload for one tensor,
-where it has one) and the public function; lists of 161 small tensors."""
+"""What a call costs before any work is done: 16 elements, through the raw op (its cheapest overload: that for one
+tensor, or the one that makes its output) and the public function; lists of 161 small tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastforget.ops import mask, membership, noise, update
 
-from . import rows_mask, rows_membership, rows_noise, rows_update
+from . import rows_mask, rows_mask_optim, rows_membership, rows_noise, rows_update
 from .cases import Call, Case, Options, Place, Work, WrongResult
 
 SMALL = 16
@@ -40,11 +40,11 @@ def _dampen(place: Place) -> dict[str, Call]:
 
 def _step(place: Place) -> dict[str, Call]:
     x, g = place.normal(1, SMALL), place.normal(1, SMALL)
-    m, v, total = place.zeros(1, SMALL), place.zeros(1, SMALL), torch.zeros(())
-    op = torch.ops.fastforget.error_max_step_.default
+    m, v, op = place.zeros(1, SMALL), place.zeros(1, SMALL), torch.ops.fastforget.error_max_step_.made
+    rule = torch.tensor([0.1, 0.9, 0.999, 1e-8, 0.1, -1.0, 1.0], dtype=torch.float64)
     eager = rows_update.EagerStep(x, g, foreach=True)
     return {
-        "op": lambda: op(x, g, m, v, total, 1, 0.1, 0.9, 0.999, 1e-8, 0.1, -1.0, 1.0),
+        "op": lambda: op(x, g, m, v, rule, 1),
         "public": lambda: update.error_max_step_(x, g, m, v, step=1, lr=0.1, clamp=(-1.0, 1.0)),
         "eager": eager,
     }
@@ -81,6 +81,18 @@ def _dampen_list(place: Place) -> dict[str, Call]:
     }
 
 
+def _adam_list(place: Place) -> dict[str, Call]:
+    params, grads = ([place.normal(SMALL) for _ in range(LIST)] for _ in range(2))
+    on = [place.uniform(SMALL) < 0.5 for _ in range(LIST)]
+    first, second = ([place.zeros(SMALL) for _ in range(LIST)] for _ in range(2))
+    op = torch.ops.fastforget.masked_adam_.default
+    return {
+        "op": lambda: op(params, grads, on, first, second, 2, 1e-3, 0.9, 0.999, 1e-8, 0.0, False, False),
+        "public": lambda: mask.masked_adam_(params, grads, on, first, second, step=2, lr=1e-3),
+        "eager": rows_mask_optim.Published(params, grads, [m.float() for m in on], torch.optim.Adam),
+    }
+
+
 def _finite(_name: str, result: Any) -> None:
     """The arithmetic is judged in the sized rows; here only that a call went through and left numbers."""
     tensors = [result] if isinstance(result, Tensor) else result if isinstance(result, (tuple, list)) else []
@@ -111,6 +123,6 @@ def cases(options: Options) -> list[Case]:
         ("dampen_", _dampen),
     ):
         rows += [_case(op, "call", 1, make, kind) for kind in ("op", "public")]
-    for op, make in (("add_normal_", _noise_list), ("dampen_", _dampen_list)):
+    for op, make in (("add_normal_", _noise_list), ("dampen_", _dampen_list), ("masked_adam_", _adam_list)):
         rows += [_case(op, "161-tensor call", LIST, make, kind) for kind in ("op", "public")]
     return rows

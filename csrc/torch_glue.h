@@ -117,6 +117,19 @@ struct Like {
   Like(const Tensor& t, ScalarType type) : dtype(dtype_code(type)), dims(t.dim()), sizes(t.sizes()) {}
 };
 
+// A tensor that partners follow: it must have a floating dtype and be contiguous.
+struct Leader : Like {
+  int index;  // of its dtype in kernel tables
+  int64_t numel;
+
+  Leader(const Tensor& t, const char* op, const char* name) : Leader(t, float_dtype(t, op, name)) {
+    if (__builtin_expect(!t.is_contiguous(), 0)) fail("fastforget.", op, ": ", name, " is not contiguous");
+  }
+
+ private:
+  Leader(const Tensor& t, int dtype) : Like(t, kFloatTypes[dtype]), index(dtype), numel(t.numel()) {}
+};
+
 // `name` must be contiguous, with the dtype and the shape of its partner.
 inline void check_like(const Tensor& t, const Like& like, const char* op, const char* name) {
   check_device(t, op, name);

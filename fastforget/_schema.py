@@ -2,7 +2,7 @@
 
 Schemas live in Python so that an op exists even where no compiled library does: the pure-PyTorch reference is registered as the
 default for every device, and the native libraries and Triton override it where they can serve. Ops change preallocated outputs and
-return nothing, so tracing needs no shape functions.
+return nothing, so tracing needs no shape functions; overloads that return something are in ``_made.py``.
 
 An implementation looks at its tensors before it writes: at their dtype, shape, strides and place. So a call that raises has changed
 nothing, and the public functions may leave the looking to it (``ops/_arguments.py``).
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ._made import MADE
 from .reference import (
     mask,
     mask_optim,
@@ -185,13 +186,16 @@ def _refuse_mixed(name: str, args: Sequence[Any]) -> None:
                 raise RuntimeError(f"fastforget.{name}: a tensor is {form}; accepted is torch.strided")
 
 
-def _shape_function(name: str) -> Callable[..., None]:
+def _no_output(*_: Any) -> None:
     """Nothing is returned, so there is nothing to infer."""
 
-    def no_output(*args: Any) -> None:
-        _refuse_mixed(name, args)
 
-    return no_output
+def _shape_function(name: str, outputs: Callable[..., Any]) -> Callable[..., Any]:
+    def shapes(*args: Any) -> Any:
+        _refuse_mixed(name, args)
+        return outputs(*args)
+
+    return shapes
 
 
 def _refuse_vmap(name: str) -> Callable[..., None]:
@@ -226,10 +230,21 @@ def _by_list(name: str, signature: str) -> Callable[..., None]:
     return call
 
 
-def _define(qualified: str, signature: str) -> None:
+def _by_op(name: str, definition: Callable[..., Any]) -> Callable[..., Any]:
+    """The overload `made` where no native library has it."""
+    op = overload(name)
+
+    def call(*args: Any) -> Any:
+        _refuse_mixed(name, args)
+        return definition(op, *args)
+
+    return call
+
+
+def _define(qualified: str, signature: str, outputs: Callable[..., Any] = _no_output) -> None:
     _library.define(f"{qualified}{signature}", tags=(torch.Tag.pt2_compliant_tag,))
     name = qualified.partition(".")[0]
-    torch.library.register_fake(f"{NAMESPACE}::{qualified}", _shape_function(name), lib=_library)
+    torch.library.register_fake(f"{NAMESPACE}::{qualified}", _shape_function(name, outputs), lib=_library)
     torch.library.register_vmap(f"{NAMESPACE}::{qualified}", _refuse_vmap(name), lib=_library)
 
 
@@ -238,6 +253,9 @@ for _name, (_signature, _definition) in SCHEMAS.items():
     if _name in SINGLE:
         _define(f"{_name}.single", _signature.replace("[0]", "0").replace("[]", ""))
         _library.impl(f"{_name}.single", _by_list(_name, _signature), "CompositeExplicitAutograd")
+    if _name in MADE:
+        _define(f"{_name}.made", MADE[_name].signature, MADE[_name].shapes)
+        _library.impl(f"{_name}.made", _by_op(_name, MADE[_name].definition), "CompositeExplicitAutograd")
     _library.impl(_name, _guarded(_name, _definition), "CompositeExplicitAutograd")
 
 

@@ -86,11 +86,12 @@ class _Masked(torch.optim.Optimizer):
         """The group's parameters that have a gradient, by device."""
         ready: dict[torch.device, list[Tensor]] = {}
         for p in group["params"]:
-            if p.grad is None:
+            grad = p.grad
+            if grad is None:
                 continue
-            if p.grad.layout is not torch.strided:
+            if grad.layout is not torch.strided:
                 raise RuntimeError(
-                    f"{type(self).__name__}: a gradient of shape {tuple(p.grad.shape)} is sparse; accepted are dense gradients. "
+                    f"{type(self).__name__}: a gradient of shape {tuple(grad.shape)} is sparse; accepted are dense gradients. "
                     "Make the layer with sparse=False"
                 )
             ready.setdefault(p.device, []).append(p)
@@ -192,18 +193,20 @@ class MaskedSGD(_Masked, torch.optim.SGD):
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
         options = {name: float(group[name]) for name in ("lr", "momentum", "dampening", "weight_decay")}
         options |= {name: group[name] for name in ("nesterov", "maximize")}
+        held = [self.state[p].get("momentum_buffer") for p in params] if group["momentum"] != 0 else []
         new, old = [], params
-        if group["momentum"] != 0:
-            new = [p for p in params if self.state[p].get("momentum_buffer") is None]
-            old = [p for p in params if self.state[p].get("momentum_buffer") is not None] if new else params
+        if any(buffer is None for buffer in held):
+            new = [p for p, buffer in zip(params, held, strict=True) if buffer is None]
+            old = [p for p, buffer in zip(params, held, strict=True) if buffer is not None]
+            held = [buffer for buffer in held if buffer is not None]
         for chosen, first in ((new, True), (old, False)):
             if not chosen:
                 continue
             buffers = None
             if first:  # zeros, not empty: frozen coordinates keep what is there
                 buffers = [torch.zeros_like(p, memory_format=torch.preserve_format) for p in chosen]
-            elif group["momentum"] != 0:
-                buffers = [self.state[p]["momentum_buffer"] for p in chosen]
+            elif held:
+                buffers = held
             masks = [self._masks.get(p) for p in chosen]
             grads = [p.grad for p in chosen]
             mask_optim.masked_sgd_(chosen, grads, masks, momentum_buffers=buffers, first=first, **options)  # type: ignore[arg-type]
@@ -264,18 +267,20 @@ class MaskedAdam(_Masked, torch.optim.Adam):
         self.set_mask(mask)
 
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        by_step: dict[int, list[Tensor]] = {}
+        by_step: dict[int, tuple[list[Tensor], list[dict[str, Any]]]] = {}
         for p in params:
             state = self.state[p]
             if not state:
                 state["step"] = torch.tensor(0.0)
                 state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            by_step.setdefault(int(state["step"]) + 1, []).append(p)
+            chosen, states = by_step.setdefault(int(state["step"]) + 1, ([], []))
+            chosen.append(p)
+            states.append(state)
         beta1, beta2 = group["betas"]
         options = {name: float(group[name]) for name in ("lr", "eps", "weight_decay")}
-        for step, chosen in by_step.items():
-            states = [self.state[p] for p in chosen]
+        one = torch.tensor(1.0, device="cpu")
+        for step, (chosen, states) in by_step.items():
             mask_optim.masked_adam_(
                 chosen,
                 [p.grad for p in chosen],  # type: ignore[misc]
@@ -288,7 +293,8 @@ class MaskedAdam(_Masked, torch.optim.Adam):
                 maximize=group["maximize"],
                 **options,
             )
-            torch._foreach_add_([state["step"] for state in states], 1.0)
+            # with a number instead of `one`, torch would make a tensor of it for each step
+            torch._foreach_add_([state["step"] for state in states], one, alpha=1.0)
 
 
 class MaskedAdamW(MaskedAdam):

@@ -92,7 +92,7 @@ def exact_steps(tensors: Sequence[Tensor], grad: Tensor, mask: Tensor, o: dict[s
 def draw_mask(form: str, shape: Sequence[int], share: float = 0.6) -> Tensor:
     rows = shape[0] if len(shape) else 1
     if form == "all":
-        return torch.empty(0, dtype=torch.bool)
+        return torch.empty(0, dtype=torch.int8)
     if form == "elements":
         return torch.rand(tuple(shape)) < share
     if form == "rows":

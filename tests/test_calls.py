@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastforget as ff
 from fastforget import _schema
@@ -22,6 +23,21 @@ def step(x, m, v, grad):
     return update.error_max_step_(x, grad, m, v, step=3, lr=0.1, clamp=(-1.0, 1.0))
 
 
+def half_on(x):
+    """Each second tensor of a list without a mask, the others and a tensor alone with one of another form."""
+    if isinstance(x, torch.Tensor):
+        return x > 0.5
+    return [[None, x[i] > 0.5, mask.pack_bits(x[i] > 0.5)][i % 3] for i in range(len(x))]
+
+
+def sgd(x, moved, grad):
+    return mask.masked_sgd_(x, grad, half_on(x), lr=0.1, momentum=0.9, momentum_buffers=moved)
+
+
+def adam(x, m, v, grad):
+    return mask.masked_adam_(x, grad, half_on(x), m, v, step=3, lr=0.1)
+
+
 # name: (call, number of arguments that are changed, number of arguments)
 CALLS = {
     "normal_": (lambda x: noise.normal_(x, 2.0, 1.0, seed=3), 1, 1),
@@ -31,8 +47,16 @@ CALLS = {
     "dampen_": (lambda x, f, r: mask.dampen_(x, f, r, alpha=1, lam=0.5), 1, 3),
     "accumulate_importance_": (lambda x, g: mask.accumulate_importance_(x, g, scale=0.5), 1, 2),
     "soft_threshold_": (lambda x: mask.soft_threshold_(x, 0.5), 1, 1),
+    "masked_sgd_": (sgd, 2, 3),
+    "masked_sgd_, no masks": (lambda x, g: mask.masked_sgd_(x, g, None, lr=1), 1, 2),
+    "masked_adam_": (adam, 3, 4),
 }
-ONE_TENSOR = {"error_max_step_": (step, 3, 4), "membership_scores": (lambda z: membership.membership_scores(z, LABELS), 0, 1)}
+ONE_TENSOR = {
+    "error_max_step_": (step, 3, 4),
+    "membership_scores": (lambda z: membership.membership_scores(z, LABELS), 0, 1),
+    "neuron_stats": (mask.neuron_stats, 0, 1),
+    "neuron_stats, last": (lambda x: mask.neuron_stats(x, dim=-1), 0, 1),
+}
 LABELS = torch.tensor([0, 3, 1])
 SHAPES = [(3, 4), (7,), (), (2, 0), (5, 1)]
 
@@ -152,6 +176,23 @@ def refused_lists():
         "no gradients": (lambda a: noise.perturb_step_(a, None, lr=0.1, std=1.0, seed=1), TypeError, "grads: got NoneType"),
         "moment's shape": (
             lambda a: step(a[0], torch.rand(2, 3), torch.rand(3, 2), torch.rand(2, 3)), ValueError, "exp_avg_sq: .*shape"),
+        "optimiser's gradient": (
+            lambda a: sgd(a, three(), lists((2, 3), (6,), (2, 2))), ValueError, r"grads\[2\]: .*shape"),
+        "optimiser's moment": (
+            lambda a: adam(a, three(), lists((2, 3), (3, 2), (4,)), three()), ValueError, r"exp_avg_sqs\[1\]: .*shape"),
+        "no momentum": (
+            lambda a: mask.masked_sgd_(a, three(), None, lr=0.1, momentum=0.9), ValueError, "momentum_buffers: got None"),
+        "too few masks": (
+            lambda a: mask.masked_sgd_(a, three(), [None, None], lr=0.1), ValueError, "masks: got 2 masks"),
+        "a mask of nothing": (
+            lambda a: mask.masked_sgd_(a, three(), [None, None, torch.ones(0, dtype=torch.bool)], lr=0.1),
+            ValueError, r"masks\[2\]: got a tensor of shape \(0,\)"),
+        "a flat mask": (
+            lambda a: mask.masked_sgd_(a, three(), [torch.ones(6, dtype=torch.bool), None, None], lr=0.1),
+            ValueError, r"masks\[0\]: got a tensor of shape \(6,\)"),
+        "a column of rows": (
+            lambda a: mask.masked_adam_(a, three(), [torch.ones(2, 1, dtype=torch.bool), None, None], three(), three(), step=1, lr=1),
+            ValueError, r"masks\[0\]: got a tensor of shape \(2, 1\)"),
         "stream": (lambda a: noise.add_normal_(a, 1.0, seed=1, stream=2**32 - 2), ValueError, "stream: got 4294967294"),
         "start": (lambda a: noise.add_normal_(a, 1.0, seed=1, start=-1), ValueError, "start: got -1"),
         "label matrix": (
@@ -215,6 +256,71 @@ def test_the_overload_for_one_tensor_is_the_op_on_a_list_of_one(name, backend):
 @pytest.mark.parametrize("name", _schema.SINGLE)
 def test_opcheck_of_the_overload_for_one_tensor(name):
     torch.library.opcheck(_schema.overload(name, "single"), SINGLE[name][0](torch.randn(3, 5)))
+
+
+RULE = torch.tensor([0.1, 0.9, 0.999, 1e-8, 0.1, -1.0, 1.0], dtype=torch.float64)
+
+
+def made(name: str, dtype: torch.dtype):
+    """The arguments of the overload `made`, those of the op for the same, and what the op then filled."""
+    x, g, m, v = (t.to(dtype) for t in lists(*[(3, 4)] * 4))
+    single = torch.float64 if dtype == torch.float64 else torch.float32
+    if name == "error_max_step_":
+        state, total = [t.clone() for t in (x, g, m, v)], torch.full((), torch.nan, dtype=single)
+        return (x, g, m, v, RULE, 2), (*state, total, 2, *RULE.tolist()), (total,)
+    if name == "membership_scores":
+        scores, correct = torch.full((6, 3), torch.nan, dtype=single), torch.zeros(3, dtype=torch.bool)
+        return (x, LABELS, 0.5), (x, LABELS, 0.5, scores, correct), (*scores, correct)
+    sums = torch.full((2, 4), torch.nan, dtype=single)
+    return (x, 1), ([x], 1, [sums[0]], [sums[1]]), tuple(sums)
+
+
+@pytest.mark.parametrize("backend", ["native", "definition"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("name", _schema.MADE)
+def test_the_overload_that_makes_its_outputs_is_the_op(name, dtype, backend):
+    given, filled, expected = made(name, dtype)
+    freed = [torch.full((n,), torch.nan) for n in (1, 3, 4) * 20]  # what an allocator hands out next
+    del freed
+    op = getattr(OPS, name)
+    got = op.made(*given) if backend == "native" else _schema._by_op(name, _schema.MADE[name].definition)(*given)
+    op.default(*filled)
+    for a, b in zip(tensors(list(got) if isinstance(got, tuple) else got), expected, strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+    changed = 4 if name == "error_max_step_" else 0
+    assert all(torch.equal(a, b) for a, b in zip(given[:changed], filled[:changed], strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+@pytest.mark.parametrize("name", _schema.MADE)
+def test_opcheck_of_the_overload_that_makes_its_outputs(name, dtype):
+    torch.library.opcheck(_schema.overload(name, "made"), made(name, dtype)[0])
+
+
+def test_a_rule_is_what_was_asked_for_whatever_was_remembered():
+    """Numbers that compare equal or can change later: each step is the one that the careful way takes."""
+    low = torch.tensor(-0.5)
+    clamps = [(0.0, 1.0), (-0.0, 1.0), (False, True), (low, 1.0), None, (None, 0.25), (-1.0, 1.0), (low, 1.0)]
+    for i, clamp in enumerate(clamps):
+        low.fill_(0.5 if i == len(clamps) - 1 else -0.5)
+        for betas in ((0.9, 0.999), [0.5, 0.9]):
+            quick = lists(*[(3, 4)] * 4)
+            quick[0] -= 0.6
+            careful = [t.clone() for t in quick]
+            update.error_max_step_(*quick, step=2, lr=0.1, betas=betas, clamp=clamp)
+            with ff.use_backend("native" if ff.backend.native_cpu else "reference"):
+                update.error_max_step_(*careful, step=2, lr=0.1, betas=betas, clamp=clamp)
+            assert all(torch.equal(a, b) for a, b in zip(quick, careful, strict=True))
+
+
+@needs_native
+def test_a_rule_made_while_tracing_is_a_tensor_like_any():
+    update._rule.cache_clear()
+    x, g, m, v = lists(*[(3, 4)] * 4)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("meta"):
+        rule = update._rule(0.125, (0.9, 0.999), 1e-8, 0.1, None)
+    assert type(rule) is torch.Tensor and rule.device.type == "cpu" and rule.tolist()[0] == 0.125
+    assert update.error_max_step_(x, g, m, v, step=1, lr=0.125).item() > 0
 
 
 def test_place_in_the_stream_may_be_left_out():

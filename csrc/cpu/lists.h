@@ -13,11 +13,12 @@ inline constexpr int64_t kStreamGrain = 32768;
 struct FlatList {
   std::vector<int64_t> ends;
 
-  explicit FlatList(const std::vector<Tensor>& tensors) {
-    ends.reserve(tensors.size());
-    int64_t total = 0;
-    for (const Tensor& t : tensors) ends.push_back(total += t.numel());
+  explicit FlatList(size_t tensors) { ends.reserve(tensors); }  // to be filled by add()
+  explicit FlatList(const std::vector<Tensor>& tensors) : FlatList(tensors.size()) {
+    for (const Tensor& t : tensors) add(t.numel());
   }
+
+  void add(int64_t numel) { ends.push_back((ends.empty() ? 0 : ends.back()) + numel); }
 
   // Calls work(tensor, begin, end) on pieces that cover every tensor once.
   template <class Work>

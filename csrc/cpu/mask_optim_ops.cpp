@@ -1,5 +1,6 @@
 // CPU glue of the optimiser steps on unmasked coordinates: argument checks and cutting the work. Kernels:
 // mask_optim.cpp.
+#include <algorithm>
 #include <cmath>
 
 #include "cpu/lists.h"
@@ -15,26 +16,30 @@ void check_count(const std::vector<Tensor>& list, size_t params, const char* op,
   }
 }
 
-// The form of a mask follows from its dtype and size; `factors`: whether one float32 a row is accepted.
-OptimMask mask_form(const Tensor& mask, const Tensor& p, size_t i, const char* op, bool factors) {
-  const int64_t n = p.numel(), given = mask.numel();
-  if (given == 0) return {MaskForm::kAllOn, nullptr, 0};
-  if (__builtin_expect(!mask.is_contiguous(), 0)) fail("fastforget.", op, ": masks[", i, "] is not contiguous");
+// The form of a mask follows from its dtype and shape; `factors`: whether one float32 a row is accepted. int8, which no
+// form has, marks a parameter without a mask: a mask of another dtype with no elements is one of the wrong size.
+OptimMask mask_form(const Tensor& mask, const Leader& p, size_t i, const char* op, bool factors) {
   const int32_t code = dtype_code(mask);
+  const int64_t n = p.numel, given = mask.numel();
+  if (code == dtype_code(ScalarType::Char) && given == 0) return {MaskForm::kAllOn, nullptr, 0};
+  if (__builtin_expect(!mask.is_contiguous(), 0)) fail("fastforget.", op, ": masks[", i, "] is not contiguous");
   const void* data = mask.data_ptr();
-  const bool per_row = p.dim() > 0 && given == p.size(0);
-  const int64_t inner = per_row ? n / given : 0;
+  const int64_t dims = mask.dim();
+  const int64_t* sizes = mask.sizes();
+  const bool per_row = dims == 1 && p.dims > 0 && given == p.sizes[0];
+  const int64_t inner = per_row && given > 0 ? n / given : 0;
   if (code == dtype_code(ScalarType::Bool)) {
-    if (given == n) return {MaskForm::kBytes, data, 0};
+    if (dims == p.dims && std::equal(sizes, sizes + dims, p.sizes)) return {MaskForm::kBytes, data, 0};
     if (per_row) return {MaskForm::kRows, data, inner};
   } else if (code == dtype_code(ScalarType::Byte)) {
-    if (given == (n + 7) / 8) return {MaskForm::kBits, data, 0};
+    if (dims == 1 && given == (n + 7) / 8) return {MaskForm::kBits, data, 0};
   } else if (factors && code == dtype_code(ScalarType::Float)) {
     if (per_row) return {MaskForm::kFactors, data, inner};
   }
   fail("fastforget.", op, ": masks[", i, "] has dtype ", torch::headeronly::toString(mask.scalar_type()), " and ",
-       given, " elements for a parameter of ", n, "; accepted: bool, one a coordinate or one a row; uint8, one bit a ",
-       "coordinate", factors ? "; float32, one a row" : "", "; or no elements");
+       given, " elements for a parameter of ", n,
+       "; accepted: bool, of the parameter's shape or one a row; uint8, one ", "bit a coordinate",
+       factors ? "; float32, one a row" : "", "; or int8 of no elements, all on");
 }
 
 template <class Item>
@@ -53,21 +58,20 @@ void masked_sgd_(const std::vector<Tensor>& params, const std::vector<Tensor>& g
   if (buffers) check_count(momentum_buffers, params.size(), op, "momentum_buffers");
   std::vector<Typed<SgdItem>> items;
   items.reserve(params.size());
+  FlatList elements(params.size());
   for (size_t i = 0; i < params.size(); ++i) {
     const Tensor& p = params[i];
-    const int dtype = float_dtype(p, op, "params");
-    const ScalarType type = kFloatTypes[dtype];
-    const int64_t n = p.numel();
-    check_layout(p, type, n, op, "params");
-    check_layout(grads[i], type, n, op, "grads");
-    if (buffers) check_layout(momentum_buffers[i], type, n, op, "momentum_buffers");
+    const Leader leader(p, op, "params");
+    check_like(grads[i], leader, op, "grads");
+    if (buffers) check_like(momentum_buffers[i], leader, op, "momentum_buffers");
     items.push_back({{p.data_ptr(), grads[i].data_ptr(), buffers ? momentum_buffers[i].data_ptr() : nullptr,
-                      mask_form(masks[i], p, i, op, true)},
-                     dtype});
+                      mask_form(masks[i], leader, i, op, true)},
+                     leader.index});
+    elements.add(leader.numel);
   }
   const SgdStep step{lr, momentum, dampening, weight_decay, nesterov, maximize, first};
   const MaskOptimTable& kernels = table().mask_optim;
-  FlatList(params).parallel(kStreamGrain, [&](size_t i, int64_t begin, int64_t end) {
+  elements.parallel(kStreamGrain, [&](size_t i, int64_t begin, int64_t end) {
     kernels.sgd[items[i].dtype](items[i].item, begin, end, step);
   });
 }
@@ -83,25 +87,24 @@ void masked_adam_(const std::vector<Tensor>& params, const std::vector<Tensor>& 
   if (step < 1) fail("fastforget.", op, ": step is ", step, "; accepted: 1 or more");
   std::vector<Typed<MaskedAdamItem>> items;
   items.reserve(params.size());
+  FlatList elements(params.size());
   for (size_t i = 0; i < params.size(); ++i) {
     const Tensor& p = params[i];
-    const int dtype = float_dtype(p, op, "params");
-    const ScalarType type = kFloatTypes[dtype];
-    const int64_t n = p.numel();
-    check_layout(p, type, n, op, "params");
-    check_layout(grads[i], type, n, op, "grads");
-    check_layout(exp_avgs[i], type, n, op, "exp_avgs");
-    check_layout(exp_avg_sqs[i], type, n, op, "exp_avg_sqs");
+    const Leader leader(p, op, "params");
+    check_like(grads[i], leader, op, "grads");
+    check_like(exp_avgs[i], leader, op, "exp_avgs");
+    check_like(exp_avg_sqs[i], leader, op, "exp_avg_sqs");
     items.push_back({{p.data_ptr(), grads[i].data_ptr(), exp_avgs[i].data_ptr(), exp_avg_sqs[i].data_ptr(),
-                      mask_form(masks[i], p, i, op, false)},
-                     dtype});
+                      mask_form(masks[i], leader, i, op, false)},
+                     leader.index});
+    elements.add(leader.numel);
   }
   const double power = static_cast<double>(step);
   const MaskedAdamStep constants{
       lr / (1.0 - std::pow(beta1, power)), std::sqrt(1.0 - std::pow(beta2, power)),   beta1,   beta2, eps,
       decoupled ? 0.0 : weight_decay,      decoupled ? 1.0 - lr * weight_decay : 1.0, maximize};
   const MaskOptimTable& kernels = table().mask_optim;
-  FlatList(params).parallel(kStreamGrain, [&](size_t i, int64_t begin, int64_t end) {
+  elements.parallel(kStreamGrain, [&](size_t i, int64_t begin, int64_t end) {
     kernels.adam[items[i].dtype](items[i].item, begin, end, constants);
   });
 }

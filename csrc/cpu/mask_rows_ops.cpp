@@ -5,8 +5,11 @@
 // on the thread count, however the rows are dealt out.
 #include <algorithm>
 #include <limits>
+#include <tuple>
+#include <utility>
 
 #include "cpu/lists.h"
+#include "cpu/outputs.h"
 #include "cpu/table.h"
 #include "torch_glue.h"
 
@@ -26,6 +29,7 @@ struct Item {
   int64_t groups, pieces;
   bool columns;
   int64_t partial;  // where its partial sums begin: [groups][pieces][2][rows]
+  void *mean_abs, *sum_sq;
 };
 
 struct Unit {
@@ -70,54 +74,49 @@ void run_unit(const MaskRowsTable& kernels, const Item& item, const Unit& unit, 
 }
 
 template <class Out>
-void finish(const Item& item, const double* partials, Out* mean_abs, Out* sum_sq) {
+void finish(const Item& item, double* partials) {
   const RowsShape& s = item.shape;
   const double count = static_cast<double>(s.outer * s.inner);
-  for (int64_t r = 0; r < s.rows; ++r) {
-    double magnitude = 0, square = 0;
-    for (int64_t part = 0; part < item.groups * item.pieces; ++part) {
-      magnitude += partials[item.partial + 2 * s.rows * part + r];
-      square += partials[item.partial + 2 * s.rows * part + s.rows + r];
-    }
-    mean_abs[r] = static_cast<Out>(magnitude / count);  // NaN for an empty row
-    sum_sq[r] = static_cast<Out>(square);
+  double* sums = partials + item.partial;  // of the first part; the others join it in order
+  for (int64_t part = 1; part < item.groups * item.pieces; ++part) {
+    for (int64_t r = 0; r < 2 * s.rows; ++r) sums[r] += sums[2 * s.rows * part + r];
   }
+  Out* mean_abs = static_cast<Out*>(item.mean_abs);
+  Out* sum_sq = static_cast<Out*>(item.sum_sq);
+  for (int64_t r = 0; r < s.rows; ++r) mean_abs[r] = static_cast<Out>(sums[r] / count);  // NaN for an empty row
+  for (int64_t r = 0; r < s.rows; ++r) sum_sq[r] = static_cast<Out>(sums[s.rows + r]);
 }
 
-void neuron_stats(const std::vector<Tensor>& xs, int64_t dim, const std::vector<Tensor>& mean_abs,
-                  const std::vector<Tensor>& sum_sq) {
+ScalarType out_type(const Item& item) { return item.dtype == kFloat64 ? ScalarType::Double : ScalarType::Float; }
+
+// `x` without a place for its sums and its results.
+Item checked_item(const Tensor& x, size_t i, int64_t dim) {
   constexpr const char* op = "neuron_stats";
-  if (mean_abs.size() != xs.size() || sum_sq.size() != xs.size()) {
-    fail("fastforget.", op, ": ", xs.size(), " xs, ", mean_abs.size(), " mean_abs and ", sum_sq.size(),
-         " sum_sq; the numbers must agree");
-  }
-  std::vector<Item> items;
-  items.reserve(xs.size());
+  const int dtype = float_dtype(x, op, "xs");
+  const int64_t rank = x.dim(), d = dim < 0 ? dim + rank : dim;
+  if (d < 0 || d >= rank) fail("fastforget.", op, ": dim is ", dim, ", but xs[", i, "] has ", rank, " dimensions");
+  const int64_t* sizes = x.sizes();
+  RowsShape shape{1, sizes[d], 1};
+  for (int64_t j = 0; j < d; ++j) shape.outer *= sizes[j];
+  for (int64_t j = d + 1; j < rank; ++j) shape.inner *= sizes[j];
+  check_layout(x, kFloatTypes[dtype], x.numel(), op, "xs");
+  Item item{x.data_ptr(), dtype, shape, 0, 0, false, 0, nullptr, nullptr};
+  plan(item);
+  return item;
+}
+
+void run(std::vector<Item>& items) {
   int64_t total = 0, partial = 0;
-  for (size_t i = 0; i < xs.size(); ++i) {
-    const Tensor& x = xs[i];
-    const int dtype = float_dtype(x, op, "xs");
-    const int64_t rank = x.dim(), d = dim < 0 ? dim + rank : dim;
-    if (d < 0 || d >= rank) fail("fastforget.", op, ": dim is ", dim, ", but xs[", i, "] has ", rank, " dimensions");
-    RowsShape shape{1, x.size(d), 1};
-    for (int64_t j = 0; j < d; ++j) shape.outer *= x.size(j);
-    for (int64_t j = d + 1; j < rank; ++j) shape.inner *= x.size(j);
-    check_layout(x, kFloatTypes[dtype], x.numel(), op, "xs");
-    const ScalarType out = dtype == kFloat64 ? ScalarType::Double : ScalarType::Float;
-    check_layout(mean_abs[i], out, shape.rows, op, "mean_abs");
-    check_layout(sum_sq[i], out, shape.rows, op, "sum_sq");
-    Item item{x.data_ptr(), dtype, shape, 0, 0, false, partial};
-    plan(item);
-    partial += 2 * shape.rows * item.groups * item.pieces;
-    total += x.numel();
-    items.push_back(item);
-  }
-  std::vector<double> partials(static_cast<size_t>(partial));
   std::vector<Unit> units;
   for (size_t i = 0; i < items.size(); ++i) {
     const RowsShape& s = items[i].shape;
-    if (s.outer * s.rows * s.inner > 0) add_units(items[i], i, units);
+    const int64_t n = s.outer * s.rows * s.inner;
+    items[i].partial = partial;
+    partial += 2 * s.rows * items[i].groups * items[i].pieces;
+    total += n;
+    if (n > 0) add_units(items[i], i, units);
   }
+  std::vector<double> partials(static_cast<size_t>(partial));
   const MaskRowsTable& kernels = table().mask_rows;
   const auto range = [&](int64_t begin, int64_t end) {
     for (int64_t u = begin; u < end; ++u) {
@@ -130,18 +129,50 @@ void neuron_stats(const std::vector<Tensor>& xs, int64_t dim, const std::vector<
   } else {
     torch::stable::parallel_for(0, static_cast<int64_t>(units.size()), 1, range);
   }
-  for (size_t i = 0; i < items.size(); ++i) {
-    if (items[i].dtype == kFloat64) {
-      finish(items[i], partials.data(), static_cast<double*>(mean_abs[i].data_ptr()),
-             static_cast<double*>(sum_sq[i].data_ptr()));
+  for (const Item& item : items) {
+    if (item.dtype == kFloat64) {
+      finish<double>(item, partials.data());
     } else {
-      finish(items[i], partials.data(), static_cast<float*>(mean_abs[i].data_ptr()),
-             static_cast<float*>(sum_sq[i].data_ptr()));
+      finish<float>(item, partials.data());
     }
   }
+}
+
+void neuron_stats(const std::vector<Tensor>& xs, int64_t dim, const std::vector<Tensor>& mean_abs,
+                  const std::vector<Tensor>& sum_sq) {
+  constexpr const char* op = "neuron_stats";
+  if (mean_abs.size() != xs.size() || sum_sq.size() != xs.size()) {
+    fail("fastforget.", op, ": ", xs.size(), " xs, ", mean_abs.size(), " mean_abs and ", sum_sq.size(),
+         " sum_sq; the numbers must agree");
+  }
+  std::vector<Item> items;
+  items.reserve(xs.size());
+  for (size_t i = 0; i < xs.size(); ++i) {
+    Item item = checked_item(xs[i], i, dim);
+    check_layout(mean_abs[i], out_type(item), item.shape.rows, op, "mean_abs");
+    check_layout(sum_sq[i], out_type(item), item.shape.rows, op, "sum_sq");
+    item.mean_abs = mean_abs[i].data_ptr();
+    item.sum_sq = sum_sq[i].data_ptr();
+    items.push_back(item);
+  }
+  run(items);
+}
+
+std::tuple<Returned, Returned> neuron_stats_made(const Tensor& x, int64_t dim) {
+  std::vector<Item> items{checked_item(x, 0, dim)};
+  Item& item = items[0];
+  Tensor mean_abs = new_cpu_tensor(out_type(item), {item.shape.rows});
+  Tensor sum_sq = new_cpu_tensor(out_type(item), {item.shape.rows});
+  item.mean_abs = mean_abs.data_ptr();
+  item.sum_sq = sum_sq.data_ptr();
+  run(items);
+  return {Returned(std::move(mean_abs)), Returned(std::move(sum_sq))};
 }
 
 }  // namespace
 }  // namespace ff
 
-STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) { m.impl("neuron_stats", TORCH_BOX(&ff::neuron_stats)); }
+STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) {
+  m.impl("neuron_stats", TORCH_BOX(&ff::neuron_stats));
+  m.impl("neuron_stats.made", TORCH_BOX(&ff::neuron_stats_made));
+}

@@ -123,13 +123,10 @@ FF_INLINE void finish(const ScoreJob& job, int64_t row, int64_t count, const Row
   const Vec modified_entropy = others * loss + rest + joined;
 
   const Vec nan = splat(__builtin_nanf(""));
-  float* scores = static_cast<float*>(job.scores) + row;
-  store_rows(scores, select(undefined, nan, loss), count);
-  store_rows(scores + job.rows, select(undefined, nan, confidence), count);
-  store_rows(scores + 2 * job.rows, select(undefined, nan, m.entropy), count);
-  store_rows(scores + 3 * job.rows, select(undefined, nan, modified_entropy), count);
-  store_rows(scores + 4 * job.rows, select(undefined, nan, margin), count);
-  store_rows(scores + 5 * job.rows, select(undefined, nan, logit_confidence), count);
+  const Vec scores[kScores] = {loss, confidence, m.entropy, modified_entropy, margin, logit_confidence};
+  for (int i = 0; i < kScores; ++i) {
+    store_rows(static_cast<float*>(job.scores[i]) + row, select(undefined, nan, scores[i]), count);
+  }
 
   const Mask correct = top & ~undefined;
   const Bytes flags = __builtin_convertvector(correct & 1, Bytes);

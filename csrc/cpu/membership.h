@@ -5,13 +5,15 @@
 
 namespace ff {
 
+constexpr int kScores = 6;
+
 // One call of membership_scores. All pointers are dense; nothing outside [rows, classes] is read.
 struct ScoreJob {
   const void* logits;     // [rows, classes]
   const int64_t* labels;  // [rows], each in [0, classes)
   int64_t rows, classes;  // classes >= 2
   double temperature;     // > 0, finite
-  void* scores;           // [6, rows]: loss, confidence, entropy, modified entropy, margin, logit confidence
+  void* scores[kScores];  // [rows] each: loss, confidence, entropy, modified entropy, margin, logit confidence
   bool* correct;          // [rows]
 };
 

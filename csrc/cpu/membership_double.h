@@ -74,14 +74,14 @@ static void score_row_in_double(const ScoreJob& job, int64_t row, double* e) {
   double logit_confidence = is_top ? gap - log_mass : -below - log1p(beside);
   double margin = is_top ? gap : -below;
   if (is_top && lone) margin = logit_confidence = __builtin_inf();
-  const double values[6] = {loss,
-                            is_top ? 1.0 / total : at_label / total,
-                            log_total + spread / total,
-                            others * loss + surprise.value() + of_top,
-                            margin,
-                            logit_confidence};
-  for (int i = 0; i < 6; ++i) {
-    static_cast<Out*>(job.scores)[i * job.rows + row] = static_cast<Out>(defined ? values[i] : __builtin_nan(""));
+  const double values[kScores] = {loss,
+                                  is_top ? 1.0 / total : at_label / total,
+                                  log_total + spread / total,
+                                  others * loss + surprise.value() + of_top,
+                                  margin,
+                                  logit_confidence};
+  for (int i = 0; i < kScores; ++i) {
+    static_cast<Out*>(job.scores[i])[row] = static_cast<Out>(defined ? values[i] : __builtin_nan(""));
   }
 }
 

@@ -2,7 +2,10 @@
 #include <limits>
 #include <memory>
 #include <new>
+#include <tuple>
+#include <utility>
 
+#include "cpu/outputs.h"
 #include "cpu/table.h"
 #include "torch_glue.h"
 
@@ -32,35 +35,70 @@ void check_labels(const int64_t* labels, int64_t n, int64_t classes) {
   fail("fastforget.membership_scores: labels[", i, "] is ", labels[i], "; accepted: 0 to ", classes - 1);
 }
 
-void membership_scores(const Tensor& logits, const Tensor& labels, double temperature, const Tensor& scores,
-                       const Tensor& correct) {
+// The checks that both overloads share; leaves the outputs out of the job.
+ScoreJob score_job(const Tensor& logits, const Tensor& labels, double temperature, int dtype) {
   constexpr const char* kOp = "membership_scores";
-  const int dtype = float_dtype(logits, kOp, "logits");
   if (logits.dim() != 2 || logits.size(1) < 2)
     fail("fastforget.", kOp, ": logits must be [rows, classes], classes >= 2");
   if (!(temperature > 0.0 && temperature <= std::numeric_limits<double>::max())) {
     fail("fastforget.", kOp, ": temperature is ", temperature, "; accepted: a finite number above 0");
   }
   const int64_t rows = logits.size(0), classes = logits.size(1);
-  const ScalarType score_type = dtype == kFloat64 ? ScalarType::Double : ScalarType::Float;
   check_layout(logits, kFloatTypes[dtype], rows * classes, kOp, "logits");
   check_layout(labels, ScalarType::Long, rows, kOp, "labels");
   if (labels.dim() != 1) fail("fastforget.", kOp, ": labels has ", labels.dim(), " dimensions; expected [rows]");
-  check_layout(scores, score_type, 6 * rows, kOp, "scores");
-  check_layout(correct, ScalarType::Bool, rows, kOp, "correct");
-  const ScoreJob job = {logits.data_ptr(), static_cast<const int64_t*>(labels.data_ptr()), rows, classes, temperature,
-                        scores.data_ptr(), static_cast<bool*>(correct.data_ptr())};
+  ScoreJob job{};
+  job.logits = logits.data_ptr();
+  job.labels = static_cast<const int64_t*>(labels.data_ptr());
+  job.rows = rows;
+  job.classes = classes;
+  job.temperature = temperature;
   check_labels(job.labels, rows, classes);
+  return job;
+}
 
+void run_scores(const ScoreJob& job, int dtype) {
   const MembershipTable& kernels = table().membership;
-  const int64_t bytes = kernels.scratch_bytes(classes);
-  const int64_t tiles = (rows + kScoreTileRows - 1) / kScoreTileRows;
-  const int64_t grain = 1 + kGrainLogits / (kScoreTileRows * classes);
+  const int64_t bytes = kernels.scratch_bytes(job.classes);
+  const int64_t tiles = (job.rows + kScoreTileRows - 1) / kScoreTileRows;
+  const int64_t grain = 1 + kGrainLogits / (kScoreTileRows * job.classes);
   torch::stable::parallel_for(0, tiles, grain, [&](int64_t begin, int64_t end) {
     const Scratch scratch(::operator new(static_cast<size_t>(bytes), kCacheLine));
     const int64_t last = end * kScoreTileRows;
-    kernels.scores[dtype](job, begin * kScoreTileRows, last < rows ? last : rows, scratch.get());
+    kernels.scores[dtype](job, begin * kScoreTileRows, last < job.rows ? last : job.rows, scratch.get());
   });
+}
+
+ScalarType score_type(int dtype) { return dtype == kFloat64 ? ScalarType::Double : ScalarType::Float; }
+
+void membership_scores(const Tensor& logits, const Tensor& labels, double temperature, const Tensor& scores,
+                       const Tensor& correct) {
+  constexpr const char* kOp = "membership_scores";
+  const int dtype = float_dtype(logits, kOp, "logits");
+  ScoreJob job = score_job(logits, labels, temperature, dtype);
+  check_layout(scores, score_type(dtype), kScores * job.rows, kOp, "scores");
+  check_layout(correct, ScalarType::Bool, job.rows, kOp, "correct");
+  char* const first = static_cast<char*>(scores.data_ptr());
+  const int64_t row_bytes = job.rows * (dtype == kFloat64 ? 8 : 4);
+  for (int i = 0; i < kScores; ++i) job.scores[i] = first + i * row_bytes;
+  job.correct = static_cast<bool*>(correct.data_ptr());
+  run_scores(job, dtype);
+}
+
+std::tuple<Returned, Returned, Returned, Returned, Returned, Returned, Returned> membership_scores_made(
+    const Tensor& logits, const Tensor& labels, double temperature) {
+  const int dtype = float_dtype(logits, "membership_scores", "logits");
+  ScoreJob job = score_job(logits, labels, temperature, dtype);
+  Tensor scores[kScores];
+  for (int i = 0; i < kScores; ++i) {
+    scores[i] = new_cpu_tensor(score_type(dtype), {job.rows});
+    job.scores[i] = scores[i].data_ptr();
+  }
+  Tensor correct = new_cpu_tensor(ScalarType::Bool, {job.rows});
+  job.correct = static_cast<bool*>(correct.data_ptr());
+  run_scores(job, dtype);
+  const auto out = [](Tensor& made) { return Returned(std::move(made)); };
+  return {out(scores[0]), out(scores[1]), out(scores[2]), out(scores[3]), out(scores[4]), out(scores[5]), out(correct)};
 }
 
 template <class Score>
@@ -102,5 +140,6 @@ void roc_stats(Tensor member, Tensor nonmember, std::vector<double> fprs, Tensor
 
 STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) {
   m.impl("membership_scores", TORCH_BOX(&ff::membership_scores));
+  m.impl("membership_scores.made", TORCH_BOX(&ff::membership_scores_made));
   m.impl("roc_stats", TORCH_BOX(&ff::roc_stats));
 }

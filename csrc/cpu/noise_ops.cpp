@@ -96,16 +96,13 @@ void perturb_step_(const std::vector<Tensor>& params, const std::vector<Tensor>&
   std::vector<Item> items;
   items.reserve(params.size());
   for (size_t i = 0; i < params.size(); ++i) {
-    const int dtype = float_dtype(params[i], kOp, "params");
-    const int64_t n = params[i].numel();
-    check_layout(params[i], kFloatTypes[dtype], n, kOp, "params");
-    const Like like(params[i], kFloatTypes[dtype]);
-    if (!grads.empty()) check_like(grads[i], like, kOp, "grads");
-    if (!std_elements.empty()) check_like(std_elements[i], like, kOp, "std_elements");
+    const Leader leader(params[i], kOp, "params");
+    if (!grads.empty()) check_like(grads[i], leader, kOp, "grads");
+    if (!std_elements.empty()) check_like(std_elements[i], leader, kOp, "std_elements");
     items.push_back({static_cast<char*>(params[i].data_ptr()),
                      grads.empty() ? nullptr : static_cast<const char*>(grads[i].data_ptr()),
-                     std_elements.empty() ? nullptr : static_cast<const char*>(std_elements[i].data_ptr()), dtype,
-                     std_elements.empty() ? per_tensor(std, i) : 0.0,
+                     std_elements.empty() ? nullptr : static_cast<const char*>(std_elements[i].data_ptr()),
+                     leader.index, std_elements.empty() ? per_tensor(std, i) : 0.0,
                      NoiseRange{static_cast<uint64_t>(seed), static_cast<uint32_t>(stream + static_cast<int64_t>(i)),
                                 static_cast<uint32_t>(step), checked_start(per_tensor(start, i), kOp)}});
   }

@@ -4,8 +4,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "cpu/lists.h"
+#include "cpu/outputs.h"
 #include "cpu/table.h"
 #include "torch_glue.h"
 
@@ -96,48 +98,85 @@ void error_max_loss(const Tensor& logits, const Tensor& labels, const Tensor& lo
   });
 }
 
-void error_max_step_(const Tensor& x, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq,
-                     const Tensor& sum_sq, int64_t step, double lr, double beta1, double beta2, double eps, double l2,
-                     double clamp_min, double clamp_max) {
+// What an error_max_step_ is told beside its tensors.
+struct StepRule {
+  double lr, beta1, beta2, eps, l2, clamp_min, clamp_max;
+};
+
+ScalarType sum_type(int dtype) { return dtype == kFloat64 ? ScalarType::Double : ScalarType::Float; }
+
+// Checks the tensors that both overloads have; gives their dtype.
+int check_step(const Tensor& x, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq, int64_t step) {
   constexpr const char* op = "error_max_step_";
-  const int dtype = float_dtype(x, op, "x");
-  const ScalarType type = kFloatTypes[dtype];
-  const int64_t n = x.numel();
-  check_layout(x, type, n, op, "x");
-  const Like like(x, type);
-  check_like(grad, like, op, "grad");
-  check_like(exp_avg, like, op, "exp_avg");
-  check_like(exp_avg_sq, like, op, "exp_avg_sq");
-  check_layout(sum_sq, dtype == kFloat64 ? ScalarType::Double : ScalarType::Float, 1, op, "sum_sq");
-  if (x.dim() < 1) fail("fastforget.", op, ": x has no batch dimension; expected [B, ...]");
+  const Leader leader(x, op, "x");
+  check_like(grad, leader, op, "grad");
+  check_like(exp_avg, leader, op, "exp_avg");
+  check_like(exp_avg_sq, leader, op, "exp_avg_sq");
+  if (leader.dims < 1) fail("fastforget.", op, ": x has no batch dimension; expected [B, ...]");
   if (step < 1) fail("fastforget.", op, ": step is ", step, "; accepted: 1 or more");
+  return leader.index;
+}
+
+void run_step(int dtype, const Tensor& x, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq,
+              const Tensor& sum_sq, int64_t step, const StepRule& rule) {
+  const int64_t n = x.numel();
   const double batch = static_cast<double>(x.size(0));
   const double power = static_cast<double>(step);
-  const AdamStep constants{
-      batch > 0 ? 2.0 * l2 / batch : 0.0,      beta1,     beta2,    eps, lr / (1.0 - std::pow(beta1, power)),
-      std::sqrt(1.0 - std::pow(beta2, power)), clamp_min, clamp_max};
+  const AdamStep constants{batch > 0 ? 2.0 * rule.l2 / batch : 0.0,
+                           rule.beta1,
+                           rule.beta2,
+                           rule.eps,
+                           rule.lr / (1.0 - std::pow(rule.beta1, power)),
+                           std::sqrt(1.0 - std::pow(rule.beta2, power)),
+                           rule.clamp_min,
+                           rule.clamp_max};
   // Partial sums over chunks of a fixed size, added in order: the result can't depend on the number of threads.
   constexpr int64_t kChunk = 16384;
-  const int64_t chunks = (n + kChunk - 1) / kChunk;
-  std::vector<double> squares(static_cast<size_t>(chunks));
   const auto kernel = table().update.error_max_step[dtype];
   char* const base[4] = {static_cast<char*>(x.data_ptr()), static_cast<char*>(grad.data_ptr()),
                          static_cast<char*>(exp_avg.data_ptr()), static_cast<char*>(exp_avg_sq.data_ptr())};
   const int64_t size = dtype_size(dtype);
-  torch::stable::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t chunk = begin; chunk < end; ++chunk) {
-      const int64_t from = chunk * kChunk, offset = from * size;
-      squares[static_cast<size_t>(chunk)] = kernel(base[0] + offset, base[1] + offset, base[2] + offset,
-                                                   base[3] + offset, n - from < kChunk ? n - from : kChunk, constants);
-    }
-  });
+  const auto squares_of = [&](int64_t from) {
+    const int64_t offset = from * size;
+    return kernel(base[0] + offset, base[1] + offset, base[2] + offset, base[3] + offset,
+                  n - from < kChunk ? n - from : kChunk, constants);
+  };
   double total = 0;
-  for (double part : squares) total += part;
+  if (n <= kChunk) {
+    if (n > 0) total = squares_of(0);
+  } else {
+    const int64_t chunks = (n + kChunk - 1) / kChunk;
+    std::vector<double> squares(static_cast<size_t>(chunks));
+    torch::stable::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t chunk = begin; chunk < end; ++chunk)
+        squares[static_cast<size_t>(chunk)] = squares_of(chunk * kChunk);
+    });
+    for (double part : squares) total += part;
+  }
   if (dtype == kFloat64) {
     *static_cast<double*>(sum_sq.data_ptr()) = total;
   } else {
     *static_cast<float*>(sum_sq.data_ptr()) = static_cast<float>(total);
   }
+}
+
+void error_max_step_(const Tensor& x, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq,
+                     const Tensor& sum_sq, int64_t step, double lr, double beta1, double beta2, double eps, double l2,
+                     double clamp_min, double clamp_max) {
+  const int dtype = check_step(x, grad, exp_avg, exp_avg_sq, step);
+  check_layout(sum_sq, sum_type(dtype), 1, "error_max_step_", "sum_sq");
+  run_step(dtype, x, grad, exp_avg, exp_avg_sq, sum_sq, step, {lr, beta1, beta2, eps, l2, clamp_min, clamp_max});
+}
+
+// rule: the numbers in the order above, in one tensor, because torch takes as long for a number as for a tensor.
+Returned error_max_step_made(const Tensor& x, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq,
+                             const Tensor& rule, int64_t step) {
+  const int dtype = check_step(x, grad, exp_avg, exp_avg_sq, step);
+  check_layout(rule, ScalarType::Double, 7, "error_max_step_", "rule");
+  const double* r = static_cast<const double*>(rule.data_ptr());
+  Tensor sum_sq = new_cpu_tensor(sum_type(dtype), {});
+  run_step(dtype, x, grad, exp_avg, exp_avg_sq, sum_sq, step, {r[0], r[1], r[2], r[3], r[4], r[5], r[6]});
+  return Returned(std::move(sum_sq));
 }
 
 // ---- mask -----------------------------------------------------------------------------------------------------------
@@ -157,20 +196,18 @@ void dampen_(const std::vector<Tensor>& params, const std::vector<Tensor>& forge
   check_layout(count, ScalarType::Long, 1, op, "count");
   std::vector<DampenItem> items;
   items.reserve(params.size());
+  FlatList elements(params.size());
   for (size_t i = 0; i < params.size(); ++i) {
-    const int dtype = float_dtype(params[i], op, "params");
-    const ScalarType type = kFloatTypes[dtype];
-    const int64_t n = params[i].numel();
-    check_layout(params[i], type, n, op, "params");
-    const Like like(params[i], type);
-    check_like(forget[i], like, op, "forget_importance");
-    check_like(retain[i], like, op, "retain_importance");
+    const Leader leader(params[i], op, "params");
+    check_like(forget[i], leader, op, "forget_importance");
+    check_like(retain[i], leader, op, "retain_importance");
     items.push_back({static_cast<char*>(params[i].data_ptr()), static_cast<char*>(forget[i].data_ptr()),
-                     static_cast<char*>(retain[i].data_ptr()), dtype});
+                     static_cast<char*>(retain[i].data_ptr()), leader.index});
+    elements.add(leader.numel);
   }
   std::atomic<int64_t> selected{0};  // whole numbers: the order of the additions doesn't matter
   const MaskTable& kernels = table().mask;
-  FlatList(params).parallel(kStreamGrain, [&](size_t i, int64_t begin, int64_t end) {
+  elements.parallel(kStreamGrain, [&](size_t i, int64_t begin, int64_t end) {
     const DampenItem& item = items[i];
     const int64_t offset = begin * dtype_size(item.dtype);
     selected.fetch_add(kernels.dampen[item.dtype](item.param + offset, item.forget + offset, item.retain + offset,
@@ -221,6 +258,7 @@ const Table& table() { return *current.load(std::memory_order_relaxed); }
 STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) {
   m.impl("error_max_loss", TORCH_BOX(&ff::error_max_loss));
   m.impl("error_max_step_", TORCH_BOX(&ff::error_max_step_));
+  m.impl("error_max_step_.made", TORCH_BOX(&ff::error_max_step_made));
   m.impl("dampen_", TORCH_BOX(&ff::dampen_));
   m.impl("dampen_.single", TORCH_BOX(&ff::Single<&ff::dampen_>::call));
 }

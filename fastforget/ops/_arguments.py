@@ -13,7 +13,8 @@ from torch import Tensor
 from .. import _schema, backend
 
 FLOATS = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
-_increment_version = torch.autograd.graph.increment_version
+# what torch.autograd.graph.increment_version calls with a list of tensors
+_increment_version = getattr(torch._C, "_increment_version", torch.autograd.graph.increment_version)
 _grad_enabled = torch.is_grad_enabled
 
 # A list of parameters is judged as a whole by passes that stay inside the interpreter's C code: a third of the time of a loop
@@ -228,9 +229,28 @@ def direct(name: str) -> tuple[Callable[..., None], Callable[..., None]]:
     return getattr(single, "_op", single), getattr(many, "_op", many)
 
 
+def made(name: str) -> Callable[..., Any]:
+    """The op's overload that makes and returns its outputs, as torch's C++ offers it."""
+    op = _schema.overload(name, "made")
+    return getattr(op, "_op", op)
+
+
 def native(x: Any) -> bool:
     """Whether a call with ``x`` as first tensor goes to the compiled CPU ops or is refused, so that :func:`tried` may try it."""
     return not _is_compiling() and type(x) in _TYPES and x.is_cpu and backend.forced is None and backend.native_cpu
+
+
+def as_lists(*values: Any) -> list[Sequence[Tensor]] | None:
+    """Each tensor as a list of one, each list as it is; None where something is neither."""
+    lists: list[Sequence[Tensor]] = []
+    for value in values:
+        if type(value) in _TYPES:
+            lists.append([value])
+        elif type(value) is list or type(value) is tuple:
+            lists.append(value)
+        else:
+            return None
+    return lists
 
 
 def tried(
@@ -261,8 +281,27 @@ def tried(
         ops[0 if alone else 1](*args)
     except (RuntimeError, TypeError, AttributeError):
         return False
-    _increment_version(x)
+    _increment_version((x,) if alone else x)  # type: ignore[arg-type]
     return True
+
+
+def answered(op: Callable[..., Any], args: tuple[Any, ...], changed: tuple[Tensor, ...], read: tuple[Tensor, ...]) -> Any:
+    """:func:`tried` for an op that returns what it makes: what it returned, or None.
+
+    Args:
+        op: as :func:`made` gives it.
+        args: the op's arguments.
+        changed, read: the tensors among them that may not require grad.
+    """
+    try:
+        if _grad_enabled() and any(map(_requires_grad, (*changed, *read))):
+            return None
+        result = op(*args)
+    except (RuntimeError, TypeError, AttributeError):
+        return None
+    if changed:
+        _increment_version(changed)
+    return result
 
 
 def run(name: str, op: Callable[..., None], mutated: list[Tensor], args: tuple[Any, ...]) -> None:

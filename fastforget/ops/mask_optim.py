@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import TypeVar
 
 import torch
@@ -17,6 +18,9 @@ Masks = Tensor | Sequence[Tensor | None] | None
 
 _masked_sgd = _schema.overload("masked_sgd_")
 _masked_adam = _schema.overload("masked_adam_")
+_direct_sgd, _direct_adam = arg.direct("masked_sgd_"), arg.direct("masked_adam_")
+# What an op takes for no mask: of a dtype that no mask has, or a mask with no elements could be taken for it.
+_ALL_ON = torch.empty(0, dtype=torch.int8, device="cpu")
 
 
 def check_mask(where: str, mask: object, p: Tensor, factors: bool) -> Tensor:
@@ -47,12 +51,32 @@ def _masks(masks: Masks, params: list[Tensor], factors: bool) -> list[Tensor]:
     given = [masks] * len(params) if masks is None else [masks] if isinstance(masks, Tensor) else list(masks)
     if len(given) != len(params):
         raise ValueError(f"masks: got {len(given)} masks; accepted are {len(params)}, one for each of params, or None for all on")
-    all_on = torch.empty(0, dtype=torch.bool, device=params[0].device)
+    all_on = torch.empty(0, dtype=_ALL_ON.dtype, device=params[0].device)
     found: list[Tensor] = []
     for i, (mask, p) in enumerate(zip(given, params, strict=True)):
         checked = all_on if mask is None else check_mask(f"masks[{i}]", mask, p, factors)
         found.append(checked if checked.is_contiguous() else checked.contiguous())
     return found
+
+
+def _tried(
+    ops: tuple[Callable[..., None], Callable[..., None]],
+    params: Tensor | Sequence[Tensor],
+    grads: Tensor | Sequence[Tensor],
+    masks: Masks,
+    states: tuple[Tensor | Sequence[Tensor] | None, ...],
+    numbers: tuple[float, ...],
+) -> bool:
+    """The call as it is, for the op to check; False: go the careful way. ``states``: what changes beside the parameters."""
+    if not arg.native(arg.first(params)):
+        return False
+    lists = arg.as_lists(params, grads, *states)
+    if lists is None:
+        return False
+    xs, slopes, *moved = lists
+    given = [masks] * len(xs) if masks is None else [masks] if isinstance(masks, Tensor) else masks
+    each = [_ALL_ON if mask is None else mask for mask in given]
+    return arg.tried(ops, list(chain(xs, *moved)), (xs, slopes, each, *moved, *numbers), slopes)
 
 
 def _numbers(**values: float) -> None:
@@ -105,13 +129,16 @@ def masked_sgd_(
     tensor([[0.5000, 0.5000],
             [1.0000, 1.0000]])
     """
-    xs = arg.listed("params", params)
-    gradients = arg.same_list("grads", arg.listed("grads", grads), "params", xs)
     _numbers(lr=lr, momentum=momentum, weight_decay=weight_decay)
     if isinstance(dampening, bool) or not (isinstance(dampening, (int, float)) and math.isfinite(dampening)):
         raise ValueError(f"dampening: got {dampening!r}; accepted is a finite number")
     if nesterov and (momentum == 0 or dampening != 0):
         raise ValueError(f"nesterov: needs a momentum and no dampening; got momentum {momentum!r} and dampening {dampening!r}")
+    scalars = (lr, momentum, dampening, weight_decay, bool(nesterov), bool(maximize), bool(first))
+    if _tried(_direct_sgd, params, grads, masks, (momentum_buffers if momentum != 0 else [],), scalars):
+        return params
+    xs = arg.listed("params", params)
+    gradients = arg.same_list("grads", arg.listed("grads", grads), "params", xs)
     if not xs:
         return params
     staged = arg.writable("params", xs)
@@ -126,7 +153,6 @@ def masked_sgd_(
         buffers = arg.same_list("momentum_buffers", momentum_buffers, "params", xs)
         staged_buffers = arg.writable("momentum_buffers", buffers)
     inputs = (staged, arg.readable(gradients), _masks(masks, xs, True), staged_buffers)
-    scalars = (lr, momentum, dampening, weight_decay, bool(nesterov), bool(maximize), bool(first))
     arg.run("masked_sgd_", _masked_sgd, staged + staged_buffers, inputs + scalars)
     arg.write_back(xs, staged)
     arg.write_back(buffers, staged_buffers)
@@ -177,22 +203,24 @@ def masked_adam_(
     >>> mask.masked_adam_(p, torch.ones(3), torch.tensor([True, False, True]), m, v, step=1, lr=0.5)
     tensor([0.5000, 1.0000, 0.5000])
     """
-    xs = arg.listed("params", params)
-    gradients = arg.same_list("grads", arg.listed("grads", grads), "params", xs)
-    averages = arg.same_list("exp_avgs", exp_avgs, "params", xs)
-    squares = arg.same_list("exp_avg_sqs", exp_avg_sqs, "params", xs)
     arg.integer("step", step, 1, 2**63)
     _numbers(lr=lr, eps=eps, weight_decay=weight_decay)
     beta1, beta2 = betas
     if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
         raise ValueError(f"betas: got {betas!r}; accepted are two numbers in [0, 1)")
+    scalars = (step, lr, float(beta1), float(beta2), eps, weight_decay, bool(decoupled), bool(maximize))
+    if _tried(_direct_adam, params, grads, masks, (exp_avgs, exp_avg_sqs), scalars):
+        return params
+    xs = arg.listed("params", params)
+    gradients = arg.same_list("grads", arg.listed("grads", grads), "params", xs)
+    averages = arg.same_list("exp_avgs", exp_avgs, "params", xs)
+    squares = arg.same_list("exp_avg_sqs", exp_avg_sqs, "params", xs)
     if not xs:
         return params
     changed = xs + averages + squares
     staged = arg.writable("params", xs)
     staged_averages, staged_squares = arg.writable("exp_avgs", averages), arg.writable("exp_avg_sqs", squares)
     mutated = staged + staged_averages + staged_squares
-    scalars = (step, lr, float(beta1), float(beta2), eps, weight_decay, bool(decoupled), bool(maximize))
     inputs = (staged, arg.readable(gradients), _masks(masks, xs, False), staged_averages, staged_squares)
     arg.run("masked_adam_", _masked_adam, mutated, inputs + scalars)
     arg.write_back(changed, mutated)

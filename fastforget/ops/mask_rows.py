@@ -12,6 +12,7 @@ from .. import _schema
 from . import _arguments as arg
 
 _neuron_stats = _schema.overload("neuron_stats")
+_made_stats = arg.made("neuron_stats")
 
 
 class NeuronStats(NamedTuple):
@@ -74,6 +75,10 @@ def neuron_stats(x: Tensor | Sequence[Tensor], *, dim: int = 0) -> NeuronStats |
     >>> stats.mean_abs.tolist(), stats.sum_sq.tolist()
     ([2.0, 0.25], [10.0, 0.25])
     """
+    if type(dim) is int and arg.native(x):
+        made = arg.answered(_made_stats, (x, dim), (), (x,))  # type: ignore[arg-type]
+        if made is not None:
+            return NeuronStats._make(made)
     xs = arg.listed("x", x)
     arg.no_gradient("neuron_stats", "x", xs)
     if isinstance(dim, bool) or not isinstance(dim, int):
@@ -89,8 +94,7 @@ def neuron_stats(x: Tensor | Sequence[Tensor], *, dim: int = 0) -> NeuronStats |
     if dim < 0 or not all(t.is_contiguous() for t in sources):
         sources, along = [_three(t, dim % t.dim()) for t in sources], 1
     single = [torch.float64 if t.dtype == torch.float64 else torch.float32 for t in xs]
-    mean_abs, sum_sq = (
-        [torch.empty(t.shape[dim], dtype=d, device=t.device) for t, d in zip(xs, single, strict=True)] for _ in range(2)
-    )
+    mean_abs = [torch.empty(t.shape[dim], dtype=d, device=t.device) for t, d in zip(xs, single, strict=True)]
+    sum_sq = [torch.empty_like(m) for m in mean_abs]
     arg.run("neuron_stats", _neuron_stats, [*mean_abs, *sum_sq], (sources, along, mean_abs, sum_sq))
     return NeuronStats(mean_abs[0], sum_sq[0]) if isinstance(x, Tensor) else NeuronStatsList(mean_abs, sum_sq)

@@ -20,7 +20,7 @@ from .membership_rmia import rmia, rmia_counts, rmia_vote  # noqa: F401
 from .membership_roc import CONVENTIONS, RocBootstrap, clopper_pearson, roc_bootstrap, tpr_by_convention  # noqa: F401
 
 _membership_scores = _schema.overload("membership_scores")
-_direct_scores = arg.direct("membership_scores")
+_made_scores = arg.made("membership_scores")
 _roc_stats = _schema.overload("roc_stats")
 
 
@@ -84,14 +84,12 @@ def membership_scores(logits: Tensor, labels: Tensor, *, temperature: float = 1.
     >>> [round(v, 4) for v in s.loss.tolist()], s.margin.tolist(), s.correct.tolist()
     ([0.1269, 0.0], [2.0, 50.0], [True, True])
     """
+    if arg.native(logits) and logits.dim() == 2:
+        made = arg.answered(_made_scores, (logits, labels, temperature), (), (logits,))
+        if made is not None:
+            return MembershipScores._make(made)
     if not (isinstance(temperature, (int, float)) and temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature: got {temperature!r}; accepted is a finite number > 0")
-    if arg.native(logits) and logits.dim() == 2:
-        n, dtype = logits.shape[0], torch.float64 if logits.dtype is torch.float64 else torch.float32
-        scores, correct = torch.empty(6, n, dtype=dtype), torch.empty(n, dtype=torch.bool)
-        inputs = (logits, labels, temperature, scores, correct)
-        if arg.tried(_direct_scores, (scores, correct), inputs, (logits,)):
-            return MembershipScores(*scores.unbind(), correct)  # type: ignore[call-arg]
     arg.floating("logits", logits)
     arg.not_differentiable("membership_scores", logits=logits)
     if logits.dim() < 1 or logits.shape[-1] < 2:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from array import array
 from typing import Any
 
 import torch
@@ -13,10 +15,7 @@ from . import _arguments as arg
 
 _error_max_loss = _schema.overload("error_max_loss")
 _error_max_step = _schema.overload("error_max_step_")
-_direct_step = arg.direct("error_max_step_")
-# torch.empty_like(these) takes half the time of torch.empty((), dtype=...).
-_A_SUM = torch.zeros((), dtype=torch.float32, device="cpu")
-_A_WIDE_SUM = torch.zeros((), dtype=torch.float64, device="cpu")
+_made_step = arg.made("error_max_step_")
 
 
 def _loss_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,6 +77,39 @@ def error_max_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return _loss_and_gradient(logits, labels)
 
 
+Clamp = tuple[float | None, float | None] | None
+
+
+def _numbers(lr: float, betas: tuple[float, float], eps: float, l2: float, clamp: Clamp) -> tuple[float, ...]:
+    """The checked numbers in the op's order."""
+    for name, value in (("lr", lr), ("eps", eps), ("l2", l2)):
+        if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+            raise ValueError(f"{name}: got {value!r}; accepted is a finite number >= 0")
+    beta1, beta2 = betas
+    if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
+        raise ValueError(f"betas: got {betas!r}; accepted are two numbers in [0, 1)")
+    low, high = clamp if clamp is not None else (None, None)
+    low, high = -math.inf if low is None else float(low), math.inf if high is None else float(high)
+    if not low <= high:
+        raise ValueError(f"clamp: got {clamp!r}; accepted is (lowest, highest) with lowest <= highest")
+    # + 0.0: a bound of -0.0 is one of 0.0, as it is to the memory of rules
+    return lr, beta1, beta2, eps, l2, low + 0.0, high + 0.0
+
+
+@functools.lru_cache(maxsize=64)
+def _rule(lr: float, betas: tuple[float, float], eps: float, l2: float, clamp: Clamp) -> Tensor:
+    """:func:`_numbers` as one tensor, which costs an op what a number costs; most steps have those of the step before.
+
+    Raises:
+        TypeError: what could change after it was remembered, such as a number in a tensor.
+    """
+    for value in (*betas, *(clamp or ())):
+        if not (value is None or isinstance(value, (int, float))):
+            raise TypeError
+    # not torch.tensor, whose result depends on the modes in force (a default device, fake tensors)
+    return torch.frombuffer(array("d", _numbers(lr, betas, eps, l2, clamp)), dtype=torch.float64)
+
+
 def error_max_step_(
     x: Tensor,
     grad: Tensor,
@@ -89,7 +121,7 @@ def error_max_step_(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     l2: float = 0.1,
-    clamp: tuple[float | None, float | None] | None = None,
+    clamp: Clamp = None,
 ) -> Tensor:
     """One Adam step of UNSIR's noise on ``mean_b(-CE_b) + l2 * mean_b ||x_b||^2``, in one pass.
 
@@ -120,23 +152,19 @@ def error_max_step_(
     >>> x.tolist()
     [[0.8999999761581421, 0.8999999761581421]]
     """
+    if arg.native(x) and type(step) is int:
+        try:
+            rule = _rule(lr, betas, eps, l2, clamp)
+        except TypeError:
+            rule = None
+        if rule is not None:
+            sum_sq = arg.answered(
+                _made_step, (x, grad, exp_avg, exp_avg_sq, rule, step), (x, exp_avg, exp_avg_sq), (grad,)
+            )
+            if sum_sq is not None:
+                return sum_sq
     arg.integer("step", step, 1, 2**63)
-    for name, value in (("lr", lr), ("eps", eps), ("l2", l2)):
-        if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
-            raise ValueError(f"{name}: got {value!r}; accepted is a finite number >= 0")
-    beta1, beta2 = betas
-    if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
-        raise ValueError(f"betas: got {betas!r}; accepted are two numbers in [0, 1)")
-    low, high = clamp if clamp is not None else (None, None)
-    low, high = -math.inf if low is None else float(low), math.inf if high is None else float(high)
-    if not low <= high:
-        raise ValueError(f"clamp: got {clamp!r}; accepted is (lowest, highest) with lowest <= highest")
-    numbers = (step, lr, beta1, beta2, eps, l2, low, high)
-    if arg.native(x):
-        sum_sq = torch.empty_like(_A_WIDE_SUM if x.dtype is torch.float64 else _A_SUM)
-        inputs = (x, grad, exp_avg, exp_avg_sq, sum_sq, *numbers)
-        if arg.tried(_direct_step, (x, exp_avg, exp_avg_sq), inputs, (grad,)):
-            return sum_sq
+    numbers = _numbers(lr, betas, eps, l2, clamp)
     arg.floating("x", x)
     if x.dim() < 1:
         raise ValueError(f"x: got {arg.describe(x)}; accepted is [batch, ...]")
@@ -148,7 +176,7 @@ def error_max_step_(
     ]
     sum_sq = torch.empty((), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=x.device)
     (gradient,) = arg.readable((grad,))
-    inputs = (staged[0], gradient, staged[1], staged[2], sum_sq, *numbers)
+    inputs = (staged[0], gradient, staged[1], staged[2], sum_sq, step, *numbers)
     arg.run("error_max_step_", _error_max_step, staged, inputs)
     arg.write_back(changed, staged)
     return sum_sq

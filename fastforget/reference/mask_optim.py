@@ -17,7 +17,7 @@ from .update import compute_dtype
 
 def element_mask(mask: Tensor, like: Tensor) -> Tensor:
     """Which coordinates of ``like`` are on, from any accepted form of mask: bool like ``like``; bool or float32 [rows], one a neuron;
-    uint8 packed bits; empty for all on."""
+    uint8 packed bits; int8 of no elements for all on."""
     n = like.numel()
     if mask.numel() == 0:
         return torch.ones_like(like, dtype=torch.bool)
