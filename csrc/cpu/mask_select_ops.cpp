@@ -191,6 +191,7 @@ class Search {
   // How much more the runs' counts of what lies above vary than they would if neighbours had nothing in common, 1 at
   // least.
   static double alike(const uint8_t* bits, int64_t runs, int64_t above) {
+    static_assert(kRun == 16);  // two bytes
     int64_t squares = 0;
     for (int64_t run = 0; run < runs; ++run) {
       const int64_t count = __builtin_popcount(static_cast<unsigned>(bits[2 * run] | bits[2 * run + 1] << 8));
