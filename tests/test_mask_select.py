@@ -14,8 +14,8 @@ from tolerance import FLOATS
 import fastforget as ff
 from fastforget.ops import mask
 
-# 16384 and 16385: from all keys at once to a sample; 65536: a chunk; 200_001: several chunks and an odd end
-SIZES = [1, 2, 7, 63, 64, 65, 1025, 16_384, 16_385, 65_537, 200_001]
+# 1024 and 1025: from all keys at once to a sample; 16384: a chunk; 200_001: several chunks and an odd end
+SIZES = [1, 2, 7, 63, 64, 65, 1024, 1025, 16_384, 16_385, 65_537, 200_001]
 KEEPS = [0.0, 1e-4, 0.25, 0.5, 0.9999, 1.0]  # 0.25: the edge of half_at_the_median's crowd, where a bracket can't hold it
 
 
@@ -75,16 +75,28 @@ def crowded(n):
 
 def against_the_sample(n):
     """The places that the CPU's sample reads hold values unlike all others, so its bracket misses."""
-    x, size, random = torch.randn(n), int(n ** (1 / 3) * n ** (1 / 3)), 1
-    for j in range(size):
+    x, runs, random = torch.randn(n), int(n ** (2 / 3) / 4), 1
+    for j in range(runs):
         random = (random * 1664525 + 1013904223) % 2**32
-        x[min(n - 1, int((j + random * 2.0**-32) * (n / size)))] = 100.0 if n % 2 else 1e-9
+        place = int((j + random * 2.0**-32) * ((n - 16) / runs))
+        x[place : place + 16] = 100.0 if n % 2 else 1e-9
     return x
+
+
+def alike(n):
+    """Neighbours of one magnitude, so a run of the sample tells as much as one value."""
+    return torch.randn(n // 100 + 1).repeat_interleave(100)[:n] * (1.0 + 1e-3 * torch.rand(n))
+
+
+def outlying_rows(n):
+    """All of the largest in a few rows: which of them the sample meets decides how many it sees above."""
+    scale = torch.where(torch.rand(n // 500 + 1) < 0.01, 100.0, 1.0)
+    return torch.randn(n) * scale.repeat_interleave(500)[:n]
 
 
 VALUES = [
     normal, sparse, tied, zero, few, heavy_tailed, half_at_the_median, denormal, special, mostly_nan, sorted_with_a_period,
-    crowded, against_the_sample,
+    crowded, against_the_sample, alike, outlying_rows,
 ]  # fmt: skip
 
 

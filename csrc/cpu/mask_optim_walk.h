@@ -10,7 +10,7 @@
 namespace ff::FF_ISA {
 
 constexpr int64_t kTile = 512;
-constexpr int64_t kPiece = 256;    // elements that are worked on while the next ones are fetched
+constexpr int64_t kPiece = 512;    // elements that are worked on while the next ones are fetched: a miss takes as long
 constexpr int64_t kAhead = 16384;  // elements into a stretch where fetching ahead ends
 constexpr int64_t kLine = 64;      // bytes of a cache line
 constexpr int64_t kShortRow = 64;  // below this a run of rows is too short to be worth a loop of its own

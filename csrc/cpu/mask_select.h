@@ -27,23 +27,28 @@ struct KeyOrder<uint64_t> {
 // A histogram divides a range of keys into at most this many equal parts.
 inline constexpr int kSelectDigitBits = 11;
 inline constexpr int64_t kSelectDigits = int64_t(1) << kSelectDigitBits;
-// What `collect` may write past the keys it returns.
-inline constexpr int64_t kCollectSlack = 64;
+// A range of at most this many elements is sifted at once; a multiple of 8, so that the next begins a byte of bits.
+inline constexpr int64_t kSelectChunk = 16384;
+// What `sift` may write past the places it counts.
+inline constexpr int64_t kPlacesSlack = 3;
+
+struct Sifted {
+  int64_t above, within;
+};
 
 // Indexed by the dtype of x. 32-bit keys know no float64.
 template <class Key>
 struct SelectKernels {
-  // Writes the keys in [low, high) to `out` (n + kCollectSlack) and returns how many; *above: keys >= high.
-  int64_t (*collect[kDtypes])(const void* x, int64_t n, Key low, Key high, Key* out, int64_t* above);
+  // Writes the mask key >= high, as bytes or as bits, and counts it; counts the keys in [low, high) and, unless
+  // `places` is null, writes where they are (n + kPlacesSlack).
+  Sifted (*sift[kDtypes])(const void* x, int64_t n, Key low, Key high, bool packed, uint8_t* out, uint16_t* places);
+  void (*keys[kDtypes])(const void* x, int64_t n, Key* out);
+  // The keys at these places.
+  void (*pick[kDtypes])(const void* x, const uint16_t* places, int64_t count, Key* out);
   // counts[(key - low) >> shift] += 1 for the keys in [low, high); n below 2^32.
   void (*histogram[kDtypes])(const void* x, int64_t n, Key low, Key high, int shift, int64_t* counts);
-  // on = key > floor (-1: all), as bytes or as bits. Returns how many keys are floor + 1 if `ties`, else 0.
-  int64_t (*mask[kDtypes])(const void* x, int64_t n, typename KeyOrder<Key>::Signed floor, bool ties, bool packed,
-                           uint8_t* out);
   // Turns the first `count` elements of this key on.
   void (*first[kDtypes])(const void* x, int64_t n, Key key, int64_t count, bool packed, uint8_t* out);
-  // The key of one element.
-  Key (*key_at[kDtypes])(const void* x, int64_t index);
 };
 
 struct MaskSelectTable {

@@ -1,31 +1,37 @@
 // saliency_mask on CPU tensors: checks, the search for the threshold, the cut of the passes for torch's threads.
 //
-// The search narrows a range of keys down. A sample proposes one that holds the threshold and about n^(2/3) keys; one
-// pass counts what lies above it and collects what lies within, and the answer is found among those. Where the sample
-// misled (a bracket beside the threshold, or crowded by equal values), passes that only count divide the range by 2048
-// each. So whatever the values are: at most 1 + ceil(bits / 11) + 1 reads of the list before the mask is written (5 for
-// 32-bit keys, 8 for 64-bit ones) and memory for n / 16 keys, 16384 at least.
+// A sample of 4 n^(2/3) keys proposes a range of keys, the bracket, that holds the threshold and, where neighbours have
+// nothing in common, 1.5 n^(2/3) keys at most (6 n^(2/3) where they are equal). One pass over the list writes the mask
+// as if all keys of the bracket were off, counts what lies above it and collects what lies within, the candidates, with
+// their places; the threshold is found among those, and they are set one by one, in the list's order.
+//
+// Where the sample misled (a bracket beside the threshold, or crowded by equal values), passes that only count divide
+// the range that must hold the threshold by 2048 each, until it holds few enough or is a single key; then comes the
+// pass that writes. Of a crowd of equals the pass counts how many each chunk has, and the chunks whose equals are on
+// are written once more. So whatever the values are: at most 1 + ceil(bits / 11) + 1 reads of the list (5 for 32-bit
+// keys, 8 for 64-bit ones), one more where equals crowd; and memory for 8 n^(2/3) candidates.
 #include <algorithm>
 #include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstring>
-#include <functional>
 #include <limits>
 #include <memory>
 #include <mutex>
 
 #include "cpu/lists.h"
+#include "cpu/mask_select_rank.h"
 #include "cpu/table.h"
 #include "torch_glue.h"
 
 namespace ff {
 namespace {
 
-constexpr int64_t kChunk = 65536;  // a multiple of 8, so that a chunk of packed bits begins with a byte
-constexpr int64_t kCollectTile = 4096;
-constexpr int64_t kSmall = 16384;  // up to here all keys are collected at once
-constexpr double kDeviations = 3.5;
+constexpr int64_t kAll = 1024;                    // up to here all keys are candidates
+constexpr int64_t kRun = 16;                      // neighbours that the sample takes at once: a cache line of float32
+constexpr int64_t kApart = 4;                     // of so many runs one gives a key to the coarse bracket
+constexpr double kSample = 4.0, kCapacity = 8.0;  // in n^(2/3) keys
+constexpr double kDeviations = 3.0, kCoarseDeviations = 3.5;
 
 struct Item {
   const char* x;
@@ -35,117 +41,53 @@ struct Item {
   bool packed;
 };
 
-// The k-th largest key, and how many keys are larger and equal.
-template <class Key>
-struct Threshold {
-  Key key;
-  int64_t greater, equal;
-};
-
-// Keys in [low, high): `within` of them, and `above` are at or above high.
-template <class Key>
-struct Bracket {
-  Key low, high;
-  int64_t above, within;
-};
-
-int digit_shift(uint64_t span) {
-  const int bits = 64 - __builtin_clzll((span - 1) | 1);
-  return bits > kSelectDigitBits ? bits - kSelectDigitBits : 0;
-}
-
-// The part of the bracket that holds the k-th largest key, by the counts of its 2048 parts.
-template <class Key>
-Bracket<Key> narrowed(const Bracket<Key>& bracket, const int64_t* counts, int shift, int64_t k) {
-  int64_t above = bracket.above, digit = kSelectDigits - 1;
-  while (above + counts[digit] < k) above += counts[digit--];
-  const Key low = bracket.low + (static_cast<Key>(digit) << shift);
-  const Key width = std::min(static_cast<Key>(Key(1) << shift), static_cast<Key>(bracket.high - low));
-  return {low, low + width, above, counts[digit]};
-}
-
-// All keys of the bracket are at hand.
-template <class Key>
-Threshold<Key> select(Key* keys, Bracket<Key> bracket, int64_t k) {
-  int64_t counts[kSelectDigits];
-  int64_t n = bracket.within;
-  while (bracket.high - bracket.low > 1 && n > 64) {
-    const int shift = digit_shift(bracket.high - bracket.low);
-    std::fill(counts, counts + kSelectDigits, 0);
-    for (int64_t i = 0; i < n; ++i) ++counts[(keys[i] - bracket.low) >> shift];
-    bracket = narrowed(bracket, counts, shift, k);
-    int64_t kept = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      const Key key = keys[i];
-      keys[kept] = key;
-      kept += static_cast<Key>(key - bracket.low) < static_cast<Key>(bracket.high - bracket.low);
-    }
-    n = kept;
-  }
-  std::sort(keys, keys + n, std::greater<Key>());
-  const Key key = keys[k - bracket.above - 1];
-  const auto same = std::equal_range(keys, keys + n, key, std::greater<Key>());
-  return {key, bracket.above + (same.first - keys), same.second - same.first};
-}
-
 template <class Key>
 class Search {
  public:
   Search(const std::vector<Item>& items, const std::vector<Tensor>& xs)
-      : kernels_(table().mask_select.kernels<Key>()), items_(items), chunks_(fixed_chunks(xs, kChunk)) {
+      : kernels_(table().mask_select.kernels<Key>()), items_(items), chunks_(fixed_chunks(xs, kSelectChunk)) {
     for (const Tensor& x : xs) total_ += x.numel();
-    capacity_ = total_ <= kSmall ? total_ : std::max(kSmall, total_ / 16);
+    two_thirds_ = std::pow(static_cast<double>(total_), 2.0 / 3.0);
+    capacity_ = std::max(kAll, static_cast<int64_t>(kCapacity * two_thirds_));
     keys_.reset(new Key[static_cast<size_t>(capacity_)]);
+    places_.reset(new uint16_t[static_cast<size_t>(capacity_)]);
+    candidates_.resize(chunks_.size());
   }
 
-  Threshold<Key> find(int64_t k) const {
-    Bracket<Key> bracket = total_ <= kSmall ? whole() : proposed(k);
-    bool collected = collect(bracket);
-    if (bracket.above >= k) {
-      bracket = {bracket.high, KeyOrder<Key>::kEnd, 0, bracket.above};
-      collected = false;
-    } else if (bracket.above + bracket.within < k) {
-      const int64_t above = bracket.above + bracket.within;
-      bracket = {0, bracket.low, above, total_ - above};
-      collected = false;
-    }
-    while (!collected && bracket.high - bracket.low > 1) {
-      if (bracket.within <= capacity_) {
-        collected = collect(bracket);
-      } else {
-        bracket = counted(bracket, k);
+  // Writes the masks; returns the k-th largest key.
+  Key choose(int64_t k) {
+    Bracket<Key> bracket = proposed(k);
+    for (;;) {
+      sift(bracket);
+      if (bracket.above >= k) {
+        bracket = {bracket.high, KeyOrder<Key>::kEnd, 0, bracket.above};
+      } else if (bracket.above + bracket.within < k) {
+        const int64_t above = bracket.above + bracket.within;
+        bracket = {0, bracket.low, above, total_ - above};
+      } else if (bracket.within <= capacity_) {
+        const Threshold<Key> found = select(keys_.get(), bracket, k);
+        turn_on(found.key, k - found.greater);
+        return found.key;
+      } else if (bracket.high - bracket.low == 1) {
+        turn_on_equals(bracket.low, k - bracket.above);
+        return bracket.low;
       }
+      while (bracket.within > capacity_ && bracket.high - bracket.low > 1) bracket = counted(bracket, k);
     }
-    if (collected) return select(keys_.get(), bracket, k);
-    return {bracket.low, bracket.above, bracket.within};
-  }
-
-  void write(const Threshold<Key>& threshold, int64_t k) const {
-    using Signed = typename KeyOrder<Key>::Signed;
-    const auto floor = static_cast<Signed>(threshold.key) - 1;
-    const int64_t chosen = k - threshold.greater;
-    const bool split = chosen != threshold.equal;  // some of the equal ones are on, the earliest
-    std::vector<int64_t> tied(split ? chunks_.size() : 0);
-    each([&](size_t c, const Item& item, const char* x, int64_t n, uint8_t* out) {
-      const int64_t ties = kernels_.mask[item.dtype](x, n, floor, split, item.packed, out);
-      if (split) tied[c] = ties;
-    });
-    if (!split) return;
-    std::vector<int64_t> kept(chunks_.size());
-    int64_t left = chosen;
-    for (size_t c = 0; c < chunks_.size(); ++c) {
-      kept[c] = std::min(left, tied[c]);
-      left -= kept[c];
-    }
-    each([&](size_t c, const Item& item, const char* x, int64_t n, uint8_t* out) {
-      if (kept[c] == tied[c]) return;
-      kernels_.mask[item.dtype](x, n, floor + 1, false, item.packed, out);
-      kernels_.first[item.dtype](x, n, threshold.key, kept[c], item.packed, out);
-    });
   }
 
  private:
-  Bracket<Key> whole() const { return {0, KeyOrder<Key>::kEnd, 0, 0}; }
+  // The keys of a chunk that lie within the bracket: where they begin in keys_ and places_, and how many there are.
+  struct Candidates {
+    int64_t begin, count;
+  };
+
+  // Neighbours that the sample reads.
+  struct Piece {
+    const char* x;
+    int64_t count;
+    int dtype;
+  };
 
   // Calls work(chunk, item, x, n, mask) for each chunk.
   template <class Work>
@@ -154,8 +96,7 @@ class Search {
       for (int64_t c = begin; c < end; ++c) {
         const Chunk& chunk = chunks_[static_cast<size_t>(c)];
         const Item& item = items_[chunk.tensor];
-        work(static_cast<size_t>(c), item, item.x + chunk.begin * dtype_size(item.dtype), chunk.end - chunk.begin,
-             item.mask + (item.packed ? chunk.begin / 8 : chunk.begin));
+        work(static_cast<size_t>(c), item, at(item, chunk), chunk.end - chunk.begin, mask_of(item, chunk));
       }
     };
     const auto count = static_cast<int64_t>(chunks_.size());
@@ -166,72 +107,161 @@ class Search {
     }
   }
 
-  // A range of keys that holds the k-th largest unless the sample is far from the whole. One random place in each of
-  // the sample's equal shares of the list: evenly spaced places could fall in step with the rows of a weight.
-  Bracket<Key> proposed(int64_t k) const {
-    const double cube_root = std::cbrt(static_cast<double>(total_));
-    const auto size = static_cast<int64_t>(cube_root * cube_root);
-    const double share = static_cast<double>(total_) / static_cast<double>(size);
-    std::vector<Key> sample(static_cast<size_t>(size));
-    size_t at = 0;
-    int64_t before = 0;
-    uint32_t random = 1;
-    for (int64_t j = 0; j < size; ++j) {
-      random = random * 1664525u + 1013904223u;
-      const double place = (static_cast<double>(j) + static_cast<double>(random) * 0x1p-32) * share;
-      const int64_t index = std::min(static_cast<int64_t>(place), total_ - 1);
-      while (index - before >= items_[at].numel) before += items_[at++].numel;
-      const Item& item = items_[at];
-      sample[static_cast<size_t>(j)] = kernels_.key_at[item.dtype](item.x, index - before);
-    }
-    const double portion = static_cast<double>(k) / static_cast<double>(total_);
-    const double rank = portion * static_cast<double>(size);
-    const double margin = kDeviations * std::sqrt(rank * (1.0 - portion)) + 4.0;
-    const auto from_top = static_cast<int64_t>(std::floor(rank - margin));
-    const auto to = static_cast<int64_t>(std::ceil(rank + margin));
-    Bracket<Key> bracket = whole();
-    auto rest = sample.begin();
-    if (to < size) {
-      const auto low = sample.end() - 1 - to;
-      std::nth_element(rest, low, sample.end());
-      bracket.low = *low;
-      rest = low;
-    }
-    if (from_top >= 0) {
-      const auto high = sample.end() - 1 - from_top;
-      std::nth_element(rest, high, sample.end());
-      bracket.high = *high + 1;
-    }
-    return bracket;
+  int64_t length(size_t chunk) const { return chunks_[chunk].end - chunks_[chunk].begin; }
+  static const char* at(const Item& item, const Chunk& chunk) { return item.x + chunk.begin * dtype_size(item.dtype); }
+  static uint8_t* mask_of(const Item& item, const Chunk& chunk) {
+    return item.mask + (item.packed ? chunk.begin / 8 : chunk.begin);
   }
 
-  // Counts the keys of the bracket and those above it; whether keys_ now holds all of the former.
-  bool collect(Bracket<Key>& bracket) const {
-    std::atomic<int64_t> above{0}, within{0};
-    each([&](size_t, const Item& item, const char* x, int64_t n, uint8_t*) {
-      Key found[kCollectTile + kCollectSlack];
-      int64_t over = 0;
-      for (int64_t from = 0; from < n; from += kCollectTile) {
-        int64_t over_here = 0;
-        const int64_t count =
-            kernels_.collect[item.dtype](x + from * dtype_size(item.dtype), std::min(kCollectTile, n - from),
-                                         bracket.low, bracket.high, found, &over_here);
-        over += over_here;
-        if (count == 0) continue;
-        const int64_t place = within.fetch_add(count, std::memory_order_relaxed);
-        if (place + count <= capacity_) {
-          std::memcpy(keys_.get() + place, found, static_cast<size_t>(count) * sizeof(Key));
-        }
+  // The keys of runs of kRun neighbours, one run at a random place in each of as many equal shares of the list (evenly
+  // spaced places could fall in step with the rows of a weight). A run costs the cache miss that a single key costs,
+  // and the misses overlap.
+  std::unique_ptr<Key[]> sample(int64_t runs) const {
+    std::vector<Piece> pieces;
+    pieces.reserve(static_cast<size_t>(runs) + chunks_.size());
+    const double share = static_cast<double>(total_ - kRun) / static_cast<double>(runs);
+    size_t c = 0;
+    int64_t before = 0;
+    uint32_t random = 1;
+    for (int64_t run = 0; run < runs; ++run) {
+      random = random * 1664525u + 1013904223u;
+      const double place = (static_cast<double>(run) + static_cast<double>(random) * 0x1p-32) * share;
+      int64_t start = static_cast<int64_t>(place) - before;
+      for (; start >= length(c); ++c) {
+        before += length(c);
+        start -= length(c);
       }
-      above.fetch_add(over, std::memory_order_relaxed);
+      for (int64_t left = kRun, in = static_cast<int64_t>(c); left > 0; ++in, start = 0) {
+        const Chunk& chunk = chunks_[static_cast<size_t>(in)];
+        const Item& item = items_[chunk.tensor];
+        const int64_t count = std::min(left, chunk.end - chunk.begin - start);
+        const char* x = at(item, chunk) + start * dtype_size(item.dtype);
+        __builtin_prefetch(x);
+        pieces.push_back({x, count, item.dtype});
+        left -= count;
+      }
+    }
+    std::unique_ptr<Key[]> keys(new Key[static_cast<size_t>(runs * kRun)]);
+    Key* to = keys.get();
+    for (const Piece& piece : pieces) {
+      kernels_.keys[piece.dtype](piece.x, piece.count, to);
+      to += piece.count;
+    }
+    return keys;
+  }
+
+  // A range of keys that holds the k-th largest unless the sample is far from the whole. How far its ranks may be off
+  // depends on how alike neighbours are, which the counts of its runs above some limit tell. A coarse bracket, from
+  // keys that are far apart, gives that limit and leaves few keys to search.
+  Bracket<Key> proposed(int64_t k) const {
+    const Bracket<Key> whole{0, KeyOrder<Key>::kEnd, 0, 0};
+    if (total_ <= kAll) return whole;
+    const double portion = static_cast<double>(k) / static_cast<double>(total_);
+    const auto runs = static_cast<int64_t>(kSample * two_thirds_ / kRun);
+    const int64_t size = runs * kRun;
+    const auto keys = sample(runs);
+
+    std::vector<Key> apart;
+    for (int64_t run = 0; run < runs; run += kApart) apart.push_back(keys[run * kRun]);
+    const auto count = static_cast<int64_t>(apart.size());
+    const double deviation = std::sqrt(static_cast<double>(count) * portion * (1.0 - portion));
+    const Bracket<Key> coarse = around(apart.data(), {whole.low, whole.high, 0, count},
+                                       portion * static_cast<double>(count), kCoarseDeviations * deviation);
+    if (coarse.high - coarse.low == 1) return coarse;
+
+    std::vector<uint8_t> bits(static_cast<size_t>(size / 8));
+    std::vector<Key> searched;
+    Bracket<Key> found{coarse.low, coarse.high, 0, 0};
+    for (int64_t from = 0; from < size; from += kSelectChunk) {
+      uint16_t places[kSelectChunk + kPlacesSlack];
+      constexpr int dtype = sizeof(Key) == 4 ? kFloat32 : kFloat64;  // the bits of keys are numbers of these keys again
+      const Sifted here = kernels_.sift[dtype](&keys[from], std::min(kSelectChunk, size - from), coarse.low,
+                                               coarse.high, true, &bits[static_cast<size_t>(from / 8)], places);
+      searched.resize(static_cast<size_t>(found.within + here.within));
+      kernels_.pick[dtype](&keys[from], places, here.within, searched.data() + found.within);
+      found.above += here.above;
+      found.within += here.within;
+    }
+    const double rank = portion * static_cast<double>(size);
+    const double variance = rank * (1.0 - portion) * alike(bits.data(), runs, found.above);
+    const Bracket<Key> bracket = around(searched.data(), found, rank, kDeviations * std::sqrt(variance));
+    return {bracket.low, bracket.high, 0, 0};
+  }
+
+  // How much more the runs' counts of what lies above vary than they would if neighbours had nothing in common, 1 at
+  // least.
+  static double alike(const uint8_t* bits, int64_t runs, int64_t above) {
+    static_assert(kRun == 16);  // two bytes
+    int64_t squares = 0;
+    for (int64_t run = 0; run < runs; ++run) {
+      const int64_t count = __builtin_popcount(static_cast<unsigned>(bits[2 * run] | bits[2 * run + 1] << 8));
+      squares += count * count;
+    }
+    const auto sum = static_cast<double>(above), all = static_cast<double>(runs);
+    const double independent = sum * (1.0 - sum / (all * kRun));
+    return independent > 0.0 ? std::max(1.0, (static_cast<double>(squares) - sum * sum / all) / independent) : 1.0;
+  }
+
+  // One pass: writes the masks key >= high, counts the keys above and within the bracket and, while they find room,
+  // collects the latter.
+  void sift(Bracket<Key>& bracket) {
+    std::atomic<int64_t> above{0}, within{0};
+    each([&](size_t c, const Item& item, const char* x, int64_t n, uint8_t* mask) {
+      uint16_t places[kSelectChunk + kPlacesSlack];
+      const bool room = within.load(std::memory_order_relaxed) <= capacity_;
+      const Sifted found =
+          kernels_.sift[item.dtype](x, n, bracket.low, bracket.high, item.packed, mask, room ? places : nullptr);
+      above.fetch_add(found.above, std::memory_order_relaxed);
+      const int64_t begin = within.fetch_add(found.within, std::memory_order_relaxed);
+      candidates_[c] = {begin, found.within};
+      if (room && begin + found.within <= capacity_) {
+        std::copy(places, places + found.within, places_.get() + begin);
+        kernels_.pick[item.dtype](x, places, found.within, keys_.get() + begin);
+      }
     });
     bracket.above = above;
     bracket.within = within;
-    return bracket.within <= capacity_;
+  }
+
+  // Of the collected: those above this key and the first `equals` that are equal to it.
+  void turn_on(Key key, int64_t equals) const {
+    for (size_t c = 0; c < chunks_.size(); ++c) {
+      const Item& item = items_[chunks_[c].tensor];
+      uint8_t* mask = mask_of(item, chunks_[c]);
+      const Key* keys = keys_.get() + candidates_[c].begin;
+      const uint16_t* places = places_.get() + candidates_[c].begin;
+      for (int64_t j = 0; j < candidates_[c].count; ++j) {
+        const bool equal = keys[j] == key;
+        const int on = (keys[j] > key) | (equal & (equals > 0));
+        equals -= equal;
+        if (item.packed) {
+          mask[places[j] / 8] = static_cast<uint8_t>(mask[places[j] / 8] | on << (places[j] % 8));
+        } else {
+          mask[places[j]] = static_cast<uint8_t>(on);
+        }
+      }
+    }
+  }
+
+  // The same where the bracket is this key alone and its elements are counted but not collected.
+  void turn_on_equals(Key key, int64_t equals) const {
+    std::vector<int64_t> on(chunks_.size());
+    for (size_t c = 0; c < chunks_.size(); ++c) {
+      on[c] = std::min(equals, candidates_[c].count);
+      equals -= on[c];
+    }
+    each([&](size_t c, const Item& item, const char* x, int64_t n, uint8_t* mask) {
+      if (on[c] == 0) return;
+      if (on[c] == candidates_[c].count) {
+        kernels_.sift[item.dtype](x, n, key, key, item.packed, mask, nullptr);
+      } else {
+        kernels_.first[item.dtype](x, n, key, on[c], item.packed, mask);
+      }
+    });
   }
 
   Bracket<Key> counted(const Bracket<Key>& bracket, int64_t k) const {
-    const int shift = digit_shift(bracket.high - bracket.low);
+    const int shift = digit_shift(bracket.high - bracket.low, kSelectDigitBits);
     std::vector<int64_t> counts(kSelectDigits);
     std::mutex adding;
     each([&](size_t, const Item& item, const char* x, int64_t n, uint8_t*) {
@@ -240,26 +270,27 @@ class Search {
       const std::lock_guard<std::mutex> guard(adding);
       for (int64_t digit = 0; digit < kSelectDigits; ++digit) counts[static_cast<size_t>(digit)] += here[digit];
     });
-    return narrowed(bracket, counts.data(), shift, k);
+    return narrowed(bracket, counts, shift, k);
   }
 
   const SelectKernels<Key>& kernels_;
   const std::vector<Item>& items_;
   const std::vector<Chunk> chunks_;
   int64_t total_ = 0, capacity_ = 0;
+  double two_thirds_ = 0.0;  // n^(2/3)
   std::unique_ptr<Key[]> keys_;
+  std::unique_ptr<uint16_t[]> places_;
+  std::vector<Candidates> candidates_;
 };
 
 template <class Key>
 double select_and_write(const std::vector<Item>& items, const std::vector<Tensor>& xs, int64_t k) {
-  const Search<Key> search(items, xs);
-  const Threshold<Key> found = search.find(k);
-  search.write(found, k);
-  if (found.key == KeyOrder<Key>::kNan) return std::numeric_limits<double>::quiet_NaN();
+  const Key found = Search<Key>(items, xs).choose(k);
+  if (found == KeyOrder<Key>::kNan) return std::numeric_limits<double>::quiet_NaN();
   if constexpr (sizeof(Key) == 4) {
-    return std::bit_cast<float>(found.key);
+    return std::bit_cast<float>(found);
   } else {
-    return std::bit_cast<double>(found.key);
+    return std::bit_cast<double>(found);
   }
 }
 

@@ -38,7 +38,7 @@ def saliency_mask(
 
     Exactly ``k`` elements are on: the integer nearest to ``keep`` times the number of elements (halves go up). NaN counts as larger than
     infinity; of equal magnitudes the earlier in list and row-major order is chosen. No copy of the list is made: on the CPU the extra
-    memory is at most a sixteenth of it, and the time is bounded whatever the values are.
+    memory grows with n^(2/3), at most 5 MB for the 45 MB of a ResNet-18, and the time is bounded whatever the values are.
 
     Args:
         x: a tensor or a list of tensors of any shapes (SalUn: the gradients of the forget loss); float32, bfloat16 and float16 may be
