@@ -14,9 +14,23 @@ namespace {
 
 // ---- lira_stats -----------------------------------------------------------------------------------------------------
 
+// In place of the means of a strip's side; NaN (no model, or a NaN among the scores) stays.
+template <class S>
+FF_INLINE void find_medians(const Block<S>& block, int64_t strip, int side, const Moments<S>& m, S* sorted, S* center) {
+  constexpr int W = Lanes<S>::W;
+  const int64_t width = smaller(kLine, block.width - strip);
+  for (int64_t c = 0; c < width; c += W) {
+    sort_side(block, strip + c, side, sorted);
+    for (int64_t i = 0; i < smaller(W, width - c); ++i) {
+      const int64_t n = static_cast<int64_t>(m.n[side][c + i]);
+      if (center[c + i] != center[c + i]) continue;
+      center[c + i] = (sorted[(n - 1) / 2 * W + i] + sorted[n / 2 * W + i]) / 2;
+    }
+  }
+}
+
 template <class S>
 void stats(const LiraScores& in, bool median, const LiraStats& out, int64_t begin, int64_t end, void* memory) {
-  constexpr int W = Lanes<S>::W;
   const Scratch scratch = Scratch::at(memory, in.models);
   const int64_t columns = in.samples * in.queries;
   S* sorted = static_cast<S*>(scratch.sorted);
@@ -24,32 +38,27 @@ void stats(const LiraScores& in, bool median, const LiraStats& out, int64_t begi
   int32_t in_count[kBlockColumns];
   for_spans(begin, end, in.queries, block_columns(in.models), [&](const Span& span) {
     const Block<S> block = block_of<S>(in, span, scratch.bytes, in_count);
-    find_moments(block, in_count, m);
+    for (int64_t strip = 0; strip < span.width; strip += kLine) {
+      find_moments(block, strip, in_count + strip, m);
+      const int64_t width = smaller(kLine, span.width - strip);
+      for (int side = 0; side < 2; ++side) {
+        const int64_t at = side * columns + span.sample * in.queries + span.query + strip;
+        S* center = static_cast<S*>(out.center) + at;
+        S* variance = static_cast<S*>(out.variance) + at;
+#pragma omp simd
+        for (int64_t c = 0; c < width; ++c) {
+          center[c] = m.mean[side][c];
+          variance[c] = m.m2[side][c] * m.share[side][c];
+        }
+        if (median) find_medians(block, strip, side, m, sorted, center);
+      }
+    }
     keep_samples(span, in.queries, in_count);
     int64_t *count_out = out.count + span.sample, *count_in = count_out + in.samples;
 #pragma omp simd
     for (int64_t n = 0; n < span.samples; ++n) {
       count_out[n] = in.models - in_count[n];
       count_in[n] = in_count[n];
-    }
-    for (int side = 0; side < 2; ++side) {
-      const int64_t at = side * columns + span.sample * in.queries + span.query;
-      S* center = static_cast<S*>(out.center) + at;
-      S* variance = static_cast<S*>(out.variance) + at;
-#pragma omp simd
-      for (int64_t c = 0; c < span.width; ++c) {
-        center[c] = m.mean[side][c];
-        variance[c] = m.m2[side][c] * m.share[side][c];
-      }
-      if (!median) continue;
-      for (int64_t c = 0; c < span.width; c += W) {
-        sort_side(block, c, side, sorted);
-        for (int64_t i = 0; i < smaller(W, span.width - c); ++i) {
-          const int64_t n = static_cast<int64_t>(m.n[side][c + i]);
-          if (center[c + i] != center[c + i]) continue;  // no model, or a NaN among the scores
-          center[c + i] = (sorted[(n - 1) / 2 * W + i] + sorted[n / 2 * W + i]) / 2;
-        }
-      }
     }
   });
 }
@@ -310,7 +319,7 @@ void loo(const LiraLoo& job, int64_t begin, int64_t end, void* memory) {
   alignas(64) double rest[2][kLine], score[kLine];
   for_spans(begin, end, in.queries, kLine, [&](const Span& span) {
     const Block<S> block = block_of<S>(in, span, scratch.bytes, in_count);
-    find_moments(block, in_count, m);
+    find_moments(block, 0, in_count, m);
     keep_samples(span, in.queries, in_count);
     for (int side = 0; side < 2; ++side) {
       for (int64_t c = 0; c < span.width; ++c) rest[side][c] = 1.0 / (m.n[side][c] - 1.0);

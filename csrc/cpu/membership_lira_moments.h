@@ -30,16 +30,17 @@ struct Block {
 
 constexpr int64_t kBlockColumns = 1024;
 
-// Of each column and side: number of models and its inverse, mean, and sum of squared distances from the mean.
+// Of each column of a strip (a line's worth) and side: number of models and its inverse, mean, and sum of squared
+// distances from the mean.
 template <class C>
 struct Moments {
-  alignas(64) C n[2][kBlockColumns], share[2][kBlockColumns], mean[2][kBlockColumns], m2[2][kBlockColumns];
+  alignas(64) C n[2][kLine], share[2][kLine], mean[2][kLine], m2[2][kLine];
 };
 
 // Models whose terms are added in registers before the partial sum joins the total: less rounding in long sums.
 constexpr int64_t kModelsAtOnce = 8;
 // Vectors of columns at a time in the first and in the second pass: as many as registers hold the sums of.
-constexpr int kStripVectors = 4, kPartVectors = 2;
+constexpr int kFirstVectors = 4, kSecondVectors = 2;
 
 FF_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -55,19 +56,30 @@ FF_INLINE void for_groups(int64_t models, const Visit& visit) {
 // ahead, the first one every other line, the second one the lines between, so that the memory is never idle.
 FF_INLINE void fetch(const void* p, int64_t bytes) { __builtin_prefetch(static_cast<const char*>(p) + bytes); }
 
+// Functions of their own: inlined beside each other, the passes would compete for registers.
+#define FF_OUTLINE static __attribute__((noinline))
+
+// An array's {} would be a string instruction, which takes as long as some twenty models.
+template <int V, class Vec>
+FF_INLINE void clear(Vec (&sums)[2][V]) {
+  for (int v = 0; v < V; ++v) sums[0][v] = sums[1][v] = Vec{};
+}
+
 // The first pass, over V vectors of columns from c: means. `share` must be there.
 template <int V, class S, class C, class Count>
-FF_INLINE void find_means(const Block<S>& b, int64_t c, Count few, Moments<C>& out) {
-  constexpr int64_t W = Lanes<C>::W, kStrip = V * W * static_cast<int64_t>(sizeof(S));
-  VecOf<C> sum[2][V] = {};
+FF_OUTLINE void find_means(const Block<S>& b, int64_t c, Count few, Moments<C>& out) {
+  constexpr int64_t W = Lanes<C>::W, kBytes = V * W * static_cast<int64_t>(sizeof(S));
+  VecOf<C> sum[2][V];
+  clear(sum);
   for_groups(b.models, [&](int64_t first, auto models) __attribute__((always_inline)) {
     const S* scores = b.score(first, c);
     const uint8_t *on = b.member(first, c), *next = b.next + first * b.next_stride + c;
-    VecOf<C> part[2][V] = {};
+    VecOf<C> part[2][V];
+    clear(part);
 #pragma GCC unroll 1
     for (int64_t i = 0; i < models; ++i) {
       fetch(next, 0);
-      for (int64_t line = kStrip; line < 2 * kStrip; line += 2 * kLine) fetch(scores, line);
+      for (int64_t byte = 0; byte < kBytes; byte += 2 * kLine) fetch(scores + kLine, byte);
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) {
         const VecOf<C> x = load_scores<S, C>(scores + v * W, few);
@@ -86,7 +98,8 @@ FF_INLINE void find_means(const Block<S>& b, int64_t c, Count few, Moments<C>& o
   });
   for (int side = 0; side < 2; ++side) {
     for (int v = 0; v < V; ++v) {
-      store_own(out.mean[side] + c + v * W, sum[side][v] * load_own(out.share[side] + c + v * W));
+      const int64_t at = c % kLine + v * W;
+      store_own(out.mean[side] + at, sum[side][v] * load_own(out.share[side] + at));
     }
   }
 }
@@ -94,17 +107,21 @@ FF_INLINE void find_means(const Block<S>& b, int64_t c, Count few, Moments<C>& o
 // The second pass takes distances from the first one's means; their sums mend the means and the squares, so that all
 // digits of the compute type are right however far the scores lie from 0. ahead: bytes from a score to what to fetch.
 template <int V, class S, class C, class Count>
-FF_INLINE void find_squares(const Block<S>& b, int64_t c, Count few, int64_t ahead, Moments<C>& out) {
+FF_OUTLINE void find_squares(const Block<S>& b, int64_t c, Count few, int64_t ahead, Moments<C>& out) {
   constexpr int W = Lanes<C>::W;
   using Vec = VecOf<C>;
-  Vec mean[2][V], off[2][V] = {}, m2[2][V] = {};
+  Vec mean[2][V], off[2][V], m2[2][V];
+  clear(off);
+  clear(m2);
   for (int side = 0; side < 2; ++side) {
-    for (int v = 0; v < V; ++v) mean[side][v] = load_own(out.mean[side] + c + v * W);
+    for (int v = 0; v < V; ++v) mean[side][v] = load_own(out.mean[side] + c % kLine + v * W);
   }
   for_groups(b.models, [&](int64_t first, auto models) __attribute__((always_inline)) {
     const S* scores = b.score(first, c);
     const uint8_t* on = b.member(first, c);
-    Vec off_part[2][V] = {}, m2_part[2][V] = {};
+    Vec off_part[2][V], m2_part[2][V];
+    clear(off_part);
+    clear(m2_part);
 #pragma GCC unroll 1
     for (int64_t i = 0; i < models; ++i) {
       fetch(scores, ahead);
@@ -130,7 +147,7 @@ FF_INLINE void find_squares(const Block<S>& b, int64_t c, Count few, int64_t ahe
   });
   for (int side = 0; side < 2; ++side) {
     for (int v = 0; v < V; ++v) {
-      const int64_t at = c + v * W;
+      const int64_t at = c % kLine + v * W;
       const Vec shift = off[side][v] * load_own(out.share[side] + at);
       const Vec mended = mean[side][v] + shift, squares = m2[side][v] - shift * off[side][v];
       // an infinite mean has no distances from it
@@ -140,38 +157,38 @@ FF_INLINE void find_squares(const Block<S>& b, int64_t c, Count few, int64_t ahe
   }
 }
 
-// in_count: how many models had each column's sample.
+// Of the strip from column c, a multiple of kLine. in_count: how many models had each of its columns' samples.
 template <class S, class C>
-FF_INLINE void find_moments(const Block<S>& b, const int32_t* in_count, Moments<C>& out) {
-  constexpr int64_t W = Lanes<C>::W, kStrip = kStripVectors * W, kPart = kPartVectors * W;
+FF_INLINE void find_moments(const Block<S>& b, int64_t c, const int32_t* in_count, Moments<C>& out) {
+  constexpr int64_t W = Lanes<C>::W, kFirst = kFirstVectors * W, kSecond = kSecondVectors * W;
   constexpr int64_t kScore = sizeof(S);
+  const int64_t width = smaller(kLine, b.width - c);
   const C models = static_cast<C>(b.models);
 #pragma omp simd
-  for (int64_t c = 0; c < b.width; ++c) {
-    const C in = static_cast<C>(in_count[c]);
-    out.n[0][c] = models - in;
-    out.n[1][c] = in;
-    out.share[0][c] = 1 / (models - in);
-    out.share[1][c] = 1 / in;
+  for (int64_t i = 0; i < width; ++i) {
+    const C in = static_cast<C>(in_count[i]);
+    out.n[0][i] = models - in;
+    out.n[1][i] = in;
+    out.share[0][i] = 1 / (models - in);
+    out.share[1][i] = 1 / in;
   }
-  // Both passes over a strip of columns, while its scores stay in the nearest cache.
-  int64_t c = 0;
-  for (; c + kStrip <= b.width; c += kStrip) {
-    find_means<kStripVectors>(b, c, Whole(), out);
-    for (int64_t v = 0; v < kStrip; v += kPart) {
+  if (width == kLine) {
+    for (int64_t v = 0; v < kLine; v += kFirst) find_means<kFirstVectors>(b, c + v, Whole(), out);
+    for (int64_t v = 0; v < kLine; v += kSecond) {
       const int64_t line = v * kScore % (2 * kLine) < kLine ? kLine : 0;  // to the first odd one
-      find_squares<kPartVectors>(b, c + v, Whole(), line < kPart * kScore ? kStrip * kScore + line : 0, out);
+      find_squares<kSecondVectors>(b, c + v, Whole(), line < kSecond * kScore ? kLine * kScore + line : 0, out);
     }
+    return;
   }
-  for (; c + W <= b.width; c += W) {
-    find_means<1>(b, c, Whole(), out);
-    find_squares<1>(b, c, Whole(), 0, out);
+  int64_t v = 0;
+  for (; v + W <= width; v += W) {
+    find_means<1>(b, c + v, Whole(), out);
+    find_squares<1>(b, c + v, Whole(), 0, out);
   }
-  if (c < b.width) {
-    for (int64_t past = b.width; past < c + W; ++past) out.share[0][past] = out.share[1][past] = 1;
-    find_means<1>(b, c, b.width - c, out);
-    find_squares<1>(b, c, b.width - c, 0, out);
-  }
+  if (v == width) return;
+  for (int64_t past = width; past < v + W; ++past) out.share[0][past] = out.share[1][past] = 1;
+  find_means<1>(b, c + v, width - v, out);
+  find_squares<1>(b, c + v, width - v, 0, out);
 }
 
 // Batcher's merge exchange (Knuth, TAOCP 3, 5.2.2, algorithm M) of n vectors, each lane for itself.
