@@ -91,6 +91,19 @@ def test_counts_of_a_crowded_interval(implementation):
     assert torch.equal(membership.rmia_counts(x, z, gamma=2.0), all_pairs(x, z, 2.0, False).sum(-1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("copies", [0, 1, 14, 16, 30, 31, 32, 33, 300])
+def test_counts_of_intervals_with_any_number_of_z(implementation, dtype, copies):
+    """Evenly spread z, and one that comes so often that its interval is compared as a whole, or sorted."""
+    spread = torch.logspace(-3, 3, 700, dtype=dtype)[torch.randperm(700)]
+    z = torch.cat((spread, spread[5:6].expand(copies)))
+    x = 2.0 * torch.cat((z, torch.nextafter(z, torch.zeros_like(z)), torch.nextafter(z, torch.full_like(z, math.inf))))
+    for strict in (False, True):
+        expected = all_pairs(x, z, 2.0, strict).sum(-1)
+        assert torch.equal(membership.rmia_counts(x, z, gamma=2.0, strict=strict), expected)
+        assert torch.equal(membership.rmia_counts(x, z, gamma=[2.0], strict=strict)[0], expected)
+
+
 def test_counts_strided_and_narrow(implementation):
     x, z = torch.rand(40, 2)[:, 0], torch.rand(60, 3)[:, 1]
     assert torch.equal(membership.rmia_counts(x, z), all_pairs(x, z, 2.0, False).sum(-1))

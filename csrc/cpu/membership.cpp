@@ -24,6 +24,7 @@ namespace {
 // Above this many classes the transposed block leaves the L1 cache, and whole rows are the better vectors.
 constexpr int64_t kTransposedClasses = 256;
 constexpr int64_t kGroupFloats = 8192;  // exponentials of one group of long rows
+constexpr int kIntoL2 = 2;              // of a prefetch
 // Classes summed before the partial sum joins the total; that keeps the rounding of long sums down.
 constexpr int64_t kColumnSumBlock = 16, kSumBlock = 64 * W;
 
@@ -178,12 +179,15 @@ FF_INLINE void score_transposed(const ScoreJob& job, int64_t row, int64_t count,
   for (int64_t c = 0; c < classes; ++c) top.add(load_vec(column + c * W));
   const Rows rows = {top.first, top.second, gather_labels<S>(job, row, count)};
 
+  // The memory would be idle until the next rows' turn comes: they are fetched meanwhile.
+  const S* next = logits + (row + W) * classes;
   const Vec reference = rows.reference(), low = splat(exp.low), zero = {};
   Vec mass = {}, moment = {};
   for (int64_t block = 0; block < classes; block += kColumnSumBlock) {
     const int64_t end = block + kColumnSumBlock < classes ? block + kColumnSumBlock : classes;
     Vec block_mass = splat(block == 0 ? -1.0f : 0.0f), block_moment = {};
     for (int64_t c = block; c < end; ++c) {
+      __builtin_prefetch(next + c * W);
       const Vec x = clamp_keep_nan(load_vec(column + c * W) - reference, low, zero);
       const Vec e = exp(x);
       block_mass += e;
@@ -288,6 +292,7 @@ FF_INLINE void score_group(const ScoreJob& job, int64_t row, int64_t count, cons
   Vec surprise = {};
   for (int64_t i = 0; i < count; ++i) {
     const float* e_row = values + i * stride;
+    const S* next = logits + (count + i) * classes;  // of the rows whose turn comes after these
     const Vec to_probability = splat(m.to_probability[i]);
     float row_surprise = 0.0f;
     for (int64_t block = 0; block < stride; block += kSumBlock) {
@@ -295,6 +300,8 @@ FF_INLINE void score_group(const ScoreJob& job, int64_t row, int64_t count, cons
       Vec sum[2] = {};
       int64_t c = block;
       for (; c + 2 * W <= end; c += 2 * W) {
+        __builtin_prefetch(next + c, 0, kIntoL2);
+        __builtin_prefetch(next + c + W, 0, kIntoL2);
         sum[0] = add_surprise(load_vec(e_row + c) * to_probability, sum[0]);
         sum[1] = add_surprise(load_vec(e_row + c + W) * to_probability, sum[1]);
       }

@@ -1,11 +1,11 @@
 // LiRA statistics and ratios over shadow models (lira_stats, lira_ratio, lira_loo, lira_update_). Compiled once per
 // instruction set.
 //
-// Scores are read twice, in blocks of columns that stay in the L2 cache. Leave-one-out and running moments are computed
-// in double.
+// Scores are read twice, in strips of columns that stay in the nearest cache. Leave-one-out and running moments are
+// computed in double.
 #include "cpu/membership_lira.h"
 
-#include "cpu/membership_lira_lanes.h"
+#include "cpu/membership_lira_moments.h"
 #include "cpu/membership_lira_tiles.h"
 #include "cpu/table.h"
 
@@ -14,40 +14,51 @@ namespace {
 
 // ---- lira_stats -----------------------------------------------------------------------------------------------------
 
+// In place of the means of a strip's side; NaN (no model, or a NaN among the scores) stays.
+template <class S>
+FF_INLINE void find_medians(const Block<S>& block, int64_t strip, int side, const Moments<S>& m, S* sorted, S* center) {
+  constexpr int W = Lanes<S>::W;
+  const int64_t width = smaller(kLine, block.width - strip);
+  for (int64_t c = 0; c < width; c += W) {
+    sort_side(block, strip + c, side, sorted);
+    for (int64_t i = 0; i < smaller(W, width - c); ++i) {
+      const int64_t n = static_cast<int64_t>(m.n[side][c + i]);
+      if (center[c + i] != center[c + i]) continue;
+      center[c + i] = (sorted[(n - 1) / 2 * W + i] + sorted[n / 2 * W + i]) / 2;
+    }
+  }
+}
+
 template <class S>
 void stats(const LiraScores& in, bool median, const LiraStats& out, int64_t begin, int64_t end, void* memory) {
-  constexpr int W = Lanes<S>::W;
-  const Scratch scratch = Scratch::at(memory, in.models, in.queries);
+  const Scratch scratch = Scratch::at(memory, in.models);
   const int64_t columns = in.samples * in.queries;
   S* sorted = static_cast<S*>(scratch.sorted);
   Moments<S> m;
-  int32_t count[2][kBlockColumns];
-  for_spans(begin, end, in.queries, block_columns(in.models, sizeof(S), kBlockColumns), [&](const Span& span) {
-    count_members(in, span.sample, span.samples, count[0], count[1]);
-    for (int side = 0; side < 2; ++side) {
-      for (int64_t n = 0; n < span.samples; ++n) out.count[side * in.samples + span.sample + n] = count[side][n];
-    }
-    column_counts(count, span, in.queries, m);
-    const Block<S> block = block_of<S>(in, span, scratch.bytes);
-    find_moments(block, m);
-    for (int side = 0; side < 2; ++side) {
-      const int64_t at = side * columns + span.sample * in.queries + span.query;
-      S* center = static_cast<S*>(out.center) + at;
-      S* variance = static_cast<S*>(out.variance) + at;
+  int32_t in_count[kBlockColumns];
+  for_spans(begin, end, in.queries, block_columns(in.models), [&](const Span& span) {
+    const Block<S> block = block_of<S>(in, span, scratch.bytes, in_count);
+    for (int64_t strip = 0; strip < span.width; strip += kLine) {
+      find_moments(block, strip, in_count + strip, m);
+      const int64_t width = smaller(kLine, span.width - strip);
+      for (int side = 0; side < 2; ++side) {
+        const int64_t at = side * columns + span.sample * in.queries + span.query + strip;
+        S* center = static_cast<S*>(out.center) + at;
+        S* variance = static_cast<S*>(out.variance) + at;
 #pragma omp simd
-      for (int64_t c = 0; c < span.width; ++c) {
-        center[c] = m.mean[side][c];
-        variance[c] = m.m2[side][c] * m.share[side][c];
-      }
-      if (!median) continue;
-      for (int64_t c = 0; c < span.width; c += W) {
-        sort_side(block, c, side, sorted);
-        for (int64_t i = 0; i < smaller(W, span.width - c); ++i) {
-          const int64_t n = static_cast<int64_t>(m.n[side][c + i]);
-          if (center[c + i] != center[c + i]) continue;  // no model, or a NaN among the scores
-          center[c + i] = (sorted[(n - 1) / 2 * W + i] + sorted[n / 2 * W + i]) / 2;
+        for (int64_t c = 0; c < width; ++c) {
+          center[c] = m.mean[side][c];
+          variance[c] = m.m2[side][c] * m.share[side][c];
         }
+        if (median) find_medians(block, strip, side, m, sorted, center);
       }
+    }
+    keep_samples(span, in.queries, in_count);
+    int64_t *count_out = out.count + span.sample, *count_in = count_out + in.samples;
+#pragma omp simd
+    for (int64_t n = 0; n < span.samples; ++n) {
+      count_out[n] = in.models - in_count[n];
+      count_in[n] = in_count[n];
     }
   });
 }
@@ -187,11 +198,11 @@ constexpr double kSafeShare = sizeof(S) == 4 ? 0x1p-10 : 0.25;
 template <class S>
 __attribute__((noinline, cold)) void without_model(const Block<S>& b, int64_t c, int64_t model, double& mean,
                                                    double& variance) {
-  const uint8_t side = b.on[model * b.on_stride + c];
+  const uint8_t side = *b.member(model, c);
   double n = 0.0, sum = 0.0, m2 = 0.0;
   const auto each_other = [&](const auto& use) {
     for (int64_t i = 0; i < b.models; ++i) {
-      if (i != model && b.on[i * b.on_stride + c] == side) use(static_cast<double>(b.scores[i * b.score_stride + c]));
+      if (i != model && *b.member(i, c) == side) use(static_cast<double>(*b.score(i, c)));
     }
   };
   each_other([&](double x) { n += 1.0, sum += x; });
@@ -202,7 +213,7 @@ __attribute__((noinline, cold)) void without_model(const Block<S>& b, int64_t c,
 
 // The order statistics on either side of the middle of a side, as they stand when one score is taken out.
 struct Middles {
-  alignas(64) double whole[2][kTile], low[2][2][kTile], high[2][2][kTile];
+  alignas(64) double whole[2][kLine], low[2][2][kLine], high[2][2][kLine];
 };
 
 template <class S>
@@ -226,19 +237,19 @@ FF_INLINE void find_middles(const Block<S>& block, const Moments<double>& m, S* 
 
 // Location and variance of both sides of each column as one target sees them.
 struct Seen {
-  alignas(64) double center[2][kTile], variance[2][kTile];
+  alignas(64) double center[2][kLine], variance[2][kLine];
 };
 
 template <class S>
-FF_INLINE void remove_target(const Block<S>& b, int64_t model, const Moments<double>& m, const double (&rest)[2][kTile],
+FF_INLINE void remove_target(const Block<S>& b, int64_t model, const Moments<double>& m, const double (&rest)[2][kLine],
                              const Middles* middles, Seen& seen) {
-  alignas(64) double x[kTile], in[kTile];
-  const S* score = b.scores + model * b.score_stride;
-  const uint8_t* on = b.on + model * b.on_stride;
+  alignas(64) double x[kLine], in[kLine];
+  const S* score = b.score(model, 0);
+  const uint8_t* on = b.member(model, 0);
   int64_t weak = 0;
 #pragma omp simd
   for (int64_t c = 0; c < b.width; ++c) x[c] = static_cast<double>(score[c]), in[c] = static_cast<double>(on[c]);
-  alignas(64) double share[kTile];
+  alignas(64) double share[kLine];
 #pragma omp simd reduction(| : weak)
   for (int64_t c = 0; c < b.width; ++c) {
     const bool side = in[c] != 0.0;
@@ -299,18 +310,17 @@ template <class S>
 void loo(const LiraLoo& job, int64_t begin, int64_t end, void* memory) {
   const LiraScores& in = job.in;
   if (in.models == 0) return;  // no target, and no row of sorted scores to look at
-  const Scratch scratch = Scratch::at(memory, in.models, in.queries);
+  const Scratch scratch = Scratch::at(memory, in.models);
   const S* given = static_cast<const S*>(job.variance);
   Moments<double> m;
   Middles middles;
   Seen seen;
-  int32_t count[2][kBlockColumns];
-  alignas(64) double rest[2][kTile], score[kTile];
-  for_spans(begin, end, in.queries, kTile, [&](const Span& span) {
-    count_members(in, span.sample, span.samples, count[0], count[1]);
-    column_counts(count, span, in.queries, m);
-    const Block<S> block = block_of<S>(in, span, scratch.bytes);
-    find_moments(block, m);
+  int32_t in_count[kBlockColumns];
+  alignas(64) double rest[2][kLine], score[kLine];
+  for_spans(begin, end, in.queries, kLine, [&](const Span& span) {
+    const Block<S> block = block_of<S>(in, span, scratch.bytes, in_count);
+    find_moments(block, 0, in_count, m);
+    keep_samples(span, in.queries, in_count);
     for (int side = 0; side < 2; ++side) {
       for (int64_t c = 0; c < span.width; ++c) rest[side][c] = 1.0 / (m.n[side][c] - 1.0);
     }
@@ -320,10 +330,13 @@ void loo(const LiraLoo& job, int64_t begin, int64_t end, void* memory) {
       for (int side = 0; given != nullptr && side < 2; ++side) {
         for (int64_t c = 0; c < span.width; ++c) seen.variance[side][c] = static_cast<double>(given[side]);
       }
-      score_seen(block.scores + t * block.score_stride, span.width, job.rule, seen, score);
+      score_seen(block.score(t, 0), span.width, job.rule, seen, score);
       const uint8_t* member = in.member + t * in.samples + span.sample;
       finish(span, in.queries, score, scratch.sums[t], static_cast<S*>(job.out) + t * in.samples + span.sample,
-             [&](int64_t n) { return enough(count[0][n] - (member[n] == 0), count[1][n] - member[n], job.rule); });
+             [&](int64_t n) {
+               const int64_t others = in_count[n] - member[n];
+               return enough(in.models - 1 - others, others, job.rule);
+             });
     }
   });
 }

@@ -56,7 +56,7 @@ struct LiraUpdate {
 // Every kernel serves the samples [begin, end); a sample's result doesn't depend on that cut. Index 0: float, 1:
 // double.
 struct MembershipLiraTable {
-  int64_t (*scratch_bytes)(int64_t models, int64_t queries, bool median);  // 64-byte aligned, one a thread
+  int64_t (*scratch_bytes)(int64_t models, bool median);  // 64-byte aligned, one a thread
   void (*stats[2])(const LiraScores& in, bool median, const LiraStats& out, int64_t begin, int64_t end, void* scratch);
   void (*ratio[2])(const LiraRatio& job, int64_t begin, int64_t end);
   void (*loo[2])(const LiraLoo& job, int64_t begin, int64_t end, void* scratch);

@@ -66,7 +66,7 @@ void lira_stats(Tensor scores, Tensor member, bool median, Tensor center, Tensor
   check_layout(count, ScalarType::Long, 2 * s.samples, kOp, "count");
   const LiraStats out = {center.data_ptr(), variance.data_ptr(), static_cast<int64_t*>(count.data_ptr())};
   const MembershipLiraTable& kernels = table().membership_lira;
-  const int64_t bytes = kernels.scratch_bytes(s.models, s.queries, median);
+  const int64_t bytes = kernels.scratch_bytes(s.models, median);
   over_samples(s.samples, s.models * s.queries, bytes, [&](int64_t begin, int64_t end, void* scratch) {
     kernels.stats[s.index](in, median, out, begin, end, scratch);
   });
@@ -109,7 +109,7 @@ void lira_loo(Tensor scores, Tensor member, bool median, Tensor variance, int64_
   const LiraLoo job = {in, median, given ? variance.data_ptr() : nullptr, checked_rule(mode, var_floor, min_count, kOp),
                        out.data_ptr()};
   const MembershipLiraTable& kernels = table().membership_lira;
-  const int64_t bytes = kernels.scratch_bytes(s.models, s.queries, median);
+  const int64_t bytes = kernels.scratch_bytes(s.models, median);
   over_samples(s.samples, 4 * s.models * s.queries, bytes,
                [&](int64_t begin, int64_t end, void* scratch) { kernels.loo[s.index](job, begin, end, scratch); });
 }

@@ -4,19 +4,17 @@
 #include <cstdint>
 
 #include "cpu/membership_lira.h"
-#include "cpu/membership_lira_lanes.h"
+#include "cpu/membership_lira_moments.h"
 
 namespace ff::FF_ISA {
 
-constexpr int64_t kCacheBytes = 512 << 10;  // of L2, for the scores and members of a block
-constexpr int64_t kTile = 128;              // columns whose double constants share the L1 cache
+constexpr int64_t kMemberBytes = 128 << 10;  // of a block, beside the scores in the L2 cache
+constexpr int64_t kTile = 128;               // columns whose double constants share the L1 cache
 
-FF_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// Columns a block; whole vectors of every width.
-FF_INLINE int64_t block_columns(int64_t models, int64_t score_bytes, int64_t most) {
-  const int64_t fit = kCacheBytes / ((score_bytes + 1) * (models > 0 ? models : 1)) / 16 * 16;
-  return fit < 16 ? 16 : fit < most ? fit : most;
+// Columns a block; whole lines of members.
+FF_INLINE int64_t block_columns(int64_t models) {
+  const int64_t fit = kMemberBytes / (models > 0 ? models : 1) / kLine * kLine;
+  return fit < kLine ? kLine : smaller(fit, kBlockColumns);
 }
 
 // A block of whole samples, or part of one that has more queries than a block has columns.
@@ -48,67 +46,75 @@ FF_INLINE void repeat(const T* from, const Span& span, int64_t queries, To* to) 
   }
 }
 
-// The block of scores that a span names, with a member byte for each column; `bytes` takes them where they must be
-// repeated.
+// Copies a line of members and adds them to sums.
+FF_INLINE void add_line(const uint8_t* from, uint8_t* to, uint8_t* sums) {
+  using Bytes = uint8_t __attribute__((vector_size(kVectorBytes)));
+  for (int64_t i = 0; i < kLine; i += kVectorBytes) {
+    Bytes x, sum;
+    __builtin_memcpy(&x, from + i, sizeof x);
+    __builtin_memcpy(&sum, sums + i, sizeof sum);
+    sum += x;
+    __builtin_memcpy(to + i, &x, sizeof x);
+    __builtin_memcpy(sums + i, &sum, sizeof sum);
+  }
+}
+
+// The block of scores that a span names, and how many models had each column's sample. The members are copied to
+// `bytes`: in place, the rows of each strip would take a page a model.
 template <class S>
-FF_INLINE Block<S> block_of(const LiraScores& in, const Span& span, uint8_t* bytes) {
-  const int64_t columns = in.samples * in.queries;
-  Block<S> b = {static_cast<const S*>(in.scores) + span.sample * in.queries + span.query,
-                columns,
-                in.member + span.sample,
-                in.samples,
-                in.models,
-                span.width};
-  if (in.queries == 1) return b;
-  for (int64_t m = 0; m < in.models; ++m) repeat(b.on + m * in.samples, span, in.queries, bytes + m * span.width);
-  b.on = bytes;
-  b.on_stride = span.width;
-  return b;
-}
-
-// How many models of each side the samples have: [2][samples].
-FF_INLINE void count_members(const LiraScores& in, int64_t sample, int64_t samples, int32_t* out, int32_t* in_count) {
-  uint8_t few[kBlockColumns];
-  for (int64_t n = 0; n < samples; ++n) in_count[n] = 0;
-  for (int64_t m = 0; m < in.models; m += 255) {  // what a byte can count
-    for (int64_t n = 0; n < samples; ++n) few[n] = 0;
-    for (int64_t i = m; i < smaller(m + 255, in.models); ++i) {
-      const uint8_t* on = in.member + i * in.samples + sample;
-#pragma omp simd
-      for (int64_t n = 0; n < samples; ++n) few[n] = static_cast<uint8_t>(few[n] + on[n]);
+FF_INLINE Block<S> block_of(const LiraScores& in, const Span& span, uint8_t* bytes, int32_t* in_count) {
+  constexpr int64_t kMost = 255;  // what a byte can count
+  const int64_t width = span.width;
+  const Block<S> block = {static_cast<const S*>(in.scores) + span.sample * in.queries + span.query,
+                          in.samples * in.queries,
+                          bytes,
+                          in.models,
+                          width,
+                          in.member + span.sample + span.samples,
+                          in.samples};
+  alignas(64) uint8_t few[kBlockColumns], row[kBlockColumns];
+  for (int64_t c = 0; c < width; ++c) in_count[c] = 0;
+  for (int64_t first = 0; first < in.models; first += kMost) {
+    __builtin_memset(few, 0, sizeof few);
+    for (int64_t m = first; m < smaller(first + kMost, in.models); ++m) {
+      const uint8_t* on = in.member + m * in.samples + span.sample;
+      if (in.queries > 1) {
+        repeat(on, span, in.queries, row);
+        on = row;
+      }
+      int64_t c = 0;
+      for (; c + kLine <= width; c += kLine) add_line(on + c, bytes + (c * in.models + m * kLine), few + c);
+      if (c == width) continue;
+      alignas(64) uint8_t last[kLine] = {};
+      for (int64_t i = 0; c + i < width; ++i) last[i] = on[c + i];
+      add_line(last, bytes + (c * in.models + m * kLine), few + c);
     }
-    for (int64_t n = 0; n < samples; ++n) in_count[n] += few[n];
+#pragma omp simd
+    for (int64_t c = 0; c < width; ++c) in_count[c] += few[c];
   }
-  for (int64_t n = 0; n < samples; ++n) out[n] = static_cast<int32_t>(in.models) - in_count[n];
+  return block;
 }
 
-template <class C>
-FF_INLINE void column_counts(const int32_t (&count)[2][kBlockColumns], const Span& span, int64_t queries,
-                             Moments<C>& m) {
-  for (int side = 0; side < 2; ++side) {
-    repeat(count[side], span, queries, m.n[side]);
-    for (int64_t c = span.width; c < (span.width + 15) / 16 * 16; ++c) m.n[side][c] = 1;
-  }
+// Of counts that stand at columns, those of the samples.
+FF_INLINE void keep_samples(const Span& span, int64_t queries, int32_t* count) {
+  for (int64_t n = 1; queries > 1 && n < span.samples; ++n) count[n] = count[n * queries];
 }
 
 constexpr int64_t rounded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// Scratch: member bytes, then the sorted side, then leave-one-out's sums over a long sample.
-int64_t scratch_bytes(int64_t models, int64_t queries, bool median) {
-  int64_t bytes = rounded(8 * models);
-  if (queries > 1) bytes += rounded(models * kBlockColumns);
-  if (median) bytes += models * kVectorBytes;
-  return bytes;
+// Scratch: leave-one-out's sums over a long sample, then member bytes, then the sorted side.
+FF_INLINE int64_t member_bytes(int64_t models) { return models * block_columns(models); }
+int64_t scratch_bytes(int64_t models, bool median) {
+  return rounded(8 * models) + member_bytes(models) + (median ? models * kVectorBytes : 0);
 }
 struct Scratch {
   double* sums;
   uint8_t* bytes;
   void* sorted;
-  FF_INLINE Scratch at(void* p, int64_t models, int64_t queries) {
+  FF_INLINE Scratch at(void* p, int64_t models) {
     char* base = static_cast<char*>(p);
     char* bytes = base + rounded(8 * models);
-    char* sorted = bytes + (queries > 1 ? rounded(models * kBlockColumns) : 0);
-    return {reinterpret_cast<double*>(base), reinterpret_cast<uint8_t*>(bytes), sorted};
+    return {reinterpret_cast<double*>(base), reinterpret_cast<uint8_t*>(bytes), bytes + member_bytes(models)};
   }
 };
 

@@ -96,6 +96,36 @@ void bounds(const void* x_, int64_t n, double gamma_, bool strict, void* bounds_
 
 // ---- ranks ----------------------------------------------------------------------------------------------------------
 
+// How many of kRankVector keys lie below the bound.
+FF_INLINE int32_t count_below(const int32_t* keys, int32_t bound) {
+#if defined(__AVX512F__)
+  return __builtin_popcount(_mm512_cmplt_epi32_mask(_mm512_loadu_si512(keys), _mm512_set1_epi32(bound)));
+#elif defined(__AVX2__)
+  const __m256i limit = _mm256_set1_epi32(bound);
+  const auto below = [&](const int32_t* p) {
+    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(limit, x))));
+  };
+  return __builtin_popcount(below(keys) | below(keys + 8) << 8);
+#else
+  int32_t count = 0;
+  for (int i = 0; i < kRankVector; ++i) count += keys[i] < bound ? 1 : 0;
+  return count;
+#endif
+}
+
+FF_INLINE int32_t count_below(const int64_t* keys, int64_t bound) {
+#if defined(__AVX512F__)
+  const __m512i limit = _mm512_set1_epi64(bound);
+  return __builtin_popcount(_mm512_cmplt_epi64_mask(_mm512_loadu_si512(keys), limit)) +
+         __builtin_popcount(_mm512_cmplt_epi64_mask(_mm512_loadu_si512(keys + 8), limit));
+#else
+  int32_t count = 0;
+  for (int i = 0; i < kRankVector; ++i) count += keys[i] < bound ? 1 : 0;
+  return count;
+#endif
+}
+
 // Searches of a group of bounds go side by side: each step's loads are independent of each other.
 constexpr int kSearches = 64;
 
@@ -118,9 +148,16 @@ void ranks(const RankIndex& index, const void* bounds_, int64_t n, int32_t* out)
       const Key above = bound[i] > low ? (bound[i] - low) >> shift : 0;
       at[i] = starts[above < last ? above : last];
     }
-    for (int32_t half = span / 2; half > 0; half /= 2) {
+    if (index.ascending) {
+      for (int32_t half = span / 2; half > 0; half /= 2) {
 #pragma omp simd
-      for (int i = 0; i < kSearches; ++i) at[i] += keys[at[i] + half - 1] < bound[i] ? half : 0;
+        for (int i = 0; i < kSearches; ++i) at[i] += keys[at[i] + half - 1] < bound[i] ? half : 0;
+      }
+    } else {  // what lies in later intervals isn't below the bound either
+      for (int i = 0; i < count; ++i) {
+        const Key* from = keys + at[i];
+        for (int32_t j = 0; j < span; j += kRankVector) at[i] += count_below(from + j, bound[i]);
+      }
     }
     memcpy(out + begin, at, static_cast<size_t>(count) * sizeof(int32_t));
   }

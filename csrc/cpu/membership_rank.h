@@ -9,15 +9,20 @@
 
 namespace ff {
 
-// Sorted keys and where each interval of them starts. Keys are bit patterns of numbers >= 0, as signed integers of the
-// number's size.
+// Keys in order of their intervals, and where each interval starts. Keys are bit patterns of numbers >= 0, as signed
+// integers of the number's size.
 struct RankIndex {
-  const void* keys;       // ascending; padded with the largest integer for `span` places past the end
+  const void* keys;       // padded with the largest integer for `span` places past the end
   const int32_t* starts;  // [last + 1]: how many keys lie below low + (i << shift)
   int64_t low, last;
   int shift;
-  int32_t span;  // a power of two above the number of keys in any interval
+  // Ascending within the intervals too: a power of two above the number of keys in any. Else whole vectors that hold as
+  // many keys as any interval has; to compare them all costs less than to sort them.
+  bool ascending;
+  int32_t span;
 };
+
+constexpr int32_t kRankVector = 16;  // keys that a search compares at a time
 
 // Ranks of z within a block, for the vote of A queries.
 constexpr int64_t kVoteBlock = 4096;  // ranks stay below the largest int16, which marks a z that never counts

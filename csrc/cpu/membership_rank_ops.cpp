@@ -49,52 +49,66 @@ struct ScoreOf<int64_t> {
   using type = double;
 };
 
-// Keys in order, and where each interval of them starts: a search begins beside its goal. Only numbers >= 0 are kept;
-// NaN is never dominated, nor is a negative z by an x >= 0.
+// Keys in order of their intervals, and where each of those starts: a search begins beside its goal. Only numbers >= 0
+// are kept; NaN is never dominated, nor is a negative z by an x >= 0.
 template <class Key>
-class SortedKeys {
+class IndexedKeys {
  public:
-  // `searches`: about how many bounds will be looked up, so that the table is not dearer than they are.
-  template <class Unsigned = std::make_unsigned_t<Key>>
+  // `searches`: about how many bounds will be looked up, so that the table is not much dearer than they are.
   void build(const Key* bits, int64_t n, int64_t searches) {
-    std::vector<Unsigned> keys(static_cast<size_t>(n));
     constexpr Key kInfinity = sizeof(Key) == 4 ? Key(0x7f800000) : static_cast<Key>(0x7ff0000000000000);
+    std::vector<Unsigned> keys(static_cast<size_t>(n));
     size_t kept = 0;
+    Unsigned low = std::numeric_limits<Unsigned>::max(), high = 0;
     for (int64_t i = 0; i < n; ++i) {
-      keys[kept] = static_cast<Unsigned>(bits[i]);
-      kept += bits[i] >= 0 && bits[i] <= kInfinity;
+      const bool counts = bits[i] >= 0 && bits[i] <= kInfinity;
+      const auto key = static_cast<Unsigned>(bits[i]);
+      keys[kept] = key;
+      kept += counts;
+      low = counts && key < low ? key : low;
+      high = counts && key > high ? key : high;
     }
     keys.resize(kept);
-    sort_keys(keys);
+    if (kept == 0) low = 0;
 
     int log_intervals = 0;
-    const int64_t wanted = std::min({static_cast<int64_t>(kept) / 2, searches, int64_t(1) << 18});
+    const int64_t wanted = std::min({static_cast<int64_t>(kept), 4 * searches, int64_t(1) << 18});
     while ((int64_t(2) << log_intervals) <= wanted) ++log_intervals;
-    const Unsigned low = kept ? keys.front() : 0, range = kept ? keys.back() - low : 0;
     int shift = 0;
-    while ((range >> shift) >> log_intervals != 0) ++shift;
-    const auto last = static_cast<int64_t>(range >> shift);
-    starts_.assign(static_cast<size_t>(last) + 2, 0);
-    // The last key of each interval wins, so that no store waits for a load.
-    for (size_t i = 0; i < kept; ++i) {
-      starts_[static_cast<size_t>((keys[i] - low) >> shift) + 1] = static_cast<int32_t>(i) + 1;
-    }
+    while (((high - low) >> shift) >> log_intervals != 0) ++shift;
+    const auto last = static_cast<size_t>((high - low) >> shift);
+    // counted two places on and added up one place on, the starts move on to the ends as keys are put in their places
+    starts_.assign(last + 3, 0);
+    for (const Unsigned key : keys) ++starts_[static_cast<size_t>((key - low) >> shift) + 2];
     int32_t widest = 0;
-    for (size_t i = 1; i < starts_.size(); ++i) {
-      starts_[i] = std::max(starts_[i], starts_[i - 1]);
-      widest = std::max(widest, starts_[i] - starts_[i - 1]);
+    for (size_t i = 2; i < starts_.size(); ++i) {
+      widest = std::max(widest, starts_[i]);
+      starts_[i] += starts_[i - 1];
     }
-    int64_t span = 1;
-    while (span <= widest) span *= 2;
+    const bool ascending = widest > kMostCompared;
+    int32_t span = kRankVector;
+    if (ascending) {
+      sort_keys(keys);
+      std::move(starts_.begin() + 2, starts_.end(), starts_.begin() + 1);
+      while (span <= widest) span *= 2;
+    } else {
+      while (span < widest) span += kRankVector;
+      placed_.resize(kept);
+      for (const Unsigned key : keys) placed_[static_cast<size_t>(starts_[((key - low) >> shift) + 1]++)] = key;
+      keys.swap(placed_);
+    }
     keys.resize(kept + static_cast<size_t>(span), static_cast<Unsigned>(std::numeric_limits<Key>::max()));
     keys_.swap(keys);
-    index_ = {keys_.data(), starts_.data(), static_cast<int64_t>(low), last, shift, static_cast<int32_t>(span)};
+    index_ = {keys_.data(), starts_.data(), static_cast<int64_t>(low), static_cast<int64_t>(last), shift, ascending,
+              span};
   }
 
   const RankIndex& index() const { return index_; }
 
  private:
-  std::vector<std::make_unsigned_t<Key>> keys_;
+  using Unsigned = std::make_unsigned_t<Key>;
+  static constexpr int32_t kMostCompared = 2 * kRankVector;  // keys of an interval; more are better sorted
+  std::vector<Unsigned> keys_, placed_;
   std::vector<int32_t> starts_;
   RankIndex index_ = {};
 };
@@ -114,7 +128,7 @@ void count_row(const CountJob& job, int64_t row, const Key* x, const Key* z) {
   constexpr int kWide = sizeof(Key) == 8;
   const auto gammas = static_cast<int64_t>(job.gammas.size());
   for (int64_t g = 0; g < gammas; ++g) std::fill_n(job.counts + (g * job.rows + row) * job.n, job.n, 0);
-  SortedKeys<Key> sorted;
+  IndexedKeys<Key> sorted;
   for (int64_t from = 0; from < job.z; from += kSlice) {
     sorted.build(z + from, std::min(kSlice, job.z - from), gammas * job.n);
     const int64_t chunks = (job.n + kChunk - 1) / kChunk;
@@ -185,7 +199,7 @@ void vote(const Tensor& ratio_x, const Tensor& ratio_z, double gamma, bool stric
     const int64_t count = std::min(kVoteBlock, z_count - block * kVoteBlock);
     return (count + kVoteLanes - 1) / kVoteLanes * kVoteLanes;
   };
-  std::vector<SortedKeys<Key>> sorted(static_cast<size_t>(blocks * queries));
+  std::vector<IndexedKeys<Key>> sorted(static_cast<size_t>(blocks * queries));
   std::vector<int16_t> ranks(static_cast<size_t>(blocks * queries * kVoteBlock));
   torch::stable::parallel_for(0, blocks * queries, 1, [&](int64_t begin, int64_t end) {
     std::vector<int32_t> wide_ranks(kVoteBlock);
@@ -193,7 +207,7 @@ void vote(const Tensor& ratio_x, const Tensor& ratio_z, double gamma, bool stric
       const int64_t block = i / queries, query = i % queries, stride = block_stride(block);
       const int64_t count = std::min(kVoteBlock, z_count - block * kVoteBlock);
       const Key* const from = z + query * z_count + block * kVoteBlock;
-      SortedKeys<Key>& keys = sorted[static_cast<size_t>(i)];
+      IndexedKeys<Key>& keys = sorted[static_cast<size_t>(i)];
       keys.build(from, count, count + n);
       kernels.ranks[kWide](keys.index(), from, count, wide_ranks.data());
       int16_t* const to = ranks.data() + block * queries * kVoteBlock + query * stride;

@@ -14,6 +14,7 @@ from . import _arguments as arg
 
 _LEAST_GAMMA = 2.0**-126  # float32 has its full precision from here on
 _rmia_counts = _schema.overload("rmia_counts")
+_direct_counts = arg.direct("rmia_counts")
 _rmia_vote = _schema.overload("rmia_vote")
 
 
@@ -41,6 +42,11 @@ def rmia_counts(ratio_x: Tensor, ratio_z: Tensor, *, gamma: float | Sequence[flo
     >>> membership.rmia_counts(torch.tensor([1.0, 4.0]), torch.tensor([0.5, 1.0, 2.0]), gamma=(1.0, 2.0)).tolist()
     [[2, 3], [1, 3]]
     """
+    if arg.native(ratio_x) and arg.native(ratio_z) and type(gamma) is float and gamma >= _LEAST_GAMMA and ratio_x.dim() == 1:
+        counts = torch.empty(ratio_x.shape, dtype=torch.int64)
+        inputs = (ratio_x.unsqueeze(0), ratio_z.unsqueeze(0), (gamma,), bool(strict), counts)
+        if arg.tried(_direct_counts, counts, inputs, ratio_x, ratio_z):
+            return counts
     _checked("rmia_counts", ratio_x=ratio_x, ratio_z=ratio_z)
     if ratio_x.dim() not in (1, 2) or ratio_z.dim() != ratio_x.dim() or ratio_z.shape[:-1] != ratio_x.shape[:-1]:
         raise ValueError(f"ratio_z: got {arg.describe(ratio_z)}; accepted is [Z] beside ratio_x [N], or [B, Z] beside [B, N]")
