@@ -103,17 +103,33 @@ class AdamOnly(EagerStep):
         self.x.data.clamp_(LOW, HIGH)
 
 
-def plain_step(x: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: Tensor) -> Tensor:
-    """The whole update in plain operations, for torch.compile; ``step`` is a 0-d tensor, so that it
-    compiles once."""
+def plain_step(x: Tensor, grad: Tensor, m: Tensor, v: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """The whole update in plain operations, for torch.compile; the bias corrections are 0-d tensors, so that
+    it compiles once."""
     sum_sq = x.square().sum()
-    step.add_(1.0)
     g = grad + (2.0 * L2 / x.shape[0]) * x
     m.mul_(BETAS[0]).add_(g, alpha=1.0 - BETAS[0])
     v.mul_(BETAS[1]).addcmul_(g, g, value=1.0 - BETAS[1])
-    denominator = v.sqrt() / (1.0 - BETAS[1] ** step).sqrt() + EPS
-    x.sub_(LR / (1.0 - BETAS[0] ** step) * m / denominator).clamp_(LOW, HIGH)
+    x.sub_(LR / first * m / (v.sqrt() / second + EPS)).clamp_(LOW, HIGH)
     return sum_sq
+
+
+class CompiledStep:
+    """:func:`plain_step`, compiled; counts its steps."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self.tensors, self.count, self.form = tensors, 0, compiled(plain_step)
+        self.corrections = [torch.ones((), device=tensors[0].device) for _ in BETAS]
+
+    def __call__(self) -> Tensor:
+        self.count += 1
+        first, second = (1.0 - beta**self.count for beta in BETAS)
+        for tensor, value in zip(self.corrections, (first, second**0.5), strict=True):
+            tensor.fill_(value)
+        return self.form(*self.tensors, *self.corrections)
+
+    def restart(self) -> None:
+        self.count = 0
 
 
 def _step_work(place: Place, shape: tuple[int, ...], options: Options) -> Work:
@@ -123,9 +139,9 @@ def _step_work(place: Place, shape: tuple[int, ...], options: Options) -> Work:
     m, v = place.zeros(*shape), place.zeros(*shape)
     start = x.clone()
     count = {"ours": 0}
-    step = torch.zeros((), dtype=torch.float64, device=x.device)  # its bias corrections are those of a Python float
     eager, fused = EagerStep(x, grad, foreach=True), EagerStep(x, grad, fused=True)
     bare = AdamOnly(x, grad, fused=True)
+    fast = CompiledStep(x, grad, m, v) if options.compiled else None
 
     def ours() -> Tensor:
         count["ours"] += 1
@@ -135,10 +151,10 @@ def _step_work(place: Place, shape: tuple[int, ...], options: Options) -> Work:
         x.copy_(start)
         m.zero_()
         v.zero_()
-        step.zero_()
         count["ours"] = 0
-        for one in (eager, fused, bare):
-            one.restart()
+        for one in (eager, fused, bare, fast):
+            if one is not None:
+                one.restart()
 
     run: dict[str, Call] = {
         "ours": ours,
@@ -147,9 +163,8 @@ def _step_work(place: Place, shape: tuple[int, ...], options: Options) -> Work:
         "adam_only": bare,
         **limit((x, grad, m, v), "4r3w"),
     }
-    if options.compiled:
-        form = compiled(plain_step)
-        run["compiled"] = lambda: form(x, grad, m, v, step)
+    if fast is not None:
+        run["compiled"] = fast
 
     truth, tm, tv = (t.double() for t in (start, torch.zeros_like(start), torch.zeros_like(start)))
     total = torch.zeros((), dtype=torch.float64, device=x.device)
