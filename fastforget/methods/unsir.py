@@ -53,9 +53,17 @@ class UNSIR:
     ``fastforget/methods/_auto.py``), ``"paper"``, ``"notebook"``, ``"ssd"``, ``"supreme"`` (published
     variants, see ``_presets.py``), ``"samples"`` (single samples, see ``_unsir_samples.py``). ``None`` = found by ``auto``.
 
+    Where inputs are numbers of words, name the layer that embeds them: ``noise_at="embedding"``, see ``_place.py``.
+
     >>> from fastforget.methods import UNSIR
     >>> UNSIR(preset="notebook").images_used, UNSIR(preset="paper", copies=15).copies
     (3, 15)
+    >>> import torch, fastforget as ff
+    >>> words, topic = torch.randint(0, 50, (120, 8)), torch.arange(120) % 4
+    >>> net, keep = torch.nn.Sequential(torch.nn.EmbeddingBag(50, 16), torch.nn.Linear(16, 4)), topic != 0
+    >>> options = {"preset": "paper", "noise_batch": 8, "noise_steps": 2, "noise_at": "0"}
+    >>> ff.unlearn(net, classes=[0], retain=(words[keep], topic[keep]), forget=(words, topic), **options).receipt["options"]["noise_at"]
+    '0'
     """
 
     preset: str = "auto"
