@@ -21,7 +21,9 @@ import torch
 
 from fastforget._progress import progress
 from fastforget.audit.files import write_whole
+from fastforget.audit.verdict import POWERLESS
 from fastforget.demo.data import DataMissing
+from fastforget.methods.base import UNDECIDED
 
 from . import experiment_page, experiment_profile
 from .experiment_cells import CONTROLS, METHODS, SCENARIOS, Run, rows_of
@@ -44,8 +46,6 @@ PLAN: dict[str, list[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]]] 
     "reuters-r8": [(("bag",), (*CLASSES, "random"), EVERY)],
     "adult": [(("mlp",), ("random",), EVERY)],
 }
-# The words of a verdict, and of the audit, for a request on which nothing can be shown: the original model looks unlearned already.
-UNDECIDED, POWERLESS = "it couldn't tell them before either", "these checks can't tell the original from the retrained model"
 LEFT_OUT = ("why", "audit_why")  # long texts: in the cells, not in the committed rows
 
 
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _collected(out: Path) -> dict[str, Any]:
     rows = [r for path in sorted((out / "cells").glob("*.json")) for r in json.loads(path.read_text())]
-    for r in rows:
+    for r in rows:  # a verdict, or an audit, that could show nothing: the original model looks unlearned already
         r["undecided"] = UNDECIDED in (r.get("why") or "")
         r["powerless"] = bool(r.get("audit_why")) and all(POWERLESS in line for line in r["audit_why"])
     order = list(PROBLEMS)

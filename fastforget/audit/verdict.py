@@ -16,6 +16,7 @@ LOST = 0.10
 ODDS = 5.0  # of 54 pairs of models retrained from different seeds the farthest apart were at 4.0, 3.4 and 2.8
 JUDGED_BY = {"loss": "loss-attack", "lira": "LiRA"}  # LiRA, the stronger, where shadow models were given
 STILL = 0.01  # of the retrained model's own distance from the original, outside the last layer
+POWERLESS = "these checks can't tell the original from the retrained model"
 Finding = tuple[str, str]
 
 RULE = (
@@ -189,7 +190,7 @@ def _power(original: dict[str, Any] | None, retrained: dict[str, Any]) -> list[F
         return [("PARTIAL", "no original model was given: nothing shows that these checks can tell it from the retrained model")]
     if any(abs(check.of(original) - check.of(retrained)) > check.tolerance for check in _checks(retrained)):
         return []
-    text = "these checks can't tell the original from the retrained model: every figure of forgetting is within its tolerance"
+    text = f"{POWERLESS}: every figure of forgetting is within its tolerance"
     return [("PARTIAL", f"{text} for both, so a model that forgot nothing could pass")]
 
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._data import Source
 from . import _weights
@@ -87,8 +86,7 @@ def place(task: Task, layer: str | None, retain: Source) -> Place:
 
 def _with_output(task: Task, layer: str, inputs: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     """The model's answers when ``layer``'s output is changed on the way."""
-    hook: Callable[[nn.Module, Any, Tensor], Tensor] = lambda _module, _args, output: change(output)  # noqa: E731
-    handle = task.model.get_submodule(layer).register_forward_hook(hook)
+    handle = task.model.get_submodule(layer).register_forward_hook(lambda _module, _args, output: change(output))
     try:
         return task.forward(task.model, inputs)
     finally:

@@ -24,6 +24,7 @@ from .unsir import UNSIR
 GONE_AT = 0.01
 LOST = 0.20  # more than this of the accuracy on the data to keep gone: a wrecked model, not one that forgot
 USE_SAMPLES, USE = 256, 51  # how many retain samples show that, and the purpose of their seed
+UNDECIDED = "it couldn't tell them before either"
 METHODS: dict[str, Callable[..., Any]] = {"unsir": UNSIR, "forsaken": Forsaken, "lightweight": Lightweight}
 
 
@@ -302,7 +303,7 @@ def _samples_verdict(task: Task) -> tuple[bool, str, dict[str, Any]]:
     if _weights.fingerprint(task.model) == _weights.fingerprint(task.original):
         return False, f"the weights are unchanged; {text}", figures
     if before <= limit:
-        why = f"not shown: {text}; it couldn't tell them before either (limit {limit:.3f}), so it can't show that they are gone"
+        why = f"not shown: {text}; {UNDECIDED} (limit {limit:.3f}), so it can't show that they are gone"
         return False, why, figures
     return auc <= limit, f"{text} (forgotten: at most {limit:.3f})", figures
 
