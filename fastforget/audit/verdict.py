@@ -174,7 +174,7 @@ def _highest(auc: float, members: float, others: float) -> float:
     errors (Hanley & McNeil, Radiology 143, 1982) or a factor of ODDS.
 
     >>> [round(_highest(auc, 100, 900), 3) for auc in (0.7, 0.9, 0.98)]
-    [0.875, 0.964, 0.996]
+    [0.921, 0.978, 0.996]
     """
     if not 0 < auc < 1:
         return 1.0
