@@ -121,32 +121,6 @@ class TensorList : public std::vector<Tensor> {
   }
 };
 
-// What an overload for one tensor takes where the op takes a list: the value itself. Lists are what a call of a small
-// op costs most: 0.5 us each, before any is looked at.
-template <class T>
-struct One {
-  std::vector<T> list;
-};
-
-template <class Parameter>
-struct OneOf {
-  using type = Parameter;
-  static const Parameter& listed(const type& value) { return value; }
-};
-template <class T>
-struct OneOf<const std::vector<T>&> {
-  using type = const One<T>&;
-  static const std::vector<T>& listed(type one) { return one.list; }
-};
-
-// The overload for one tensor of `op`, which takes lists.
-template <auto op>
-struct Single;
-template <class... Parameters, void (*op)(Parameters...)>
-struct Single<op> {
-  static void call(typename OneOf<Parameters>::type... values) { op(OneOf<Parameters>::listed(values)...); }
-};
-
 }  // namespace ff
 
 // How TORCH_BOX hands them to an op.
@@ -166,14 +140,5 @@ template <>
 struct torch::stable::detail::ToImpl<ff::TensorList> {
   static ff::TensorList call(StableIValue value, uint64_t, bool) {
     return ff::TensorList(torch::stable::detail::to<std::vector<ff::Tensor>>(value));
-  }
-};
-
-template <class T>
-struct torch::stable::detail::ToImpl<ff::One<T>> {
-  static ff::One<T> call(StableIValue value, uint64_t, bool) {
-    ff::One<T> one;
-    one.list.push_back(torch::stable::detail::to<T>(value));
-    return one;
   }
 };

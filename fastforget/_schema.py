@@ -2,10 +2,10 @@
 
 Schemas live in Python so that an op exists even where no compiled library does: the pure-PyTorch reference is registered as the
 default for every device, and the native libraries and Triton override it where they can serve. Ops change preallocated outputs and
-return nothing, so tracing needs no shape functions; overloads that return something are in ``_made.py``.
+return nothing, so tracing needs no shape functions.
 
 An implementation looks at its tensors before it writes: at their dtype, shape, strides and place. So a call that raises has changed
-nothing, and the public functions may leave the looking to it (``ops/_arguments.py``).
+nothing, and the public functions may leave the looking to it (``_direct.py``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from ._made import MADE
 from .reference import (
     mask,
     mask_optim,
@@ -133,10 +132,6 @@ SCHEMAS: dict[str, tuple[str, Callable[..., None]]] = {
     ),
 }
 
-# Ops whose every list has one item a tensor: their overload `single` takes the item itself. Torch unpacks a list in 0.5 us, which is
-# most of what a small call costs.
-SINGLE = ("normal_", "add_normal_", "dampen_", "accumulate_importance_", "soft_threshold_")
-
 FAMILIES: dict[str, tuple[str, ...]] = {
     "noise": ("random_bits", "normal_", "add_normal_", "perturb_step_"),
     "update": ("error_max_loss", "error_max_step_"),
@@ -166,9 +161,9 @@ FAMILY_OF = {op: family for family, ops in FAMILIES.items() for op in ops}
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
-def overload(name: str, which: str = "default") -> Any:
-    """The callable ``torch.ops.fastforget.<name>.default``, or another overload."""
-    return getattr(getattr(getattr(torch.ops, NAMESPACE), name), which)
+def overload(name: str) -> Any:
+    """The callable ``torch.ops.fastforget.<name>.default``."""
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
 def _refuse_mixed(name: str, args: Sequence[Any]) -> None:
@@ -186,14 +181,9 @@ def _refuse_mixed(name: str, args: Sequence[Any]) -> None:
                 raise RuntimeError(f"fastforget.{name}: a tensor is {form}; accepted is torch.strided")
 
 
-def _no_output(*_: Any) -> None:
-    """Nothing is returned, so there is nothing to infer."""
-
-
-def _shape_function(name: str, outputs: Callable[..., Any]) -> Callable[..., Any]:
-    def shapes(*args: Any) -> Any:
+def _no_output(name: str) -> Callable[..., None]:
+    def shapes(*args: Any) -> None:  # nothing is returned, so there is nothing to infer
         _refuse_mixed(name, args)
-        return outputs(*args)
 
     return shapes
 
@@ -218,44 +208,10 @@ def _guarded(name: str, implementation: Callable[..., None]) -> Callable[..., No
     return call
 
 
-def _by_list(name: str, signature: str) -> Callable[..., None]:
-    """The overload `single` where no native library has it: the op with lists of one."""
-    op = overload(name)
-    arguments = [text.split()[0] for text in signature[1 : signature.index(") ->")].split(", ")]
-    listed = [kind.endswith("[]") for kind in arguments]
-
-    def call(*args: Any) -> None:
-        op(*([value] if is_list else value for value, is_list in zip(args, listed, strict=False)))
-
-    return call
-
-
-def _by_op(name: str, definition: Callable[..., Any]) -> Callable[..., Any]:
-    """The overload `made` where no native library has it."""
-    op = overload(name)
-
-    def call(*args: Any) -> Any:
-        _refuse_mixed(name, args)
-        return definition(op, *args)
-
-    return call
-
-
-def _define(qualified: str, signature: str, outputs: Callable[..., Any] = _no_output) -> None:
-    _library.define(f"{qualified}{signature}", tags=(torch.Tag.pt2_compliant_tag,))
-    name = qualified.partition(".")[0]
-    torch.library.register_fake(f"{NAMESPACE}::{qualified}", _shape_function(name, outputs), lib=_library)
-    torch.library.register_vmap(f"{NAMESPACE}::{qualified}", _refuse_vmap(name), lib=_library)
-
-
 for _name, (_signature, _definition) in SCHEMAS.items():
-    _define(_name, _signature)
-    if _name in SINGLE:
-        _define(f"{_name}.single", _signature.replace("[0]", "0").replace("[]", ""))
-        _library.impl(f"{_name}.single", _by_list(_name, _signature), "CompositeExplicitAutograd")
-    if _name in MADE:
-        _define(f"{_name}.made", MADE[_name].signature, MADE[_name].shapes)
-        _library.impl(f"{_name}.made", _by_op(_name, MADE[_name].definition), "CompositeExplicitAutograd")
+    _library.define(f"{_name}{_signature}", tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.register_fake(f"{NAMESPACE}::{_name}", _no_output(_name), lib=_library)
+    torch.library.register_vmap(f"{NAMESPACE}::{_name}", _refuse_vmap(_name), lib=_library)
     _library.impl(_name, _guarded(_name, _definition), "CompositeExplicitAutograd")
 
 

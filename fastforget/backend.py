@@ -40,8 +40,13 @@ def build_facts() -> dict[str, Any]:
         return {}
 
 
+def library(part: str) -> Path:
+    """Where the compiled ops of a part (``"cpu"`` or ``"cuda"``) are."""
+    return _LIB / f"libfastforget_{part}.so"
+
+
 def _load(part: str) -> None:
-    path = _LIB / f"libfastforget_{part}.so"
+    path = library(part)
     if not path.exists():
         reason = build_facts().get("missing", {}).get(part, "not built; run `make native` or reinstall with a C++ compiler")
         _load_errors[part] = reason

@@ -14,8 +14,9 @@ struct FlatList {
   std::vector<int64_t> ends;
 
   explicit FlatList(size_t tensors) { ends.reserve(tensors); }  // to be filled by add()
-  explicit FlatList(const std::vector<Tensor>& tensors) : FlatList(tensors.size()) {
-    for (const Tensor& t : tensors) add(t.numel());
+  template <class T>
+  explicit FlatList(const std::vector<T>& tensors) : FlatList(tensors.size()) {
+    for (const T& t : tensors) add(t.numel());
   }
 
   void add(int64_t numel) { ends.push_back((ends.empty() ? 0 : ends.back()) + numel); }
@@ -57,7 +58,8 @@ struct Chunk {
 
 // A list cut into pieces of at most `size` elements, in order. The cut depends on the shapes alone, so results that are
 // put together piece by piece don't depend on the thread count.
-inline std::vector<Chunk> fixed_chunks(const std::vector<Tensor>& tensors, int64_t size) {
+template <class T>
+std::vector<Chunk> fixed_chunks(const std::vector<T>& tensors, int64_t size) {
   std::vector<Chunk> chunks;
   for (size_t i = 0; i < tensors.size(); ++i) {
     const int64_t n = tensors[i].numel();
@@ -66,7 +68,8 @@ inline std::vector<Chunk> fixed_chunks(const std::vector<Tensor>& tensors, int64
   return chunks;
 }
 
-inline void* at(const Tensor& t, int64_t element) {
+template <class T>
+void* at(const T& t, int64_t element) {
   return static_cast<char*>(t.data_ptr()) + element * static_cast<int64_t>(t.element_size());
 }
 

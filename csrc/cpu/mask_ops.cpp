@@ -1,6 +1,7 @@
 // accumulate_importance_ and soft_threshold_ on CPU tensors: checks and the cut for torch's threads.
 #include <atomic>
 
+#include "cpu/direct.h"
 #include "cpu/lists.h"
 #include "cpu/table.h"
 #include "torch_glue.h"
@@ -16,7 +17,7 @@ struct ImportanceItem {
   bool widened;  // float32 importance of a 16-bit gradient
 };
 
-void accumulate_importance_(const std::vector<Tensor>& importances, const std::vector<Tensor>& grads, int64_t power,
+void accumulate_importance_(const std::vector<View>& importances, const std::vector<View>& grads, int64_t power,
                             double scale) {
   constexpr const char* op = "accumulate_importance_";
   if (grads.size() != importances.size()) {
@@ -44,8 +45,8 @@ void accumulate_importance_(const std::vector<Tensor>& importances, const std::v
   });
 }
 
-void soft_threshold_(const std::vector<Tensor>& xs, const std::vector<double>& threshold, const Tensor& l1,
-                     const Tensor& nnz) {
+void soft_threshold_(const std::vector<View>& xs, const std::vector<double>& threshold, const View& l1,
+                     const View& nnz) {
   constexpr const char* op = "soft_threshold_";
   constexpr int64_t kChunk = 16384;
   check_per_tensor(threshold, xs.size(), op, "threshold");
@@ -54,7 +55,7 @@ void soft_threshold_(const std::vector<Tensor>& xs, const std::vector<double>& t
   std::vector<int> dtypes;
   dtypes.reserve(xs.size());
   int64_t total = 0;
-  for (const Tensor& x : xs) {
+  for (const View& x : xs) {
     dtypes.push_back(float_dtype(x, op, "xs"));
     check_layout(x, kFloatTypes[dtypes.back()], x.numel(), op, "xs");
     total += x.numel();
@@ -85,12 +86,18 @@ void soft_threshold_(const std::vector<Tensor>& xs, const std::vector<double>& t
   *static_cast<int64_t*>(nnz.data_ptr()) = nonzero;
 }
 
+void soft_threshold_direct(Outputs& outputs, const std::vector<View>& xs, const std::vector<double>& threshold) {
+  const View l1 = outputs.scalar(ScalarType::Double);
+  soft_threshold_(xs, threshold, l1, outputs.scalar(ScalarType::Long));
+}
+
+FF_DIRECT("accumulate_importance_", &accumulate_importance_, 0);
+FF_DIRECT("soft_threshold_", &soft_threshold_direct, 0);
+
 }  // namespace
 }  // namespace ff
 
 STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) {
-  m.impl("accumulate_importance_", TORCH_BOX(&ff::accumulate_importance_));
-  m.impl("accumulate_importance_.single", TORCH_BOX(&ff::Single<&ff::accumulate_importance_>::call));
-  m.impl("soft_threshold_", TORCH_BOX(&ff::soft_threshold_));
-  m.impl("soft_threshold_.single", TORCH_BOX(&ff::Single<&ff::soft_threshold_>::call));
+  m.impl("accumulate_importance_", FF_BOX(&ff::accumulate_importance_));
+  m.impl("soft_threshold_", FF_BOX(&ff::soft_threshold_));
 }

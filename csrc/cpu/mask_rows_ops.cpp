@@ -5,11 +5,9 @@
 // on the thread count, however the rows are dealt out.
 #include <algorithm>
 #include <limits>
-#include <tuple>
-#include <utility>
 
+#include "cpu/direct.h"
 #include "cpu/lists.h"
-#include "cpu/outputs.h"
 #include "cpu/table.h"
 #include "torch_glue.h"
 
@@ -90,7 +88,7 @@ void finish(const Item& item, double* partials) {
 ScalarType out_type(const Item& item) { return item.dtype == kFloat64 ? ScalarType::Double : ScalarType::Float; }
 
 // `x` without a place for its sums and its results.
-Item checked_item(const Tensor& x, size_t i, int64_t dim) {
+Item checked_item(const View& x, size_t i, int64_t dim) {
   constexpr const char* op = "neuron_stats";
   const int dtype = float_dtype(x, op, "xs");
   const int64_t rank = x.dim(), d = dim < 0 ? dim + rank : dim;
@@ -138,8 +136,8 @@ void run(std::vector<Item>& items) {
   }
 }
 
-void neuron_stats(const std::vector<Tensor>& xs, int64_t dim, const std::vector<Tensor>& mean_abs,
-                  const std::vector<Tensor>& sum_sq) {
+void neuron_stats(const std::vector<View>& xs, int64_t dim, const std::vector<View>& mean_abs,
+                  const std::vector<View>& sum_sq) {
   constexpr const char* op = "neuron_stats";
   if (mean_abs.size() != xs.size() || sum_sq.size() != xs.size()) {
     fail("fastforget.", op, ": ", xs.size(), " xs, ", mean_abs.size(), " mean_abs and ", sum_sq.size(),
@@ -158,21 +156,19 @@ void neuron_stats(const std::vector<Tensor>& xs, int64_t dim, const std::vector<
   run(items);
 }
 
-std::tuple<Returned, Returned> neuron_stats_made(const Tensor& x, int64_t dim) {
+void neuron_stats_direct(Outputs& outputs, const View& x, int64_t dim) {
   std::vector<Item> items{checked_item(x, 0, dim)};
   Item& item = items[0];
-  Tensor mean_abs = new_cpu_tensor(out_type(item), {item.shape.rows});
-  Tensor sum_sq = new_cpu_tensor(out_type(item), {item.shape.rows});
-  item.mean_abs = mean_abs.data_ptr();
-  item.sum_sq = sum_sq.data_ptr();
+  item.mean_abs = outputs.vector(out_type(item), item.shape.rows).data_ptr();
+  item.sum_sq = outputs.vector(out_type(item), item.shape.rows).data_ptr();
   run(items);
-  return {Returned(std::move(mean_abs)), Returned(std::move(sum_sq))};
 }
+
+FF_DIRECT("neuron_stats", &neuron_stats_direct);
 
 }  // namespace
 }  // namespace ff
 
 STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) {
-  m.impl("neuron_stats", TORCH_BOX(&ff::neuron_stats));
-  m.impl("neuron_stats.made", TORCH_BOX(&ff::neuron_stats_made));
+  m.impl("neuron_stats", FF_BOX(&ff::neuron_stats));
 }

@@ -1,8 +1,6 @@
 // lira_stats, lira_ratio, lira_loo and lira_update_ on CPU tensors: checks, the cut into ranges of samples, and nothing
 // else.
-#include <memory>
-#include <new>
-
+#include "cpu/scratch.h"
 #include "cpu/table.h"
 #include "torch_glue.h"
 
@@ -11,12 +9,6 @@ namespace {
 
 // Below this many scores a second thread costs more than it saves.
 constexpr int64_t kGrainScores = 16384;
-
-constexpr std::align_val_t kCacheLine{64};
-struct FreeScratch {
-  void operator()(void* p) const { ::operator delete(p, kCacheLine); }
-};
-using Scratch = std::unique_ptr<void, FreeScratch>;
 
 struct Shape {
   int64_t models, samples, queries;
@@ -52,7 +44,7 @@ template <class Work>
 void over_samples(int64_t samples, int64_t work_each, int64_t scratch_bytes, const Work& work) {
   const int64_t grain = 1 + kGrainScores / (work_each > 0 ? work_each : 1);
   torch::stable::parallel_for(0, samples, grain, [&](int64_t begin, int64_t end) {
-    const Scratch scratch(::operator new(static_cast<size_t>(scratch_bytes), kCacheLine));
+    ScratchMemory scratch(scratch_bytes);
     work(begin, end, scratch.get());
   });
 }

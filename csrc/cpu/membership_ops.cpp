@@ -1,11 +1,8 @@
 // membership_scores and roc_stats on CPU tensors: checks, the cut into tiles of rows, and nothing else.
 #include <limits>
-#include <memory>
-#include <new>
-#include <tuple>
-#include <utility>
 
-#include "cpu/outputs.h"
+#include "cpu/direct.h"
+#include "cpu/scratch.h"
 #include "cpu/table.h"
 #include "torch_glue.h"
 
@@ -15,12 +12,6 @@ namespace {
 // Below this many logits a second thread costs more than it saves.
 constexpr int64_t kGrainLogits = 4096;
 constexpr int64_t kGrainScores = 8192;
-
-constexpr std::align_val_t kCacheLine{64};
-struct FreeScratch {
-  void operator()(void* p) const { ::operator delete(p, kCacheLine); }
-};
-using Scratch = std::unique_ptr<void, FreeScratch>;
 
 void check_labels(const int64_t* labels, int64_t n, int64_t classes) {
   // The sign bit of label | (classes - 1 - label) tells both ends of the range; unsigned, because one end may wrap.
@@ -36,7 +27,7 @@ void check_labels(const int64_t* labels, int64_t n, int64_t classes) {
 }
 
 // The checks that both overloads share; leaves the outputs out of the job.
-ScoreJob score_job(const Tensor& logits, const Tensor& labels, double temperature, int dtype) {
+ScoreJob score_job(const View& logits, const View& labels, double temperature, int dtype) {
   constexpr const char* kOp = "membership_scores";
   if (logits.dim() != 2 || logits.size(1) < 2)
     fail("fastforget.", kOp, ": logits must be [rows, classes], classes >= 2");
@@ -62,17 +53,22 @@ void run_scores(const ScoreJob& job, int dtype) {
   const int64_t bytes = kernels.scratch_bytes(job.classes);
   const int64_t tiles = (job.rows + kScoreTileRows - 1) / kScoreTileRows;
   const int64_t grain = 1 + kGrainLogits / (kScoreTileRows * job.classes);
-  torch::stable::parallel_for(0, tiles, grain, [&](int64_t begin, int64_t end) {
-    const Scratch scratch(::operator new(static_cast<size_t>(bytes), kCacheLine));
+  const auto range = [&](int64_t begin, int64_t end) {
+    ScratchMemory scratch(bytes);
     const int64_t last = end * kScoreTileRows;
     kernels.scores[dtype](job, begin * kScoreTileRows, last < job.rows ? last : job.rows, scratch.get());
-  });
+  };
+  if (tiles <= grain) {
+    range(0, tiles);
+  } else {
+    torch::stable::parallel_for(0, tiles, grain, range);
+  }
 }
 
 ScalarType score_type(int dtype) { return dtype == kFloat64 ? ScalarType::Double : ScalarType::Float; }
 
-void membership_scores(const Tensor& logits, const Tensor& labels, double temperature, const Tensor& scores,
-                       const Tensor& correct) {
+void membership_scores(const View& logits, const View& labels, double temperature, const View& scores,
+                       const View& correct) {
   constexpr const char* kOp = "membership_scores";
   const int dtype = float_dtype(logits, kOp, "logits");
   ScoreJob job = score_job(logits, labels, temperature, dtype);
@@ -85,21 +81,15 @@ void membership_scores(const Tensor& logits, const Tensor& labels, double temper
   run_scores(job, dtype);
 }
 
-std::tuple<Returned, Returned, Returned, Returned, Returned, Returned, Returned> membership_scores_made(
-    const Tensor& logits, const Tensor& labels, double temperature) {
+void membership_scores_direct(Outputs& outputs, const View& logits, const View& labels, double temperature) {
   const int dtype = float_dtype(logits, "membership_scores", "logits");
   ScoreJob job = score_job(logits, labels, temperature, dtype);
-  Tensor scores[kScores];
-  for (int i = 0; i < kScores; ++i) {
-    scores[i] = new_cpu_tensor(score_type(dtype), {job.rows});
-    job.scores[i] = scores[i].data_ptr();
-  }
-  Tensor correct = new_cpu_tensor(ScalarType::Bool, {job.rows});
-  job.correct = static_cast<bool*>(correct.data_ptr());
+  for (void*& scores : job.scores) scores = outputs.vector(score_type(dtype), job.rows).data_ptr();
+  job.correct = static_cast<bool*>(outputs.vector(ScalarType::Bool, job.rows).data_ptr());
   run_scores(job, dtype);
-  const auto out = [](Tensor& made) { return Returned(std::move(made)); };
-  return {out(scores[0]), out(scores[1]), out(scores[2]), out(scores[3]), out(scores[4]), out(scores[5]), out(correct)};
 }
+
+FF_DIRECT("membership_scores", &membership_scores_direct);
 
 template <class Score>
 void run_roc_stats(const Tensor& member, const Tensor& nonmember, const std::vector<double>& fprs, double* out) {
@@ -139,7 +129,6 @@ void roc_stats(Tensor member, Tensor nonmember, std::vector<double> fprs, Tensor
 }  // namespace ff
 
 STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) {
-  m.impl("membership_scores", TORCH_BOX(&ff::membership_scores));
-  m.impl("membership_scores.made", TORCH_BOX(&ff::membership_scores_made));
+  m.impl("membership_scores", FF_BOX(&ff::membership_scores));
   m.impl("roc_stats", TORCH_BOX(&ff::roc_stats));
 }

@@ -1,11 +1,11 @@
 // rmia_counts, rmia_vote and roc_bootstrap on CPU tensors: checks, sorting, the cut of the work.
 #include <algorithm>
 #include <limits>
-#include <memory>
-#include <new>
 
+#include "cpu/direct.h"
 #include "cpu/membership.h"
 #include "cpu/radix.h"
+#include "cpu/scratch.h"
 #include "cpu/table.h"
 #include "torch_glue.h"
 
@@ -17,7 +17,7 @@ constexpr int64_t kChunk = 2048;              // x at a time
 constexpr int64_t kGrainChunks = 2;           // worth a thread
 
 // 0 for float32, 1 for float64
-int wide(const Tensor& t, const char* op, const char* name) {
+int wide(const View& t, const char* op, const char* name) {
   const ScalarType type = t.scalar_type();
   if (type != ScalarType::Float && type != ScalarType::Double) {
     fail("fastforget.", op, ": ", name, " has dtype ", torch::headeronly::toString(type),
@@ -26,7 +26,7 @@ int wide(const Tensor& t, const char* op, const char* name) {
   return type == ScalarType::Double;
 }
 
-void check_matrix(const Tensor& t, ScalarType type, int64_t rows, const char* op, const char* name) {
+void check_matrix(const View& t, ScalarType type, int64_t rows, const char* op, const char* name) {
   if (t.dim() != 2 || t.size(0) != rows) {
     fail("fastforget.", op, ": ", name, " must be a matrix of ", rows, " rows, like ratio_x");
   }
@@ -165,7 +165,8 @@ void count_rows(const CountJob& job, const void* x, const void* z) {
   }
 }
 
-void rmia_counts(Tensor ratio_x, Tensor ratio_z, std::vector<double> gammas, bool strict, Tensor counts) {
+void rmia_counts(const View& ratio_x, const View& ratio_z, const std::vector<double>& gammas, bool strict,
+                 const View& counts) {
   constexpr const char* kOp = "rmia_counts";
   const int is_double = wide(ratio_x, kOp, "ratio_x");
   const ScalarType type = ratio_x.scalar_type();
@@ -184,11 +185,33 @@ void rmia_counts(Tensor ratio_x, Tensor ratio_z, std::vector<double> gammas, boo
   }
 }
 
+// Of one row, [N] and [Z], and one gamma.
+void rmia_counts_direct(Outputs& outputs, const View& ratio_x, const View& ratio_z, double gamma, bool strict) {
+  constexpr const char* kOp = "rmia_counts";
+  const int is_double = wide(ratio_x, kOp, "ratio_x");
+  if (ratio_x.dim() != 1 || ratio_z.dim() != 1) fail("fastforget.", kOp, ": the ratios must be [N] and [Z]");
+  check_layout(ratio_x, ratio_x.scalar_type(), ratio_x.numel(), kOp, "ratio_x");
+  check_layout(ratio_z, ratio_x.scalar_type(), ratio_z.numel(), kOp, "ratio_z");
+  check_gamma(gamma, is_double, kOp);
+  const View counts = outputs.vector(ScalarType::Long, ratio_x.numel());
+  if (counts.numel() == 0) return;
+  const std::vector<double> gammas{gamma};
+  const CountJob job = {1,      ratio_x.numel(), ratio_z.numel(),
+                        gammas, strict,          static_cast<int64_t*>(counts.data_ptr())};
+  if (is_double) {
+    count_rows<int64_t>(job, ratio_x.data_ptr(), ratio_z.data_ptr());
+  } else {
+    count_rows<int32_t>(job, ratio_x.data_ptr(), ratio_z.data_ptr());
+  }
+}
+
+FF_DIRECT("rmia_counts", &rmia_counts_direct);
+
 // ---- rmia_vote ------------------------------------------------------------------------------------------------------
 
 // The z in blocks; within a block and a query only the order of the z matters, so ranks of 16 bits replace them.
 template <class Key>
-void vote(const Tensor& ratio_x, const Tensor& ratio_z, double gamma, bool strict, int64_t* counts) {
+void vote(const View& ratio_x, const View& ratio_z, double gamma, bool strict, int64_t* counts) {
   const MembershipRankTable& kernels = table().membership_rank;
   constexpr int kWide = sizeof(Key) == 8;
   const int64_t queries = ratio_x.size(0), n = ratio_x.size(1), z_count = ratio_z.size(1);
@@ -243,7 +266,8 @@ void vote(const Tensor& ratio_x, const Tensor& ratio_z, double gamma, bool stric
   });
 }
 
-void rmia_vote(Tensor ratio_x, Tensor ratio_z, double gamma, bool strict, Tensor counts) {
+void rmia_vote(const View& ratio_x, const View& ratio_z, double gamma, bool strict,
+               const View& counts) {
   constexpr const char* kOp = "rmia_vote";
   const int is_double = wide(ratio_x, kOp, "ratio_x");
   const ScalarType type = ratio_x.scalar_type();
@@ -265,13 +289,9 @@ void rmia_vote(Tensor ratio_x, Tensor ratio_z, double gamma, bool strict, Tensor
 
 // ---- roc_bootstrap --------------------------------------------------------------------------------------------------
 
-constexpr std::align_val_t kCacheLine{64};
-struct FreeScratch {
-  void operator()(void* p) const { ::operator delete(p, kCacheLine); }
-};
 
 template <class Score>
-std::vector<typename KeyOf<Score>::type> sorted_side(const Tensor& side) {
+std::vector<typename KeyOf<Score>::type> sorted_side(const View& side) {
   std::vector<typename KeyOf<Score>::type> keys(static_cast<size_t>(side.numel()));
   const Score* scores = static_cast<const Score*>(side.data_ptr());
   std::transform(scores, scores + keys.size(), keys.begin(), to_key<Score>);
@@ -292,7 +312,7 @@ std::vector<int32_t> placements(const std::vector<Key>& side, const std::vector<
 }
 
 template <class Score>
-void bootstrap(const Tensor& member, const Tensor& nonmember, const std::vector<int64_t>& budgets, uint64_t seed,
+void bootstrap(const View& member, const View& nonmember, const std::vector<int64_t>& budgets, uint64_t seed,
                int64_t resamples, double* out) {
   const auto members = sorted_side<Score>(member), nonmembers = sorted_side<Score>(nonmember);
   const auto less = [](auto a, auto b) { return a < b; };
@@ -306,14 +326,15 @@ void bootstrap(const Tensor& member, const Tensor& nonmember, const std::vector<
   const int64_t bytes = kernels.scratch_bytes(n1, n0);
   const int64_t grain = 1 + kGrainChunks * kChunk / (n1 + n0);
   torch::stable::parallel_for(0, resamples, grain, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<void, FreeScratch> scratch(::operator new(static_cast<size_t>(bytes), kCacheLine));
+    ScratchMemory scratch(bytes);
     for (int64_t i = begin; i < end; ++i) {
       kernels.resample(job, static_cast<uint32_t>(i), scratch.get(), out + i * (1 + rates));
     }
   });
 }
 
-void roc_bootstrap(Tensor member, Tensor nonmember, std::vector<double> fprs, int64_t seed, Tensor out) {
+void roc_bootstrap(const View& member, const View& nonmember, const std::vector<double>& fprs, int64_t seed,
+                   const View& out) {
   constexpr const char* kOp = "roc_bootstrap";
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   const int is_double = wide(member, kOp, "member");
@@ -322,7 +343,7 @@ void roc_bootstrap(Tensor member, Tensor nonmember, std::vector<double> fprs, in
   const auto rates = static_cast<int64_t>(fprs.size());
   if (out.dim() != 2 || out.size(1) != 1 + rates) fail("fastforget.", kOp, ": out must be [resamples, 1 + FPRs]");
   check_layout(out, ScalarType::Double, out.numel(), kOp, "out");
-  for (const Tensor* side : {&member, &nonmember}) {
+  for (const View* side : {&member, &nonmember}) {
     if (side->numel() < 1 || side->numel() >= kMost) {
       fail("fastforget.", kOp, ": a side has ", side->numel(), " scores; accepted: 1 to ", kMost - 1);
     }
@@ -344,7 +365,7 @@ void roc_bootstrap(Tensor member, Tensor nonmember, std::vector<double> fprs, in
 }  // namespace ff
 
 STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) {
-  m.impl("rmia_counts", TORCH_BOX(&ff::rmia_counts));
-  m.impl("rmia_vote", TORCH_BOX(&ff::rmia_vote));
-  m.impl("roc_bootstrap", TORCH_BOX(&ff::roc_bootstrap));
+  m.impl("rmia_counts", FF_BOX(&ff::rmia_counts));
+  m.impl("rmia_vote", FF_BOX(&ff::rmia_vote));
+  m.impl("roc_bootstrap", FF_BOX(&ff::roc_bootstrap));
 }

@@ -6,8 +6,8 @@
 #include <cstring>
 #include <utility>
 
+#include "cpu/direct.h"
 #include "cpu/lists.h"
-#include "cpu/outputs.h"
 #include "cpu/table.h"
 #include "torch_glue.h"
 
@@ -73,7 +73,7 @@ int64_t cpu_isa(int64_t level) {
 
 // ---- update ---------------------------------------------------------------------------------------------------------
 
-void error_max_loss(const Tensor& logits, const Tensor& labels, const Tensor& loss, const Tensor& dlogits) {
+void error_max_loss(const View& logits, const View& labels, const View& loss, const View& dlogits) {
   constexpr const char* op = "error_max_loss";
   if (logits.dim() != 2) fail("fastforget.", op, ": logits has ", logits.dim(), " dimensions; expected [B, K]");
   const int64_t batch = logits.size(0), classes = logits.size(1);
@@ -106,7 +106,7 @@ struct StepRule {
 ScalarType sum_type(int dtype) { return dtype == kFloat64 ? ScalarType::Double : ScalarType::Float; }
 
 // Checks the tensors that both overloads have; gives their dtype.
-int check_step(const Tensor& x, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq, int64_t step) {
+int check_step(const View& x, const View& grad, const View& exp_avg, const View& exp_avg_sq, int64_t step) {
   constexpr const char* op = "error_max_step_";
   const Leader leader(x, op, "x");
   check_like(grad, leader, op, "grad");
@@ -117,8 +117,8 @@ int check_step(const Tensor& x, const Tensor& grad, const Tensor& exp_avg, const
   return leader.index;
 }
 
-void run_step(int dtype, const Tensor& x, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq,
-              const Tensor& sum_sq, int64_t step, const StepRule& rule) {
+void run_step(int dtype, const View& x, const View& grad, const View& exp_avg, const View& exp_avg_sq,
+              const View& sum_sq, int64_t step, const StepRule& rule) {
   const int64_t n = x.numel();
   const double batch = static_cast<double>(x.size(0));
   const double power = static_cast<double>(step);
@@ -160,24 +160,23 @@ void run_step(int dtype, const Tensor& x, const Tensor& grad, const Tensor& exp_
   }
 }
 
-void error_max_step_(const Tensor& x, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq,
-                     const Tensor& sum_sq, int64_t step, double lr, double beta1, double beta2, double eps, double l2,
+void error_max_step_(const View& x, const View& grad, const View& exp_avg, const View& exp_avg_sq,
+                     const View& sum_sq, int64_t step, double lr, double beta1, double beta2, double eps, double l2,
                      double clamp_min, double clamp_max) {
   const int dtype = check_step(x, grad, exp_avg, exp_avg_sq, step);
   check_layout(sum_sq, sum_type(dtype), 1, "error_max_step_", "sum_sq");
   run_step(dtype, x, grad, exp_avg, exp_avg_sq, sum_sq, step, {lr, beta1, beta2, eps, l2, clamp_min, clamp_max});
 }
 
-// rule: the numbers in the order above, in one tensor, because torch takes as long for a number as for a tensor.
-Returned error_max_step_made(const Tensor& x, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq,
-                             const Tensor& rule, int64_t step) {
+void error_max_step_direct(Outputs& outputs, const View& x, const View& grad, const View& exp_avg,
+                           const View& exp_avg_sq, int64_t step, double lr, double beta1, double beta2, double eps,
+                           double l2, double clamp_min, double clamp_max) {
   const int dtype = check_step(x, grad, exp_avg, exp_avg_sq, step);
-  check_layout(rule, ScalarType::Double, 7, "error_max_step_", "rule");
-  const double* r = static_cast<const double*>(rule.data_ptr());
-  Tensor sum_sq = new_cpu_tensor(sum_type(dtype), {});
-  run_step(dtype, x, grad, exp_avg, exp_avg_sq, sum_sq, step, {r[0], r[1], r[2], r[3], r[4], r[5], r[6]});
-  return Returned(std::move(sum_sq));
+  run_step(dtype, x, grad, exp_avg, exp_avg_sq, outputs.scalar(sum_type(dtype)), step,
+           {lr, beta1, beta2, eps, l2, clamp_min, clamp_max});
 }
+
+FF_DIRECT("error_max_step_", &error_max_step_direct, 0, 2, 3);
 
 // ---- mask -----------------------------------------------------------------------------------------------------------
 
@@ -186,8 +185,8 @@ struct DampenItem {
   int dtype;
 };
 
-void dampen_(const std::vector<Tensor>& params, const std::vector<Tensor>& forget, const std::vector<Tensor>& retain,
-             const Tensor& count, double alpha, double lam) {
+void dampen_(const std::vector<View>& params, const std::vector<View>& forget, const std::vector<View>& retain,
+             const View& count, double alpha, double lam) {
   constexpr const char* op = "dampen_";
   if (forget.size() != params.size() || retain.size() != params.size()) {
     fail("fastforget.", op, ": ", params.size(), " params, ", forget.size(), " forget_importance and ", retain.size(),
@@ -217,10 +216,17 @@ void dampen_(const std::vector<Tensor>& params, const std::vector<Tensor>& forge
   *static_cast<int64_t*>(count.data_ptr()) = selected.load();
 }
 
+void dampen_direct(Outputs& outputs, const std::vector<View>& params, const std::vector<View>& forget,
+                   const std::vector<View>& retain, double alpha, double lam) {
+  dampen_(params, forget, retain, outputs.scalar(ScalarType::Long), alpha, lam);
+}
+
+FF_DIRECT("dampen_", &dampen_direct, 0);
+
 // For benchmarks: what the memory of this machine allows, measured in the same process. float32 tensors of one size.
 // kind 0: read a. 1: read and write a. 2: read a, b, write a. 3: read a, b, c, write a (dampen_'s traffic).
 // 4: read a, b, c, d, write a, c, d (error_max_step_'s traffic). Values stay as they are, up to a tiny increment.
-void limit(const std::vector<Tensor>& tensors, int64_t kind) {
+void limit(const std::vector<View>& tensors, int64_t kind) {
   constexpr size_t kTensors[] = {1, 1, 2, 3, 4};
   if (kind < 0 || kind > 4) fail("fastforget._limit: kind is ", kind, "; accepted: 0 to 4");
   if (tensors.size() != kTensors[kind]) {
@@ -256,11 +262,9 @@ const Table& table() { return *current.load(std::memory_order_relaxed); }
 }  // namespace ff
 
 STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) {
-  m.impl("error_max_loss", TORCH_BOX(&ff::error_max_loss));
-  m.impl("error_max_step_", TORCH_BOX(&ff::error_max_step_));
-  m.impl("error_max_step_.made", TORCH_BOX(&ff::error_max_step_made));
-  m.impl("dampen_", TORCH_BOX(&ff::dampen_));
-  m.impl("dampen_.single", TORCH_BOX(&ff::Single<&ff::dampen_>::call));
+  m.impl("error_max_loss", FF_BOX(&ff::error_max_loss));
+  m.impl("error_max_step_", FF_BOX(&ff::error_max_step_));
+  m.impl("dampen_", FF_BOX(&ff::dampen_));
 }
 
 // Private: which kernels are in force (0 asks; 2, 3, 4 switch if the CPU can), and the memory limits.
@@ -271,5 +275,5 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastforget, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastforget, CompositeExplicitAutograd, m) {
   m.impl("_cpu_isa", TORCH_BOX(&ff::cpu_isa));
-  m.impl("_limit", TORCH_BOX(&ff::limit));
+  m.impl("_limit", FF_BOX(&ff::limit));
 }

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import chain
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _schema, backend
+from .. import _direct, backend
 
 FLOATS = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
-# what torch.autograd.graph.increment_version calls with a list of tensors
-_increment_version = getattr(torch._C, "_increment_version", torch.autograd.graph.increment_version)
-_grad_enabled = torch.is_grad_enabled
 
 # A list of parameters is judged as a whole by passes that stay inside the interpreter's C code: a third of the time of a loop
 # over the tensors. Only where such a pass finds something does the loop run that says what and where. Tracing gets the loop,
@@ -216,92 +212,10 @@ def signed64(seed: int) -> int:
     return seed - 2**64 if seed >= 2**63 else seed
 
 
-def first(x: Any) -> Any:
-    """The tensor that stands for an argument ``x`` that is one tensor or a list; None where there is none."""
-    if isinstance(x, Tensor):
-        return x
-    return x[0] if isinstance(x, (list, tuple)) and x else None
-
-
-def direct(name: str) -> tuple[Callable[..., None], Callable[..., None]]:
-    """The op for one tensor and the op for a list, as torch's C++ offers them: OpOverload's own frame would be a tenth of a call."""
-    single, many = _schema.overload(name, "single" if name in _schema.SINGLE else "default"), _schema.overload(name)
-    return getattr(single, "_op", single), getattr(many, "_op", many)
-
-
-def made(name: str) -> Callable[..., Any]:
-    """The op's overload that makes and returns its outputs, as torch's C++ offers it."""
-    op = _schema.overload(name, "made")
-    return getattr(op, "_op", op)
-
-
-def native(x: Any) -> bool:
-    """Whether a call with ``x`` as first tensor goes to the compiled CPU ops or is refused, so that :func:`tried` may try it."""
-    return not _is_compiling() and type(x) in _TYPES and x.is_cpu and backend.forced is None and backend.native_cpu
-
-
-def as_lists(*values: Any) -> list[Sequence[Tensor]] | None:
-    """Each tensor as a list of one, each list as it is; None where something is neither."""
-    lists: list[Sequence[Tensor]] = []
-    for value in values:
-        if type(value) in _TYPES:
-            lists.append([value])
-        elif type(value) is list or type(value) is tuple:
-            lists.append(value)
-        else:
-            return None
-    return lists
-
-
-def tried(
-    ops: tuple[Callable[..., None], Callable[..., None]],
-    x: Tensor | Sequence[Tensor],
-    args: tuple[Any, ...],
-    *read: Tensor | Sequence[Tensor],
-) -> bool:
-    """Calls an op without a look at its tensors first; whether it took them.
-
-    The op looks itself, before it writes (``_schema.py``). False: nothing has changed, and the caller goes the careful way, which
-    finds the words for what is wrong, or makes the contiguous copies that an op needs.
-
-    Args:
-        ops: for one tensor and for a list, as :func:`direct` gives them.
-        x: the tensor or the list that the op changes, :func:`native`.
-        args: the op's arguments.
-        read: what the op reads beside ``x``, each a tensor or a list as ``x`` is.
-    """
-    alone = type(x) in _TYPES
-    if not alone:
-        for xs in read:
-            if type(xs) is not list and type(xs) is not tuple:  # torch takes a tensor for the list of its rows
-                return False
-    try:
-        if _grad_enabled() and any(map(_requires_grad, (x, *read) if alone else chain(x, *read))):
-            return False
-        ops[0 if alone else 1](*args)
-    except (RuntimeError, TypeError, AttributeError):
-        return False
-    _increment_version((x,) if alone else x)  # type: ignore[arg-type]
-    return True
-
-
-def answered(op: Callable[..., Any], args: tuple[Any, ...], changed: tuple[Tensor, ...], read: tuple[Tensor, ...]) -> Any:
-    """:func:`tried` for an op that returns what it makes: what it returned, or None.
-
-    Args:
-        op: as :func:`made` gives it.
-        args: the op's arguments.
-        changed, read: the tensors among them that may not require grad.
-    """
-    try:
-        if _grad_enabled() and any(map(_requires_grad, (*changed, *read))):
-            return None
-        result = op(*args)
-    except (RuntimeError, TypeError, AttributeError):
-        return None
-    if changed:
-        _increment_version(changed)
-    return result
+def short() -> bool:
+    """Whether a public function may try its op directly (``_direct.py``), before it looks at anything: the op looks itself, and where it
+    refuses nothing has changed, and the careful way finds the words or makes the contiguous copies that an op needs."""
+    return not _is_compiling() and backend.forced is None and backend.native_cpu
 
 
 def run(name: str, op: Callable[..., None], mutated: list[Tensor], args: tuple[Any, ...]) -> None:
@@ -314,7 +228,7 @@ def run(name: str, op: Callable[..., None], mutated: list[Tensor], args: tuple[A
     else:
         getattr(op, "_op", op)(*args)  # what OpOverload.__call__ calls: that frame alone would be a tenth of a small call
     if not compiling:
-        _increment_version(mutated)
+        _direct.increment_version(mutated)
 
 
 def write_back(xs: Sequence[Tensor], staged: Sequence[Tensor]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from .. import _schema
+from .. import _direct, _schema
 from . import _arguments as arg
 from .mask_optim import masked_adam_, masked_sgd_
 from .mask_rows import NeuronStats, NeuronStatsList, neuron_stats
@@ -38,12 +38,9 @@ T = TypeVar("T", Tensor, Sequence[Tensor])
 _dampen = _schema.overload("dampen_")
 _accumulate_importance = _schema.overload("accumulate_importance_")
 _soft_threshold = _schema.overload("soft_threshold_")
-_direct_dampen = arg.direct("dampen_")
-_direct_accumulate = arg.direct("accumulate_importance_")
-_direct_soft_threshold = arg.direct("soft_threshold_")
-# torch.empty_like(this) takes half the time of torch.empty((), dtype=...).
-_A_COUNT = torch.zeros((), dtype=torch.int64, device="cpu")
-_A_SUM = torch.zeros((), dtype=torch.float64, device="cpu")
+_direct_dampen = _direct.op("dampen_")
+_direct_accumulate = _direct.op("accumulate_importance_")
+_direct_soft_threshold = _direct.op("soft_threshold_")
 
 
 def _check_factor(name: str, value: Any) -> None:
@@ -87,10 +84,9 @@ def dampen_(
     """
     _check_factor("alpha", alpha)
     _check_factor("lam", lam)
-    if arg.native(arg.first(params)):
-        count = torch.empty_like(_A_COUNT)
-        inputs = (params, forget_importance, retain_importance, count, alpha, lam)
-        if arg.tried(_direct_dampen, params, inputs, forget_importance, retain_importance):
+    if arg.short():
+        count = _direct_dampen(params, forget_importance, retain_importance, alpha, lam)
+        if count is not None:
             return count
     xs = arg.listed("params", params)
     forget = arg.same_list("forget_importance", forget_importance, "params", xs)
@@ -136,9 +132,7 @@ def accumulate_importance_(importances: T, grads: Tensor | Sequence[Tensor], *, 
     if not (isinstance(scale, (int, float)) and math.isfinite(scale)):
         raise ValueError(f"scale: got {scale!r}; accepted is a finite number")
     numbers: tuple[int, float] = (int(power), float(scale))
-    if arg.native(arg.first(importances)) and arg.tried(
-        _direct_accumulate, importances, (importances, grads, *numbers), grads
-    ):
+    if arg.short() and _direct_accumulate(importances, grads, *numbers):
         return importances
     xs = arg.listed("importances", importances)
     gradients = arg.listed("grads", grads)
@@ -189,11 +183,10 @@ def soft_threshold_(x: Tensor | Sequence[Tensor], threshold: float | Sequence[fl
     >>> x.tolist()
     [2.0, -0.0, -1.0]
     """
-    if type(threshold) is float and 0 <= threshold < math.inf and arg.native(arg.first(x)):
-        found = SoftThreshold(torch.empty_like(_A_SUM), torch.empty_like(_A_COUNT))
-        bound = threshold if isinstance(x, Tensor) else [threshold]
-        if arg.tried(_direct_soft_threshold, x, (x, bound, *found)):
-            return found
+    if type(threshold) is float and 0 <= threshold < math.inf and arg.short():
+        found = _direct_soft_threshold(x, threshold)
+        if found is not None:
+            return SoftThreshold._make(found)
     xs = arg.listed("x", x)
     staged = arg.writable("x", xs)
     values = [threshold] if isinstance(threshold, (int, float)) else threshold

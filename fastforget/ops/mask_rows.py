@@ -8,11 +8,11 @@ from typing import NamedTuple, overload
 import torch
 from torch import Tensor
 
-from .. import _schema
+from .. import _direct, _schema
 from . import _arguments as arg
 
 _neuron_stats = _schema.overload("neuron_stats")
-_made_stats = arg.made("neuron_stats")
+_direct_stats = _direct.op("neuron_stats")
 
 
 class NeuronStats(NamedTuple):
@@ -75,10 +75,10 @@ def neuron_stats(x: Tensor | Sequence[Tensor], *, dim: int = 0) -> NeuronStats |
     >>> stats.mean_abs.tolist(), stats.sum_sq.tolist()
     ([2.0, 0.25], [10.0, 0.25])
     """
-    if type(dim) is int and arg.native(x):
-        made = arg.answered(_made_stats, (x, dim), (), (x,))  # type: ignore[arg-type]
-        if made is not None:
-            return NeuronStats._make(made)
+    if arg.short():
+        found = _direct_stats(x, dim)
+        if found is not None:
+            return NeuronStats._make(found)
     xs = arg.listed("x", x)
     arg.no_gradient("neuron_stats", "x", xs)
     if isinstance(dim, bool) or not isinstance(dim, int):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _schema
+from .. import _direct, _schema
 from . import _arguments as arg
 from .membership_lira import Lira, lira, lira_probability  # noqa: F401
 from .membership_quality import ForgetQuality, class_thresholds, forget_quality  # noqa: F401
@@ -20,7 +20,7 @@ from .membership_rmia import rmia, rmia_counts, rmia_vote  # noqa: F401
 from .membership_roc import CONVENTIONS, RocBootstrap, clopper_pearson, roc_bootstrap, tpr_by_convention  # noqa: F401
 
 _membership_scores = _schema.overload("membership_scores")
-_made_scores = arg.made("membership_scores")
+_direct_scores = _direct.op("membership_scores")
 _roc_stats = _schema.overload("roc_stats")
 
 
@@ -84,10 +84,10 @@ def membership_scores(logits: Tensor, labels: Tensor, *, temperature: float = 1.
     >>> [round(v, 4) for v in s.loss.tolist()], s.margin.tolist(), s.correct.tolist()
     ([0.1269, 0.0], [2.0, 50.0], [True, True])
     """
-    if arg.native(logits) and logits.dim() == 2:
-        made = arg.answered(_made_scores, (logits, labels, temperature), (), (logits,))
-        if made is not None:
-            return MembershipScores._make(made)
+    if arg.short():
+        found = _direct_scores(logits, labels, temperature)
+        if found is not None:
+            return MembershipScores._make(found)
     if not (isinstance(temperature, (int, float)) and temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature: got {temperature!r}; accepted is a finite number > 0")
     arg.floating("logits", logits)

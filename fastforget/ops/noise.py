@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .. import _schema
+from .. import _direct, _schema
 from . import _arguments as arg
 
 T = TypeVar("T", Tensor, Sequence[Tensor])
@@ -23,10 +23,8 @@ _random_bits = _schema.overload("random_bits")
 _normal = _schema.overload("normal_")
 _add_normal = _schema.overload("add_normal_")
 _perturb_step = _schema.overload("perturb_step_")
-_direct_normal, _direct_add_normal = arg.direct("normal_"), arg.direct("add_normal_")
-_direct_perturb_step = arg.direct("perturb_step_")
-
-_NUMBERS = frozenset((float, int))
+_direct_normal, _direct_add_normal = _direct.op("normal_"), _direct.op("add_normal_")
+_direct_perturb_step = _direct.op("perturb_step_")
 
 Std = float | Tensor | Sequence[float] | Sequence[Tensor]
 
@@ -49,44 +47,20 @@ def _starts(start: int | Sequence[int], tensors: int) -> list[int]:
     return starts
 
 
-def _tried(
-    ops: tuple[Callable[..., None], Callable[..., None]],
+def _short(
+    op: Callable[..., Any],
     x: Tensor | Sequence[Tensor],
-    numbers: tuple[Any, ...],
+    more: tuple[Any, ...],
     seed: int,
     stream: int,
     step: int,
     start: int | Sequence[int],
 ) -> bool:
-    """The call as most are, one number for all tensors; False: go the careful way."""
-    if not (type(start) is int and _NUMBERS.issuperset(map(type, numbers)) and arg.native(arg.first(x))):
+    """Whether the op took the call as it is; ``more``: the arguments between the tensors and the place in the stream."""
+    if not arg.short():
         return False
-    alone = isinstance(x, Tensor)
-    place: tuple[Any, ...] = _counter(seed, stream, step, 1 if alone else len(x))
-    if start != 0:
-        arg.integer("start", start, 0, 2**63)
-    if alone:
-        place = (*place, start) if start or stream or step else place[:1]
-        return arg.tried(ops, x, (x, *numbers, *place))
-    return arg.tried(ops, x, (x, *([float(n)] for n in numbers), *place, [start]))
-
-
-def _tried_step(
-    params: Tensor | Sequence[Tensor],
-    grads: Tensor | Sequence[Tensor],
-    lr: float,
-    std: Std,
-    seed: int,
-    stream: int,
-    step: int,
-    start: int | Sequence[int],
-) -> bool:
-    """:func:`_tried` for :func:`perturb_step_`."""
-    if not (type(start) is int and type(std) in _NUMBERS and arg.native(arg.first(params))):
-        return False
-    xs, slopes = ([params], [grads]) if isinstance(params, Tensor) else (params, grads)
-    place = (*_counter(seed, stream, step, len(xs)), [arg.integer("start", start, 0, 2**63)])
-    return arg.tried(_direct_perturb_step, xs, (xs, slopes, lr, [float(std)], [], *place), slopes)  # type: ignore[arg-type]
+    place = _counter(seed, stream, step, len(x) if isinstance(x, (list, tuple)) else 1)
+    return op(x, *more, *place, start) is not None
 
 
 def _prepared(
@@ -182,7 +156,7 @@ def normal_(
     >>> torch.equal(whole[4:], noise.normal_(torch.empty(2), seed=7, start=4))
     True
     """
-    if _tried(_direct_normal, x, (mean, std), seed, stream, step, start):
+    if _short(_direct_normal, x, (mean, std), seed, stream, step, start):
         return x
     xs, staged, (key, stream, step, starts) = _prepared("x", x, seed, stream, step, start)
     if xs:
@@ -225,7 +199,7 @@ def add_normal_(
     >>> only_last[:2].tolist(), torch.equal(only_last[2:], params[0].view(-1)[2:3])
     ([0.0, 0.0], True)
     """
-    if _tried(_direct_add_normal, x, (std,), seed, stream, step, start):
+    if _short(_direct_add_normal, x, (std,), seed, stream, step, start):
         return x
     xs, staged, (key, stream, step, starts) = _prepared("x", x, seed, stream, step, start)
     if xs:
@@ -285,7 +259,7 @@ def perturb_step_(
         raise TypeError(f"lr: got {arg.describe(lr)}; accepted is a float")
     if not math.isfinite(lr):
         raise ValueError(f"lr: got {lr}; accepted is a finite number")
-    if _tried_step(params, grads, float(lr), std, seed, stream, step, start):
+    if _short(_direct_perturb_step, params, (grads, lr, std, ()), seed, stream, step, start):
         return params
     xs, staged, (key, stream, step, starts) = _prepared("params", params, seed, stream, step, start)
     slopes = arg.readable(arg.same_list("grads", grads, "params", xs))

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import functools
 import math
-from array import array
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _schema
+from .. import _direct, _schema
 from . import _arguments as arg
 
 _error_max_loss = _schema.overload("error_max_loss")
 _error_max_step = _schema.overload("error_max_step_")
-_made_step = arg.made("error_max_step_")
+_direct_step = _direct.op("error_max_step_")
 
 
 def _loss_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,8 +96,8 @@ def _numbers(lr: float, betas: tuple[float, float], eps: float, l2: float, clamp
 
 
 @functools.lru_cache(maxsize=64)
-def _rule(lr: float, betas: tuple[float, float], eps: float, l2: float, clamp: Clamp) -> Tensor:
-    """:func:`_numbers` as one tensor, which costs an op what a number costs; most steps have those of the step before.
+def _rule(lr: float, betas: tuple[float, float], eps: float, l2: float, clamp: Clamp) -> tuple[float, ...]:
+    """:func:`_numbers`, remembered: most steps have those of the step before.
 
     Raises:
         TypeError: what could change after it was remembered, such as a number in a tensor.
@@ -106,8 +105,7 @@ def _rule(lr: float, betas: tuple[float, float], eps: float, l2: float, clamp: C
     for value in (*betas, *(clamp or ())):
         if not (value is None or isinstance(value, (int, float))):
             raise TypeError
-    # not torch.tensor, whose result depends on the modes in force (a default device, fake tensors)
-    return torch.frombuffer(array("d", _numbers(lr, betas, eps, l2, clamp)), dtype=torch.float64)
+    return _numbers(lr, betas, eps, l2, clamp)
 
 
 def error_max_step_(
@@ -152,17 +150,14 @@ def error_max_step_(
     >>> x.tolist()
     [[0.8999999761581421, 0.8999999761581421]]
     """
-    if arg.native(x) and type(step) is int:
+    if arg.short():
         try:
             rule = _rule(lr, betas, eps, l2, clamp)
         except TypeError:
-            rule = None
-        if rule is not None:
-            sum_sq = arg.answered(
-                _made_step, (x, grad, exp_avg, exp_avg_sq, rule, step), (x, exp_avg, exp_avg_sq), (grad,)
-            )
-            if sum_sq is not None:
-                return sum_sq
+            rule = ()
+        sum_sq = _direct_step(x, grad, exp_avg, exp_avg_sq, step, *rule)
+        if sum_sq is not None:
+            return sum_sq
     arg.integer("step", step, 1, 2**63)
     numbers = _numbers(lr, betas, eps, l2, clamp)
     arg.floating("x", x)
