@@ -1,7 +1,7 @@
 """What a call costs before any work is done: 16 elements, and lists of 161 small tensors.
 
-op: what the public function calls, without that function: the op called directly (``_direct.py``), which makes its
-outputs; for membership_scores, whose seven results take longer to make than to compute, the op that fills given ones.
+op: what the public function calls, without that function: the op called directly (``_direct.py``). It makes what it
+returns; for membership_scores, whose seven results take longer to make than to compute, the form that fills given ones.
 public: the public function. dispatched: the op by ``torch.ops``, for comparison.
 """
 
@@ -65,7 +65,7 @@ def _scores(place: Place) -> dict[str, Call]:
     logits, labels = place.normal(2, SMALL // 2), place.integers(SMALL // 2, 2)
     scores, correct = place.empty(6, 2), torch.empty(2, dtype=torch.bool)
     dispatched = torch.ops.fastforget.membership_scores.default
-    op = getattr(dispatched, "_op", dispatched)  # what the public function calls
+    op = _direct.op("membership_scores into")
     return {
         "op": lambda: op(logits, labels, 1.0, scores, correct),
         "dispatched": lambda: dispatched(logits, labels, 1.0, scores, correct),

@@ -2,8 +2,8 @@
 
 A call of 16 elements takes the dispatcher 1.2 to 2.8 us, in what it costs to box the arguments and to find one function by their
 device; ``csrc/host/direct.cpp`` asks the tensors itself, through the C interface that torch offers other libraries (DLPack's exchange
-interface), and takes 0.2 us. It's the same op. Whatever torch might want to see goes the dispatcher's way as before: modes, tracing,
-a profiler, autograd, subclasses of tensor, other devices.
+interface), and takes 0.2 us. It's the same op. Whatever torch might want to see goes the dispatcher's way as before: modes, a
+profiler, autograd, subclasses of tensor, other devices.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ def _offered() -> dict[str, Callable[..., Any]]:
         watching = (
             torch._C._len_torch_dispatch_stack,
             torch._C._is_torch_function_mode_enabled,
-            torch._C._get_tracing_state,
             torch._C._autograd._profiler_enabled,
         )
         return host.direct_ops(
@@ -58,7 +57,7 @@ def op(name: str) -> Callable[..., Any]:
     """The op ``name`` for plain CPU tensors.
 
     It takes the op's arguments (``_schema.py``) without those that it fills, which it returns: a tensor, a tuple of them, or True where
-    there is nothing to return. A list of one may be given as the thing itself. None says that the call was refused and that nothing
-    has changed. The tensors' versions are told to autograd.
+    there is nothing to return; "membership_scores into" takes those too. A list of one may be given as the thing itself. None says
+    that the call was refused and that nothing has changed. The tensors' versions are told to autograd.
     """
     return OPS.get(name, _refused)

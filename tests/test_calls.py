@@ -1,11 +1,10 @@
 """The short way of a call: a public function that leaves the looking at its tensors to the op gives what the careful way gives, and
-refuses what it refuses, with the same words and nothing changed."""
+refuses what it refuses, with the same words and nothing changed. (test_direct.py: the calls that the short way makes.)"""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastforget as ff
 from fastforget import _schema
@@ -229,74 +228,6 @@ def test_a_subclass_of_tensor_sees_the_call():
     assert any("add_normal_" in name for name in Watched.seen)
 
 
-SINGLE = {
-    "normal_": (lambda x: (x, 0.5, 2.0, 7, 1, 2, 3), (0, 1, 2, 6)),
-    "add_normal_": (lambda x: (x, 0.5, 7, 1, 2, 3), (0, 1, 5)),
-    "dampen_": (lambda x: (x, x + 1, 3 - x, torch.zeros((), dtype=torch.int64), 1.0, 0.5), (0, 1, 2)),
-    "accumulate_importance_": (lambda x: (x, x + 1, 2, 0.5), (0, 1)),
-    "soft_threshold_": (lambda x: (x, 0.5, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)), (0, 1)),
-}
-
-
-@pytest.mark.parametrize("backend", ["native", "definition"])
-@pytest.mark.parametrize("name", _schema.SINGLE)
-def test_the_overload_for_one_tensor_is_the_op_on_a_list_of_one(name, backend):
-    make, listed = SINGLE[name]
-    x = torch.randn(3, 5)
-    alone, many = make(x.clone()), make(x.clone())
-    if backend == "definition":
-        _schema._by_list(name, _schema.SCHEMAS[name][0])(*alone)
-    else:
-        getattr(OPS, name).single(*alone)
-    getattr(OPS, name).default(*([a] if i in listed else a for i, a in enumerate(many)))
-    assert all(torch.equal(a, b) for a, b in zip(alone, many, strict=True) if isinstance(a, torch.Tensor))
-    assert not torch.equal(alone[0], x)
-
-
-@pytest.mark.parametrize("name", _schema.SINGLE)
-def test_opcheck_of_the_overload_for_one_tensor(name):
-    torch.library.opcheck(_schema.overload(name, "single"), SINGLE[name][0](torch.randn(3, 5)))
-
-
-RULE = torch.tensor([0.1, 0.9, 0.999, 1e-8, 0.1, -1.0, 1.0], dtype=torch.float64)
-
-
-def made(name: str, dtype: torch.dtype):
-    """The arguments of the overload `made`, those of the op for the same, and what the op then filled."""
-    x, g, m, v = (t.to(dtype) for t in lists(*[(3, 4)] * 4))
-    single = torch.float64 if dtype == torch.float64 else torch.float32
-    if name == "error_max_step_":
-        state, total = [t.clone() for t in (x, g, m, v)], torch.full((), torch.nan, dtype=single)
-        return (x, g, m, v, RULE, 2), (*state, total, 2, *RULE.tolist()), (total,)
-    if name == "membership_scores":
-        scores, correct = torch.full((6, 3), torch.nan, dtype=single), torch.zeros(3, dtype=torch.bool)
-        return (x, LABELS, 0.5), (x, LABELS, 0.5, scores, correct), (*scores, correct)
-    sums = torch.full((2, 4), torch.nan, dtype=single)
-    return (x, 1), ([x], 1, [sums[0]], [sums[1]]), tuple(sums)
-
-
-@pytest.mark.parametrize("backend", ["native", "definition"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("name", _schema.MADE)
-def test_the_overload_that_makes_its_outputs_is_the_op(name, dtype, backend):
-    given, filled, expected = made(name, dtype)
-    freed = [torch.full((n,), torch.nan) for n in (1, 3, 4) * 20]  # what an allocator hands out next
-    del freed
-    op = getattr(OPS, name)
-    got = op.made(*given) if backend == "native" else _schema._by_op(name, _schema.MADE[name].definition)(*given)
-    op.default(*filled)
-    for a, b in zip(tensors(list(got) if isinstance(got, tuple) else got), expected, strict=True):
-        assert a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
-    changed = 4 if name == "error_max_step_" else 0
-    assert all(torch.equal(a, b) for a, b in zip(given[:changed], filled[:changed], strict=True))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
-@pytest.mark.parametrize("name", _schema.MADE)
-def test_opcheck_of_the_overload_that_makes_its_outputs(name, dtype):
-    torch.library.opcheck(_schema.overload(name, "made"), made(name, dtype)[0])
-
-
 def test_a_rule_is_what_was_asked_for_whatever_was_remembered():
     """Numbers that compare equal or can change later: each step is the one that the careful way takes."""
     low = torch.tensor(-0.5)
@@ -313,19 +244,9 @@ def test_a_rule_is_what_was_asked_for_whatever_was_remembered():
             assert all(torch.equal(a, b) for a, b in zip(quick, careful, strict=True))
 
 
-@needs_native
-def test_a_rule_made_while_tracing_is_a_tensor_like_any():
-    update._rule.cache_clear()
-    x, g, m, v = lists(*[(3, 4)] * 4)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("meta"):
-        rule = update._rule(0.125, (0.9, 0.999), 1e-8, 0.1, None)
-    assert type(rule) is torch.Tensor and rule.device.type == "cpu" and rule.tolist()[0] == 0.125
-    assert update.error_max_step_(x, g, m, v, step=1, lr=0.125).item() > 0
-
-
 def test_place_in_the_stream_may_be_left_out():
     short, long = torch.zeros(9), torch.zeros(9)
-    OPS.add_normal_.single(short, 0.5, 3)
+    OPS.add_normal_([short], [0.5], 3)
     OPS.add_normal_([long], [0.5], 3, 0, 0, [0])
     assert torch.equal(short, long)
     again = torch.zeros(9)
@@ -340,7 +261,7 @@ def test_a_raw_op_refuses_tensors_in_two_places(where):
     with pytest.raises(RuntimeError, match=f"add_normal_: tensors on {where} and {other}; accepted is one device a call"):
         OPS.add_normal_(given, [1.0], 3)
     with pytest.raises(RuntimeError, match=r"soft_threshold_: tensors on .*one device"):
-        OPS.soft_threshold_.single(given[0], 1.0, torch.zeros((), device=other), torch.zeros((), dtype=torch.int64, device=other))
+        OPS.soft_threshold_([given[0]], [1.0], torch.zeros((), device=other), torch.zeros((), dtype=torch.int64, device=other))
     assert all((x == 0).all() for x in given if x.device.type == "cpu")
 
 
@@ -361,7 +282,7 @@ def test_a_tensor_of_another_kind_in_a_list_is_refused_before_the_others_change(
     with pytest.raises(RuntimeError, match="add_normal_: a tensor is"):
         OPS.add_normal_([dense, odd], [1.0], 3)
     with pytest.raises(RuntimeError, match="add_normal_: a tensor is"):
-        OPS.add_normal_.single(odd, 1.0, 3)
+        OPS.add_normal_([odd], [1.0], 3)
     with pytest.raises((TypeError, RuntimeError), match=words):
         noise.add_normal_([dense, odd], 1.0, seed=3)
     assert (dense == 0).all() and dense._version == 0

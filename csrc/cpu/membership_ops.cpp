@@ -90,6 +90,7 @@ void membership_scores_direct(Outputs& outputs, const View& logits, const View& 
 }
 
 FF_DIRECT("membership_scores", &membership_scores_direct);
+FF_DIRECT("membership_scores into", &membership_scores, 3, 4);
 
 template <class Score>
 void run_roc_stats(const Tensor& member, const Tensor& nonmember, const std::vector<double>& fprs, double* out) {

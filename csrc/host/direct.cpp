@@ -120,7 +120,7 @@ class Call {
         return false;
       }
     }
-    return !(wants_grad_ && is_true(PyObject_CallNoArgs(torch_side.grad_enabled)));
+    return true;
   }
 
   PyObject* run() {
@@ -156,10 +156,7 @@ class Call {
     // DLPack doesn't show torch's bit for lazy negation. Only views of complex tensors have it, and those are
     // contiguous only where they have one element.
     if (elements == 1 && is_true(PyObject_CallOneArg(torch_side.is_neg, object))) return false;
-    if (!wants_grad_) {
-      wants_grad_ = is_true(torch_side.requires_grad->get(object, torch_side.requires_grad->closure));
-    }
-    return true;
+    return !grad_enabled_ || !is_true(torch_side.requires_grad->get(object, torch_side.requires_grad->closure));
   }
 
   bool take_list(PyObject* object) {
@@ -274,7 +271,7 @@ class Call {
   std::vector<PyObject*> kept_;
   Maker maker_;
   int64_t elements_ = 0;
-  bool wants_grad_ = false;
+  bool grad_enabled_ = is_true(PyObject_CallNoArgs(torch_side.grad_enabled));
 };
 
 constexpr char kOpName[] = "fastforget.direct_op";

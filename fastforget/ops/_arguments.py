@@ -45,8 +45,13 @@ def _alike(xs: list[Tensor], like: list[Tensor]) -> bool:
     )
 
 
-def _all_contiguous(xs: list[Tensor]) -> bool:
-    return not _is_compiling() and all(map(Tensor.is_contiguous, xs))
+def _dense(x: Tensor) -> bool:
+    """Whether a kernel may read its memory as it is: in order, and no lazily negated view of a complex tensor."""
+    return x.is_contiguous() and not x.is_neg()
+
+
+def _all_dense(xs: list[Tensor]) -> bool:
+    return not _is_compiling() and all(map(Tensor.is_contiguous, xs)) and not any(map(Tensor.is_neg, xs))
 
 
 def _any_requires_grad(xs: list[Tensor]) -> bool:
@@ -133,7 +138,7 @@ def same_list(name: str, value: Any, like_name: str, like: list[Tensor]) -> list
 
 def writable(name: str, xs: Sequence[Tensor]) -> list[Tensor]:
     """Refuses what an in-place kernel would silently get wrong; returns contiguous stand-ins where a kernel needs them."""
-    if len(xs) == 1 and xs[0].is_contiguous() and not (xs[0].requires_grad and torch.is_grad_enabled()):
+    if len(xs) == 1 and _dense(xs[0]) and not (xs[0].requires_grad and torch.is_grad_enabled()):
         return list(xs)
     xs = xs if isinstance(xs, list) else list(xs)
     if torch.is_grad_enabled() and _any_requires_grad(xs):
@@ -144,9 +149,9 @@ def writable(name: str, xs: Sequence[Tensor]) -> list[Tensor]:
                     f"{where}: {describe(x)} requires grad and is changed in place; autograd can't follow that. "
                     "Call inside torch.no_grad()"
                 )
-    if _all_contiguous(xs):
+    if _all_dense(xs):
         return xs
-    return [x if x.is_contiguous() else _stand_in(name if len(xs) == 1 else f"{name}[{i}]", x) for i, x in enumerate(xs)]
+    return [x if _dense(x) else _stand_in(name if len(xs) == 1 else f"{name}[{i}]", x) for i, x in enumerate(xs)]
 
 
 def _stand_in(where: str, x: Tensor) -> Tensor:
@@ -155,7 +160,7 @@ def _stand_in(where: str, x: Tensor) -> Tensor:
             f"{where}: {describe(x)} with strides {x.stride()} shows one memory cell as several elements (expand?); "
             "accepted is a tensor whose elements are distinct. Use .clone()"
         )
-    return x.contiguous()
+    return x.resolve_neg().contiguous()
 
 
 def _overlaps(x: Tensor) -> bool:
@@ -172,14 +177,14 @@ def _overlaps(x: Tensor) -> bool:
 
 def readable(xs: Sequence[Tensor]) -> list[Tensor]:
     """Contiguous inputs, outside autograd's sight (no op records a gradient for them)."""
-    if len(xs) == 1 and xs[0].is_contiguous() and not xs[0].requires_grad:
+    if len(xs) == 1 and _dense(xs[0]) and not xs[0].requires_grad:
         return list(xs)
     xs = xs if isinstance(xs, list) else list(xs)
     if torch.is_grad_enabled() and _any_requires_grad(xs):
         xs = [x.detach() if x.requires_grad else x for x in xs]
-    if _all_contiguous(xs):
+    if _all_dense(xs):
         return xs
-    return [x if x.is_contiguous() else x.contiguous() for x in xs]
+    return [x if _dense(x) else x.resolve_neg().contiguous() for x in xs]
 
 
 def not_differentiable(op: str, **tensors: Tensor) -> None:

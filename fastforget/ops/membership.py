@@ -20,7 +20,7 @@ from .membership_rmia import rmia, rmia_counts, rmia_vote  # noqa: F401
 from .membership_roc import CONVENTIONS, RocBootstrap, clopper_pearson, roc_bootstrap, tpr_by_convention  # noqa: F401
 
 _membership_scores = _schema.overload("membership_scores")
-_direct_scores = _direct.op("membership_scores")
+_direct_scores, _direct_scores_into = _direct.op("membership_scores"), _direct.op("membership_scores into")
 _roc_stats = _schema.overload("roc_stats")
 
 
@@ -102,12 +102,9 @@ def membership_scores(logits: Tensor, labels: Tensor, *, temperature: float = 1.
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     scores = torch.empty((6, n), dtype=dtype, device=logits.device)
     correct = torch.empty(n, dtype=torch.bool, device=logits.device)
-    arg.run(
-        "membership_scores",
-        _membership_scores,
-        [scores, correct],
-        (rows, labels if flat else labels.reshape(-1), float(temperature), scores, correct),
-    )
+    inputs = (rows, labels if flat else labels.reshape(-1), float(temperature), scores, correct)
+    if not (arg.short() and _direct_scores_into(*inputs)):
+        arg.run("membership_scores", _membership_scores, [scores, correct], inputs)
     if not flat:
         scores, correct = scores.view(6, *shape), correct.view(shape)
     return MembershipScores(*scores.unbind(0), correct)  # type: ignore[call-arg]
