@@ -29,6 +29,7 @@ ALLOCATORS = {
     "fresh": (128 << 10, 128 << 10),
 }  # (mmap threshold, trim threshold)
 BLOCK = 2e-3  # seconds that one timed block lasts at least
+LONG = 0.1  # seconds of a call before which no untimed one runs: what it finds in the caches doesn't matter to it
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Sample:
     seconds: list[float] = field(default_factory=list)
     placements: list[int] = field(default_factory=list)
     repeats: int = 1
+    untimed: int = 1  # calls before each block
 
     def summary(self) -> dict[str, Any]:
         by_place = [
@@ -190,9 +192,12 @@ def measure(case: Case, options: Options, dropped: list[str] | None = None) -> d
                         once = min(_block(call, 1, clock) for _ in range(3))
                         few = max(1, min(1000, math.ceil(0.1 * BLOCK / max(once, 1e-7))))
                         sample.repeats = max(1, math.ceil(BLOCK / max(_block(call, few, clock), 1e-8)))
+                        sample.untimed = sample.repeats // 4 + 1 if once < LONG else 0
                     continue
-                for _ in range(sample.repeats // 4 + (sample.repeats > 1)):
-                    call()  # the caches fill with this variant's data: one pass isn't enough where the one before left much
+                # The caches fill with this variant's data, and the allocator has what it asks for: one pass isn't enough where the
+                # variant before left much.
+                for _ in range(sample.untimed):
+                    call()
                 sample.seconds.append(_block(call, sample.repeats, clock))
                 sample.placements.append(index)
     return samples

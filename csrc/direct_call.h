@@ -20,9 +20,9 @@ struct DirectArguments {
   const size_t* lengths;    // of each list, of tensors or of numbers
   const double* doubles;
   const int64_t* integers;  // and truth values
-  // Makes a contiguous tensor of this type, of one dimension or (size < 0) of none, to be returned by the call in the
-  // order in which they are made; gives its memory, or null where there is none.
-  void* (*make)(void* maker, dlpack::DataType type, int64_t size);
+  // Makes a contiguous tensor, its values not set, to be returned by the call in the order in which they are made; null
+  // where there is no memory.
+  const dlpack::Tensor* (*make)(void* maker, dlpack::DataType type, int32_t dims, const int64_t* sizes);
   void* maker;
 };
 

@@ -32,14 +32,6 @@ class View {
     }
     if (numel_ == 0) contiguous_ = true;
   }
-  // Dense memory of one dimension or, with no sizes, of none.
-  View(void* data, ScalarType type, const int64_t* sizes)
-      : data_(data),
-        sizes_(sizes),
-        dims_(sizes == nullptr ? 0 : 1),
-        numel_(sizes == nullptr ? 1 : *sizes),
-        code_(ff::dtype_code(type)),
-        contiguous_(true) {}
 
   void* data_ptr() const { return data_; }
   int64_t numel() const { return numel_; }

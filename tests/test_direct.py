@@ -19,7 +19,7 @@ from fastforget.ops import mask, membership, noise, update
 OPS = torch.ops.fastforget
 NAMES = (
     "normal_", "add_normal_", "perturb_step_", "error_max_step_", "dampen_", "accumulate_importance_", "soft_threshold_",
-    "neuron_stats", "masked_sgd_", "masked_adam_", "membership_scores", "rmia_counts",
+    "neuron_stats", "saliency_mask", "masked_sgd_", "masked_adam_", "membership_scores", "rmia_counts",
 )  # fmt: skip
 pytestmark = pytest.mark.skipif(not _direct.OPS, reason="no direct calls here: needs the compiled parts and torch's exchange interface")
 LABELS = torch.tensor([0, 3, 1])
@@ -69,8 +69,13 @@ def call(name: str, dtype=torch.float32, lists: bool = True):
         sums = torch.full((), torch.nan, dtype=torch.float64), torch.full((), -1)
         return (p, 0.5), (p2, [0.5], *sums), (2, 3)
     if name == "neuron_stats":
-        sums = [torch.full((4,), **nan)], [torch.full((4,), **nan)]
-        return (x, 1), ([x2], 1, *sums), (2, 3)
+        shapes = [(3, 4), (7,), (2, 0), (5, 1)] if lists else [(3, 4)]
+        p, p2 = pair(*shapes)
+        sums = [[torch.full(s[:1], **nan) for s in shapes] for _ in range(2)]
+        return (p, 0), (p2, 0, *sums), (2, 3)
+    if name == "saliency_mask":
+        masks = [torch.zeros(s, dtype=torch.bool) for s in shapes]
+        return (p, 6, False), (p2, 6, masks, torch.full((), **nan)), (2, 3)
     on = [t.float() > 0.5 for t in p]
     if name == "masked_sgd_":
         numbers = (0.1, 0.9, 0.0, 0.1, False, False, False)
@@ -92,7 +97,7 @@ def flat(value):
 
 def rows(filled):
     """Outputs of a dispatched call as the direct one returns them: each score alone."""
-    return [row for t in filled for row in (t.unbind(0) if t.dim() == 2 else [t])]
+    return [row for t in filled for row in (t.unbind(0) if t.dim() == 2 and t.dtype != torch.bool else [t])]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -107,10 +112,11 @@ def test_a_direct_call_is_the_op(name, lists, dtype):
     expected = rows(flat([dispatched[i] for i in outputs]))
     assert (got is True) == (not outputs)
     for a, b in zip(flat(got), expected, strict=True):
-        assert type(a) is torch.Tensor and a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+        assert type(a) is torch.Tensor and a.dtype == b.dtype and a.shape == b.shape
+        assert torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) and torch.equal(a.isnan(), b.isnan())
         assert a.is_contiguous() and a.data_ptr() % 64 == 0 and not a.requires_grad and a._version == 0
     inputs = [v for i, v in enumerate(dispatched) if i not in outputs]
-    if name not in ("neuron_stats", "rmia_counts"):
+    if name != "rmia_counts":
         assert all(torch.equal(a, b) for a, b in zip(flat(direct), flat(inputs), strict=True))
 
 

@@ -16,12 +16,12 @@ namespace ff {
 class Outputs {
  public:
   explicit Outputs(const DirectArguments& call) : call_(call) {}
-  View scalar(ScalarType type) { return View(memory(type, -1), type, nullptr); }
-  View vector(ScalarType type, int64_t size) {
-    void* values = memory(type, size);
-    int64_t& kept = sizes_.at(made_++);
-    kept = size;
-    return View(values, type, &kept);
+  View scalar(ScalarType type) { return tensor(type, 0, nullptr); }
+  View vector(ScalarType type, int64_t size) { return tensor(type, 1, &size); }
+  View tensor(ScalarType type, int64_t dims, const int64_t* sizes) {
+    const dlpack::Tensor* made = call_.make(call_.maker, described(type), static_cast<int32_t>(dims), sizes);
+    if (made == nullptr) throw std::bad_alloc();
+    return View(*made);
   }
 
  private:
@@ -31,18 +31,12 @@ class Outputs {
       case ScalarType::Double: return {dlpack::kFloat, 64, 1};
       case ScalarType::Long: return {dlpack::kInt, 64, 1};
       case ScalarType::Bool: return {dlpack::kBool, 8, 1};
+      case ScalarType::Byte: return {dlpack::kUInt, 8, 1};
       default: fail("fastforget: no op returns dtype ", torch::headeronly::toString(type));
     }
   }
-  void* memory(ScalarType type, int64_t size) {
-    void* made = call_.make(call_.maker, described(type), size);
-    if (made == nullptr) throw std::bad_alloc();
-    return made;
-  }
 
   const DirectArguments& call_;
-  std::array<int64_t, 8> sizes_{};
-  size_t made_ = 0;
 };
 
 // Takes the arguments of a call one after another.

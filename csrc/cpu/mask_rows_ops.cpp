@@ -156,11 +156,13 @@ void neuron_stats(const std::vector<View>& xs, int64_t dim, const std::vector<Vi
   run(items);
 }
 
-void neuron_stats_direct(Outputs& outputs, const View& x, int64_t dim) {
-  std::vector<Item> items{checked_item(x, 0, dim)};
-  Item& item = items[0];
-  item.mean_abs = outputs.vector(out_type(item), item.shape.rows).data_ptr();
-  item.sum_sq = outputs.vector(out_type(item), item.shape.rows).data_ptr();
+// Makes the means of all tensors, then the sums of all.
+void neuron_stats_direct(Outputs& outputs, const std::vector<View>& xs, int64_t dim) {
+  std::vector<Item> items;
+  items.reserve(xs.size());
+  for (size_t i = 0; i < xs.size(); ++i) items.push_back(checked_item(xs[i], i, dim));
+  for (Item& item : items) item.mean_abs = outputs.vector(out_type(item), item.shape.rows).data_ptr();
+  for (Item& item : items) item.sum_sq = outputs.vector(out_type(item), item.shape.rows).data_ptr();
   run(items);
 }
 

@@ -48,47 +48,48 @@ bool is_true(PyObject* answer) {  // takes the reference
 
 // ---- what a call returns --------------------------------------------------------------------------------------------
 
-struct MadeTensor {
-  Managed managed;
-  int64_t size, stride;
-};
-constexpr size_t kLine = 64;  // where the values begin
-
 void free_made(Managed* managed) { std::free(managed); }
 
 class Maker {
  public:
   ~Maker() {
-    for (size_t i = 0; i < count_; ++i) std::free(made_[i]);
+    for (Managed* managed : made_) std::free(managed);
   }
 
-  static void* make(void* maker, dlpack::DataType type, int64_t size) {
-    Maker& self = *static_cast<Maker*>(maker);
-    if (self.count_ == self.made_.size()) return nullptr;
-    const size_t bytes = static_cast<size_t>(size < 0 ? 1 : size) * (type.bits / 8u);
-    // malloc keeps small blocks at hand, aligned_alloc doesn't
-    void* memory = std::malloc(sizeof(MadeTensor) + kLine + bytes);
+  // In one block: what torch is told, sizes and strides, and the values from a cache line's boundary on. From malloc,
+  // which keeps small blocks at hand; aligned_alloc doesn't.
+  static const dlpack::Tensor* make(void* maker, dlpack::DataType type, int32_t dims, const int64_t* sizes) {
+    constexpr size_t kLine = 64;
+    int64_t elements = 1;
+    for (int32_t d = 0; d < dims; ++d) elements *= sizes[d];
+    const size_t head = sizeof(Managed) + 2 * static_cast<size_t>(dims) * sizeof(int64_t);
+    void* memory = std::malloc(head + kLine + static_cast<size_t>(elements) * (type.bits / 8u));
     if (memory == nullptr) return nullptr;
-    MadeTensor* tensor = new (memory) MadeTensor{};
-    const auto end = reinterpret_cast<uintptr_t>(tensor + 1);
-    void* values = reinterpret_cast<void*>((end + kLine - 1) / kLine * kLine);
-    tensor->size = size;
-    tensor->stride = 1;
-    tensor->managed.version = torch_side.exchange->version;
-    tensor->managed.deleter = free_made;
-    tensor->managed.tensor = {values, {dlpack::kCpu, 0}, size < 0 ? 0 : 1, type, &tensor->size, &tensor->stride, 0};
-    self.made_[self.count_++] = tensor;
-    return values;
+    Managed* managed = new (memory) Managed{};
+    auto* shape = reinterpret_cast<int64_t*>(managed + 1);
+    int64_t stride = 1;
+    for (int32_t d = dims - 1; d >= 0; --d) {
+      shape[d] = sizes[d];
+      shape[dims + d] = stride;
+      stride *= sizes[d] > 0 ? sizes[d] : 1;
+    }
+    const auto end = reinterpret_cast<uintptr_t>(memory) + head;
+    managed->version = torch_side.exchange->version;
+    managed->deleter = free_made;
+    managed->tensor = {reinterpret_cast<void*>((end + kLine - 1) / kLine * kLine),
+                       {dlpack::kCpu, 0}, dims, type, shape, shape + dims, 0};
+    static_cast<Maker*>(maker)->made_.push_back(managed);
+    return &managed->tensor;
   }
 
   // True where nothing was made, the tensor alone, or a tuple of several; a new reference.
   PyObject* released() {
-    if (count_ == 0) Py_RETURN_TRUE;
-    PyObject* several = count_ == 1 ? nullptr : PyTuple_New(static_cast<Py_ssize_t>(count_));
-    if (count_ > 1 && several == nullptr) return nullptr;
-    for (size_t i = 0; i < count_; ++i) {
+    if (made_.empty()) Py_RETURN_TRUE;
+    PyObject* several = made_.size() == 1 ? nullptr : PyTuple_New(static_cast<Py_ssize_t>(made_.size()));
+    if (made_.size() > 1 && several == nullptr) return nullptr;
+    for (size_t i = 0; i < made_.size(); ++i) {
       void* object = nullptr;
-      const bool failed = torch_side.exchange->object_from_managed(&made_[i]->managed, &object) != 0;
+      const bool failed = torch_side.exchange->object_from_managed(made_[i], &object) != 0;
       made_[i] = nullptr;  // torch has it
       if (failed) {
         Py_XDECREF(several);
@@ -101,8 +102,9 @@ class Maker {
   }
 
  private:
-  std::array<MadeTensor*, 8> made_{};
-  size_t count_ = 0;
+  std::array<std::byte, 128> near_;  // for the few that most calls make
+  std::pmr::monotonic_buffer_resource memory_{near_.data(), near_.size()};
+  std::pmr::vector<Managed*> made_{&memory_};
 };
 
 // ---- what a call is given -------------------------------------------------------------------------------------------

@@ -77,8 +77,10 @@ def neuron_stats(x: Tensor | Sequence[Tensor], *, dim: int = 0) -> NeuronStats |
     """
     if arg.short():
         found = _direct_stats(x, dim)
-        if found is not None:
-            return NeuronStats._make(found)
+        if isinstance(found, tuple):
+            if isinstance(x, Tensor):
+                return NeuronStats._make(found)
+            return NeuronStatsList(list(found[: len(x)]), list(found[len(x) :]))
     xs = arg.listed("x", x)
     arg.no_gradient("neuron_stats", "x", xs)
     if isinstance(dim, bool) or not isinstance(dim, int):
