@@ -52,6 +52,7 @@ void free_made(Managed* managed) { std::free(managed); }
 
 class Maker {
  public:
+  Maker() { made_.reserve(8); }
   ~Maker() {
     for (Managed* managed : made_) std::free(managed);
   }
