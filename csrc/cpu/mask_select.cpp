@@ -73,20 +73,33 @@ FF_INLINE void store_word(uint64_t word, uint8_t* to) {
   }
 }
 
-// sift<kPacked>(bits, low, high, to) compares 64 magnitudes with both limits (low < key: from the bracket on; high <
-// key: above it) and stores what lies above, as bytes or bits.
+// The limits as a key is compared with them: key > floor where it is at or above the limit.
+template <class Key>
+struct Floors {
+  using Signed = typename KeyOrder<Key>::Signed;
+  Signed low, guess, high;
+
+  FF_INLINE Floors of(const SiftLimits<Key>& limits) {
+    return {below(limits.low), below(limits.guess), below(limits.high)};
+  }
+};
+
+// sift<kPacked>(bits, floors, to) compares 64 magnitudes with the limits and stores the mask. Bits are written by the
+// upper limit, which they are counted by anyhow: a third comparison would cost them more than the corrections that it
+// spares.
 template <class Key>
 struct Lanes {
   using Signed = typename KeyOrder<Key>::Signed;
   template <bool kPacked>
-  FF_INLINE Words sift(const Key* bits, Signed low, Signed high, uint8_t* to) {
-    uint64_t from_low = 0, above = 0;
+  FF_INLINE Words sift(const Key* bits, const Floors<Key>& floors, uint8_t* to) {
+    uint64_t from_low = 0, on = 0, above = 0;
     for (int i = 0; i < kWord; ++i) {
       const Signed key = static_cast<Signed>(bits[i] & KeyOrder<Key>::kMagnitude);
-      from_low |= static_cast<uint64_t>(key > low) << i;
-      above |= static_cast<uint64_t>(key > high) << i;
+      from_low |= static_cast<uint64_t>(key > floors.low) << i;
+      if constexpr (!kPacked) on |= static_cast<uint64_t>(key > floors.guess) << i;
+      above |= static_cast<uint64_t>(key > floors.high) << i;
     }
-    store_word<kPacked>(above, to);
+    store_word<kPacked>(kPacked ? above : on, to);
     return {above, from_low & ~above};
   }
 };
@@ -95,17 +108,18 @@ struct Lanes {
 template <>
 struct Lanes<uint32_t> {
   template <bool kPacked>
-  FF_INLINE Words sift(const uint32_t* bits, int32_t low, int32_t high, uint8_t* to) {
-    const __m512i lows = _mm512_set1_epi32(low), highs = _mm512_set1_epi32(high);
-    const __m512i magnitude = _mm512_set1_epi32(INT32_MAX);
-    uint64_t from_low = 0, above = 0;
+  FF_INLINE Words sift(const uint32_t* bits, const Floors<uint32_t>& floors, uint8_t* to) {
+    const __m512i lows = _mm512_set1_epi32(floors.low), highs = _mm512_set1_epi32(floors.high);
+    const __m512i guesses = _mm512_set1_epi32(floors.guess), magnitude = _mm512_set1_epi32(INT32_MAX);
+    uint64_t from_low = 0, on = 0, above = 0;
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       const __m512i key = _mm512_and_si512(_mm512_loadu_si512(bits + 16 * i), magnitude);
       from_low |= static_cast<uint64_t>(_mm512_cmpgt_epi32_mask(key, lows)) << (16 * i);
+      if constexpr (!kPacked) on |= static_cast<uint64_t>(_mm512_cmpgt_epi32_mask(key, guesses)) << (16 * i);
       above |= static_cast<uint64_t>(_mm512_cmpgt_epi32_mask(key, highs)) << (16 * i);
     }
-    store_word<kPacked>(above, to);
+    store_word<kPacked>(kPacked ? above : on, to);
     return {above, from_low & ~above};
   }
 };
@@ -113,17 +127,18 @@ struct Lanes<uint32_t> {
 template <>
 struct Lanes<uint64_t> {
   template <bool kPacked>
-  FF_INLINE Words sift(const uint64_t* bits, int64_t low, int64_t high, uint8_t* to) {
-    const __m512i lows = _mm512_set1_epi64(low), highs = _mm512_set1_epi64(high);
-    const __m512i magnitude = _mm512_set1_epi64(INT64_MAX);
-    uint64_t from_low = 0, above = 0;
+  FF_INLINE Words sift(const uint64_t* bits, const Floors<uint64_t>& floors, uint8_t* to) {
+    const __m512i lows = _mm512_set1_epi64(floors.low), highs = _mm512_set1_epi64(floors.high);
+    const __m512i guesses = _mm512_set1_epi64(floors.guess), magnitude = _mm512_set1_epi64(INT64_MAX);
+    uint64_t from_low = 0, on = 0, above = 0;
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {
       const __m512i key = _mm512_and_si512(_mm512_loadu_si512(bits + 8 * i), magnitude);
       from_low |= static_cast<uint64_t>(_mm512_cmpgt_epi64_mask(key, lows)) << (8 * i);
+      if constexpr (!kPacked) on |= static_cast<uint64_t>(_mm512_cmpgt_epi64_mask(key, guesses)) << (8 * i);
       above |= static_cast<uint64_t>(_mm512_cmpgt_epi64_mask(key, highs)) << (8 * i);
     }
-    store_word<kPacked>(above, to);
+    store_word<kPacked>(kPacked ? above : on, to);
     return {above, from_low & ~above};
   }
 };
@@ -138,26 +153,26 @@ struct Lanes<uint32_t> {
   FF_INLINE uint64_t bits_of(__m256i bytes) { return static_cast<uint32_t>(_mm256_movemask_epi8(bytes)); }
 
   template <bool kPacked>
-  FF_INLINE Words sift(const uint32_t* bits, int32_t low, int32_t high, uint8_t* to) {
-    const __m256i lows = _mm256_set1_epi32(low), highs = _mm256_set1_epi32(high);
-    const __m256i magnitude = _mm256_set1_epi32(INT32_MAX);
+  FF_INLINE Words sift(const uint32_t* bits, const Floors<uint32_t>& floors, uint8_t* to) {
+    const __m256i lows = _mm256_set1_epi32(floors.low), highs = _mm256_set1_epi32(floors.high);
+    const __m256i guesses = _mm256_set1_epi32(floors.guess), magnitude = _mm256_set1_epi32(INT32_MAX);
     uint64_t above = 0, within = 0;
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
-      __m256i over[4], inside[4];
+      __m256i over[4], inside[4], reaching[4];
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
         const __m256i* from = reinterpret_cast<const __m256i*>(bits + 32 * half + 8 * i);
         const __m256i key = _mm256_and_si256(_mm256_loadu_si256(from), magnitude);
         over[i] = _mm256_cmpgt_epi32(key, highs);
         inside[i] = _mm256_andnot_si256(over[i], _mm256_cmpgt_epi32(key, lows));
+        if constexpr (!kPacked) reaching[i] = _mm256_cmpgt_epi32(key, guesses);
       }
-      const __m256i bytes = join(over);
       if constexpr (!kPacked) {
-        const __m256i ones = _mm256_and_si256(bytes, _mm256_set1_epi8(1));
+        const __m256i ones = _mm256_and_si256(join(reaching), _mm256_set1_epi8(1));
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 32 * half), ones);
       }
-      above |= bits_of(bytes) << (32 * half);
+      above |= bits_of(join(over)) << (32 * half);
       within |= bits_of(join(inside)) << (32 * half);
     }
     if constexpr (kPacked) store_word<true>(above, to);
@@ -235,9 +250,9 @@ FF_INLINE void fetch(const Key* bits) {
 }
 
 template <class Key, class S, bool kPlaces, bool kPacked>
-FF_INLINE Sifted sift_all(const void* x, int64_t n, Key low, Key high, uint8_t* out, uint16_t* places) {
+FF_INLINE Sifted sift_all(const void* x, int64_t n, const SiftLimits<Key>& limits, uint8_t* out, uint16_t* places) {
   using L = Lanes<Key>;
-  const auto low_floor = below(low), high_floor = below(high);
+  const auto floors = Floors<Key>::of(limits);
   int64_t above = 0, within = 0;
   uint16_t* place = places;
   const auto take = [&](Words words, int64_t at) {
@@ -253,14 +268,14 @@ FF_INLINE Sifted sift_all(const void* x, int64_t n, Key low, Key high, uint8_t* 
     int64_t i = 0;
     for (; i + kWord <= count; i += kWord) {
       if constexpr (sizeof(S) == sizeof(Key)) fetch(bits + i + kAhead);
-      take(L::template sift<kPacked>(bits + i, low_floor, high_floor, to + (kPacked ? i / 8 : i)), offset + i);
+      take(L::template sift<kPacked>(bits + i, floors, to + (kPacked ? i / 8 : i)), offset + i);
     }
     const int64_t rest = count - i;
     if (rest == 0) return;
     Key padded[kWord] = {};
     memcpy(padded, bits + i, static_cast<size_t>(rest) * sizeof(Key));
     alignas(64) uint8_t bytes[kWord];
-    Words words = L::template sift<kPacked>(padded, low_floor, high_floor, bytes);
+    Words words = L::template sift<kPacked>(padded, floors, bytes);
     const uint64_t real = (uint64_t(1) << rest) - 1;
     words = {words.above & real, words.within & real};
     if constexpr (kPacked) {
@@ -275,12 +290,12 @@ FF_INLINE Sifted sift_all(const void* x, int64_t n, Key low, Key high, uint8_t* 
 }
 
 template <class Key, class S>
-Sifted sift(const void* x, int64_t n, Key low, Key high, bool packed, uint8_t* out, uint16_t* places) {
+Sifted sift(const void* x, int64_t n, const SiftLimits<Key>& limits, bool packed, uint8_t* out, uint16_t* places) {
   if (packed)
-    return places != nullptr ? sift_all<Key, S, true, true>(x, n, low, high, out, places)
-                             : sift_all<Key, S, false, true>(x, n, low, high, out, places);
-  return places != nullptr ? sift_all<Key, S, true, false>(x, n, low, high, out, places)
-                           : sift_all<Key, S, false, false>(x, n, low, high, out, places);
+    return places != nullptr ? sift_all<Key, S, true, true>(x, n, limits, out, places)
+                             : sift_all<Key, S, false, true>(x, n, limits, out, places);
+  return places != nullptr ? sift_all<Key, S, true, false>(x, n, limits, out, places)
+                           : sift_all<Key, S, false, false>(x, n, limits, out, places);
 }
 
 template <class Key, class S>

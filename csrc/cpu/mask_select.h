@@ -36,12 +36,19 @@ struct Sifted {
   int64_t above, within;
 };
 
+// Keys in [low, high) are looked for; a mask of bytes is written as if the threshold were `guess`, in [low, high].
+template <class Key>
+struct SiftLimits {
+  Key low, guess, high;
+};
+
 // Indexed by the dtype of x. 32-bit keys know no float64.
 template <class Key>
 struct SelectKernels {
-  // Writes the mask key >= high, as bytes or as bits, and counts it; counts the keys in [low, high) and, unless
-  // `places` is null, writes where they are (n + kPlacesSlack).
-  Sifted (*sift[kDtypes])(const void* x, int64_t n, Key low, Key high, bool packed, uint8_t* out, uint16_t* places);
+  // Writes the mask, as bytes key >= guess or as bits key >= high; counts the keys at or above high and those in
+  // [low, high) and, unless `places` is null, writes where the latter are (n + kPlacesSlack).
+  Sifted (*sift[kDtypes])(const void* x, int64_t n, const SiftLimits<Key>& limits, bool packed, uint8_t* out,
+                          uint16_t* places);
   void (*keys[kDtypes])(const void* x, int64_t n, Key* out);
   // The keys at these places.
   void (*pick[kDtypes])(const void* x, const uint16_t* places, int64_t count, Key* out);

@@ -2,8 +2,9 @@
 //
 // A sample of 4 n^(2/3) keys proposes a range of keys, the bracket, that holds the threshold and, where neighbours have
 // nothing in common, 1.5 n^(2/3) keys at most (6 n^(2/3) where they are equal). One pass over the list writes the mask
-// as if all keys of the bracket were off, counts what lies above it and collects what lies within, the candidates, with
-// their places; the threshold is found among those, and they are set one by one, in the list's order.
+// as if the middle of the bracket (of bits, its upper end) were the threshold, counts what lies above the bracket and
+// collects what lies within, the candidates, with their places; the threshold is found among those, and they are set
+// right one by one, in the list's order.
 //
 // Where the sample misled (a bracket beside the threshold, or crowded by equal values), passes that only count divide
 // the range that must hold the threshold by 2048 each, until it holds few enough or is a single key; then comes the
@@ -31,7 +32,7 @@ namespace {
 constexpr int64_t kAll = 1024;                    // up to here all keys are candidates
 constexpr int64_t kRun = 16;                      // neighbours that the sample takes at once: a cache line of float32
 constexpr int64_t kApart = 4;                     // of so many runs one gives a key to the coarse bracket
-constexpr double kSample = 4.0, kCapacity = 8.0;  // in n^(2/3) keys
+constexpr double kSample = 4.0, kCapacity = 8.0;  // in n^(2/3) keys; the sample must find room among candidates
 constexpr double kDeviations = 3.0, kCoarseDeviations = 3.5;
 
 struct Item {
@@ -67,7 +68,7 @@ class Search {
         bracket = {0, bracket.low, above, total_ - above};
       } else if (bracket.within <= capacity_) {
         const Threshold<Key> found = select(keys_.get(), bracket, k);
-        turn_on(found.key, k - found.greater);
+        correct(found.key, k - found.greater, bracket);
         return found.key;
       } else if (bracket.high - bracket.low == 1) {
         turn_on_equals(bracket.low, k - bracket.above);
@@ -108,6 +109,11 @@ class Search {
     }
   }
 
+  // What a mask is written by. Of a single key its end: the mask is written without it.
+  static SiftLimits<Key> limits(const Bracket<Key>& bracket) {
+    return {bracket.low, bracket.high - (bracket.high - bracket.low) / 2, bracket.high};
+  }
+
   int64_t length(size_t chunk) const { return chunks_[chunk].end - chunks_[chunk].begin; }
   static const char* at(const Item& item, const Chunk& chunk) { return item.x + chunk.begin * dtype_size(item.dtype); }
   static uint8_t* mask_of(const Item& item, const Chunk& chunk) {
@@ -116,8 +122,8 @@ class Search {
 
   // The keys of runs of kRun neighbours, one run at a random place in each of as many equal shares of the list (evenly
   // spaced places could fall in step with the rows of a weight). A run costs the cache miss that a single key costs,
-  // and the misses overlap.
-  std::unique_ptr<Key[]> sample(int64_t runs) const {
+  // and the misses overlap. They lie where the candidates will: fresh memory would cost more than reading them does.
+  const Key* sample(int64_t runs) const {
     std::vector<Piece> pieces;
     pieces.reserve(static_cast<size_t>(runs) + chunks_.size());
     const double share = static_cast<double>(total_ - kRun) / static_cast<double>(runs);
@@ -142,13 +148,12 @@ class Search {
         left -= count;
       }
     }
-    std::unique_ptr<Key[]> keys(new Key[static_cast<size_t>(runs * kRun)]);
-    Key* to = keys.get();
+    Key* to = keys_.get();
     for (const Piece& piece : pieces) {
       kernels_.keys[piece.dtype](piece.x, piece.count, to);
       to += piece.count;
     }
-    return keys;
+    return keys_.get();
   }
 
   // A range of keys that holds the k-th largest unless the sample is far from the whole. How far its ranks may be off
@@ -160,7 +165,7 @@ class Search {
     const double portion = static_cast<double>(k) / static_cast<double>(total_);
     const auto runs = static_cast<int64_t>(kSample * two_thirds_ / kRun);
     const int64_t size = runs * kRun;
-    const auto keys = sample(runs);
+    const Key* const keys = sample(runs);
 
     std::vector<Key> apart;
     for (int64_t run = 0; run < runs; run += kApart) apart.push_back(keys[run * kRun]);
@@ -176,8 +181,8 @@ class Search {
     for (int64_t from = 0; from < size; from += kSelectChunk) {
       uint16_t places[kSelectChunk + kPlacesSlack];
       constexpr int dtype = sizeof(Key) == 4 ? kFloat32 : kFloat64;  // the bits of keys are numbers of these keys again
-      const Sifted here = kernels_.sift[dtype](&keys[from], std::min(kSelectChunk, size - from), coarse.low,
-                                               coarse.high, true, &bits[static_cast<size_t>(from / 8)], places);
+      const Sifted here = kernels_.sift[dtype](&keys[from], std::min(kSelectChunk, size - from), limits(coarse), true,
+                                               &bits[static_cast<size_t>(from / 8)], places);
       searched.resize(static_cast<size_t>(found.within + here.within));
       kernels_.pick[dtype](&keys[from], places, here.within, searched.data() + found.within);
       found.above += here.above;
@@ -203,15 +208,16 @@ class Search {
     return independent > 0.0 ? std::max(1.0, (static_cast<double>(squares) - sum * sum / all) / independent) : 1.0;
   }
 
-  // One pass: writes the masks key >= high, counts the keys above and within the bracket and, while they find room,
-  // collects the latter.
+  // One pass: writes the masks, counts the keys above and within the bracket and, while they find room, collects the
+  // latter.
   void sift(Bracket<Key>& bracket) {
+    const SiftLimits<Key> at = limits(bracket);
     std::atomic<int64_t> above{0}, within{0};
     each([&](size_t c, const Item& item, const char* x, int64_t n, uint8_t* mask) {
       uint16_t places[kSelectChunk + kPlacesSlack];
       const bool room = within.load(std::memory_order_relaxed) <= capacity_;
       const Sifted found =
-          kernels_.sift[item.dtype](x, n, bracket.low, bracket.high, item.packed, mask, room ? places : nullptr);
+          kernels_.sift[item.dtype](x, n, at, item.packed, mask, room ? places : nullptr);
       above.fetch_add(found.above, std::memory_order_relaxed);
       const int64_t begin = within.fetch_add(found.within, std::memory_order_relaxed);
       candidates_[c] = {begin, found.within};
@@ -224,8 +230,9 @@ class Search {
     bracket.within = within;
   }
 
-  // Of the collected: those above this key and the first `equals` that are equal to it.
-  void turn_on(Key key, int64_t equals) const {
+  // Of the collected, those above this key and the first `equals` that are equal to it are on.
+  void correct(Key key, int64_t equals, const Bracket<Key>& bracket) const {
+    const Key guess = limits(bracket).guess;
     for (size_t c = 0; c < chunks_.size(); ++c) {
       const Item& item = items_[chunks_[c].tensor];
       uint8_t* mask = mask_of(item, chunks_[c]);
@@ -237,7 +244,7 @@ class Search {
         equals -= equal;
         if (item.packed) {
           mask[places[j] / 8] = static_cast<uint8_t>(mask[places[j] / 8] | on << (places[j] % 8));
-        } else {
+        } else if (on != (keys[j] >= guess)) {
           mask[places[j]] = static_cast<uint8_t>(on);
         }
       }
@@ -254,7 +261,7 @@ class Search {
     each([&](size_t c, const Item& item, const char* x, int64_t n, uint8_t* mask) {
       if (on[c] == 0) return;
       if (on[c] == candidates_[c].count) {
-        kernels_.sift[item.dtype](x, n, key, key, item.packed, mask, nullptr);
+        kernels_.sift[item.dtype](x, n, {key, key, key}, item.packed, mask, nullptr);
       } else {
         kernels_.first[item.dtype](x, n, key, on[c], item.packed, mask);
       }
