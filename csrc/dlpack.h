@@ -1,12 +1,12 @@
-// The part of DLPack's C interface, version 1.3, that direct calls use (https://dmlc.github.io/dlpack): data layouts that
-// every framework keeps. Torch's copy can't be included in code for its stable ABI.
+// The part of DLPack's C interface, version 1.3, that direct calls use (https://dmlc.github.io/dlpack): data layouts
+// that every framework keeps. Torch's copy can't be included in code for its stable ABI.
 #pragma once
 #include <cstdint>
 
 namespace ff::dlpack {
 
 enum : uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBfloat = 4, kBool = 6 };  // DLDataTypeCode
-enum : int32_t { kCpu = 1 };                                                // DLDeviceType
+enum : int32_t { kCpu = 1 };                                                 // DLDeviceType
 
 struct DataType {
   uint8_t code, bits;

@@ -76,8 +76,7 @@ inline int32_t dtype_code(ScalarType type) {
 // Torch sends a call to a GPU as soon as one of its tensors is there; a kernel must not follow the pointers of the
 // others into the memory of another device. A call reaches the CPU only if all its tensors are there.
 template <class T>
-void check_device([[maybe_unused]] const T& t, [[maybe_unused]] const char* op,
-                         [[maybe_unused]] const char* name) {
+void check_device([[maybe_unused]] const T& t, [[maybe_unused]] const char* op, [[maybe_unused]] const char* name) {
 #ifdef __CUDACC__
   int32_t device;
   must(aoti_torch_get_device_type(t.get(), &device));

@@ -41,9 +41,7 @@ class View {
   bool is_contiguous() const { return contiguous_; }
   int32_t dtype_code() const { return code_; }
   size_t element_size() const { return aoti_torch_dtype_element_size(code_); }
-  ScalarType scalar_type() const {
-    return torch::stable::detail::to<ScalarType>(torch::stable::detail::from(code_));
-  }
+  ScalarType scalar_type() const { return torch::stable::detail::to<ScalarType>(torch::stable::detail::from(code_)); }
 
  private:
   // As torch's C interface numbers dtypes; -1 for one that no op takes.
@@ -96,9 +94,7 @@ template <auto op>
 struct Boxed;
 template <class... Parameters, void (*op)(Parameters...)>
 struct Boxed<op> {
-  static void call(typename Dispatched<Parameters>::type... values) {
-    op(Dispatched<Parameters>::viewed(values)...);
-  }
+  static void call(typename Dispatched<Parameters>::type... values) { op(Dispatched<Parameters>::viewed(values)...); }
 };
 
 }  // namespace ff

@@ -1,9 +1,9 @@
 """Calls of the CPU ops that don't go through torch's dispatcher.
 
-A call of 16 elements takes the dispatcher 1.2 to 2.8 us, in what it costs to box the arguments and to find one function by their
-device; ``csrc/host/direct.cpp`` asks the tensors itself, through the C interface that torch offers other libraries (DLPack's exchange
-interface), and takes 0.2 us. It's the same op. Whatever torch might want to see goes the dispatcher's way as before: modes, a
-profiler, autograd, subclasses of tensor, other devices.
+Torch takes 1.2 to 2.8 us for a call of 16 elements, to box the arguments and to find one function by their device.
+``csrc/host/direct.cpp`` asks the tensors itself, through the C interface that torch offers other libraries (DLPack's exchange
+interface); a call is then half as long or less (the table of calls in benchmarks/README.md). It's the same op. Whatever torch might
+want to see goes the dispatcher's way as before: modes, a profiler, autograd, subclasses of tensor, other devices.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _offered() -> dict[str, Callable[..., Any]]:
         )
         return host.direct_ops(
             str(backend.library("cpu")),
-            torch.Tensor.__dlpack_c_exchange_api__,  # type: ignore[attr-defined]
+            torch.Tensor.__dlpack_c_exchange_api__,
             torch.Tensor,
             torch.nn.Parameter,
             torch._C.TensorBase.__dict__["requires_grad"],

@@ -1,5 +1,5 @@
-// The CPU library's end of direct calls (csrc/direct_call.h): an op over views becomes one entry of the list that the Python
-// side reads when it starts.
+// The CPU library's end of direct calls (csrc/direct_call.h): an op over views becomes one entry of the list that the
+// Python side reads when it starts.
 #pragma once
 #include <array>
 #include <new>
@@ -137,8 +137,8 @@ struct DirectRegistration {
 }  // namespace ff
 
 #define FF_DIRECT_NAME_(line) direct_at_##line
-#define FF_DIRECT_NAME(line) FF_DIRECT_NAME_(line)
+#define FF_DIRECT_NAME(line)  FF_DIRECT_NAME_(line)
 // FF_DIRECT("name", op, indices of the parameters that it changes)
-#define FF_DIRECT(name, ...)                                                            \
-  const ::ff::DirectRegistration FF_DIRECT_NAME(__LINE__)(                              \
+#define FF_DIRECT(name, ...)                               \
+  const ::ff::DirectRegistration FF_DIRECT_NAME(__LINE__)( \
       {name, ::ff::Direct<__VA_ARGS__>::signature.data(), &::ff::Direct<__VA_ARGS__>::call})

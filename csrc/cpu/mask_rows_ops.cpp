@@ -171,6 +171,4 @@ FF_DIRECT("neuron_stats", &neuron_stats_direct);
 }  // namespace
 }  // namespace ff
 
-STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) {
-  m.impl("neuron_stats", FF_BOX(&ff::neuron_stats));
-}
+STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) { m.impl("neuron_stats", FF_BOX(&ff::neuron_stats)); }

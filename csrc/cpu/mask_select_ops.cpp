@@ -216,8 +216,7 @@ class Search {
     each([&](size_t c, const Item& item, const char* x, int64_t n, uint8_t* mask) {
       uint16_t places[kSelectChunk + kPlacesSlack];
       const bool room = within.load(std::memory_order_relaxed) <= capacity_;
-      const Sifted found =
-          kernels_.sift[item.dtype](x, n, at, item.packed, mask, room ? places : nullptr);
+      const Sifted found = kernels_.sift[item.dtype](x, n, at, item.packed, mask, room ? places : nullptr);
       above.fetch_add(found.above, std::memory_order_relaxed);
       const int64_t begin = within.fetch_add(found.within, std::memory_order_relaxed);
       candidates_[c] = {begin, found.within};
@@ -302,8 +301,7 @@ double select_and_write(const std::vector<Item>& items, const std::vector<View>&
   }
 }
 
-void saliency_mask(const std::vector<View>& xs, int64_t k, const std::vector<View>& masks,
-                   const View& threshold) {
+void saliency_mask(const std::vector<View>& xs, int64_t k, const std::vector<View>& masks, const View& threshold) {
   constexpr const char* op = "saliency_mask";
   if (masks.size() != xs.size()) {
     fail("fastforget.", op, ": ", xs.size(), " xs and ", masks.size(), " masks; the numbers must agree");

@@ -196,8 +196,7 @@ void rmia_counts_direct(Outputs& outputs, const View& ratio_x, const View& ratio
   const View counts = outputs.vector(ScalarType::Long, ratio_x.numel());
   if (counts.numel() == 0) return;
   const std::vector<double> gammas{gamma};
-  const CountJob job = {1,      ratio_x.numel(), ratio_z.numel(),
-                        gammas, strict,          static_cast<int64_t*>(counts.data_ptr())};
+  const CountJob job = {1, ratio_x.numel(), ratio_z.numel(), gammas, strict, static_cast<int64_t*>(counts.data_ptr())};
   if (is_double) {
     count_rows<int64_t>(job, ratio_x.data_ptr(), ratio_z.data_ptr());
   } else {
@@ -266,8 +265,7 @@ void vote(const View& ratio_x, const View& ratio_z, double gamma, bool strict, i
   });
 }
 
-void rmia_vote(const View& ratio_x, const View& ratio_z, double gamma, bool strict,
-               const View& counts) {
+void rmia_vote(const View& ratio_x, const View& ratio_z, double gamma, bool strict, const View& counts) {
   constexpr const char* kOp = "rmia_vote";
   const int is_double = wide(ratio_x, kOp, "ratio_x");
   const ScalarType type = ratio_x.scalar_type();
@@ -288,7 +286,6 @@ void rmia_vote(const View& ratio_x, const View& ratio_z, double gamma, bool stri
 }
 
 // ---- roc_bootstrap --------------------------------------------------------------------------------------------------
-
 
 template <class Score>
 std::vector<typename KeyOf<Score>::type> sorted_side(const View& side) {

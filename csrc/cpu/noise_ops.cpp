@@ -67,8 +67,8 @@ void noise_list(const std::vector<View>& xs, const std::vector<double>* mean, co
   });
 }
 
-void normal_(const std::vector<View>& xs, const std::vector<double>& mean, const std::vector<double>& std,
-             int64_t seed, int64_t stream, int64_t step, const std::vector<int64_t>& start) {
+void normal_(const std::vector<View>& xs, const std::vector<double>& mean, const std::vector<double>& std, int64_t seed,
+             int64_t stream, int64_t step, const std::vector<int64_t>& start) {
   noise_list(xs, &mean, std, seed, stream, step, start, "normal_");
 }
 
@@ -79,8 +79,8 @@ void add_normal_(const std::vector<View>& xs, const std::vector<double>& std, in
 
 // grads may be empty (no gradient term); std_elements, if not empty, replaces std.
 void perturb_step_(const std::vector<View>& params, const std::vector<View>& grads, double lr,
-                   const std::vector<double>& std, const std::vector<View>& std_elements, int64_t seed,
-                   int64_t stream, int64_t step, const std::vector<int64_t>& start) {
+                   const std::vector<double>& std, const std::vector<View>& std_elements, int64_t seed, int64_t stream,
+                   int64_t step, const std::vector<int64_t>& start) {
   constexpr const char* kOp = "perturb_step_";
   check_none_or_each(grads, params.size(), kOp, "grads");
   check_none_or_each(std_elements, params.size(), kOp, "std_elements");

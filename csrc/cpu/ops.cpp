@@ -160,9 +160,9 @@ void run_step(int dtype, const View& x, const View& grad, const View& exp_avg, c
   }
 }
 
-void error_max_step_(const View& x, const View& grad, const View& exp_avg, const View& exp_avg_sq,
-                     const View& sum_sq, int64_t step, double lr, double beta1, double beta2, double eps, double l2,
-                     double clamp_min, double clamp_max) {
+void error_max_step_(const View& x, const View& grad, const View& exp_avg, const View& exp_avg_sq, const View& sum_sq,
+                     int64_t step, double lr, double beta1, double beta2, double eps, double l2, double clamp_min,
+                     double clamp_max) {
   const int dtype = check_step(x, grad, exp_avg, exp_avg_sq, step);
   check_layout(sum_sq, sum_type(dtype), 1, "error_max_step_", "sum_sq");
   run_step(dtype, x, grad, exp_avg, exp_avg_sq, sum_sq, step, {lr, beta1, beta2, eps, l2, clamp_min, clamp_max});

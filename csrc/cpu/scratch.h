@@ -10,7 +10,8 @@ namespace ff {
 class ScratchMemory {
  public:
   explicit ScratchMemory(int64_t bytes)
-      : far_(static_cast<size_t>(bytes) <= sizeof(near_) ? nullptr : ::operator new(static_cast<size_t>(bytes), kLine)) {}
+      : far_(static_cast<size_t>(bytes) <= sizeof(near_) ? nullptr
+                                                         : ::operator new(static_cast<size_t>(bytes), kLine)) {}
   ScratchMemory(const ScratchMemory&) = delete;
   ScratchMemory& operator=(const ScratchMemory&) = delete;
   ~ScratchMemory() {

@@ -1,4 +1,5 @@
-// The Python side of direct calls (csrc/direct_call.h): what is asked of a call's arguments, and how they are handed over.
+// The Python side of direct calls (csrc/direct_call.h): what is asked of a call's arguments, and how they are handed
+// over.
 //
 // A direct call is refused, without a word, wherever torch might want to see it (a mode, a profiler, tracing, autograd,
 // a subclass of tensor) or where an argument is not of the plainest kind: the caller then goes the way that torch sees,
@@ -78,7 +79,12 @@ class Maker {
     managed->version = torch_side.exchange->version;
     managed->deleter = free_made;
     managed->tensor = {reinterpret_cast<void*>((end + kLine - 1) / kLine * kLine),
-                       {dlpack::kCpu, 0}, dims, type, shape, shape + dims, 0};
+                       {dlpack::kCpu, 0},
+                       dims,
+                       type,
+                       shape,
+                       shape + dims,
+                       0};
     static_cast<Maker*>(maker)->made_.push_back(managed);
     return &managed->tensor;
   }
@@ -320,9 +326,8 @@ PyObject* direct_ops(PyObject*, PyObject* arguments) {
   }
 
   void* loaded = dlopen(library, RTLD_LAZY | RTLD_LOCAL);
-  auto* const find = loaded == nullptr
-                         ? nullptr
-                         : reinterpret_cast<const DirectOps* (*)()>(dlsym(loaded, kDirectSymbol));
+  auto* const find =
+      loaded == nullptr ? nullptr : reinterpret_cast<const DirectOps* (*)()>(dlsym(loaded, kDirectSymbol));
   if (find == nullptr) return PyErr_Format(PyExc_ImportError, "%s has no direct ops", library);
   const DirectOps& ops = *find();
   if (ops.version != kDirectVersion) return PyErr_Format(PyExc_ImportError, "%s is of another build", library);
@@ -334,7 +339,8 @@ PyObject* direct_ops(PyObject*, PyObject* arguments) {
   for (PyObject* object : side.watching) Py_INCREF(object);
   torch_side = side;
   static PyMethodDef method = {"direct_op", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_op)),
-                               METH_FASTCALL, "One op, called directly: what it returns, True, or None where it is refused."};
+                               METH_FASTCALL,
+                               "One op, called directly: what it returns, True, or None where it is refused."};
   PyObject* found = PyDict_New();
   for (size_t i = 0; found != nullptr && i < ops.count; ++i) {
     PyObject* self = PyCapsule_New(const_cast<DirectOp*>(&ops.ops[i]), kOpName, nullptr);

@@ -58,7 +58,14 @@ def _masks(masks: Masks, params: list[Tensor], factors: bool) -> list[Tensor]:
     return found
 
 
-def _short(op: Callable[..., Any], params: Tensor | Sequence[Tensor], grads: Any, masks: Masks, states: tuple[Any, ...], numbers: Any) -> bool:
+def _short(
+    op: Callable[..., Any],
+    params: Tensor | Sequence[Tensor],
+    grads: Tensor | Sequence[Tensor],
+    masks: Masks,
+    states: tuple[Any, ...],
+    numbers: tuple[float, ...],
+) -> bool:
     """Whether the op took the call as it is. ``states``: what changes beside the parameters."""
     if not arg.short():
         return False
