@@ -129,6 +129,10 @@ class Call {
         return false;
       }
     }
+    if (!singles_.empty() && any_negated()) {
+      PyErr_Clear();
+      return false;
+    }
     return true;
   }
 
@@ -162,9 +166,7 @@ class Call {
     int64_t elements = 1;
     for (int32_t d = 0; d < view.ndim; ++d) elements *= view.shape[d];
     elements_ += elements;
-    // DLPack doesn't show torch's bit for lazy negation. Only views of complex tensors have it, and those are
-    // contiguous only where they have one element.
-    if (elements == 1 && is_true(PyObject_CallOneArg(torch_side.is_neg, object))) return false;
+    if (elements == 1) singles_.push_back(object);
     return !grad_enabled_ || !is_true(torch_side.requires_grad->get(object, torch_side.requires_grad->closure));
   }
 
@@ -226,9 +228,20 @@ class Call {
     }
   }
 
-  // While the op runs without Python's lock, another thread could empty a list and free what was in it; the arguments
+  // DLPack doesn't show torch's bit for lazy negation. Only views of complex tensors have it, and those are contiguous
+  // only where they have one element.
+  bool any_negated() {
+    if (!keep_lists()) return true;  // torch lets go of the lock while it answers
+    for (PyObject* tensor : singles_) {
+      if (is_true(PyObject_CallOneArg(torch_side.is_neg, tensor))) return true;
+    }
+    return false;
+  }
+
+  // Where Python's lock is let go of, another thread could empty a list and free what was in it; the arguments
   // themselves are the caller's to keep.
   bool keep_lists() {
+    if (!kept_.empty()) return true;
     for (PyObject* list : lists_) {
       PyObject* tuple = PyList_AsTuple(list);
       if (tuple == nullptr) return false;
@@ -276,7 +289,7 @@ class Call {
   std::pmr::vector<size_t> lengths_{&memory_};
   std::pmr::vector<double> doubles_{&memory_};
   std::pmr::vector<int64_t> integers_{&memory_};
-  std::pmr::vector<PyObject*> lists_{&memory_}, changed_{&memory_};
+  std::pmr::vector<PyObject*> lists_{&memory_}, changed_{&memory_}, singles_{&memory_};
   std::vector<PyObject*> kept_;
   Maker maker_;
   int64_t elements_ = 0;
