@@ -23,6 +23,7 @@ namespace {
 
 // Above this many classes the transposed block leaves the L1 cache, and whole rows are the better vectors.
 constexpr int64_t kTransposedClasses = 256;
+constexpr int kBlocks = 2;              // of W rows each at a time, where rows are transposed
 constexpr int64_t kGroupFloats = 8192;  // exponentials of one group of long rows
 constexpr int kIntoL2 = 2;              // of a prefetch
 // Classes summed before the partial sum joins the total; that keeps the rounding of long sums down.
@@ -153,10 +154,19 @@ FF_INLINE Vec gather_labels(const ScoreJob& job, int64_t row, int64_t count) {
 
 // ---- few classes: one row per lane ----------------------------------------------------------------------------------
 
+// A block of rows between the steps of score_transposed.
+struct Block {
+  int64_t row, count;
+  float* column;  // its exponentials, [classes, W]
+  Rows rows;
+  Vec mass, moment, surprise;
+  Middle middle;
+};
+
 template <class S>
-FF_INLINE void score_transposed(const ScoreJob& job, int64_t row, int64_t count, const Exp& exp, double inverse_t,
-                                float* column) {
-  const int64_t classes = job.classes;
+FF_INLINE void sum_columns(const ScoreJob& job, Block& b, const Exp& exp) {
+  const int64_t classes = job.classes, row = b.row, count = b.count;
+  float* column = b.column;
   const S* logits = static_cast<const S*>(job.logits);
   // A block of W columns may run past the end of its row into the next ones, but not past the last.
   const bool inside = count == W && (row + W - 1) * classes + rounded_up(classes) <= job.rows * classes;
@@ -177,11 +187,11 @@ FF_INLINE void score_transposed(const ScoreJob& job, int64_t row, int64_t count,
 
   Top top = {splat(-kInf), splat(-kInf)};
   for (int64_t c = 0; c < classes; ++c) top.add(load_vec(column + c * W));
-  const Rows rows = {top.first, top.second, gather_labels<S>(job, row, count)};
+  b.rows = {top.first, top.second, gather_labels<S>(job, row, count)};
 
   // The memory would be idle until the next rows' turn comes: they are fetched meanwhile.
-  const S* next = logits + (row + W) * classes;
-  const Vec reference = rows.reference(), low = splat(exp.low), zero = {};
+  const S* next = logits + (row + kBlocks * W) * classes;
+  const Vec reference = b.rows.reference(), low = splat(exp.low), zero = {};
   Vec mass = {}, moment = {};
   for (int64_t block = 0; block < classes; block += kColumnSumBlock) {
     const int64_t end = block + kColumnSumBlock < classes ? block + kColumnSumBlock : classes;
@@ -197,15 +207,42 @@ FF_INLINE void score_transposed(const ScoreJob& job, int64_t row, int64_t count,
     mass += block_mass;
     moment += block_moment;
   }
-  const Middle m = middle(rows, mass, moment, inverse_t);
-  Vec surprise = {};
+  b.mass = mass;
+  b.moment = moment;
+}
+
+FF_INLINE void sum_surprise(int64_t classes, Block& b) {
+  b.surprise = Vec{};
   for (int64_t block = 0; block < classes; block += kColumnSumBlock) {
     const int64_t end = block + kColumnSumBlock < classes ? block + kColumnSumBlock : classes;
     Vec sum = {};
-    for (int64_t c = block; c < end; ++c) sum = add_surprise(load_vec(column + c * W) * m.to_probability, sum);
-    surprise += sum;
+    for (int64_t c = block; c < end; ++c) {
+      sum = add_surprise(load_vec(b.column + c * W) * b.middle.to_probability, sum);
+    }
+    b.surprise += sum;
   }
-  finish<S>(job, row, count, rows, mass, m, surprise, inverse_t);
+}
+
+// Rows [row, end), at most kBlocks * W. Step by step for all blocks: what lies between the sums is one long chain of
+// operations that wait for each other, and the chains of several blocks overlap.
+template <class S>
+FF_INLINE void score_transposed(const ScoreJob& job, int64_t row, int64_t end, const Exp& exp, double inverse_t,
+                                float* columns) {
+  Block blocks[kBlocks];
+  int used = 0;
+  for (; row < end; row += W, ++used) {
+    Block& b = blocks[used];
+    b.row = row;
+    b.count = end - row < W ? end - row : W;
+    b.column = columns + used * W * rounded_up(job.classes);
+    sum_columns<S>(job, b, exp);
+  }
+  for (int i = 0; i < used; ++i) blocks[i].middle = middle(blocks[i].rows, blocks[i].mass, blocks[i].moment, inverse_t);
+  for (int i = 0; i < used; ++i) sum_surprise(job.classes, blocks[i]);
+  for (int i = 0; i < used; ++i) {
+    const Block& b = blocks[i];
+    finish<S>(job, b.row, b.count, b.rows, b.mass, b.middle, b.surprise, inverse_t);
+  }
 }
 
 // ---- many classes: lanes along the row ------------------------------------------------------------------------------
@@ -327,8 +364,8 @@ void score_rows(const ScoreJob& job, int64_t begin, int64_t end, void* scratch) 
     const double inverse_t = 1.0 / job.temperature;
     float* values = static_cast<float*>(scratch);
     if (job.classes <= kTransposedClasses) {
-      for (int64_t row = begin; row < end; row += W) {
-        score_transposed<S>(job, row, end - row < W ? end - row : W, exp, inverse_t, values);
+      for (int64_t row = begin; row < end; row += kBlocks * W) {
+        score_transposed<S>(job, row, end - row < kBlocks * W ? end : row + kBlocks * W, exp, inverse_t, values);
       }
     } else {
       const int64_t step = group_rows(job.classes);
@@ -340,7 +377,7 @@ void score_rows(const ScoreJob& job, int64_t begin, int64_t end, void* scratch) 
 }
 
 int64_t scratch_bytes(int64_t classes) {
-  const int64_t rows = classes <= kTransposedClasses ? W : group_rows(classes);
+  const int64_t rows = classes <= kTransposedClasses ? kBlocks * W : group_rows(classes);
   const int64_t vectors = rows * rounded_up(classes) * static_cast<int64_t>(sizeof(float));
   const int64_t doubles = classes * static_cast<int64_t>(sizeof(double));
   return vectors > doubles ? vectors : doubles;
