@@ -46,8 +46,8 @@ def _alike(xs: list[Tensor], like: list[Tensor]) -> bool:
 
 
 def _dense(x: Tensor) -> bool:
-    """Whether a kernel may read its memory as it is: in order, and no lazily negated view of a complex tensor."""
-    return x.is_contiguous() and not x.is_neg()
+    """Whether a kernel may read its memory as it is: in order, and no lazily negated view of a complex tensor (tracing can't ask)."""
+    return x.is_contiguous() and (_is_compiling() or not x.is_neg())
 
 
 def _all_dense(xs: list[Tensor]) -> bool:
