@@ -20,10 +20,10 @@ from . import backend
 increment_version = getattr(torch._C, "_increment_version", torch.autograd.graph.increment_version)
 
 
-def _offered() -> dict[str, Callable[..., Any]]:
-    """The ops by name; none where a part is missing or torch has no such interface."""
+def _offered() -> tuple[dict[str, Callable[..., Any]], str | None]:
+    """The ops by name, or none and the reason."""
     if not backend.native_cpu:
-        return {}
+        return {}, "the compiled CPU ops are not loaded"
     try:
         host = importlib.import_module("fastforget._host")
         watching = (
@@ -31,7 +31,7 @@ def _offered() -> dict[str, Callable[..., Any]]:
             torch._C._is_torch_function_mode_enabled,
             torch._C._autograd._profiler_enabled,
         )
-        return host.direct_ops(
+        found = host.direct_ops(
             str(backend.library("cpu")),
             torch.Tensor.__dlpack_c_exchange_api__,
             torch.Tensor,
@@ -42,15 +42,18 @@ def _offered() -> dict[str, Callable[..., Any]]:
             increment_version,
             watching,
         )
-    except (ImportError, AttributeError, KeyError):
-        return {}
+    except ImportError as error:
+        return {}, f"the host part is not built or does not load: {error}"
+    except (AttributeError, KeyError) as error:
+        return {}, f"torch {torch.__version__} has no such interface: {error}"
+    return found, None
 
 
 def _refused(*_: Any) -> None:
     """In the place of an op that can't be called directly."""
 
 
-OPS = _offered()
+OPS, WHY_NOT = _offered()
 
 
 def op(name: str) -> Callable[..., Any]:

@@ -33,7 +33,8 @@ def test_what_can_be_called_directly():
 
 def test_where_torch_has_no_such_interface_nothing_is_offered(monkeypatch):
     monkeypatch.delattr(torch.Tensor, "__dlpack_c_exchange_api__")
-    assert _direct._offered() == {}
+    found, reason = _direct._offered()
+    assert found == {} and "no such interface" in reason
     assert _direct._refused(torch.zeros(3), 1.0) is None
 
 
