@@ -44,15 +44,18 @@ first, in which the bars against plain PyTorch were set. A bar that holds only t
 either state blocks over 32 MiB come fresh unless an earlier case left a hole as large, so that the eager times of
 the largest cases differ from run to run by up to three times.
 
-Why bars are missed, as far as we know: small cases (64K, 20x3x32x32, 64x576, 1000x10, the calls) by what a call costs before any
-work, which the table of calls shows. Ops that do nothing take, entered from Python like ours: 1.7 us with the arguments of
-`error_max_step_` and its one result; 1.2 us with those of `membership_scores`, 2.8 us where seven tensors come back; 37 us with
-`dampen_`'s three lists of 161 tensors, and 6 us more to tell autograd that one list changed. The step at AVX2 by the divider: a
-division and a square root alone take 0.2 ns an element, where the bar leaves 0.25 (a kernel of nothing else, timed). Rows that are all
-on: `addcmul_` is about at the limit itself. `saliency_mask` against numpy's partition: for ResNet-18 that takes 20 ms here and took 114
-on the machine that the bars come from; our own bar, in time an element, holds. `lira_stats` at 16 models: the ratio, which reads the
-moments again, takes a fifth of the time and the call itself a seventh; at AVX2 it is bound by its 16 to 18 instructions for 8 scores
-(counted). `dampen_` on ResNet-18's list, 8 to 11 % over its bar: not understood.
+What a call costs is measured inside `torch.no_grad()`, as in-place work on parameters needs; outside of it each tensor is asked whether
+it requires grad, 10 us more for `dampen_`'s three lists of 161. By torch's dispatcher (`dispatched` below) the same calls take longer:
+an op that does nothing took 1.7 us with the arguments of `error_max_step_`, and 37 us with those three lists.
+
+Why bars are missed, as far as we know. `dampen_` 64K and `error_max_step_` 20x3x32x32 at AVX2: by the arithmetic. Loops of nothing else,
+without a call, took 6.7 us of the 7.3 that the bar leaves and 14.3 of 15.9; an approximate root with a Newton step took longer (18.8),
+and fetching ahead gained nothing. `dampen_` 1M and the step against `torch.compile`: all three are at the memory's limit, which differs
+by a few per cent from run to run. `dampen_` on ResNet-18's list: 1.05 to 1.18 of its limit in four runs, where a flat tensor of as many
+elements takes 1.01 to 1.08; not understood. `saliency_mask` against numpy's partition: for ResNet-18 that takes 20 ms here and took 114
+on the machine that the bars come from; our own bar, in time an element, holds, and half of our time is the one read of the list.
+`lira_stats` at 16 models: the ratio, which reads the moments again, takes a fifth of the time; at AVX2 it is bound by its 16 to 18
+instructions for 8 scores (counted).
 """
 
 
@@ -68,7 +71,7 @@ bash benchmarks/gpu.sh OUT                            # build, tests and times o
 FORMS = """
 `prealloc` writes into a buffer made before; `foreach` uses torch's multi-tensor calls; `fused` is
 Adam(fused=True); `adam_only` leaves out UNSIR's penalty (less work: a bound, not an equal); `sort` sorts the
-values of each side and searches ranks.
+values of each side and searches ranks; `dispatched` calls the op by `torch.ops`, `op` and `public` as the case says.
 """
 
 

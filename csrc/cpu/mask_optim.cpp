@@ -96,8 +96,8 @@ FF_INLINE void sgd_values(C* p, const C* grad, C* buffer, const Lane<C>* on, con
   }
 }
 
-// sgd_values of a step that has nothing but a learning rate, to the same bits: `rate` is minus_lr times a factor of 1 or
-// -1. The loop above has three times the instructions, and so fewer loads under way at a time: a tenth of the time.
+// sgd_values of a step that has nothing but a learning rate, to the same bits: `rate` is minus_lr times a factor of 1
+// or -1. The loop above has three times the instructions, and so fewer loads under way at a time: a tenth of the time.
 template <class C>
 FF_INLINE void plain_sgd_values(C* p, const C* grad, int64_t n, C rate) {
 #pragma omp simd
@@ -184,7 +184,8 @@ struct SgdRange {
     }
   }
 
-  __attribute__((always_inline)) int64_t vectors(const OptimMask& mask, int64_t at, int64_t n) const {
+  __attribute__((always_inline)) int64_t vectors([[maybe_unused]] const OptimMask& mask, [[maybe_unused]] int64_t at,
+                                                 [[maybe_unused]] int64_t n) const {
 #if defined(FF_HAS_FLOATS)
     if constexpr (__is_same(S, float)) {
       const uint8_t* data = static_cast<const uint8_t*>(mask.data);
