@@ -48,14 +48,12 @@ What a call costs is measured inside `torch.no_grad()`, as in-place work on para
 it requires grad, 10 us more for `dampen_`'s three lists of 161. By torch's dispatcher (`dispatched` below) the same calls take longer:
 an op that does nothing took 1.7 us with the arguments of `error_max_step_`, and 37 us with those three lists.
 
-Why bars are missed, as far as we know. `dampen_` 64K and `error_max_step_` 20x3x32x32 at AVX2: by the arithmetic. Loops of nothing else,
-without a call, took 6.7 us of the 7.3 that the bar leaves and 14.3 of 15.9; an approximate root with a Newton step took longer (18.8),
-and fetching ahead gained nothing. `dampen_` 1M and the step against `torch.compile`: all three are at the memory's limit, which differs
-by a few per cent from run to run. `dampen_` on ResNet-18's list: 1.05 to 1.18 of its limit in four runs, where a flat tensor of as many
-elements takes 1.01 to 1.08; not understood. `saliency_mask` against numpy's partition: for ResNet-18 that takes 20 ms here and took 114
-on the machine that the bars come from; our own bar, in time an element, holds, and half of our time is the one read of the list.
-`lira_stats` at 16 models: the ratio, which reads the moments again, takes a fifth of the time; at AVX2 it is bound by its 16 to 18
-instructions for 8 scores (counted).
+Why bars are missed, as far as we know. At AVX2, by the arithmetic of 8 lanes, where the memory is not busy with others' work: loops of
+nothing else, without a call, took 6.7 us for `dampen_` 64K, of the 7.3 that the bar leaves, and 14.3 for `error_max_step_` 20x3x32x32, of
+15.9; an approximate root with a Newton step took longer (18.8), and fetching ahead gained nothing. Against `torch.compile` `dampen_` 1M and
+the largest step are at the memory's limit. `saliency_mask` against numpy's partition, 10x, is met by little: that takes 20 ms here and
+took 114 on the machine that the bars come from, and half of our time is the one read of the list. `lira_stats` at 16 models: the ratio,
+which reads the moments again, takes a fifth of the time; at AVX2 it is bound by its 16 to 18 instructions for 8 scores (counted).
 """
 
 
@@ -84,6 +82,7 @@ def _machine_lines(result: dict[str, Any]) -> list[str]:
         f"fastforget {m['fastforget']}, {m['compiler']}, instruction sets {', '.join(s['isas'])}",
         f"{m['date']}, {s['threads']} thread(s), {s['clock']}, {s['placements']} placements, "
         f"load {m['load_before']} before, {m.get('load_after')} after",
+        *result.get("notes", []),
     ]
 
 
