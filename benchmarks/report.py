@@ -69,7 +69,7 @@ bash benchmarks/gpu.sh OUT                            # build, tests and times o
 FORMS = """
 `prealloc` writes into a buffer made before; `foreach` uses torch's multi-tensor calls; `fused` is
 Adam(fused=True); `adam_only` leaves out UNSIR's penalty (less work: a bound, not an equal); `sort` sorts the
-values of each side and searches ranks; `dispatched` calls the op by `torch.ops`, `op` and `public` as the case says.
+values of each side and searches ranks; `dispatched`, and `op` of `neuron_stats`, call the op by `torch.ops`.
 """
 
 

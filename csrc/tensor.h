@@ -41,7 +41,6 @@ class Tensor {
   operator torch::stable::Tensor() const { return torch::stable::Tensor(duplicate(handle_)); }  // and what they take
 
   AtenTensorHandle get() const { return handle_; }
-  AtenTensorHandle release() noexcept { return std::exchange(handle_, nullptr); }
   void* data_ptr() const { return ask<void*>(aoti_torch_get_data_ptr); }
   int64_t numel() const { return ask<int64_t>(aoti_torch_get_numel); }
   int64_t dim() const { return ask<int64_t>(aoti_torch_get_dim); }

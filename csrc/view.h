@@ -11,7 +11,6 @@ namespace ff {
 
 class View {
  public:
-  View() = default;
   View(const Tensor& t)  // NOLINT: what a dispatched call has
       : data_(t.data_ptr()),
         sizes_(t.sizes()),
@@ -61,11 +60,11 @@ class View {
     }
   }
 
-  void* data_ = nullptr;
-  const int64_t* sizes_ = nullptr;
-  int64_t dims_ = 0, numel_ = 0;
-  int32_t code_ = -1;
-  bool contiguous_ = false;
+  void* data_;
+  const int64_t* sizes_;
+  int64_t dims_, numel_;
+  int32_t code_;
+  bool contiguous_;
 };
 
 // How torch's dispatcher reaches an op that takes views: what it boxes are tensors.

@@ -43,7 +43,7 @@ def _offered() -> tuple[dict[str, Callable[..., Any]], str | None]:
             watching,
         )
     except ImportError as error:
-        return {}, f"the host part is not built or does not load: {error}"
+        return {}, str(error)
     except (AttributeError, KeyError) as error:
         return {}, f"torch {torch.__version__} has no such interface: {error}"
     return found, None

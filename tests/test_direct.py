@@ -122,6 +122,12 @@ def test_a_direct_call_is_the_op(name, lists, dtype):
         assert all(torch.equal(a, b) for a, b in zip(flat(direct), flat(inputs), strict=True))
 
 
+def test_an_exchange_of_another_kind_is_a_reason_and_no_error(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "__dlpack_c_exchange_api__", object())
+    found, reason = _direct._offered()
+    assert found == {} and "not of the kind expected" in reason
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_list_of_one_may_be_given_as_the_thing_itself(name):
     alone, _, _ = call(name, lists=False)
@@ -187,24 +193,22 @@ def test_autograd_is_asked_about_every_tensor(name):
         t.requires_grad_(False)
 
 
-class Seen(TorchDispatchMode):
+class Seeing:
     def __init__(self):
         super().__init__()
         self.names = []
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def see(self, function, types, args=(), kwargs=None):
         self.names.append(str(function))
         return function(*args, **(kwargs or {}))
 
 
-class SeenFunctions(TorchFunctionMode):
-    def __init__(self):
-        super().__init__()
-        self.names = []
+class Seen(Seeing, TorchDispatchMode):
+    __torch_dispatch__ = Seeing.see
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        self.names.append(str(function))
-        return function(*args, **(kwargs or {}))
+
+class SeenFunctions(Seeing, TorchFunctionMode):
+    __torch_function__ = Seeing.see
 
 
 def public(x):

@@ -43,6 +43,14 @@ class Outputs {
 struct Taking {
   DirectArguments left;
   Outputs& outputs;
+
+  // The next list, of arguments that lie at `from`.
+  template <class Value, class Given>
+  std::vector<Value> list(const Given*& from) {
+    const Given* first = from;
+    from += *left.lengths++;
+    return std::vector<Value>(first, from);
+  }
 };
 
 template <class Parameter>
@@ -60,14 +68,7 @@ struct Taken<const View&> {
 template <>
 struct Taken<const std::vector<View>&> {
   static constexpr char letter = 'l';
-  static std::vector<View> next(Taking& from) {
-    const dlpack::Tensor* first = from.left.tensors;
-    from.left.tensors += *from.left.lengths++;
-    std::vector<View> views;
-    views.reserve(static_cast<size_t>(from.left.tensors - first));
-    for (; first != from.left.tensors; ++first) views.emplace_back(*first);
-    return views;
-  }
+  static std::vector<View> next(Taking& from) { return from.list<View>(from.left.tensors); }
 };
 template <>
 struct Taken<double> {
@@ -87,18 +88,12 @@ struct Taken<bool> {
 template <>
 struct Taken<const std::vector<double>&> {
   static constexpr char letter = 'D';
-  static std::vector<double> next(Taking& from) {
-    const double* first = from.left.doubles;
-    return {first, from.left.doubles += *from.left.lengths++};
-  }
+  static std::vector<double> next(Taking& from) { return from.list<double>(from.left.doubles); }
 };
 template <>
 struct Taken<const std::vector<int64_t>&> {
   static constexpr char letter = 'I';
-  static std::vector<int64_t> next(Taking& from) {
-    const int64_t* first = from.left.integers;
-    return {first, from.left.integers += *from.left.lengths++};
-  }
+  static std::vector<int64_t> next(Taking& from) { return from.list<int64_t>(from.left.integers); }
 };
 
 // `changed`: which of the parameters, Outputs not counted, are tensors or lists that the op writes to.

@@ -165,6 +165,14 @@ void count_rows(const CountJob& job, const void* x, const void* z) {
   }
 }
 
+void count(const CountJob& job, int is_double, const View& ratio_x, const View& ratio_z) {
+  if (is_double) {
+    count_rows<int64_t>(job, ratio_x.data_ptr(), ratio_z.data_ptr());
+  } else {
+    count_rows<int32_t>(job, ratio_x.data_ptr(), ratio_z.data_ptr());
+  }
+}
+
 void rmia_counts(const View& ratio_x, const View& ratio_z, const std::vector<double>& gammas, bool strict,
                  const View& counts) {
   constexpr const char* kOp = "rmia_counts";
@@ -178,11 +186,7 @@ void rmia_counts(const View& ratio_x, const View& ratio_z, const std::vector<dou
   const CountJob job = {rows,   ratio_x.size(1), ratio_z.size(1),
                         gammas, strict,          static_cast<int64_t*>(counts.data_ptr())};
   if (counts.numel() == 0) return;
-  if (is_double) {
-    count_rows<int64_t>(job, ratio_x.data_ptr(), ratio_z.data_ptr());
-  } else {
-    count_rows<int32_t>(job, ratio_x.data_ptr(), ratio_z.data_ptr());
-  }
+  count(job, is_double, ratio_x, ratio_z);
 }
 
 // Of one row, [N] and [Z], and one gamma.
@@ -197,11 +201,7 @@ void rmia_counts_direct(Outputs& outputs, const View& ratio_x, const View& ratio
   if (counts.numel() == 0) return;
   const std::vector<double> gammas{gamma};
   const CountJob job = {1, ratio_x.numel(), ratio_z.numel(), gammas, strict, static_cast<int64_t*>(counts.data_ptr())};
-  if (is_double) {
-    count_rows<int64_t>(job, ratio_x.data_ptr(), ratio_z.data_ptr());
-  } else {
-    count_rows<int32_t>(job, ratio_x.data_ptr(), ratio_z.data_ptr());
-  }
+  count(job, is_double, ratio_x, ratio_z);
 }
 
 FF_DIRECT("rmia_counts", &rmia_counts_direct);

@@ -37,7 +37,9 @@ struct Torch {
 };
 Torch torch_side;
 
-bool is_true(PyObject* answer) {  // takes the reference
+bool is_list(PyObject* object) { return PyList_CheckExact(object) || PyTuple_CheckExact(object); }
+
+bool is_true(PyObject* answer) {  // takes the reference; an error counts as true
   if (answer == nullptr) {
     PyErr_Clear();
     return true;
@@ -170,20 +172,6 @@ class Call {
     return !grad_enabled_ || !is_true(torch_side.requires_grad->get(object, torch_side.requires_grad->closure));
   }
 
-  bool take_list(PyObject* object) {
-    if (!PyList_CheckExact(object) && !PyTuple_CheckExact(object)) {
-      lengths_.push_back(1);
-      return take_tensor(object);
-    }
-    const Py_ssize_t count = PySequence_Fast_GET_SIZE(object);
-    lengths_.push_back(static_cast<size_t>(count));
-    tensors_.reserve(tensors_.size() + static_cast<size_t>(count));
-    for (Py_ssize_t i = 0; i < count; ++i) {
-      if (!take_tensor(PySequence_Fast_GET_ITEM(object, i))) return false;
-    }
-    return true;
-  }
-
   bool take_double(PyObject* object) {
     if (!PyFloat_Check(object) && !PyLong_Check(object)) return false;
     doubles_.push_back(PyFloat_AsDouble(object));
@@ -196,9 +184,10 @@ class Call {
     return PyErr_Occurred() == nullptr;
   }
 
+  // Each of a list or tuple, or the one thing that is given in the place of a list.
   template <class Take>
-  bool take_numbers(PyObject* object, const Take& take) {
-    if (!PyList_CheckExact(object) && !PyTuple_CheckExact(object)) {
+  bool take_list(PyObject* object, const Take& take) {
+    if (!is_list(object)) {
       lengths_.push_back(1);
       return take(object);
     }
@@ -210,20 +199,23 @@ class Call {
     return true;
   }
 
+  bool take_tensors(PyObject* object) {
+    if (is_list(object)) tensors_.reserve(tensors_.size() + static_cast<size_t>(PySequence_Fast_GET_SIZE(object)));
+    if (PyList_CheckExact(object)) lists_.push_back(object);
+    return take_list(object, [this](PyObject* tensor) { return take_tensor(tensor); });
+  }
+
   bool take(char letter, PyObject* object) {
     switch (letter) {
       case 'T': changed_.push_back(object); [[fallthrough]];
       case 't': return take_tensor(object);
-      case 'L': changed_.push_back(object); [[fallthrough]];
-      case 'l': {
-        if (PyList_CheckExact(object)) lists_.push_back(object);
-        return take_list(object);
-      }
+      case 'L': (is_list(object) ? changed_lists_ : changed_).push_back(object); [[fallthrough]];
+      case 'l': return take_tensors(object);
       case 'd': return take_double(object);
       case 'i': return take_integer(object);
       case 'b': integers_.push_back(object == Py_True); return PyBool_Check(object);
-      case 'D': return take_numbers(object, [this](PyObject* number) { return take_double(number); });
-      case 'I': return take_numbers(object, [this](PyObject* number) { return take_integer(number); });
+      case 'D': return take_list(object, [this](PyObject* number) { return take_double(number); });
+      case 'I': return take_list(object, [this](PyObject* number) { return take_integer(number); });
       default: return false;
     }
   }
@@ -246,28 +238,22 @@ class Call {
       PyObject* tuple = PyList_AsTuple(list);
       if (tuple == nullptr) return false;
       kept_.push_back(tuple);
-      std::replace(changed_.begin(), changed_.end(), list, tuple);
+      std::replace(changed_lists_.begin(), changed_lists_.end(), list, tuple);
     }
     return true;
   }
 
   // Tells autograd what has changed.
   bool tell_versions() {
-    PyObject* alone[kFew] = {};
-    size_t count = 0;
-    for (PyObject* changed : changed_) {
-      if (!PyList_CheckExact(changed) && !PyTuple_CheckExact(changed) && count < kFew) {
-        alone[count++] = changed;
-      } else if (!told(changed)) {
-        return false;
-      }
+    for (PyObject* list : changed_lists_) {
+      if (!told(list)) return false;
     }
-    if (count == 0) return true;
-    PyObject* tuple = PyTuple_New(static_cast<Py_ssize_t>(count));
+    if (changed_.empty()) return true;
+    PyObject* tuple = PyTuple_New(static_cast<Py_ssize_t>(changed_.size()));
     if (tuple == nullptr) return false;
-    for (size_t i = 0; i < count; ++i) {
-      Py_INCREF(alone[i]);
-      PyTuple_SET_ITEM(tuple, static_cast<Py_ssize_t>(i), alone[i]);
+    for (size_t i = 0; i < changed_.size(); ++i) {
+      Py_INCREF(changed_[i]);
+      PyTuple_SET_ITEM(tuple, static_cast<Py_ssize_t>(i), changed_[i]);
     }
     const bool all = told(tuple);
     Py_DECREF(tuple);
@@ -280,8 +266,6 @@ class Call {
     return answer != nullptr;
   }
 
-  static constexpr size_t kFew = 8;  // an op changes fewer arguments
-
   const DirectOp& op_;
   std::array<std::byte, 2048> near_;  // most calls need no more
   std::pmr::monotonic_buffer_resource memory_{near_.data(), near_.size()};
@@ -289,7 +273,7 @@ class Call {
   std::pmr::vector<size_t> lengths_{&memory_};
   std::pmr::vector<double> doubles_{&memory_};
   std::pmr::vector<int64_t> integers_{&memory_};
-  std::pmr::vector<PyObject*> lists_{&memory_}, changed_{&memory_}, singles_{&memory_};
+  std::pmr::vector<PyObject*> lists_{&memory_}, changed_lists_{&memory_}, changed_{&memory_}, singles_{&memory_};
   std::vector<PyObject*> kept_;
   Maker maker_;
   int64_t elements_ = 0;
@@ -323,8 +307,11 @@ PyObject* direct_ops(PyObject*, PyObject* arguments) {
                         &side.grad_enabled, &side.is_neg, &side.increment_version, &PyTuple_Type, &watching)) {
     return nullptr;
   }
-  side.exchange = static_cast<const Exchange*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
-  if (side.exchange == nullptr) return nullptr;
+  constexpr const char* kExchangeName = "dlpack_exchange_api";
+  if (!PyCapsule_IsValid(capsule, kExchangeName)) {
+    return PyErr_Format(PyExc_ImportError, "torch's DLPack exchange is not of the kind expected");
+  }
+  side.exchange = static_cast<const Exchange*>(PyCapsule_GetPointer(capsule, kExchangeName));
   if (side.exchange->version.major != 1 || side.exchange->tensor_from_object == nullptr) {
     return PyErr_Format(PyExc_ImportError, "DLPack exchange of version %u", side.exchange->version.major);
   }
