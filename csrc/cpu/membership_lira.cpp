@@ -248,7 +248,7 @@ FF_INLINE void remove_target(const Block<S>& b, int64_t model, const Moments<dou
   const uint8_t* on = b.member(model, 0);
   int64_t weak = 0;
 #pragma omp simd
-  for (int64_t c = 0; c < b.width; ++c) x[c] = static_cast<double>(score[c]), in[c] = static_cast<double>(on[c]);
+  for (int64_t c = 0; c < b.width; ++c) x[c] = static_cast<double>(score[c]), in[c] = static_cast<double>(on[c] & 1);
   alignas(64) double share[kLine];
 #pragma omp simd reduction(| : weak)
   for (int64_t c = 0; c < b.width; ++c) {
@@ -265,7 +265,7 @@ FF_INLINE void remove_target(const Block<S>& b, int64_t model, const Moments<dou
   }
   if (__builtin_expect(weak != 0, 0)) {
     for (int64_t c = 0; c < b.width; ++c) {
-      const int side = on[c];
+      const int side = on[c] & 1;
       if (!(share[c] > 0.0)) without_model(b, c, model, seen.center[side][c], seen.variance[side][c]);
     }
   }

@@ -27,14 +27,14 @@ struct Lanes<float> {
   static constexpr int W = kVectorBytes / 4;
   using Vec = float __attribute__((vector_size(kVectorBytes)));
   using Mask = int32_t __attribute__((vector_size(kVectorBytes)));
-  using Bytes = uint8_t __attribute__((vector_size(kVectorBytes / 4)));
+  using Bytes = int8_t __attribute__((vector_size(kVectorBytes / 4)));
 };
 template <>
 struct Lanes<double> {
   static constexpr int W = kVectorBytes / 8;
   using Vec = double __attribute__((vector_size(kVectorBytes)));
   using Mask = int64_t __attribute__((vector_size(kVectorBytes)));
-  using Bytes = uint8_t __attribute__((vector_size(kVectorBytes / 8)));
+  using Bytes = int8_t __attribute__((vector_size(kVectorBytes / 8)));
   using Floats = float __attribute__((vector_size(kVectorBytes / 2)));
 };
 template <class C>
@@ -77,21 +77,21 @@ FF_INLINE VecOf<C> load_scores(const S* p, Count count) {
   }
 }
 
-// W bytes as integer lanes. gcc takes __builtin_convertvector apart lane by lane here.
+// W bytes of 0xff or 0 as integer lanes of -1 or 0. gcc takes __builtin_convertvector apart lane by lane here.
 template <class C>
 FF_INLINE MaskOf<C> widen_bytes(const void* p) {
 #if defined(__SSE4_1__)
   __m128i bytes = {};
   __builtin_memcpy(&bytes, p, static_cast<uint64_t>(Lanes<C>::W));
 #if FF_ISA_LEVEL >= 4
-  if constexpr (sizeof(C) == 4) return (MaskOf<C>)_mm512_cvtepu8_epi32(bytes);
-  return (MaskOf<C>)_mm512_cvtepu8_epi64(bytes);
+  if constexpr (sizeof(C) == 4) return (MaskOf<C>)_mm512_cvtepi8_epi32(bytes);
+  return (MaskOf<C>)_mm512_cvtepi8_epi64(bytes);
 #elif FF_ISA_LEVEL == 3
-  if constexpr (sizeof(C) == 4) return (MaskOf<C>)_mm256_cvtepu8_epi32(bytes);
-  return (MaskOf<C>)_mm256_cvtepu8_epi64(bytes);
+  if constexpr (sizeof(C) == 4) return (MaskOf<C>)_mm256_cvtepi8_epi32(bytes);
+  return (MaskOf<C>)_mm256_cvtepi8_epi64(bytes);
 #else
-  if constexpr (sizeof(C) == 4) return (MaskOf<C>)_mm_cvtepu8_epi32(bytes);
-  return (MaskOf<C>)_mm_cvtepu8_epi64(bytes);
+  if constexpr (sizeof(C) == 4) return (MaskOf<C>)_mm_cvtepi8_epi32(bytes);
+  return (MaskOf<C>)_mm_cvtepi8_epi64(bytes);
 #endif
 #else
   typename Lanes<C>::Bytes bytes;
@@ -135,12 +135,21 @@ using Where = MaskOf<C>;
 
 template <class C>
 FF_INLINE Where<C> members(const uint8_t* p) {
-  return -widen_bytes<C>(p);
+  return widen_bytes<C>(p);
 }
+#if FF_ISA_LEVEL == 3
+FF_INLINE VecOf<float> pick(MaskOf<float> where, VecOf<float> a, VecOf<float> b) {
+  return (VecOf<float>)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)where);
+}
+FF_INLINE VecOf<double> pick(MaskOf<double> where, VecOf<double> a, VecOf<double> b) {
+  return (VecOf<double>)_mm256_blendv_pd((__m256d)b, (__m256d)a, (__m256d)where);
+}
+#else
 template <class V, class M>
 FF_INLINE V pick(M where, V a, V b) {
   return (V)(((M)a & where) | ((M)b & ~where));
 }
+#endif
 template <class V, class M>
 FF_INLINE void add_where(M where, V x, V& sum) {
   sum += (V)((M)x & where);  // a NaN that isn't wanted must not get in, so no product with 0

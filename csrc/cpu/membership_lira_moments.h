@@ -9,8 +9,8 @@ namespace ff::FF_ISA {
 
 constexpr int64_t kLine = 64;  // bytes of a cache line
 
-// A block of columns of the scores, in place. members: whether the models had the columns' samples, a byte each; first
-// all models' lines of the first 64 columns, and so on, so that a strip's lie together.
+// A block of columns of the scores, in place. members: whether the models had the columns' samples, a byte of 0xff or 0
+// each; first all models' lines of the first 64 columns, and so on, so that a strip's lie together.
 template <class S>
 struct Block {
   const S* scores;
@@ -129,11 +129,11 @@ FF_OUTLINE void find_squares(const Block<S>& b, int64_t c, Count few, int64_t ah
       for (int v = 0; v < V; ++v) {
         const Vec x = load_scores<S, C>(scores + v * W, few);
         const Where<C> in = members<C>(on + v * W), out = static_cast<Where<C>>(~in);
-        const Vec d_out = x - mean[0][v], d_in = x - mean[1][v];
-        add_where(out, d_out, off_part[0][v]);
-        add_where(in, d_in, off_part[1][v]);
-        add_square_where(out, d_out, m2_part[0][v]);
-        add_square_where(in, d_in, m2_part[1][v]);
+        const Vec d = pick(in, mean[1][v], mean[0][v]) - x;
+        add_where(out, d, off_part[0][v]);
+        add_where(in, d, off_part[1][v]);
+        add_square_where(out, d, m2_part[0][v]);
+        add_square_where(in, d, m2_part[1][v]);
       }
       scores += b.score_stride;
       on += kLine;
@@ -149,7 +149,7 @@ FF_OUTLINE void find_squares(const Block<S>& b, int64_t c, Count few, int64_t ah
     for (int v = 0; v < V; ++v) {
       const int64_t at = c % kLine + v * W;
       const Vec shift = off[side][v] * load_own(out.share[side] + at);
-      const Vec mended = mean[side][v] + shift, squares = m2[side][v] - shift * off[side][v];
+      const Vec mended = mean[side][v] - shift, squares = m2[side][v] - shift * off[side][v];
       // an infinite mean has no distances from it
       store_own(out.mean[side] + at, mended == mended ? mended : mean[side][v]);
       store_own(out.m2[side] + at, squares < Vec{} ? Vec{} : squares);

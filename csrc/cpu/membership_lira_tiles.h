@@ -46,7 +46,7 @@ FF_INLINE void repeat(const T* from, const Span& span, int64_t queries, To* to) 
   }
 }
 
-// Copies a line of members and adds them to sums.
+// Makes a line of members, 1 or 0, a block's, and adds them to sums.
 FF_INLINE void add_line(const uint8_t* from, uint8_t* to, uint8_t* sums) {
   using Bytes = uint8_t __attribute__((vector_size(kVectorBytes)));
   for (int64_t i = 0; i < kLine; i += kVectorBytes) {
@@ -54,6 +54,7 @@ FF_INLINE void add_line(const uint8_t* from, uint8_t* to, uint8_t* sums) {
     __builtin_memcpy(&x, from + i, sizeof x);
     __builtin_memcpy(&sum, sums + i, sizeof sum);
     sum += x;
+    x = -x;
     __builtin_memcpy(to + i, &x, sizeof x);
     __builtin_memcpy(sums + i, &sum, sizeof sum);
   }
