@@ -25,11 +25,10 @@ FF_INLINE double add_lanes(const C (&lanes)[kLanes]) {
 FF_INLINE float root(float x) { return __builtin_sqrtf(x); }
 FF_INLINE double root(double x) { return __builtin_sqrt(x); }
 
-// The step's constants in the compute type. The second moment's bias correction b stands in the numerator:
-// a m / (sqrt(v) / b + eps) = (a b) m / (sqrt(v) + eps b), which rounds once less.
+// The step's constants in the compute type.
 template <class C>
 struct AdamConstants {
-  C l2, l2_rest, one_minus_beta1, beta2, one_minus_beta2, eps, step_size, low, high;
+  C l2, l2_rest, one_minus_beta1, beta2, one_minus_beta2, inverse_bias2, eps, step_size, low, high;
 
   FF_INLINE AdamConstants from(const AdamStep& s) {
     const C l2 = static_cast<C>(s.l2_gradient);
@@ -38,8 +37,9 @@ struct AdamConstants {
             static_cast<C>(1.0 - s.beta1),
             static_cast<C>(s.beta2),
             static_cast<C>(1.0 - s.beta2),
-            static_cast<C>(s.eps * s.sqrt_bias2),
-            static_cast<C>(s.step_size * s.sqrt_bias2),
+            static_cast<C>(1.0 / s.sqrt_bias2),
+            static_cast<C>(s.eps),
+            static_cast<C>(s.step_size),
             static_cast<C>(s.clamp_min),
             static_cast<C>(s.clamp_max)};
   }
@@ -74,7 +74,7 @@ FF_INLINE void adam_element(C& x, C grad, C& exp_avg, C& exp_avg_sq, const AdamC
   C g, v = exp_avg_sq;
   moments(x, grad, g, v, c);
   const C m = fused(c.one_minus_beta1, g - exp_avg, exp_avg);
-  const C moved = x - c.step_size * m / (root(v) + c.eps);
+  const C moved = x - c.step_size * m / fused(root(v), c.inverse_bias2, c.eps);
   const C above = moved < c.low ? c.low : moved;  // in this form a NaN passes both comparisons
   x = above > c.high ? c.high : above;
   exp_avg = m;
@@ -104,7 +104,8 @@ FF_INLINE int64_t adam_lanes(float* x, const float* grad, float* exp_avg, float*
   constexpr int kVectors = kLanes / F::kWidth;
   const F::V l2 = F::all(c.l2), l2_rest = F::all(c.l2_rest), one_minus_beta1 = F::all(c.one_minus_beta1);
   const F::V beta2 = F::all(c.beta2), one_minus_beta2 = F::all(c.one_minus_beta2), eps = F::all(c.eps);
-  const F::V step_size = F::all(c.step_size), low = F::all(c.low), high = F::all(c.high);
+  const F::V inverse_bias2 = F::all(c.inverse_bias2), step_size = F::all(c.step_size);
+  const F::V low = F::all(c.low), high = F::all(c.high);
   F::V sums[kVectors] = {};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
@@ -116,7 +117,7 @@ FF_INLINE int64_t adam_lanes(float* x, const float* grad, float* exp_avg, float*
       const F::V g = F::multiply_add(l2_rest, value, F::multiply_add(l2, value, F::load(grad + at)));
       const F::V m = F::multiply_add(one_minus_beta1, g - before, before);
       const F::V v = F::multiply_add(beta2, F::load(exp_avg_sq + at), one_minus_beta2 * g * g);
-      const F::V moved = value - step_size * m / (F::root(v) + eps);
+      const F::V moved = value - step_size * m / F::multiply_add(F::root(v), inverse_bias2, eps);
       F::store(x + at, F::lower(high, F::upper(low, moved)));
       F::store(exp_avg + at, m);
       F::store(exp_avg_sq + at, v);
