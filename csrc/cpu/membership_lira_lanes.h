@@ -77,30 +77,8 @@ FF_INLINE VecOf<C> load_scores(const S* p, Count count) {
   }
 }
 
-// W bytes of 0xff or 0 as integer lanes of -1 or 0. gcc takes __builtin_convertvector apart lane by lane here.
-template <class C>
-FF_INLINE MaskOf<C> widen_bytes(const void* p) {
-#if defined(__SSE4_1__)
-  __m128i bytes = {};
-  __builtin_memcpy(&bytes, p, static_cast<uint64_t>(Lanes<C>::W));
-#if FF_ISA_LEVEL >= 4
-  if constexpr (sizeof(C) == 4) return (MaskOf<C>)_mm512_cvtepi8_epi32(bytes);
-  return (MaskOf<C>)_mm512_cvtepi8_epi64(bytes);
-#elif FF_ISA_LEVEL == 3
-  if constexpr (sizeof(C) == 4) return (MaskOf<C>)_mm256_cvtepi8_epi32(bytes);
-  return (MaskOf<C>)_mm256_cvtepi8_epi64(bytes);
-#else
-  if constexpr (sizeof(C) == 4) return (MaskOf<C>)_mm_cvtepi8_epi32(bytes);
-  return (MaskOf<C>)_mm_cvtepi8_epi64(bytes);
-#endif
-#else
-  typename Lanes<C>::Bytes bytes;
-  __builtin_memcpy(&bytes, p, sizeof bytes);
-  return __builtin_convertvector(bytes, MaskOf<C>);
-#endif
-}
-
-// Which lanes' models had the sample: a mask register where there are such, else lanes of -1 and 0.
+// Which lanes' models had the sample, from bytes of 0xff and 0: a mask register where there are such, else lanes of -1
+// and 0.
 #if FF_ISA_LEVEL >= 4
 template <class C>
 using Where = std::conditional_t<sizeof(C) == 4, __mmask16, __mmask8>;
@@ -133,9 +111,24 @@ FF_INLINE void add_square_where(__mmask8 where, VecOf<double> x, VecOf<double>& 
 template <class C>
 using Where = MaskOf<C>;
 
+// gcc takes __builtin_convertvector apart lane by lane where there are instructions for it.
 template <class C>
 FF_INLINE Where<C> members(const uint8_t* p) {
-  return widen_bytes<C>(p);
+#if defined(__SSE4_1__)
+  __m128i bytes = {};
+  __builtin_memcpy(&bytes, p, static_cast<uint64_t>(Lanes<C>::W));
+#if FF_ISA_LEVEL == 3
+  if constexpr (sizeof(C) == 4) return (MaskOf<C>)_mm256_cvtepi8_epi32(bytes);
+  return (MaskOf<C>)_mm256_cvtepi8_epi64(bytes);
+#else
+  if constexpr (sizeof(C) == 4) return (MaskOf<C>)_mm_cvtepi8_epi32(bytes);
+  return (MaskOf<C>)_mm_cvtepi8_epi64(bytes);
+#endif
+#else
+  typename Lanes<C>::Bytes bytes;
+  __builtin_memcpy(&bytes, p, sizeof bytes);
+  return __builtin_convertvector(bytes, MaskOf<C>);
+#endif
 }
 #if FF_ISA_LEVEL == 3
 FF_INLINE VecOf<float> pick(MaskOf<float> where, VecOf<float> a, VecOf<float> b) {
