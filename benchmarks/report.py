@@ -50,7 +50,7 @@ an op that does nothing took 1.7 us with the arguments of `error_max_step_`, and
 
 Why bars are missed, as far as we know. At AVX2, by division: loops of nothing else, without a call and from the nearest cache, took
 0.40 us for 4096 elements of `dampen_`, which makes 6.4 for 64K, where the bar leaves 7.2 and a call takes 1.4 (a product in the
-division's place: 0.31), and 0.223 ns an element for the step, 13.7 us for 20x3x32x32, where it leaves 14.7 and a call takes 1.6 (without
+division's place: 0.31), and 0.223 ns an element for the step, 13.7 us for 20x3x32x32, where it leaves 14.9 and a call takes 1.6 (without
 the root 0.185, without the division 0.163). Approximate roots and quotients, mended by a Newton step, took longer, and fetching ahead
 gained nothing. Against `torch.compile` `dampen_` 1M and the larger steps are at the memory's limit. `saliency_mask` against numpy's
 partition, 10x, is met by little: that takes 20 ms here and took 114 on the machine that the bars come from, and half of our time is the
