@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
+from fastforget._files import write_whole
 from fastforget._progress import progress
-from fastforget.audit.files import write_whole
-from fastforget.audit.verdict import POWERLESS
+from fastforget.auditing.verdict import POWERLESS
 from fastforget.demo.data import DataMissing
-from fastforget.methods.base import UNDECIDED
+from fastforget.methods.call import UNDECIDED
 
 from . import experiment_page, experiment_profile
 from .experiment_cells import CONTROLS, METHODS, SCENARIOS, Run, rows_of

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import fastforget as ff
-from fastforget.audit.oracles import LossThreshold, logits_of
+from fastforget import _weights
+from fastforget.auditing.measure.oracles import LossThreshold, logits_of
 from fastforget.demo.train import train
-from fastforget.methods import _weights
 from fastforget.ops import membership
 
 from .experiment_data import Pair, Problem

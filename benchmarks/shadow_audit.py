@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 
 import fastforget as ff
-from fastforget.audit.files import write_whole
-from fastforget.audit.passes import own_randomness
-from fastforget.audit.report import AuditReport, jsonable
-from fastforget.audit.shadow_design import model_seed
-from fastforget.audit.shadow_stack import Recipe, train_one
+from fastforget._files import write_whole
+from fastforget.auditing.measure.passes import own_randomness
+from fastforget.auditing.report import AuditReport, jsonable
+from fastforget.auditing.shadow.design import model_seed
+from fastforget.auditing.shadow.stack import Recipe, train_one
 from fastforget.demo import data, nets
 
 from . import machine

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 
 import fastforget as ff
-from fastforget.audit.files import write_whole
-from fastforget.audit.passes import own_randomness
-from fastforget.audit.shadow_design import membership, model_seed
-from fastforget.audit.shadow_stack import Recipe, train_one, train_stack
+from fastforget._files import write_whole
+from fastforget.auditing.measure.passes import own_randomness
+from fastforget.auditing.shadow.design import membership, model_seed
+from fastforget.auditing.shadow.stack import Recipe, train_one, train_stack
 from fastforget.demo import data, nets
 from fastforget.ops.membership import lira, membership_scores, rmia, roc_bootstrap
 
@@ -224,7 +224,7 @@ def _score_files(place: Path, models: int, samples: int, queries: int) -> None:
 
 
 def _scores_child(pipe: Any, place: str, attacks: list[str], threads: int) -> None:
-    from fastforget.audit import score
+    from fastforget.auditing.arrays import score
 
     torch.set_num_threads(threads)
 

@@ -5,16 +5,10 @@
 ['mask', 'membership', 'noise', 'update']
 """
 
-from typing import TYPE_CHECKING
-
 from . import methods, ops, optim
+from .auditing import audit
 from .backend import BackendError, backends, use_backend
 from .methods import NotForgottenWarning, UnlearnResult, unlearn
-
-if TYPE_CHECKING:  # a package that can be called, which type checkers don't know
-    from .audit.run import audit
-else:
-    from . import audit
 
 __version__ = "0.1.0"
 

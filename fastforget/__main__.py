@@ -20,9 +20,9 @@ python -m fastforget COMMAND --help shows a command's options.
 """
 MODULES = {
     "demo": "demo.run",
-    "verify": "audit.verify",
+    "verify": "auditing.proof.verify",
     "info": "_info",
-    "score": "audit.score",
+    "score": "auditing.arrays.score",
     "bench": "_bench.bench",
     "experiment": "_bench.experiment",
 }

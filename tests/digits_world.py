@@ -11,7 +11,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
-from fastforget.methods import NotForgottenWarning, _weights, unlearn
+from fastforget import _weights
+from fastforget.methods import NotForgottenWarning, unlearn
 
 
 def small_cnn() -> nn.Module:

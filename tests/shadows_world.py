@@ -7,8 +7,8 @@ from audit_world import CLASSES, FEATURES, blobs
 from torch import nn
 
 import fastforget as ff
-from fastforget.audit.shadow_design import model_seed
-from fastforget.audit.shadow_stack import Recipe, own_randomness, train_one
+from fastforget.auditing.shadow.design import model_seed
+from fastforget.auditing.shadow.stack import Recipe, own_randomness, train_one
 from fastforget.ops.membership import membership_scores
 
 POOL = blobs(40, 1)

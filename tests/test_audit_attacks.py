@@ -10,8 +10,8 @@ import torch
 from audit_world import CLASSES, FORGOTTEN, World
 
 import fastforget as ff
-from fastforget.audit import attacks
-from fastforget.audit.exposure import MOST
+from fastforget.auditing.measure import attacks
+from fastforget.auditing.measure.exposure import MOST
 from fastforget.ops.membership import membership_scores
 
 

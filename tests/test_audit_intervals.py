@@ -9,7 +9,7 @@ import pytest
 import torch
 from audit_world import World
 
-from fastforget.audit import attacks, intervals
+from fastforget.auditing.measure import attacks, intervals
 from fastforget.ops.membership import clopper_pearson, roc_bootstrap
 
 

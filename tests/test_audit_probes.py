@@ -9,8 +9,8 @@ import torch
 from audit_world import FORGOTTEN, World
 from torch import nn
 
-from fastforget.audit import divergences as dv
-from fastforget.audit import probes
+from fastforget.auditing.measure import divergences as dv
+from fastforget.auditing.measure import probes
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from audit_world import World
 
-from fastforget.audit import svc
+from fastforget.auditing.measure import svc
 
 
 def draw(n: int, k: int, seed: int = 0, scale: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -56,7 +56,7 @@ def test_import_starts_nothing() -> None:
 import os, sys, threading, torch
 tasks = lambda: len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 0
 before = tasks(), threading.active_count()
-import fastforget, fastforget.audit, fastforget.__main__
+import fastforget, fastforget.auditing, fastforget.__main__
 print("triton" in sys.modules, (tasks(), threading.active_count()) == before, torch.cuda.is_initialized())
 """
     done = run_python("-c", code)
@@ -68,7 +68,7 @@ def test_import_opens_no_cuda_context() -> None:
     """A child can use CUDA after a fork only if the parent never opened a context; is_initialized() alone
     can't tell."""
     code = """
-import os, fastforget, fastforget.audit
+import os, fastforget, fastforget.auditing
 child = os.fork()
 if child == 0:
     import torch

@@ -10,9 +10,9 @@ from digits_world import World, fit, small_cnn, small_mlp, trace
 from torch import nn
 
 import fastforget as ff
-from fastforget.audit.controls import MEANING, controls
-from fastforget.audit.weights import weight_distance
-from fastforget.methods._weights import fingerprint
+from fastforget._weights import fingerprint
+from fastforget.auditing.controls import MEANING, controls
+from fastforget.auditing.measure.weights import weight_distance
 
 CLASS = 3
 

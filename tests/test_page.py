@@ -13,10 +13,10 @@ import torch
 from page_world import CLASS, CONTROLS, METHODS, MODELS, full_report
 
 import fastforget as ff
-from fastforget.audit import svg
-from fastforget.audit.exposure import MOST
-from fastforget.audit.lines import Cell, ends, number, percent, plain
-from fastforget.audit.style import CSS
+from fastforget.auditing.measure.exposure import MOST
+from fastforget.auditing.show import svg
+from fastforget.auditing.show.style import CSS
+from fastforget.auditing.show.text import Cell, ends, number, percent, plain
 
 SECTIONS = ("Can this audit fail?", "Which samples are most exposed?")
 
@@ -144,7 +144,7 @@ def test_exposed_samples_have_the_scores_of_every_model(whole, tmp_path: Path) -
 
 
 def test_pictures_are_those_of_the_samples(whole, tmp_path: Path) -> None:
-    from fastforget.audit.png import as_pictures
+    from fastforget.auditing.show.png import as_pictures
 
     report, sets = whole
     images = sets["forget"][0]

@@ -17,7 +17,7 @@ import torch
 from page_world import CLASS, CONTROLS, full_report
 
 import fastforget as ff
-from fastforget.audit.style import CSS
+from fastforget.auditing.show.style import CSS
 
 pytestmark = pytest.mark.skipif(chromium.BINARY is None, reason=chromium.MISSING)
 WIDTHS = (360, 390, 1280)
@@ -222,7 +222,7 @@ def test_pixels_read_every_filter(tmp_path: Path) -> None:
     import struct
     import zlib
 
-    from fastforget.audit import png
+    from fastforget.auditing.show import png
 
     image = torch.randint(0, 256, (3, 5, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     want = image.permute(1, 2, 0).numpy()

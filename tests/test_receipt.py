@@ -15,11 +15,12 @@ from digits_world import quiet
 from torch import nn
 
 import fastforget as ff
+from fastforget import _files as files
 from fastforget._data import source
-from fastforget.audit import files, hashes
-from fastforget.audit.receipt import own_hash
-from fastforget.audit.verify import check, load_receipt
-from fastforget.methods._weights import fingerprint
+from fastforget._weights import fingerprint
+from fastforget.auditing.proof import hashes
+from fastforget.auditing.proof.receipt import own_hash
+from fastforget.auditing.proof.verify import check, load_receipt
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastforget as ff
-from fastforget.audit.relearn import DEFINITIONS, relearn_time
+from fastforget.auditing.measure.relearn import DEFINITIONS, relearn_time
 
 FORGOTTEN = 3
 

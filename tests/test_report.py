@@ -18,7 +18,8 @@ from audit_world import World
 from torch import nn
 
 import fastforget as ff
-from fastforget.audit import files, png, svg
+from fastforget import _files as files
+from fastforget.auditing.show import png, svg
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from fastforget import _safetensors as safetensors_io
 from fastforget.__main__ import main
-from fastforget.audit import arrays, intervals, safetensors_io, score
+from fastforget.auditing.arrays import files as arrays
+from fastforget.auditing.arrays import score
+from fastforget.auditing.measure import intervals
 from fastforget.ops import membership
 
 N, K, M, Z = 60, 5, 6, 31

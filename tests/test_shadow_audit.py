@@ -50,7 +50,7 @@ def test_markdown_shows_what_was_found(found, capsys) -> None:
 
 
 def test_a_second_run_trains_no_shadow_model_again_and_finds_the_same(found, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("fastforget.audit.shadow_training.train_one", None)
+    monkeypatch.setattr("fastforget.auditing.shadow.training.train_one", None)
     place = found["place"] / "again.json"
     assert shadow_audit.main([*found["arguments"], "--out", str(place)]) == 0
     again = json.loads(place.read_text())

@@ -12,7 +12,8 @@ import torch
 from shadows_world import POOL, POPULATION, forget_half_way, query, tensors_equal, train
 
 import fastforget as ff
-from fastforget.audit import safetensors_io, shadow_training
+from fastforget import _safetensors as safetensors_io
+from fastforget.auditing.shadow import training as shadow_training
 
 EVERY = torch.arange(len(POOL[1]))
 FULL = {"population": POPULATION, "keep_scores": True, "unlearn": forget_half_way, "queries": query, "n_queries": 2}
@@ -62,7 +63,7 @@ def test_a_run_killed_by_signal_9_is_resumed(tmp_path):
     code = (
         "import os, signal, sys; sys.path.insert(0, sys.argv[1])\n"
         "from shadows_world import train\n"
-        "from fastforget.audit import shadow_training as t\n"
+        "from fastforget.auditing.shadow import training as t\n"
         "real, n = t._train_and_score, [0]\n"
         "def mortal(*a):\n"
         "    n[0] += 1\n"

@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from fastforget._data import source
-from fastforget.methods import _overlap, unlearn
+from fastforget.methods import overlap as _overlap
+from fastforget.methods import unlearn
 
 
 def refusals():

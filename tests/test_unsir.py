@@ -14,10 +14,11 @@ from torch import nn
 
 import fastforget as ff
 from benchmarks.unsir_published import our_noise, published_noise
-from fastforget.methods import UNSIR, NotForgottenWarning, _weights, unlearn
-from fastforget.methods import unsir as loop
-from fastforget.methods._place import Place
-from fastforget.methods._task import Task
+from fastforget import _weights
+from fastforget.methods import UNSIR, NotForgottenWarning, unlearn
+from fastforget.methods.task import Task
+from fastforget.methods.unsir.place import Place
+from fastforget.methods.unsir.train import train as loop
 
 IMAGE = Place(torch.empty(1, 8, 8))
 

@@ -12,8 +12,8 @@ from torch import nn
 from benchmarks.experiment_data import BagNet
 from fastforget._data import source
 from fastforget.methods import UNSIR
-from fastforget.methods._place import Place, place
-from fastforget.methods._task import Task
+from fastforget.methods.task import Task
+from fastforget.methods.unsir.place import Place, place
 
 WORDS, CLASSES = 300, 6
 

@@ -11,8 +11,8 @@ from audit_world import CLASSES, FEATURES, FORGOTTEN, World, blobs, fit
 from torch import nn
 
 import fastforget as ff
-from fastforget.audit import verdict
-from fastforget.audit.controls import controls
+from fastforget.auditing import verdict
+from fastforget.auditing.controls import controls
 
 
 @pytest.fixture(scope="module")

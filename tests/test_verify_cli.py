@@ -10,8 +10,8 @@ import pytest
 import torch
 from audit_world import World
 
+from fastforget import _safetensors as safetensors_io
 from fastforget.__main__ import main
-from fastforget.audit import safetensors_io
 
 
 @pytest.fixture(scope="module")

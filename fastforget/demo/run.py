@@ -19,13 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..audit.files import write_whole
-from ..audit.lines import number, percent
-from ..audit.report import AuditReport, write_json
-from ..audit.run import audit
-from ..methods import NotForgottenWarning, UnlearnResult, unlearn, unsir
-from ..methods._place import Place
-from ..methods._task import Task
+from .._files import write_whole
+from ..auditing.call import audit
+from ..auditing.report import AuditReport, write_json
+from ..auditing.show.text import number, percent
+from ..methods import NotForgottenWarning, UnlearnResult, unlearn
+from ..methods.task import Task
+from ..methods.unsir import train as unsir
+from ..methods.unsir.place import Place
 from . import data as images
 from .nets import NETS, build
 from .train import train

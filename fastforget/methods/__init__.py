@@ -1,8 +1,8 @@
 """The unlearning methods: a dataclass of options each, and :func:`unlearn` that runs them."""
 
-from .base import NotForgottenWarning, UnlearnResult, unlearn
-from .forsaken import Forsaken
-from .lightweight import Lightweight
-from .unsir import UNSIR
+from .call import NotForgottenWarning, UnlearnResult, unlearn
+from .perturb.forsaken import Forsaken
+from .perturb.lightweight import Lightweight
+from .unsir.train import UNSIR
 
 __all__ = ["UNSIR", "Forsaken", "Lightweight", "NotForgottenWarning", "UnlearnResult", "unlearn"]

@@ -1,0 +1,1 @@
+"""Membership attacks from saved arrays of any framework (`python -m fastforget score`)."""

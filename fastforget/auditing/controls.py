@@ -1,0 +1,228 @@
+"""Negative controls: models of which it is known that they did not forget, or are of no use. An audit that passes one
+can't be trusted.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .._data import Source, source
+from .measure import passes, probes
+from .measure.oracles import logits_of
+from .measure.weights import head, layer_rows
+
+MEANING = {
+    "untouched": "the original model as it is",
+    "random": "the same network with fresh random weights",
+    "fine_tuned": "the original model trained a little further on the retain set",
+    "suppressed": "the original model, its last layer changed so that the forgotten classes are never answered",
+}
+# A little: Adam's steps are about this long whatever the loss, so the weights hardly leave the original's.
+FINE_TUNE_LR, FINE_TUNE_EPOCHS, FINE_TUNE_STEPS, FINE_TUNE_BATCH = 1e-4, 2, 200, 64
+Forward = Callable[[nn.Module, Any], Tensor]
+
+
+def controls(
+    original: nn.Module,
+    *,
+    retain: Any,
+    forget: Any,
+    classes: Any = None,
+    seed: int = 0,
+    make_random: Callable[[], nn.Module] | None = None,
+    forward: Forward | None = None,
+    unpack: Callable[[Any], tuple[Any, Any]] | None = None,
+) -> dict[str, nn.Module]:
+    """Models that an audit of ``original`` must not pass; ``ff.audit(..., controls=True)`` makes and audits them itself.
+
+    Args:
+        original: the model before unlearning; it isn't changed.
+        retain, forget: as for :func:`fastforget.audit`.
+        classes: ids of the classes forgotten as a whole. Without it: those that ``forget`` holds and ``retain`` lacks.
+        seed: of the random weights and of the fine-tuning's order.
+        make_random: makes a fresh network of the same kind. Without it the copy's modules are reset
+            (``reset_parameters``); what that leaves as it was is drawn from a normal distribution of its own mean and
+            deviation.
+        forward: (model, inputs) -> logits, where calling the model doesn't give them.
+        unpack: batch -> (inputs, labels), for batches that are not (x, y) or (x, _, y).
+
+    Returns:
+        ``{"untouched", "random", "fine_tuned", "suppressed"}``: see :data:`MEANING`. "suppressed" only where classes are
+        forgotten as a whole and the network has a layer with a row for each class.
+
+    Raises:
+        TypeError: ``original`` is no module, or can't be copied.
+        ValueError: it has no parameters, or ``classes`` aren't classes of it.
+
+    >>> import torch, fastforget as ff
+    >>> x, y = torch.randn(90, 4), torch.arange(90) % 3
+    >>> net, keep = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)), y != 0
+    >>> list(ff.audit.controls(net, retain=(x[keep], y[keep]), forget=(x[~keep], y[~keep])))
+    ['untouched', 'random', 'fine_tuned', 'suppressed']
+    """
+    if not isinstance(original, nn.Module):
+        raise TypeError(f"original: got {type(original).__name__}; accepted is a torch.nn.Module")
+    if next(original.parameters(), None) is None:
+        raise ValueError("original: has no parameters, so no control can be made of it; audit without controls")
+    kept, gone = (source(data, name=name, unpack=unpack) for name, data in (("retain", retain), ("forget", forget)))
+    wanted = _classes(classes, kept, gone)
+    call = forward or _call
+    result = {"untouched": _copy(original), "random": make_random() if make_random else _random(original, seed)}
+    result["fine_tuned"] = _fine_tuned(original, kept, seed, call)
+    if wanted:
+        suppressed = _suppressed(original, gone, wanted, call)
+        result |= {"suppressed": suppressed} if suppressed is not None else {}
+    return result
+
+
+def chosen(
+    given: bool | Mapping[str, nn.Module] | None,
+    models: Mapping[str, nn.Module],
+    sets: Mapping[str, Source],
+    seed: int,
+    forward: Forward | None,
+) -> dict[str, nn.Module]:
+    """The controls of one audit: none, the ones of :func:`controls`, or the caller's own."""
+    if given is None or given is False:
+        return {}
+    if given is True:
+        if "original" not in models:
+            raise ValueError('controls: True needs the model named "original", of which they are made; or give a dict of models')
+        made = controls(models["original"], retain=sets["retain"], forget=sets["forget"], seed=seed, forward=forward)
+    elif isinstance(given, Mapping) and all(isinstance(n, str) and isinstance(m, nn.Module) for n, m in given.items()):
+        made = dict(given)
+    else:
+        raise TypeError(f"controls: got {type(given).__name__}; accepted is True, False or a dict of name: torch.nn.Module")
+    twice = sorted(set(made) & set(models))
+    if twice:
+        raise ValueError(f"controls: {twice[0]!r} is also the name of a model; accepted are names of their own")
+    return made
+
+
+def must_pass(name: str) -> bool:
+    """A control named "retrained…" is a positive one: it must pass. All others must not."""
+    return name.startswith("retrained")
+
+
+def behaviour(rows: list[dict[str, Any]], retrained: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """``{name: {"status", "behaved"}}`` of the controls' rows and of the retrained model; ``behaved`` is None where
+    nothing could be judged.
+    """
+    found = {}
+    for row in [*rows, *([retrained] if retrained is not None and rows else [])]:
+        status = row["status"]
+        behaved = None if status == "NO REFERENCE" else (status == "PASS") == must_pass(row["model"])
+        found[row["model"]] = {"status": status, "behaved": behaved}
+    return found
+
+
+def distrust(found: dict[str, dict[str, Any]]) -> list[str]:
+    """A reason for each control that did not behave."""
+    reasons = []
+    for name, entry in found.items():
+        if entry["behaved"] is False:
+            about = "must pass" if must_pass(name) else f"must not pass{f' ({MEANING[name]})' if name in MEANING else ''}"
+            reasons.append(f"control {name}: FAIL: it is {entry['status']}, but {about}; this audit can't be trusted")
+    return reasons
+
+
+def lines(found: dict[str, dict[str, Any]]) -> list[str]:
+    """One line a control, for people."""
+    said = {True: "as it must", False: "NOT AS IT MUST: this audit can't be trusted", None: "not judged"}
+    return [f"control {name}: {entry['status']}, {said[entry['behaved']]}" for name, entry in found.items()]
+
+
+def _call(model: nn.Module, inputs: Any) -> Tensor:
+    return model(inputs)
+
+
+def _classes(given: Any, kept: Source, gone: Source) -> list[int]:
+    if given is not None:
+        return [int(c) for c in given]
+    return probes.only_in(gone.labels(), kept.labels()).tolist()
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        work = copy.deepcopy(model)
+    except Exception as error:
+        raise TypeError(f"original: {type(model).__name__} can't be copied ({error}), and the controls are changed copies") from error
+    for parameter in work.parameters():
+        parameter.grad = None
+    return work
+
+
+def _random(original: nn.Module, seed: int) -> nn.Module:
+    work = _copy(original)
+    with passes.own_randomness(seed), torch.no_grad():
+        for module in work.modules():
+            for reset in ("reset_parameters", "_reset_parameters"):
+                if callable(getattr(module, reset, None)):
+                    getattr(module, reset)()
+                    break
+        before = dict(original.named_parameters())
+        for name, parameter in work.named_parameters():
+            # parametrised or free-standing weights that no module resets
+            if parameter.is_floating_point() and parameter.numel() > 1 and torch.equal(parameter, before[name]):
+                deviation, mean = torch.std_mean(parameter.float(), correction=0)
+                parameter.copy_(torch.randn_like(parameter, dtype=torch.float32) * deviation + mean)
+    return work
+
+
+def _fine_tuned(original: nn.Module, kept: Source, seed: int, forward: Forward) -> nn.Module:
+    work = _copy(original)
+    device = passes.device_of(work)
+    weights = [p.requires_grad_(True) for p in work.parameters() if p.is_floating_point()]
+    flags = {name: p.requires_grad for name, p in original.named_parameters()}
+    optimiser = torch.optim.Adam(weights, FINE_TUNE_LR)
+    order, step = torch.Generator().manual_seed(seed), 0
+    with passes.own_randomness(seed), torch.enable_grad(), passes.evaluating({"fine_tuned": work}):
+        work.train()
+        for _ in range(FINE_TUNE_EPOCHS):
+            for inputs, labels in kept.batches(generator=order, device=device, batch_size=FINE_TUNE_BATCH):
+                if step >= FINE_TUNE_STEPS or (len(labels) == 1 and step):
+                    break  # a last batch of one sample is none for batch normalisation
+                optimiser.zero_grad(set_to_none=True)
+                F.cross_entropy(forward(work, inputs).float(), labels).backward()
+                optimiser.step()
+                step += 1
+    for name, parameter in work.named_parameters():
+        parameter.grad = None
+        parameter.requires_grad_(flags[name])
+    return work
+
+
+def _suppressed(original: nn.Module, gone: Source, classes: list[int], forward: Forward) -> nn.Module | None:
+    """The trick that accuracy can't see: lower the forgotten classes' biases until no forget sample is answered with them;
+    without a bias, their rows become the mean of the kept ones', which is never the largest logit.
+    """
+    work = _copy(original)
+    logits, _ = logits_of(work, gone, "forget", forward)
+    kept = _kept_classes(classes, logits.shape[1])
+    last = head(layer_rows(work), logits.shape[1])
+    if last is None:
+        return None
+    module = work.get_submodule(last)
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    with torch.no_grad():
+        if isinstance(bias, nn.Parameter):
+            most = float((logits[:, classes].amax(1) - logits[:, kept].amax(1)).max())
+            bias[classes] -= 2 * max(most, 0.0) + 1
+        elif isinstance(weight, nn.Parameter):
+            weight[classes] = weight[kept].mean(0, keepdim=True)
+        else:
+            return None
+    return work
+
+
+def _kept_classes(classes: list[int], outputs: int) -> list[int]:
+    kept = [c for c in range(outputs) if c not in classes]
+    if not kept or len(kept) + len(set(classes)) != outputs:
+        raise ValueError(f"classes: got {classes}; accepted are ids from 0 to {outputs - 1}, and at least one class must stay")
+    return kept

@@ -1,0 +1,195 @@
+"""Membership attacks on stored scores: who is compared with whom, ROC figures, the forgetting rate."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...ops.membership import forgetting_rate, roc_stats
+from . import intervals
+from .passes import Scored
+
+# +1: a member scores higher; -1: lower. The names are the fields of ff.ops.membership.MembershipScores.
+DIRECTION = {
+    "loss": -1,
+    "confidence": 1,
+    "entropy": -1,
+    "modified_entropy": -1,
+    "margin": 1,
+    "logit_confidence": 1,
+}
+DEFAULT = ("loss", "confidence", "entropy")
+POPULATION = "attack_p"
+CONVENTION = {
+    "loss": "minus the cross-entropy -log p_y (Yeom et al., CSF'18)",
+    "confidence": "the label's softmax probability p_y (Salem et al., NDSS'19)",
+    "entropy": "minus the entropy of the softmax output, without the label (Shokri et al., S&P'17; Salem et al., NDSS'19)",
+    "modified_entropy": "minus the modified entropy -(1 - p_y) log p_y - sum_{k != y} p_k log(1 - p_k) (Song & Mittal, USENIX Security'21)",
+    "margin": "z_y - max_{k != y} z_k, the hinge score (Carlini et al., S&P'22)",
+    "logit_confidence": "log(p_y / (1 - p_y)) = z_y - logsumexp_{k != y} z_k (Carlini et al., S&P'22)",
+    POPULATION: "the share of a population whose loss is above the sample's (attack P: Ye et al., CCS'22). The population: every other one "
+    "of the duel's non-members, from the first; the others are the non-members judged, so there are half as many. Samples with more than "
+    "the population's largest or less than its smallest loss tie",
+}
+# scores that are log likelihood ratios: above 0 means that membership is the likelier
+RATIOS = ("lira", "u_lira")
+FPRS = (1e-2, 1e-3)
+FPR_NAMES = ("1pct", "0.1pct")
+
+
+class Duel(NamedTuple):
+    """Samples a model was trained on (members) against samples it never saw, of the same classes."""
+
+    name: str
+    members: str
+    keep: Tensor
+    convention: str
+
+
+def duels(labels: dict[str, Tensor]) -> list[Duel]:
+    """Forget against test, and retain against test, each with the test samples of the same classes as
+    non-members.
+
+    A model that lost a class gives every sample of that class, seen or unseen, a high loss. Against test
+    samples of other classes an attack would therefore look perfect (AUC near 0) even on an exactly retrained
+    model; only samples of the same classes tell memory of the samples from knowledge of the class.
+    """
+    result = []
+    for name in ("forget", "retain"):
+        classes = labels[name].unique()
+        keep = torch.isin(labels["test"], classes)
+        if keep.any():
+            convention = f"members: the {name} set; non-members: the test samples of the same classes"
+        else:
+            keep = torch.ones_like(keep)
+            convention = (
+                f"members: the {name} set; non-members: ALL test samples, because the test set holds none "
+                f"of the {name} set's classes. The attack then compares different classes, and a perfectly "
+                "retrained model is far from 0.5"
+            )
+        result.append(Duel(f"{name}_vs_test", name, keep, convention))
+    return result
+
+
+def sides(scored: dict[str, Scored], duel: Duel, attack: str) -> tuple[Tensor, Tensor]:
+    """Member and non-member scores, higher = more member-like."""
+    if attack == POPULATION:
+        return _population_ranks(*(-side for side in sides(scored, duel, "loss")))
+    sign = DIRECTION.get(attack, 1)
+    return sign * scored[duel.members].scores[attack], sign * scored["test"].scores[attack][duel.keep]
+
+
+def _population_ranks(member: Tensor, nonmember: Tensor) -> tuple[Tensor, Tensor]:
+    """Attack P's scores from losses; NaN where there are too few non-members to be split."""
+    population, rest = nonmember[::2].sort().values, nonmember[1::2].contiguous()
+    if rest.numel() == 0:
+        return torch.full_like(member, math.nan), torch.full_like(nonmember, math.nan)
+    n = population.numel()
+    first, second = ((n - torch.searchsorted(population, side, right=True)).double() / n for side in (member, rest))
+    return first, second
+
+
+def figures(
+    member: Tensor, nonmember: Tensor, *, ratio: bool = False, seed: int = 0, with_intervals: bool = True, draws: int | None = None
+) -> dict[str, Any]:
+    """One attack's figures; samples whose score is undefined (NaN) are left out and counted.
+
+    ``ratio``: the scores are log likelihood ratios, so there is also the accuracy of calling a probability above one half a member.
+
+    ``draws``: the AUC's resamples, where not the usual number.
+
+    Where a side has no score left, the figures are NaN and ``reason`` says so.
+    """
+    undefined = [int(torch.isnan(side).sum()) for side in (member, nonmember)]
+    if undefined[0] == member.numel() or undefined[1] == nonmember.numel():
+        return _no_figures(sum(undefined), "no member has a score" if undefined[0] == member.numel() else "no non-member has a score")
+    member, nonmember = (side[~torch.isnan(side)] if k else side for side, k in zip((member, nonmember), undefined, strict=True))
+    stats = roc_stats(member, nonmember, fprs=FPRS)
+    n1, n0 = stats.members, stats.nonmembers
+    result: dict[str, Any] = {
+        "auc": float(stats.auc),
+        "auc_standard_error": math.sqrt((n1 + n0 + 1) / (12 * n1 * n0)),
+        "balanced_accuracy": float(stats.balanced_accuracy),
+    }
+    for name, rate, tpr in zip(FPR_NAMES, FPRS, stats.tpr.tolist(), strict=True):
+        result[f"tpr_at_{name}_fpr"] = tpr
+        result[f"resolves_{name}_fpr"] = n0 * rate >= 1 - 1e-9
+        if with_intervals:
+            result[f"tpr_at_{name}_fpr_interval"] = intervals.share(round(tpr * n1), n1)
+    if ratio:
+        result |= _at_half(member, nonmember, with_intervals)
+    if with_intervals:
+        called = [int((side >= float(stats.best_threshold)).sum()) for side in (member, nonmember)]
+        result["auc_interval"] = intervals.auc(member, nonmember, seed, draws)
+        result["balanced_accuracy_interval"] = intervals.balanced(called[0], n1, called[1], n0)
+    return result | {"members": n1, "nonmembers": n0, "undefined": sum(undefined), "reason": None}
+
+
+def figures_of(scored: dict[str, Scored], duel: Duel, attack: str, **how: Any) -> dict[str, Any]:
+    """One attack's figures of one model in one duel."""
+    return figures(*sides(scored, duel, attack), ratio=attack in RATIOS, **how)
+
+
+def _at_half(member: Tensor, nonmember: Tensor, with_interval: bool) -> dict[str, Any]:
+    (tp, n1), (fp, n0) = ((int((side > 0).sum()), side.numel()) for side in (member, nonmember))
+    found: dict[str, Any] = {"balanced_accuracy_at_half": (1 + tp / n1 - fp / n0) / 2}
+    return found | ({"balanced_accuracy_at_half_interval": intervals.balanced(tp, n1, fp, n0)} if with_interval else {})
+
+
+def _no_figures(undefined: int, reason: str) -> dict[str, Any]:
+    result: dict[str, Any] = dict.fromkeys(("auc", "auc_standard_error", "balanced_accuracy"), math.nan)
+    for name in FPR_NAMES:
+        result |= {f"tpr_at_{name}_fpr": math.nan, f"resolves_{name}_fpr": False}
+    return result | {"members": 0, "nonmembers": 0, "undefined": undefined, "reason": reason}
+
+
+def curve(member: Tensor, nonmember: Tensor, points: int = 120) -> dict[str, list[float]]:
+    """The ROC curve's steps at up to ``points`` false-positive counts, spread evenly on a log axis; the first
+    is FPR 0."""
+    n0 = nonmember.numel()
+    spread = torch.logspace(0, math.log10(max(n0, 2)), points, dtype=torch.float64).round().long().clamp(max=n0)
+    rates = [0.0] + [k / n0 for k in spread.unique().tolist()]
+    return {"fpr": rates, "tpr": roc_stats(member, nonmember, fprs=rates).tpr.tolist()}
+
+
+class Oracle(NamedTuple):
+    """A fixed membership test: member if the loss is at most ``threshold``; NaN with a reason when there is
+    none."""
+
+    threshold: float
+    reason: str | None
+
+
+def calibrate(original: dict[str, Scored] | None, duel: Duel) -> Oracle:
+    """The loss threshold of best balanced accuracy between retain and test samples, on the original model."""
+    if original is None:
+        return Oracle(math.nan, 'no model named "original" was given, so the oracle can\'t be calibrated')
+    stats = roc_stats(*sides(original, duel, "loss"), fprs=())
+    score = float(stats.best_threshold)
+    if math.isinf(score) and score > 0:
+        return Oracle(math.nan, "on the original model no loss threshold tells retained samples from test samples")
+    return Oracle(-score, None)
+
+
+def verdicts(scored: Scored, oracle: Oracle) -> Tensor:
+    return scored.scores["loss"] <= oracle.threshold
+
+
+def rate_interval(before: dict[str, Scored] | None, after: dict[str, Scored], oracle: Oracle) -> list[float] | None:
+    """The forgetting rate's interval; None where the rate is undefined."""
+    if oracle.reason is not None or before is None:
+        return None
+    return intervals.forgetting_rate(verdicts(before["forget"], oracle), verdicts(after["forget"], oracle))
+
+
+def rate(before: dict[str, Scored] | None, after: dict[str, Scored], oracle: Oracle) -> tuple[float, str | None]:
+    """Forsaken's forgetting rate on the forget set, or NaN and why."""
+    if oracle.reason is not None or before is None:
+        return math.nan, oracle.reason
+    was = verdicts(before["forget"], oracle)
+    if not was.any():
+        return math.nan, "the oracle recognises no forget sample as a member on the original model (BT = 0)"
+    return forgetting_rate(was, verdicts(after["forget"], oracle)), None

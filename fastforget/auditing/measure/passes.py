@@ -1,0 +1,170 @@
+"""One pass of every model over every set: logits in, a few numbers a sample out.
+
+The outer loop is over the batches and the inner one over the models, so that each batch is loaded once and
+every model sees the same samples in the same order, even from a data set that augments at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..._data import Source, move
+from ..._progress import Progress
+from ..._progress import progress as progress_bar
+from ...ops.membership import membership_scores
+
+# (set, inputs, labels, {model: logits})
+Watch = Callable[[str, Any, Tensor, dict[str, Tensor]], None]
+
+
+@dataclass
+class Scored:
+    """What one model said about one set; all on the CPU, sample by sample in the set's order."""
+
+    labels: Tensor
+    correct: Tensor
+    predicted: Tensor
+    scores: dict[str, Tensor]
+    classes: int
+
+
+@contextmanager
+def evaluating(models: dict[str, nn.Module]) -> Iterator[None]:
+    """All models in eval mode; afterwards every submodule's own training flag is as it was."""
+    flags = [(module, module.training) for model in models.values() for module in model.modules()]
+    try:
+        for model in models.values():
+            model.eval()
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextmanager
+def own_randomness(seed: int) -> Iterator[None]:
+    """Augmentation, dropout, initial weights and the like draw from ``seed``; the caller's random state stays as it was, also on GPUs in
+    use.
+    """
+    on_gpus = torch.cuda.is_initialized()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if on_gpus else []):
+        torch.default_generator.manual_seed(seed)
+        if on_gpus:
+            torch.cuda.manual_seed_all(seed)
+        yield
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a batch for this model belongs: the device of its first parameter or buffer."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def run(
+    models: dict[str, nn.Module],
+    sets: dict[str, Source],
+    *,
+    attacks: tuple[str, ...],
+    forward: Callable[[nn.Module, Any], Tensor] | None,
+    seed: int,
+    progress: bool,
+    watch: Watch | None = None,
+) -> dict[str, dict[str, Scored]]:
+    """Scores every set with every model; ``{model: {set: Scored}}``. ``watch`` sees each batch with all models' logits."""
+    total = sum(len(source) for source in sets.values())
+    with evaluating(models), own_randomness(seed), torch.no_grad():
+        done: dict[str, dict[str, Scored]] = {name: {} for name in models}
+        bar: Progress[int] = progress_bar(total, "audit", progress)
+        with bar:
+            for set_name, source in sets.items():
+                for name, scored in _one_set(models, set_name, source, attacks, forward, bar, watch).items():
+                    done[name][set_name] = scored
+    return done
+
+
+def _one_set(
+    models: dict[str, nn.Module],
+    set_name: str,
+    source: Source,
+    attacks: tuple[str, ...],
+    forward: Callable[[nn.Module, Any], Tensor] | None,
+    bar: Progress[int],
+    watch: Watch | None,
+) -> dict[str, Scored]:
+    kept: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in models}
+    classes: dict[str, int] = {}
+    all_labels: list[Tensor] = []
+    seen = 0
+    for inputs, labels in source.batches():
+        all_labels.append(labels.cpu())
+        of_batch: dict[str, Tensor] = {}
+        for name, model in models.items():
+            where = f"model {name!r}, {set_name} set, samples {seen} to {seen + len(all_labels[-1]) - 1}"
+            logits = batch_logits(model, inputs, forward, where)
+            classes[name] = _check(logits, all_labels[-1], name, where)
+            of_batch[name] = logits
+            scores = membership_scores(logits, labels.to(logits.device))
+            kept[name].append((scores.correct, logits.argmax(1), *(getattr(scores, a) for a in attacks)))
+        if watch is not None:
+            watch(set_name, inputs, all_labels[-1], of_batch)
+        seen += len(all_labels[-1])
+        bar.step(len(all_labels[-1]))
+    result = {}
+    for name, rows in kept.items():
+        correct, predicted, *values = (torch.cat(column).cpu() for column in zip(*rows, strict=True))
+        scored = Scored(torch.cat(all_labels), correct, predicted, dict(zip(attacks, values, strict=True)), classes[name])
+        _refuse_nan(scored, name, set_name)
+        result[name] = scored
+    return result
+
+
+def batch_logits(model: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Tensor] | None, where: str) -> Tensor:
+    inputs = move(inputs, device_of(model))
+    try:
+        logits = forward(model, inputs) if forward is not None else model(inputs)
+    except Exception as error:
+        raise RuntimeError(f"{where}: its forward failed with {type(error).__name__}: {error}") from error
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"{where}: it returned {type(logits).__name__}; accepted is a tensor of logits [batch, "
+            "classes]. Pass forward=lambda model, batch: ... to pick them"
+        )
+    return logits.detach()
+
+
+def _check(logits: Tensor, labels: Tensor, name: str, where: str) -> int:
+    if logits.dim() != 2 or logits.shape[0] != labels.numel() or logits.shape[1] < 2:
+        raise ValueError(
+            f"{where}: it returned a tensor of shape {tuple(logits.shape)} for {labels.numel()} labels; "
+            "accepted is [batch, classes] with at least 2 classes. Pass forward=lambda model, batch: ... "
+            "to pick or reshape them"
+        )
+    if not logits.is_floating_point():
+        raise TypeError(f"{where}: it returned {logits.dtype}; accepted are floating-point logits")
+    classes = logits.shape[1]
+    wrong = ((labels < 0) | (labels >= classes)).nonzero()
+    if len(wrong):
+        first = int(wrong[0])
+        raise ValueError(
+            f"{where}: label {int(labels[first])} (the batch's sample {first}), but model {name!r} has "
+            f"{classes} classes; accepted are labels from 0 to {classes - 1}"
+        )
+    return classes
+
+
+def _refuse_nan(scored: Scored, name: str, set_name: str) -> None:
+    loss = scored.scores["loss"]
+    bad = torch.isnan(loss).nonzero()
+    if len(bad):
+        raise ValueError(
+            f"model {name!r}, {set_name} set: {len(bad)} of {len(loss)} samples have NaN or +inf logits, "
+            f"the first at index {int(bad[0])}. Such a model can't be audited; look at its weights and at "
+            "these inputs"
+        )

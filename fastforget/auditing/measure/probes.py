@@ -1,0 +1,225 @@
+"""Figures beside the attacks, of the logits themselves: collected batch by batch in the pass that scores the sets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ...ops.membership import roc_stats
+from . import divergences as dv
+from . import intervals, passes
+
+CLASSES_KEPT = 64
+MARGIN = (
+    "class-wise requests: the AUC by which z_c - max_{k != c} z_k tells test samples of a forgotten class c from test samples of the kept "
+    "classes; the largest of the forgotten classes. It asks what the network still knows below an output that was merely shifted: "
+    "a constant added to one logit changes nothing. A model that never saw the class is well above 0.5 too, so read it beside the "
+    "retrained model's"
+)
+
+
+class Comparison(NamedTuple):
+    """A mean over the forget set of a distance between two models' answers to each sample."""
+
+    other: str
+    of: Callable[[Tensor, Tensor], Tensor]
+    low: float
+    high: float
+    convention: str
+
+
+TO_RETRAINED = "against the retrained model, mean over the forget set; 0 = the same answers; two retrained models are not at 0 either"
+TO_TEACHER = "mean over the forget set, against the randomly initialised teacher given; read it beside the retrained model's"
+COMPARISONS = {
+    "js_to_retrained": Comparison(
+        "retrained",
+        dv.js_divergence,
+        0.0,
+        dv.LN2,
+        f"Jensen-Shannon divergence of the softmax outputs, in nats (at most ln 2), {TO_RETRAINED}",
+    ),
+    "activation_distance": Comparison(
+        "retrained",
+        dv.activation_distance,
+        0.0,
+        math.sqrt(2.0),
+        f"L2 distance of the softmax outputs (Chundawat et al., AAAI'23), {TO_RETRAINED}",
+    ),
+    "activation_distance_l1": Comparison(
+        "retrained",
+        partial(dv.activation_distance, norm=1),
+        0.0,
+        2.0,
+        f"L1 distance of the softmax outputs (Golatkar et al., CVPR'20), {TO_RETRAINED}",
+    ),
+    "zrf": Comparison("teacher", dv.zrf, 1 - dv.LN2, 1.0, f"1 - JS(model, teacher), JS in nats, so at least 1 - ln 2; {TO_TEACHER}"),
+    "zrf_bits": Comparison(
+        "teacher", partial(dv.zrf, variant="bits"), 0.0, 1.0, f"1 - JS(model, teacher), JS in bits, so from 0 to 1; {TO_TEACHER}"
+    ),
+    "zrf_badt": Comparison(
+        "teacher",
+        partial(dv.zrf, variant="badt"),
+        -math.inf,
+        1.0,
+        "as the published code computes it, which is not 1 - JS: 1 - (KL(m || p) + KL(m || q)) / (2 K), near 1 whatever the models do; "
+        + TO_TEACHER,
+    ),
+}
+JS_OF_MEANS = (
+    "Jensen-Shannon divergence, in nats, of the two models' mean softmax outputs over the forget set: what they say on the whole, not to "
+    "each sample"
+)
+
+
+def entry(value: float, convention: str, *, interval: list[float] | None = None, reason: str | None = None, **more: Any) -> dict[str, Any]:
+    """One probe's figure; NaN comes with the reason why there is none."""
+    return {"value": value, "interval": interval, "convention": convention, "reason": reason, **more}
+
+
+def margins(logits: Tensor, classes: Tensor) -> Tensor:
+    """z_c - max_{k != c} z_k for each of ``classes``, float[N, len(classes)].
+
+    >>> import torch
+    >>> margins(torch.tensor([[1.0, 4.0, 2.0]]), torch.tensor([0, 1])).tolist()
+    [[-3.0, 2.0]]
+    """
+    classes = classes.to(logits.device)
+    top, at = logits.topk(2, dim=1)
+    is_top = at[:, :1] == classes
+    return logits[:, classes] - torch.where(is_top, top[:, 1:], top[:, :1])
+
+
+class ClassMargins:
+    """Margins of the forgotten classes on the test set, a batch at a time; one model."""
+
+    def __init__(self, forgotten: Tensor) -> None:
+        self.forgotten = forgotten[:CLASSES_KEPT]
+        self.all_forgotten = forgotten
+        self.kept: list[Tensor] = []
+
+    def add(self, logits: Tensor) -> None:
+        self.kept.append(margins(logits, self.forgotten).cpu())
+
+    def figure(self, labels: Tensor, seed: int, with_interval: bool) -> dict[str, Any]:
+        """The worst forgotten class's AUC; ``labels`` are the test set's."""
+        if not len(self.all_forgotten):
+            return entry(math.nan, MARGIN, reason="the request is sample-wise: no class is forgotten whole", by_class={})
+        others = ~torch.isin(labels, self.all_forgotten)
+        if not bool(others.any()):
+            return entry(math.nan, MARGIN, reason="the test set holds no sample of a kept class", by_class={})
+        columns = torch.cat(self.kept)
+        found = {}
+        for column, c in zip(columns.T, self.forgotten.tolist(), strict=True):
+            of_class = labels == c
+            if bool(of_class.any()):
+                found[c] = float(roc_stats(column[of_class], column[others], fprs=()).auc)
+        if not found:
+            return entry(math.nan, MARGIN, reason="the test set holds no sample of a forgotten class", by_class={})
+        worst = max(found, key=lambda c: found[c])
+        column = columns[:, self.forgotten.tolist().index(worst)]
+        ends = intervals.auc(column[labels == worst], column[others], seed) if with_interval else None
+        return entry(found[worst], MARGIN, interval=ends, by_class=found, worst_class=worst)
+
+
+def only_in(labels: Tensor, others: Tensor) -> Tensor:
+    """The classes that are among ``labels`` and not among ``others``, sorted."""
+    classes = labels.unique()
+    return classes[~torch.isin(classes, others)]
+
+
+class _Pair:
+    """One model's answers to the forget set beside another's."""
+
+    def __init__(self, probes: list[str]) -> None:
+        self.values: dict[str, list[Tensor]] = {name: [] for name in probes}
+        self.sums: list[Tensor] = []
+        self.reason: str | None = None
+
+    def add(self, mine: Tensor, other: Tensor) -> None:
+        if mine.shape != other.shape:
+            self.reason = f"the models have {mine.shape[1]} and {other.shape[1]} classes: their answers can't be compared"
+            return
+        for name, kept in self.values.items():
+            kept.append(COMPARISONS[name].of(mine, other))
+        self.sums.append(torch.stack([z.detach().cpu().double().softmax(dim=1).sum(dim=0) for z in (mine, other)]))
+
+    def figure(self, name: str, with_interval: bool) -> dict[str, Any]:
+        probe = COMPARISONS[name]
+        if self.reason:
+            return entry(math.nan, probe.convention, reason=self.reason)
+        values = torch.cat(self.values[name])
+        value = float(values.mean())
+        if math.isinf(value):
+            return entry(value, probe.convention, reason="a model gives a class a probability of exactly 0")
+        return entry(value, probe.convention, interval=intervals.mean(values, probe.low, probe.high) if with_interval else None)
+
+    def of_means(self) -> dict[str, Any]:
+        if self.reason:
+            return entry(math.nan, JS_OF_MEANS, reason=self.reason)
+        n = len(torch.cat(next(iter(self.values.values()))))
+        return entry(dv.js_of_means(*(torch.stack(self.sums).sum(dim=0) / n)), JS_OF_MEANS)
+
+
+class Recorder:
+    """What the probes keep of every batch's logits; hand it to :func:`passes.run` as ``watch``."""
+
+    def __init__(
+        self,
+        names: list[str],
+        *,
+        reference: str = "retrained",
+        teacher: nn.Module | None = None,
+        forward: Callable[[nn.Module, Any], Tensor] | None = None,
+    ) -> None:
+        self.names, self.reference, self.teacher, self.forward = names, reference, teacher, forward
+        self.labels: dict[str, list[Tensor]] = {}
+        self.margins: dict[str, ClassMargins] = {}
+        self.pairs: dict[tuple[str, str], _Pair] = {}
+        others = {"retrained": reference in names, "teacher": teacher is not None}
+        for other in (other for other, given in others.items() if given):
+            of_other = [name for name, probe in COMPARISONS.items() if probe.other == other]
+            self.pairs |= {(name, other): _Pair(of_other) for name in names if (name, other) != (reference, "retrained")}
+
+    def __call__(self, set_name: str, inputs: Any, labels: Tensor, logits: dict[str, Tensor]) -> None:
+        seen = self.labels.setdefault(set_name, [])
+        if set_name == "forget":
+            others = {"retrained": logits.get(self.reference)}
+            if self.teacher is not None:
+                others["teacher"] = passes.batch_logits(self.teacher, inputs, self.forward, f"teacher, forget set, batch {len(seen)}")
+            for (name, other), pair in self.pairs.items():
+                their = others[other]
+                assert their is not None
+                pair.add(logits[name], their)
+        seen.append(labels)
+        if set_name == "test":
+            if not self.margins:
+                # the forget and the retain set come first
+                forgotten = only_in(torch.cat(self.labels["forget"]), torch.cat(self.labels["retain"]))
+                self.margins = {name: ClassMargins(forgotten) for name in self.names}
+            for name, model in self.margins.items():
+                model.add(logits[name])
+
+    def figures(self, name: str, seed: int, with_intervals: bool) -> dict[str, dict[str, Any]]:
+        """``{probe: entry}`` of one model."""
+        found = {"class_logit_auc": self.margins[name].figure(torch.cat(self.labels["test"]), seed, with_intervals)}
+        for probe, comparison in COMPARISONS.items():
+            pair = self.pairs.get((name, comparison.other))
+            if pair:
+                found[probe] = pair.figure(probe, with_intervals)
+            else:
+                found[probe] = entry(math.nan, comparison.convention, reason=self._missing(name, comparison.other))
+        pair = self.pairs.get((name, "retrained"))
+        found["js_of_means_to_retrained"] = (
+            pair.of_means() if pair else entry(math.nan, JS_OF_MEANS, reason=self._missing(name, "retrained"))
+        )
+        return found
+
+    def _missing(self, name: str, other: str) -> str:
+        if other == "teacher":
+            return "no teacher was given (teacher=: the same network, randomly initialised)"
+        return "it is the retrained model itself" if name == self.reference else f'no model named "{self.reference}" was given'

@@ -1,0 +1,1 @@
+"""Receipts: what an audit was about as hashes, written once and checked again."""

@@ -1,0 +1,98 @@
+"""What an audit was about, as hashes: models, and sets of samples whatever their order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..._data import Source
+from ..._weights import digest, fingerprint
+from ..measure.passes import device_of, own_randomness
+
+SCHEMES = {
+    "weights_sha256": "sha256 over name, shape, dtype and bytes of every parameter and buffer, in the order of the names; as in the "
+    "result of ff.unlearn",
+    "state_dict_sha256": "the same over the tensors of model.state_dict(): what a weights file holds",
+    "samples_sha256": "sha256 over the sorted sha256 of each sample (label, then dtype, shape and bytes of its input), so the order "
+    "doesn't matter",
+    "ids_sha256": "sha256 over the sorted ids as text, each followed by a line feed",
+}
+
+
+def of_model(model: nn.Module) -> dict[str, Any]:
+    """A model's hashes and size; where its tensors have no plain bytes (quantised, sparse), None and a reason."""
+    about = {"parameters": sum(p.numel() for p in model.parameters()), "device": str(device_of(model)), "reason": None}
+    try:
+        return {"weights_sha256": fingerprint(model), "state_dict_sha256": of_state(model.state_dict()), **about}
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        return {"weights_sha256": None, "state_dict_sha256": None, **about, "reason": f"can't be hashed: {error}"}
+
+
+def of_set(source: Source, seed: int) -> dict[str, Any]:
+    """A set's size and :func:`of_samples`; None and a reason where its samples have no plain bytes."""
+    about = {"samples": len(source), "reason": None}
+    try:
+        return {**about, "samples_sha256": of_samples(source, seed)}
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        return {**about, "samples_sha256": None, "reason": f"can't be hashed: {error}"}
+
+
+def of_state(state: Mapping[str, Any]) -> str:
+    """sha256 of a state_dict's tensors; what is not a tensor is left out."""
+    return digest({name: value for name, value in state.items() if isinstance(value, Tensor)})
+
+
+def of_samples(source: Source, seed: int = 0) -> str:
+    """sha256 of a set's samples, the same for every order and every batch size.
+
+    >>> import torch
+    >>> from fastforget._data import source
+    >>> x, y = torch.arange(6.0).reshape(3, 2), torch.tensor([0, 1, 0])
+    >>> of_samples(source((x, y), name="a")) == of_samples(source((x.flip(0), y.flip(0)), name="b"))
+    True
+    """
+    with own_randomness(seed):
+        found = [one for inputs, labels in source.batches() for one in of_each(inputs, labels)]
+    return hashlib.sha256(b"".join(sorted(found))).hexdigest()
+
+
+def of_ids(ids: Iterable[Any]) -> tuple[str, int]:
+    """sha256 of ids (as text, sorted), and how many they are."""
+    text = sorted(str(one) for one in ids)
+    if any("\n" in one for one in text):
+        raise ValueError("ids: one of them holds a line feed; accepted are ids that fit on one line")
+    return hashlib.sha256("".join(f"{one}\n" for one in text).encode()).hexdigest(), len(text)
+
+
+def of_each(inputs: Any, labels: Tensor) -> list[bytes]:
+    """sha256 of each sample of a batch: its label, then dtype, shape and bytes of its input."""
+    parts = list(_arrays(inputs, len(labels)))
+    found = []
+    for i, label in enumerate(labels.tolist()):
+        one = hashlib.sha256(f"{label}|".encode())
+        for head, rows in parts:
+            one.update(head)
+            one.update(rows[i])
+        found.append(one.digest())
+    return found
+
+
+def _arrays(inputs: Any, count: int) -> Iterable[tuple[bytes, Any]]:
+    """(dtype and shape of one sample, one buffer a sample) for each tensor in a batch's inputs."""
+    if isinstance(inputs, Tensor):
+        flat = inputs.detach().cpu().contiguous()
+        raw = flat.reshape(count, -1).view(torch.uint8).numpy() if flat.numel() else np.empty((count, 0), np.uint8)
+        yield f"{tuple(flat.shape[1:])}|{flat.dtype}|".encode(), raw
+    elif isinstance(inputs, Mapping):
+        for key in sorted(inputs):
+            yield from ((f"{key}|".encode() + head, rows) for head, rows in _arrays(inputs[key], count))
+    elif isinstance(inputs, (tuple, list)) and all(isinstance(part, (Tensor, Mapping)) for part in inputs):
+        for part in inputs:
+            yield from _arrays(part, count)
+    else:
+        yield b"text|", [str(one).encode() for one in inputs]

@@ -1,0 +1,60 @@
+"""Who trains on what: the balanced in/out design, seeds, and samples known by their content."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..proof.hashes import of_each
+
+
+def derived_seed(seed: int, *what: int | str) -> int:
+    """A seed of 31 bits (numpy takes no longer ones) for one purpose of one model: a hash, so that neighbours have nothing in common."""
+    text = "/".join(map(str, (seed, *what)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") >> 1
+
+
+def model_seed(seed: int, index: int) -> int:
+    return derived_seed(seed, "model", index)
+
+
+def membership(n: int, samples: int, seed: int) -> Tensor:
+    """bool[n, samples]: model m is trained on sample i.
+
+    Models come in pairs: one gets a random half of the samples, the other the rest. So each sample is IN exactly half of the models (one
+    more or less than half of an odd n), each model has half of the samples, and the first models stay the same when n grows.
+
+    >>> member = membership(4, 6, seed=0)
+    >>> member.sum(0).tolist(), member.sum(1).tolist()
+    ([2, 2, 2, 2, 2, 2], [3, 3, 3, 3])
+    """
+    member = torch.zeros((n, samples), dtype=torch.bool)
+    for pair in range(-(-n // 2)):
+        generator = torch.Generator().manual_seed(derived_seed(seed, "pair", pair))
+        order = torch.randperm(samples, generator=generator)
+        member[2 * pair, order[: samples // 2]] = True
+        if 2 * pair + 1 < n:
+            member[2 * pair + 1] = ~member[2 * pair]
+    return member
+
+
+def half_to_forget(member: Tensor, candidates: Tensor, seed: int, index: int) -> Tensor:
+    """bool[N]: a random half (rounded up) of the model's own samples among the candidates (bool[N])."""
+    own = (member & candidates).nonzero()[:, 0]
+    generator = torch.Generator().manual_seed(derived_seed(seed, "forget", index))
+    chosen = own[torch.randperm(len(own), generator=generator)[: -(-len(own) // 2)]]
+    return torch.zeros_like(member).index_fill_(0, chosen, True)
+
+
+def digests(inputs: Any, labels: Tensor, name: str) -> Tensor:
+    """uint8[B, 16]: the first half of each sample's hash (:func:`fastforget.auditing.proof.hashes.of_each`)."""
+    if not isinstance(inputs, Tensor):
+        raise TypeError(
+            f"{name}: inputs are a {type(inputs).__name__}; accepted is one tensor [batch, ...]. Pass unpack=lambda batch: (tensor, labels)"
+        )
+    found = b"".join(one[:16] for one in of_each(inputs, labels))
+    return torch.from_numpy(np.frombuffer(found, np.uint8).reshape(len(labels), 16).copy())

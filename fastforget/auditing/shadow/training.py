@@ -1,0 +1,337 @@
+"""``ff.audit.shadows``: train shadow models, and keep what the attacks need of them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ... import _data
+from ..._progress import Progress
+from ..._progress import progress as progress_bar
+from ...methods import UnlearnResult
+from ...ops import _arguments as arg
+from ...ops.membership import membership_scores
+from ..measure import passes
+from ..measure.passes import own_randomness
+from .design import digests, half_to_forget, membership, model_seed
+from .stack import Forward, Recipe, stack_size, train_one, train_stack, why_not_stacked
+from .state import Shadows, part_name, parts_of, refuse_difference
+
+Pair = tuple[Tensor, Tensor]
+MakeModel = Callable[[int], nn.Module]
+Train = Callable[[nn.Module, Pair, int], None]
+Unlearn = Callable[[nn.Module, Pair, Pair, int], nn.Module]
+
+
+class _Set:
+    """A set read once: inputs and labels in memory, and what its samples are."""
+
+    def __init__(self, data: Any, name: str, unpack: _data.Unpack | None, seed: int) -> None:
+        held = _data.source(data, name=name, unpack=unpack)
+        self.name, self.batch_size = name, held.batch_size
+        with own_randomness(seed):  # a data set may augment at random
+            batches = [(x, y, digests(x, y, name)) for x, y in held.batches()]
+        self.inputs, self.labels, self.digests = (torch.cat(column) for column in zip(*batches, strict=True))
+        self.sha256 = hashlib.sha256(self.digests.numpy().tobytes()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> None:
+        self.inputs, self.labels = self.inputs.to(device), self.labels.to(device)
+
+    def pair(self, chosen: Tensor) -> Pair:
+        at = chosen.nonzero()[:, 0].to(self.labels.device)
+        return self.inputs[at], self.labels[at]
+
+
+class _Work:
+    """Everything one call of :func:`shadows` holds fixed, checked."""
+
+    def __init__(self, make_model: MakeModel, pool: _Set, population: _Set | None, n: int, seed: int) -> None:
+        self.make_model, self.pool, self.population, self.n, self.seed = make_model, pool, population, n, seed
+        self.member = membership(n, len(pool), seed)
+        self.train: Train | None = None
+        self.unlearn: Unlearn | None = None
+        self.candidates = torch.ones(len(pool), dtype=torch.bool)
+        self.queries: Callable[[Tensor, int], Tensor] | None = None
+        self.n_queries = 1
+        self.forward: Forward | None = None
+        self.recipe: Recipe
+        self.stack = 1
+
+    def model(self, index: int) -> nn.Module:
+        seed = model_seed(self.seed, index)
+        with own_randomness(seed):
+            model = self.make_model(seed)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"make_model: returned {type(model).__name__} for seed {seed}; accepted is a fresh torch.nn.Module")
+        return model
+
+
+def shadows(
+    make_model: MakeModel,
+    dataset: Any,
+    n: int = 64,
+    *,
+    epochs: int = 20,
+    lr: float = 2e-3,
+    batch_size: int = 64,
+    train: Train | None = None,
+    unlearn: Unlearn | None = None,
+    unlearn_pool: Tensor | None = None,
+    queries: Callable[[Tensor, int], Tensor] | None = None,
+    n_queries: int = 1,
+    population: Any = None,
+    out: str | PathLike[str] | None = None,
+    seed: int = 0,
+    stack: str | int | bool = "auto",
+    keep_scores: bool = False,
+    progress: bool = True,
+    unpack: Callable[[Any], tuple[Any, Tensor]] | None = None,
+    forward: Forward | None = None,
+) -> Shadows:
+    """Trains shadow models on halves of a pool of samples and streams what they say of it into a mergeable state.
+
+    Each sample is IN exactly half of the models (one model more or less for odd ``n``), each model is trained on half of the pool: models
+    come in pairs that share the pool out at random (Carlini et al., S&P'22, section VI). No model is kept, nor its logits.
+
+    Args:
+        make_model: seed -> a fresh network on the device it is to be trained on, of the target's make. It is called with the model's seed
+            and torch's generators set to it.
+        dataset: the pool, N samples: a Dataset, a DataLoader or an (inputs, labels) pair. It should hold the samples to be audited, and be
+            drawn as the target's training set. It is read once and held in memory (augment in ``train``).
+        n: shadow models, at least 2.
+        epochs, lr, batch_size: of the default recipe: Adam with a rate that rises and falls once.
+        train: (model, (inputs, labels), seed) -> None, your own recipe in place of the default one.
+        unlearn: (model, (forget inputs, labels), (retain inputs, labels), seed) -> the unlearned model, or ``ff.unlearn``'s result. With
+            it every trained model then unlearns a random half of its samples in ``unlearn_pool``, for U-LiRA.
+        unlearn_pool: int64 positions in the pool that may be unlearned; default all.
+        queries: (inputs, k) -> inputs, the k-th of ``n_queries`` augmentations under which every sample is scored.
+        n_queries: A, queries a sample.
+        population: samples that no model is trained on, for RMIA.
+        out: folder for the state, written after every model (or stack) whole or not at all. A run that was cut off goes on from there and
+            ends with the same bytes; a folder of another configuration is refused.
+        seed: same seed, same bytes, on the same machine with as many threads.
+        stack: how many models to train at once with torch.func: "auto" by measurement and the network's size (1 where it does not pay or
+            can't be done), a number, or False for one after another.
+        keep_scores: keep each model's float32[N] of losses (attack R needs them).
+        progress: show a bar when the output is a terminal.
+        unpack: batch -> (inputs, labels), for batches that are not (x, y) or (x, _, y).
+        forward: (model, inputs) -> logits [batch, classes].
+
+    Returns:
+        :class:`Shadows`. Under torchrun (RANK and WORLD_SIZE in the environment) each process trains its share and writes it to ``out``;
+        with a process group the merged state is returned, without one this process's own: read all by ``Shadows.load(out)``.
+
+    Raises:
+        TypeError, ValueError: a bad argument, a folder of another configuration, a network that can't be stacked as asked, a model whose
+            logits are NaN.
+
+    >>> import torch, fastforget as ff
+    >>> g = torch.Generator().manual_seed(0)
+    >>> pool = torch.randn(40, 4, generator=g), torch.arange(40) % 2
+    >>> def make_model(seed):
+    ...     return torch.nn.Linear(4, 2)
+    >>> held = ff.audit.shadows(make_model, pool, n=4, epochs=2)
+    >>> held
+    Shadows(4 of 4 models, 40 samples, 1 queries)
+    >>> held.lira.count.unique().tolist()
+    [2]
+    >>> target = make_model(1)
+    >>> s = ff.ops.membership.membership_scores(target(pool[0]).detach(), pool[1])
+    >>> index = held.locate((pool[0][:5], pool[1][:5]))
+    >>> held.score("lira", index=index, logit_confidence=s.logit_confidence[:5]).shape
+    torch.Size([5])
+    """
+    arg.integer("n", n, 2, 2**20)
+    arg.integer("seed", seed, 0, 2**63)
+    arg.integer("epochs", epochs, 1, 2**31)
+    arg.integer("batch_size", batch_size, 2, 2**31)
+    arg.integer("n_queries", n_queries, 1, 2**20)
+    if not (isinstance(lr, (int, float)) and lr > 0):
+        raise ValueError(f"lr: got {lr!r}; accepted is a number > 0")
+    if n_queries > 1 and queries is None:
+        raise ValueError(f"queries: got None with n_queries={n_queries}; accepted is (inputs, k) -> the k-th augmentation of inputs")
+    pool = _Set(dataset, "dataset", unpack, seed)
+    if len(pool) < 2:
+        raise ValueError(f"dataset: got {len(pool)} sample; accepted is a pool of at least 2, half of which a model is trained on")
+    others = None if population is None else _Set(population, "population", unpack, seed)
+    work = _Work(make_model, pool, others, n, seed)
+    work.train, work.unlearn, work.queries, work.n_queries, work.forward = train, unlearn, queries, n_queries, forward
+    work.recipe = Recipe.of(len(pool), epochs, lr, batch_size, forward)
+    if unlearn_pool is not None:
+        work.candidates = _chosen(unlearn_pool, len(pool))
+    first = work.model(0)
+    device = passes.device_of(first)
+    for part in (pool, *([others] if others is not None else [])):
+        part.to(device)
+    work.stack, note = _stack(stack, first, work)
+    settings = _settings(work, first, epochs, lr, batch_size, keep_scores)
+    return _run(work, settings, note, out, progress)
+
+
+def _chosen(positions: Any, n: int) -> Tensor:
+    at = torch.as_tensor(positions)
+    if at.dtype != torch.int64 or at.dim() != 1 or len(at) == 0 or not 0 <= int(at.min()) <= int(at.max()) < n:
+        raise ValueError(f"unlearn_pool: got {arg.describe(at)}; accepted are int64 positions in the pool, 0 to {n - 1}, at least one")
+    return torch.zeros(n, dtype=torch.bool).index_fill_(0, at, True)
+
+
+def _stack(asked: str | int | bool, first: nn.Module, work: _Work) -> tuple[int, str]:
+    """How many models at once, and why not more."""
+    if asked is False or (asked == 1 and asked is not True):
+        return 1, ""
+    auto = asked == "auto"
+    if not auto and (isinstance(asked, bool) or not isinstance(asked, int) or asked < 1):
+        raise ValueError(f'stack: got {asked!r}; accepted are "auto", False or a number of models >= 1')
+    if work.train is not None:
+        if auto:
+            return 1, ""
+        raise ValueError(f"stack: got {asked!r} beside train=; your own recipe trains one model at a time. Leave one of them out")
+    size = stack_size(first, work.n) if auto else min(int(asked), work.n)
+    if size == 1:
+        return 1, ""
+    reason = why_not_stacked([first, work.model(1)], work.pool.inputs, work.forward)
+    if reason is None:
+        return size, ""
+    if auto:
+        return 1, f"one at a time: {reason}"
+    raise ValueError(f'stack: got {asked!r}, but {reason}. Use stack="auto" or False')
+
+
+def _settings(work: _Work, first: nn.Module, epochs: int, lr: float, batch_size: int, keep_scores: bool) -> dict[str, Any]:
+    weights = "; ".join(f"{name} {tuple(p.shape)} {p.dtype}" for name, p in first.named_parameters())
+    own = work.train is not None
+    return {
+        "n": work.n,
+        "seed": work.seed,
+        "stack": work.stack,
+        "samples": len(work.pool),
+        "pool": work.pool.sha256,
+        "population": None if work.population is None else work.population.sha256,
+        "network": f"{type(first).__name__} {hashlib.sha256(weights.encode()).hexdigest()[:16]}",
+        "train": _name(work.train) if own else "Adam, one cycle",
+        "epochs": None if own else epochs,
+        "lr": None if own else float(lr),
+        "batch_size": None if own else batch_size,
+        "queries": work.n_queries,
+        "query": _name(work.queries),
+        "forward": _name(work.forward),
+        "unlearn": _name(work.unlearn),
+        "unlearn_pool": hashlib.sha256(work.candidates.numpy().tobytes()).hexdigest()[:16] if work.unlearn is not None else None,
+        "keep_scores": bool(keep_scores),
+    }
+
+
+def _name(call: Any) -> str | None:
+    return None if call is None else getattr(call, "__qualname__", type(call).__name__)
+
+
+def _run(work: _Work, settings: dict[str, Any], note: str, out: str | PathLike[str] | None, progress: bool) -> Shadows:
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    folder = None if out is None else Path(out)
+    if world > 1 and folder is None:
+        raise ValueError(f"out: got None under torchrun with {world} processes; accepted is a folder that all of them reach")
+    state, elsewhere = Shadows(settings, work.pool.digests, len(work.population or ())), set[int]()
+    mine = part_name(rank, world)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in parts_of(folder):
+            part = Shadows.read(path)
+            refuse_difference(f"out, {path}", settings, part.settings)
+            if path.name == mine:
+                state = part
+            elif not path.name.endswith(mine.partition("-of-")[2]):
+                # an earlier run in another number of processes; what this run's other processes do is theirs
+                elsewhere |= set(part.index.tolist())
+    done = elsewhere | set(state.index.tolist())
+    groups = [range(i, min(i + work.stack, work.n)) for i in range(0, work.n, work.stack)][rank::world]
+    bar: Progress[int] = progress_bar(sum(map(len, groups)), "shadow models", progress)
+    with bar:
+        for group in groups:
+            todo = [i for i in group if i not in done]
+            if todo:
+                _train_and_score(work, todo, state, lambda at: bar.step(0, f"{note} {at}".strip()))
+                if folder is not None:
+                    state.write(folder / mine)
+            bar.step(len(group), note)
+    return _together(state, folder, elsewhere, world)
+
+
+def _together(state: Shadows, folder: Path | None, elsewhere: set[int], world: int) -> Shadows:
+    if folder is None:
+        return state
+    if world > 1:
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return state
+        torch.distributed.barrier()
+    return Shadows.load(folder) if world > 1 or elsewhere else state
+
+
+def _train_and_score(work: _Work, indices: list[int], state: Shadows, tick: Callable[[str], None]) -> None:
+    models = [work.model(i) for i in indices]
+    seeds = [model_seed(work.seed, i) for i in indices]
+    chosen = [work.member[i].nonzero()[:, 0] for i in indices]
+    pool = work.pool
+    if work.stack > 1:
+        train_stack(models, pool.inputs, pool.labels, chosen, seeds, work.recipe, tick)
+    for i, model, seed, own in zip(indices, models, seeds, chosen, strict=True):
+        if work.train is not None:
+            with own_randomness(seed):
+                work.train(model, pool.pair(work.member[i]), seed)
+        elif work.stack == 1:
+            train_one(model, pool.inputs, pool.labels, own, seed, work.recipe, tick)
+        phi, loss = _scores(work, model, pool, i)
+        z = None if work.population is None else _scores(work, model, work.population, i)[1]
+        state.add(i, seed, work.member[i], phi, loss, z, _unlearned(work, model, i, seed))
+
+
+def _unlearned(work: _Work, model: nn.Module, index: int, seed: int) -> tuple[Tensor, Tensor] | None:
+    """U-LiRA's groups int8[N] and the scores after unlearning."""
+    if work.unlearn is None:
+        return None
+    member = work.member[index]
+    forget = half_to_forget(member, work.candidates, work.seed, index)
+    groups = torch.where(member, -1, 0).to(torch.int8)
+    groups[forget] = 1
+    with own_randomness(seed):
+        changed = work.unlearn(model, work.pool.pair(forget), work.pool.pair(member & ~forget), seed)
+    if isinstance(changed, UnlearnResult):
+        changed = changed.model
+    if not isinstance(changed, nn.Module):
+        raise TypeError(f"unlearn: returned {type(changed).__name__}; accepted is the unlearned model")
+    return groups, _scores(work, changed, work.pool, index)[0]
+
+
+def _scores(work: _Work, model: nn.Module, data: _Set, index: int) -> tuple[Tensor, Tensor]:
+    """Logit-scaled confidences and losses [n, A], on the CPU."""
+    phi, loss = [], []
+    where = f"shadow model {index}, {data.name}"
+    size = max(data.batch_size, 256)
+    with passes.evaluating({"shadow": model}), torch.no_grad():
+        for x, y in zip(data.inputs.split(size), data.labels.split(size), strict=True):
+            asked = [x if work.queries is None else work.queries(x, k) for k in range(work.n_queries)]
+            answers = [membership_scores(_logits(model, q, y, work.forward, where), y) for q in asked]
+            phi.append(torch.stack([a.logit_confidence for a in answers], dim=1).cpu())
+            loss.append(torch.stack([a.loss for a in answers], dim=1).cpu())
+    losses = torch.cat(loss)
+    bad = int(torch.isnan(losses).sum())
+    if bad:
+        raise ValueError(
+            f"{where}: {bad} of {losses.numel()} losses are NaN; its training diverged. Choose a smaller lr than {work.recipe.lr:g}"
+        )
+    return torch.cat(phi), losses
+
+
+def _logits(model: nn.Module, inputs: Tensor, labels: Tensor, forward: Forward | None, where: str) -> Tensor:
+    logits = passes.batch_logits(model, inputs, forward, where)
+    passes._check(logits, labels.cpu(), "shadow", where)
+    return logits

@@ -1,0 +1,1 @@
+"""A report as people look at it: text, page, charts."""

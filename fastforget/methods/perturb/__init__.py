@@ -1,0 +1,1 @@
+"""Methods that move the weights by small steps until the forget data looks unseen: Forsaken, Lightweight."""

@@ -1,0 +1,62 @@
+"""One unlearning request, checked: what every method is given to work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import _weights
+from .._data import Source
+
+Forward = Callable[[nn.Module, Any], Tensor]
+
+
+def derived_seed(seed: int, purpose: int) -> int:
+    """A seed for one purpose (shuffle, split, ...), so that no two purposes share a random sequence."""
+    return (seed * 1_000_003 + purpose) % 2**63
+
+
+@dataclass
+class Task:
+    """Model copy, data and settings of one run; ``history`` grows while a method works."""
+
+    model: nn.Module
+    forward: Forward
+    classes: list[int]
+    outputs: int
+    device: torch.device
+    seed: int
+    progress: bool
+    retain: Source | None
+    forget: Source | None
+    test: Source | None
+    nonmember: Source | None = None
+    original: nn.Module | None = None  # the model as given: read, never written
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def generator(self, purpose: int) -> torch.Generator:
+        return torch.Generator().manual_seed(derived_seed(self.seed, purpose))
+
+    def answers(self, batches: Iterable[tuple[Any, Any]]) -> Tensor:
+        """The model's answer for every sample, in eval mode."""
+        with _weights.evaluating(self.model):
+            return torch.cat([self.forward(self.model, x).argmax(1).cpu() for x, _ in batches])
+
+    def right(self, source: Source) -> float:
+        """Share of right answers on a set."""
+        answers = self.answers(source.batches(device=self.device))
+        return answers.eq(source.labels()).double().mean().item()
+
+    def right_by_class(self, source: Source, classes: Iterable[int]) -> dict[int, float]:
+        """Share of right answers for each class that the set holds."""
+        labels = source.labels()
+        right = self.answers(source.batches(device=self.device)).eq(labels).double()
+        return {c: right[labels == c].mean().item() for c in classes if bool((labels == c).any())}
+
+
+def share(value: float) -> str:
+    return f"{100 * value:.1f} %"

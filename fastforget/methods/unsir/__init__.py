@@ -1,0 +1,1 @@
+"""UNSIR: error-maximizing noise, impair, repair."""
