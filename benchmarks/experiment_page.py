@@ -186,7 +186,7 @@ def page(found: dict[str, Any]) -> str:
     return "\n".join(text)
 
 
-def readme(found: dict[str, Any]) -> str:
+def section(found: dict[str, Any]) -> str:
     """The README's section: claims, advice, controls."""
     rows = found["rows"]
     head = (
