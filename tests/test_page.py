@@ -13,10 +13,11 @@ import torch
 from page_world import CLASS, CONTROLS, METHODS, MODELS, full_report
 
 import fastforget as ff
+from fastforget._text import number, percent
 from fastforget.auditing.measure.exposure import MOST
 from fastforget.auditing.show import svg
 from fastforget.auditing.show.style import CSS
-from fastforget.auditing.show.text import Cell, ends, number, percent, plain
+from fastforget.auditing.show.text import Cell, ends, plain
 
 SECTIONS = ("Can this audit fail?", "Which samples are most exposed?")
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _data
+from .._weights import eval_mode
 from . import verdict
 from .controls import behaviour, chosen, distrust
 from .measure import attacks as atk
@@ -204,7 +205,7 @@ def _scored(
     if any(name in sh.NAMES for name in names):
         read.append("logit_confidence")
     teacher = {"teacher": recorder.teacher} if recorder.teacher is not None else {}
-    with passes.evaluating(teacher):
+    with eval_mode(*teacher.values()):
         return passes.run(models, sets, attacks=tuple(dict.fromkeys(read)), watch=recorder, **how)
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
-from .._files import write_whole
+from .._files import jsonable, write_json, write_whole
 from .controls import lines as control_lines
 from .measure import intervals
 from .measure.class_rule import CONVENTION as CLASS_THRESHOLDS
@@ -266,18 +264,3 @@ def _wrap(text: str) -> str:
     import textwrap
 
     return textwrap.fill(text, 110, subsequent_indent="  ")
-
-
-def jsonable(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): jsonable(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(v) for v in value]
-    return value
-
-
-def write_json(path: str | PathLike[str], value: Any) -> None:
-    """``value`` as strict JSON (no NaN), whole or not at all."""
-    write_whole(path, json.dumps(jsonable(value), indent=1, allow_nan=False, ensure_ascii=False) + "\n")

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._files import write_whole
+from .._files import write_json, write_whole
+from .._text import number, percent
 from ..auditing.call import audit
-from ..auditing.report import AuditReport, write_json
-from ..auditing.show.text import number, percent
+from ..auditing.report import AuditReport
 from ..methods import NotForgottenWarning, UnlearnResult, unlearn
 from ..methods.task import Task
 from ..methods.unsir import train as unsir

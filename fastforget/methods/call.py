@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from .. import _weights
 from .._data import Source, source
+from .._text import percent
 from . import checks as _checks
 from . import overlap as _overlap
 from .perturb import match as _match
 from .perturb.forsaken import Forsaken
 from .perturb.lightweight import Lightweight
-from .task import Task, derived_seed, share
+from .task import Task, derived_seed
 from .unsir.train import UNSIR
 
 GONE_AT = 0.01
@@ -278,12 +279,12 @@ def _verdict(task: Task, proxy: dict[str, Any] | None) -> tuple[bool, str, dict[
         missing = [c for c in task.classes if c not in by_class]
         shares[f"{data.name}_accuracy"] = {str(c): v for c, v in by_class.items()}
         gone = gone and not missing and max(by_class.values()) <= GONE_AT
-        counts = ", ".join(f"class {c}: {share(v)}" for c, v in by_class.items())
+        counts = ", ".join(f"class {c}: {percent(v)}" for c, v in by_class.items())
         said.append(f"on {len(data)} {data.name} samples still right {counts}" + (f", none of {missing}" if missing else ""))
     if said:
         return (
             gone,
-            f"{'; '.join(said)} (forgotten: at most {share(GONE_AT)})",
+            f"{'; '.join(said)} (forgotten: at most {percent(GONE_AT)})",
             {"rests_on": "data", **shares},
         )
     if proxy is not None:
@@ -321,7 +322,8 @@ def _usable(task: Task, forgot: bool, why: str, measured: dict[str, Any]) -> tup
     measured = measured | {"retain_accuracy_before": before, "retain_accuracy": after}
     if before - after <= LOST:
         return True, why, measured
-    text = f"but of {len(some)} retain samples only {share(after)} are answered right, {share(before)} before (at most {share(LOST)} less)"
+    right = f"only {percent(after)} are answered right, {percent(before)} before (at most {percent(LOST)} less)"
+    text = f"but of {len(some)} retain samples {right}"
     return False, f"{why}; {text}: the model lost more than it was to forget", measured
 
 

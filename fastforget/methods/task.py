@@ -56,7 +56,3 @@ class Task:
         labels = source.labels()
         right = self.answers(source.batches(device=self.device)).eq(labels).double()
         return {c: right[labels == c].mean().item() for c in classes if bool((labels == c).any())}
-
-
-def share(value: float) -> str:
-    return f"{100 * value:.1f} %"

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..._files import write_whole
-from ..report import CONVENTIONS, AuditReport, jsonable, write_json
+from ..._files import jsonable, write_json, write_whole
+from ..report import CONVENTIONS, AuditReport
 from . import hashes
 
 FORMAT = "fastforget receipt 1"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+from ..._text import number
 from ..measure import attacks as atk
 from ..report import AuditReport
 from . import svg
 from .markup import figure, grid, legend, ordered, section, styles
-from .text import attack_name, further, number
+from .text import attack_name, further
 
 SETS = ("forget", "retain", "test")
 MOST = 40  # layers in one figure

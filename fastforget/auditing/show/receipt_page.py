@@ -6,9 +6,9 @@ import json
 import math
 from typing import Any
 
+from ..._text import number, percent
 from .markup import esc, tone
 from .style import CSS
-from .text import number, percent
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 FIGURES = (

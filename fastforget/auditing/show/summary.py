@@ -6,9 +6,10 @@ import math
 from itertools import groupby
 from typing import Any
 
+from ..._text import number, percent
 from ..report import AuditReport
 from .markup import esc, ordered, scroll, styles, tone
-from .text import Cell, Line, number, percent
+from .text import Cell, Line
 
 JUDGEMENTS = ("PASS", "PARTIAL", "FAIL")
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from ..._text import number, percent
 from ..measure import attacks as atk
 
 Row = dict[str, Any]
@@ -32,16 +33,6 @@ class Line(NamedTuple):
     group: str
     label: str
     cells: list[Cell]
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f} %"
-
-
-def number(value: float | None) -> str:
-    if value is None or math.isnan(value):
-        return "-"
-    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
 
 
 def plain(value: float | None) -> str:

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from ... import _weights
 from ..._data import Source
-from ..task import Task, share
+from ..._text import percent
+from ..task import Task
 from . import train as unsir
 from .place import place
 
@@ -256,7 +257,7 @@ def _back(search: Search, images: float) -> bool:
 
 def _proxy(search: Search, rehearsed: list[int], trial: dict[str, Any], final: dict[str, Any]) -> dict[str, Any]:
     """The verdict where no data of the classes is at hand, and what it rests on."""
-    kept = share(final["images"])
+    kept = percent(final["images"])
     images = f"of the images that the original model was surest of, {kept} are still answered so"
     if not rehearsed:
         why = f"not shown: {images}, but too few retained classes are left to rehearse on. "
@@ -271,7 +272,7 @@ def _proxy(search: Search, rehearsed: list[int], trial: dict[str, Any], final: d
     why = (
         f"no data of the classes was given; by rehearsal: at rate {trial['rate']:g}{twice} the "
         "retained classes "
-        f"{rehearsed} went ({share(trial['kept'])} of their samples still right), the run used "
+        f"{rehearsed} went ({percent(trial['kept'])} of their samples still right), the run used "
         f"{final['rate']:g}, and {images}"
     )
     return {"gone": not _back(search, final["images"]), "why": why}
