@@ -128,7 +128,7 @@ class Source:
             yield self._unpacked(raw, device)
 
     def _raw(self, order: list[Tensor]) -> Iterator[Any]:
-        if isinstance(self.dataset, _Pair):
+        if isinstance(self.dataset, Pair):
             yield from (self.dataset.take(indices) for indices in order)
             return
         # the loader's own generator: without one it would draw its workers' seed from the global state
@@ -165,7 +165,7 @@ class Source:
     def labels(self) -> Tensor:
         """All labels in the set's own order, int64[N] on the CPU: one pass, then remembered."""
         if self._labels is None:
-            if isinstance(self.dataset, _Pair):
+            if isinstance(self.dataset, Pair):
                 whole = self.dataset.labels
                 self._labels = whole if self.indices is None else whole[self.indices.to(whole.device)]
                 self._labels = self._labels.cpu()
@@ -198,8 +198,17 @@ class Source:
         order = torch.randperm(len(self), generator=generator)
         return self.subset(order[n:].sort().values), self.subset(order[:n].sort().values)
 
+    def at_most(self, n: int, generator: torch.Generator) -> Source:
+        """The set, or ``n`` of its samples drawn at random where it holds more."""
+        return self if len(self) <= n else self.split(n, generator)[1]
 
-class _Pair:
+    def cycle(self, batch_size: int, generator: torch.Generator, device: torch.device) -> Iterator[tuple[Any, Tensor]]:
+        """Shuffled batches without end, each pass in a new order."""
+        while True:
+            yield from self.batches(generator=generator, device=device, batch_size=min(batch_size, len(self)))
+
+
+class Pair:
     """Inputs and labels already in memory: batches by one indexing, without a per-sample collate."""
 
     def __init__(self, inputs: Tensor, labels: Tensor) -> None:
@@ -212,7 +221,7 @@ class _Pair:
         return self.inputs[indices.to(self.inputs.device)], self.labels[indices.to(self.labels.device)]
 
 
-def _pair(name: str, inputs: Tensor, labels: Tensor) -> _Pair:
+def _pair(name: str, inputs: Tensor, labels: Tensor) -> Pair:
     labels = check_labels(name, labels)
     if inputs.dim() == 0 or len(inputs) != len(labels):
         raise ValueError(
@@ -222,7 +231,7 @@ def _pair(name: str, inputs: Tensor, labels: Tensor) -> _Pair:
         raise ValueError(
             f"{name}: inputs are on {inputs.device} but labels on {labels.device}; accepted is one device"
         )
-    return _Pair(inputs.detach(), labels)
+    return Pair(inputs.detach(), labels)
 
 
 def _sampled(loader: DataLoader[Any]) -> Tensor | None:

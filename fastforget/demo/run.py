@@ -23,10 +23,9 @@ from .._files import write_json, write_whole
 from .._text import number, percent
 from ..auditing.call import audit
 from ..auditing.report import AuditReport
-from ..methods import NotForgottenWarning, UnlearnResult, unlearn
+from ..methods import UNSIR, NotForgottenWarning, UnlearnResult, unlearn
 from ..methods.task import Task
-from ..methods.unsir import train as unsir
-from ..methods.unsir.place import Place
+from ..methods.unsir.noise import Place, learn_noise
 from . import data as images
 from .nets import NETS, build
 from .train import train
@@ -231,11 +230,11 @@ def _noise(
     """The first of the noise images that the run learned: the same seed and model give them again."""
     if args.method != "unsir":
         return {}
-    options = unsir.UNSIR(noise_batch=count, l2=result.receipt["chosen"]["l2"])
+    options = UNSIR(noise_batch=count, l2=result.receipt["chosen"]["l2"])
     classes = sorted(args.classes)
     work, device = copy.deepcopy(original), torch.device(args.device)
     task = Task(work, lambda m, x: m(x), classes, found.shape[2], device, args.seed, False, None, None, None)
-    learned = unsir.learn_noise(options, task, classes, Place(found.train[0][0]))
+    learned = learn_noise(options, task, classes, Place(found.train[0][0]))
     pairs = zip(classes, learned.images.split(count), strict=True)
     return {f"class {found.class_names[c]}": part.cpu() for c, part in pairs}
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from .._data import Source, _Pair
+from .._data import Pair, Source
 
 READ_LIMIT = 20_000  # samples of a Dataset that are read one by one for this; tensors are always compared
 SHARE = 0.01  # of the forget set may be shared without a question
@@ -54,7 +54,7 @@ def compare(forget: Source, other: Source) -> Shared:
     (base, mine), (same, theirs) = _base(forget), _base(other)
     if base == same:
         return Shared(int(torch.isin(mine, theirs).sum()), 0.0, "indices")  # the same index is never a twin
-    size = sum(len(s) for s in (forget, other) if not isinstance(s.dataset, _Pair))
+    size = sum(len(s) for s in (forget, other) if not isinstance(s.dataset, Pair))
     if size > READ_LIMIT:
         return Shared(0, 0.0, f"not checked: {size} samples would be read one by one (at most {READ_LIMIT})")
     wanted, have = fingerprints(forget), fingerprints(other)
@@ -74,7 +74,7 @@ def allowed(n: int, have: Tensor) -> float:
 def _base(data: Source) -> tuple[tuple[Any, ...], Tensor]:
     """What a set is a part of, and which part: tensors by where they lie in memory, data sets by identity."""
     indices = torch.arange(len(data)) if data.indices is None else data.indices
-    if isinstance(data.dataset, _Pair):
+    if isinstance(data.dataset, Pair):
         x = data.dataset.inputs
         return (x.data_ptr(), x.shape, x.stride(), x.device, data.dataset.labels.data_ptr()), indices
     inner = data.dataset
