@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._version import __version__
+
 
 @dataclass
 class UnlearnResult:
@@ -31,6 +33,4 @@ class NotForgottenWarning(UserWarning):
 
 def versions() -> dict[str, str]:
     """What a run depends on besides its arguments."""
-    from .. import __version__
-
     return {"fastforget": __version__, "torch": torch.__version__, "python": platform.python_version()}

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from ..._files import jsonable, write_json, write_whole
+from ..._version import __version__
 from ..report import CONVENTIONS, AuditReport
 from . import hashes
 
@@ -87,8 +88,6 @@ def write(path: str | PathLike[str], found: dict[str, Any], *, page: bool = True
 
 
 def versions() -> dict[str, str]:
-    from ... import __version__
-
     return {"fastforget": __version__, "torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()}
 
 

@@ -17,7 +17,6 @@ from ..._progress import Progress
 from ..._progress import progress as progress_bar
 from ..._random import own_randomness
 from ..._weights import device_of, eval_mode
-from ...methods import UnlearnResult
 from ...ops import _arguments as arg
 from ...ops.membership import membership_scores
 from ..measure import passes
@@ -305,8 +304,8 @@ def _unlearned(work: _Work, model: nn.Module, index: int, seed: int) -> tuple[Te
     groups[forget] = 1
     with own_randomness(seed):
         changed = work.unlearn(model, work.pool.pair(forget), work.pool.pair(member & ~forget), seed)
-    if isinstance(changed, UnlearnResult):
-        changed = changed.model
+    if not isinstance(changed, nn.Module):
+        changed = getattr(changed, "model", changed)  # of what ff.unlearn returned
     if not isinstance(changed, nn.Module):
         raise TypeError(f"unlearn: returned {type(changed).__name__}; accepted is the unlearned model")
     return groups, _scores(work, changed, work.pool, index)[0]

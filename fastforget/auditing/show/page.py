@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ... import __version__
+from ..._version import __version__
 from ..report import CONVENTIONS, WHY, AuditReport
 from .charts import cost, losses, membership, predictions
 from .evidence import control_table, exposed
