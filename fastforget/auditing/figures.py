@@ -371,5 +371,6 @@ def _written(entries: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _figures(entries: Fields, name: str, intervals: str) -> dict[str, Figure]:
     """Figures whose values stand in one object and their intervals in another."""
-    ends = entries.get_or(intervals, by_name(interval), {})
-    return {key: Figure(value, ends.get(key)) for key, value in entries.get_or(name, by_name(number), {}).items()}
+    values: dict[str, float] = entries.get_or(name, by_name(number), {})
+    ends: dict[str, Interval | None] = entries.get_or(intervals, by_name(interval), {})
+    return {key: Figure(value, ends.get(key)) for key, value in values.items()}

@@ -153,7 +153,9 @@ class ThresholdFigures:
     def from_dict(cls, value: Any, where: str = "class thresholds") -> ThresholdFigures:
         entries = Fields(value, where)
         return cls(
-            *(read_figure(entries, name) for name in ("balanced_accuracy", "tpr", "fpr")),
+            balanced_accuracy=read_figure(entries, "balanced_accuracy"),
+            tpr=read_figure(entries, "tpr"),
+            fpr=read_figure(entries, "fpr"),
             members=entries.get_or("members", integer, 0),
             nonmembers=entries.get_or("nonmembers", integer, 0),
             reason=entries.get_or("reason", optional_text, None),
