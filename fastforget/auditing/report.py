@@ -1,14 +1,15 @@
-"""What an audit found: rows, verdict, and the three ways to show them."""
+"""The report of an audit: its figures and verdict, and the ways to show and to write them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
 from .._files import jsonable, write_json, write_whole
 from .controls import lines as control_lines
+from .figures import AuditFigures
 from .measure import intervals
 from .measure.class_rule import CONVENTION as CLASS_THRESHOLDS
 from .measure.oracles import NOT_IDEAL
@@ -49,39 +50,32 @@ WHY = (
 )
 
 
-@dataclass
-class AuditReport:
-    """An audit's result. ``print()`` it; ``.rows`` holds one dict a model; ``.verdict`` is that of the
-    unlearned model(s).
+FORMAT = "fastforget report 1"
+
+
+@dataclass(repr=False)
+class AuditReport(AuditFigures):
+    """An audit's result. ``print()`` it; ``.rows`` holds one dict a model; ``.verdict`` is that of the unlearned model(s).
 
     ``verdict`` is "PASS", "PARTIAL", "FAIL", "NO REFERENCE" (no retrained model given) or "NOTHING TO JUDGE"
     (no model but the original and the retrained one); ``reasons`` says why, by the rule in
     ``settings["rule"]``. Where controls were audited, ``controls`` says of each its status and whether it
-    ``behaved``, and ``control_rows`` holds their figures.
+    ``behaved``, and ``control_rows`` holds their figures. ``figures`` and ``control_figures`` are the rows
+    as objects.
     """
-
-    rows: list[dict[str, Any]]
-    verdict: str
-    reasons: list[str]
-    settings: dict[str, Any]
-    curves: dict[str, Any] = field(repr=False, default_factory=dict)
-    controls: dict[str, dict[str, Any]] = field(default_factory=dict)
-    control_rows: list[dict[str, Any]] = field(repr=False, default_factory=list)
 
     def row(self, model: str) -> dict[str, Any]:
         """The row of one model or control."""
-        for row in (*self.rows, *self.control_rows):
-            if row["model"] == model:
-                return row
-        raise KeyError(f"{model!r} is not among {', '.join(r['model'] for r in self.rows)}")
+        return self.figures_of(model).to_dict()
 
     def judged(self) -> list[dict[str, Any]]:
         """The rows that the verdict is about: all but the original and the retrained model."""
-        return [row for row in self.rows if row["model"] not in ("original", "retrained")]
+        return [row.to_dict() for row in self.judged_figures()]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain JSON values; a figure that is undefined (NaN) or infinite is null."""
+        """Everything as plain JSON values; a figure that is undefined (NaN) or infinite is null. schema/report.json describes them."""
         whole = {
+            "format": FORMAT,
             "verdict": self.verdict,
             "reference": self.settings["reference"] or "no reference",
             "reasons": self.reasons,
@@ -156,9 +150,9 @@ class AuditReport:
         """
         from .proof.receipt import write
 
-        found = self.receipt(result, **more)
-        write(path, found)
-        return found
+        written = self.receipt(result, **more)
+        write(path, written)
+        return written
 
     def lines(self, *, controls: bool = False) -> list[Line]:
         """The figures as lines of a group, a label and one cell a model: its text, and the ends of its interval where it has one. What
@@ -254,7 +248,7 @@ class AuditReport:
                 out.append(group)
             out.append(f"  {label.ljust(left)}" + "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)))
         out += ["", *(_wrap(reason) for reason in self.reasons), *([""] if self.reasons else [])]
-        out += [*(_wrap(line) for line in control_lines(self.controls)), *([""] if self.controls else [])]
+        out += [*(_wrap(line) for line in control_lines(self.control_outcomes)), *([""] if self.control_outcomes else [])]
         out += [_wrap(note) for note in self.notes()]
         out.append(_wrap(WHY))
         return "\n".join(out)

@@ -14,7 +14,7 @@ Show = Callable[[float | None], str]
 STRONGEST = ("lira", "rmia")
 NAMES = {"lira": "LiRA", "lira_offline": "LiRA offline", "u_lira": "U-LiRA", "rmia": "RMIA", "rmia_offline": "RMIA offline"}
 NAMES |= {"attack_p": "attack P", "attack_r": "attack R"}
-FPRS = tuple(zip(atk.FPR_NAMES, ("1 %", "0.1 %"), strict=True))
+FPRS = tuple(zip(atk.FPRS, ("1 %", "0.1 %"), strict=True))
 
 
 class Cell(NamedTuple):
