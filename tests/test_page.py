@@ -15,7 +15,7 @@ from page_world import CLASS, CONTROLS, METHODS, MODELS, full_report
 import fastforget as ff
 from fastforget.auditing.measure.exposure import MOST
 from fastforget.auditing.show import svg
-from fastforget.auditing.show.style import CSS
+from fastforget.auditing.show.layout import style_sheet
 from fastforget.auditing.show.text import Cell, ends, number, percent, plain
 
 SECTIONS = ("Can this audit fail?", "Which samples are most exposed?")
@@ -206,7 +206,7 @@ def contrast(a: str, b: str) -> float:
 
 @pytest.mark.parametrize("which", [0, 1, 2], ids=["light", "dark", "print"])
 def test_text_and_curves_stand_out(which: int) -> None:
-    block = re.findall(r":root \{(.*?)\}", CSS, flags=re.S)[which]
+    block = re.findall(r":root \{(.*?)\}", style_sheet(), flags=re.S)[which]
     colours = dict(re.findall(r"--([a-z0-9]+):\s*#([0-9a-f]{6}|[0-9a-f]{3});", block))
     text = ("ink", "soft", "pass", "partial", "fail", "none", "forget")
     lines_of = ("original", "unlearned", "retrained", *(f"{k}{i}" for k in ("other", "control") for i in range(1, 5)), "retain", "test")

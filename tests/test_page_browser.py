@@ -17,7 +17,7 @@ import torch
 from page_world import CLASS, CONTROLS, full_report
 
 import fastforget as ff
-from fastforget.auditing.show.style import CSS
+from fastforget.auditing.show.layout import style_sheet
 
 pytestmark = pytest.mark.skipif(chromium.BINARY is None, reason=chromium.MISSING)
 WIDTHS = (360, 390, 1280)
@@ -104,7 +104,7 @@ def test_curves_have_their_colours(browser, page) -> None:
     def pixels_near(names: tuple[str, ...]) -> dict[str, int]:
         x, y, w, h = tab.evaluate(place)
         part = chromium.pixels(tab.screenshot())[y : y + h, x : x + w, :3].astype(int)
-        colours = {name: [int(c, 16) for c in re.findall("..", re.search(rf"--{name}: #(\w+)", CSS)[1])] for name in names}
+        colours = {name: [int(c, 16) for c in re.findall("..", re.search(rf"--{name}: #(\w+)", style_sheet())[1])] for name in names}
         return {name: int((np.abs(part - colour).max(-1) < 12).sum()) for name, colour in colours.items()}
 
     drawn = ("original", "unlearned", "other1", "other2", "retrained")

@@ -132,7 +132,18 @@ class AuditReport:
         """
         from .show.page import render
 
-        write_whole(path, render(self, title, facts or {}, noise or {}, timing or {}, class_names, images or {}))
+        page = render(
+            self,
+            CONVENTIONS,
+            WHY,
+            title=title,
+            facts=facts or {},
+            noise=noise or {},
+            timing=timing or {},
+            class_names=class_names,
+            images=images or {},
+        )
+        write_whole(path, page)
 
     def receipt(self, result: Any = None, *, ids: Iterable[Any] | None = None, facts: dict[str, Any] | None = None) -> dict[str, Any]:
         """The audit as a receipt: hashes of the models and of the forget set, method, seeds, versions, machine, figures, controls,

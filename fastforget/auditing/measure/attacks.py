@@ -9,18 +9,10 @@ import torch
 from torch import Tensor
 
 from ...ops.membership import forgetting_rate, roc_stats
+from ..names import DIRECTION, FPR_NAMES, RATIOS
 from . import intervals
 from .passes import Scored
 
-# +1: a member scores higher; -1: lower. The names are the fields of ff.ops.membership.MembershipScores.
-DIRECTION = {
-    "loss": -1,
-    "confidence": 1,
-    "entropy": -1,
-    "modified_entropy": -1,
-    "margin": 1,
-    "logit_confidence": 1,
-}
 DEFAULT = ("loss", "confidence", "entropy")
 POPULATION = "attack_p"
 CONVENTION = {
@@ -34,10 +26,7 @@ CONVENTION = {
     "of the duel's non-members, from the first; the others are the non-members judged, so there are half as many. Samples with more than "
     "the population's largest or less than its smallest loss tie",
 }
-# scores that are log likelihood ratios: above 0 means that membership is the likelier
-RATIOS = ("lira", "u_lira")
 FPRS = (1e-2, 1e-3)
-FPR_NAMES = ("1pct", "0.1pct")
 
 
 class Duel(NamedTuple):

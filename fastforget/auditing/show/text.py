@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..measure import attacks as atk
+from ..names import DIRECTION, FPR_NAMES, RATIOS
 
 Row = dict[str, Any]
 Show = Callable[[float | None], str]
 STRONGEST = ("lira", "rmia")
 NAMES = {"lira": "LiRA", "lira_offline": "LiRA offline", "u_lira": "U-LiRA", "rmia": "RMIA", "rmia_offline": "RMIA offline"}
 NAMES |= {"attack_p": "attack P", "attack_r": "attack R"}
-FPRS = tuple(zip(atk.FPR_NAMES, ("1 %", "0.1 %"), strict=True))
+FPRS = tuple(zip(FPR_NAMES, ("1 %", "0.1 %"), strict=True))
 
 
 class Cell(NamedTuple):
@@ -95,7 +95,7 @@ def attack_name(attack: str) -> str:
 
 def further(attacks: list[str]) -> list[str]:
     """Those beyond thresholds on one model's outputs, the strongest first."""
-    found = [a for a in attacks if a not in atk.DIRECTION]
+    found = [a for a in attacks if a not in DIRECTION]
     return sorted(found, key=lambda a: (a not in STRONGEST, found.index(a)))
 
 
@@ -160,7 +160,7 @@ def _accuracies(rows: list[Row]) -> list[Line]:
 def _attack(rows: list[Row], attack: str) -> list[Line]:
     shown: list[tuple[str, str, Show]] = [("auc", "AUC", number), ("balanced_accuracy", "balanced accuracy", number)]
     unseen = rows[0]["attacks"]["forget_vs_test"][attack]["nonmembers"]
-    if attack in atk.RATIOS:
+    if attack in RATIOS:
         shown.append(("balanced_accuracy_at_half", "the same, member if likelier than not", number))
     for name, text in FPRS:
         mark = "" if resolves(rows, name, attack) or not unseen else " *"
