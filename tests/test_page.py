@@ -16,7 +16,8 @@ import fastforget as ff
 from fastforget.auditing.measure.exposure import MOST
 from fastforget.auditing.show import svg
 from fastforget.auditing.show.layout import style_sheet
-from fastforget.auditing.show.text import Cell, ends, number, percent, plain
+from fastforget.auditing.show.lines import Cell
+from fastforget.auditing.show.wording import ends, number, percent, plain
 
 SECTIONS = ("Can this audit fail?", "Which samples are most exposed?")
 

@@ -122,12 +122,6 @@ def distrust(found: dict[str, dict[str, Any]]) -> list[str]:
     return reasons
 
 
-def lines(found: dict[str, dict[str, Any]]) -> list[str]:
-    """One line a control, for people."""
-    said = {True: "as it must", False: "NOT AS IT MUST: this audit can't be trusted", None: "not judged"}
-    return [f"control {name}: {entry['status']}, {said[entry['behaved']]}" for name, entry in found.items()]
-
-
 def _call(model: nn.Module, inputs: Any) -> Tensor:
     return model(inputs)
 

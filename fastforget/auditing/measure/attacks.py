@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...ops.membership import forgetting_rate, roc_stats
-from ..names import DIRECTION, FPR_NAMES, RATIOS
+from ..names import DIRECTION, RATIOS
 from . import intervals
 from .passes import Scored
 
@@ -27,6 +27,7 @@ CONVENTION = {
     "the population's largest or less than its smallest loss tie",
 }
 FPRS = (1e-2, 1e-3)
+FPR_NAMES = ("1pct", "0.1pct")
 
 
 class Duel(NamedTuple):

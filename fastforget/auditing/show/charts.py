@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
+from ..figures import FORGET, ORIGINAL, RETAIN, AuditFigures, LayerDistance
 from ..names import DIRECTION
 from . import svg
-from .shown import Report, css_classes, ordered
-from .text import attack_name, further, number
+from .shown import css_classes, ordered
+from .wording import attack_name, beyond_thresholds, number
 
 MOST_LAYERS = 40  # in one figure
-SIDES = {"forget_vs_test": "forget set against unseen samples", "retain_vs_test": "retain set against unseen samples"}
+SIDES = {FORGET: "forget set against unseen samples", RETAIN: "retain set against unseen samples"}
 
 
 @dataclass
@@ -48,41 +48,41 @@ class Cost:
     not_compared: list[str] = field(default_factory=list)
 
 
-def membership(report: Report) -> Roc:
+def membership(audit: AuditFigures) -> Roc:
     """ROC curves: the strongest attacks first, then the loss attack; those that rank like it can be unfolded."""
-    strong = [("forget_vs_test", attack) for attack in further(report.settings["attacks"])]
+    strong = [(FORGET, attack) for attack in beyond_thresholds(audit.settings["attacks"])]
     loss = [(comparison, "loss") for comparison in SIDES]
-    others = [attack for attack in report.curves["roc"]["forget_vs_test"] if attack in DIRECTION and attack != "loss"]
-    first = [_roc(report, comparison, attack) for comparison, attack in (*strong, *loss)]
-    folded = [_roc(report, "forget_vs_test", attack) for attack in others]
+    others = [attack for attack in audit.curves["roc"][FORGET] if attack in DIRECTION and attack != "loss"]
+    first = [_roc(audit, comparison, attack) for comparison, attack in (*strong, *loss)]
+    folded = [_roc(audit, FORGET, attack) for attack in others]
     names = ", ".join(attack.replace("_", " ") for attack in others)
     return Roc([chart for chart in first if chart], [chart for chart in folded if chart], names)
 
 
-def _roc(report: Report, comparison: str, attack: str) -> Chart | None:
-    curves = report.curves["roc"].get(comparison, {}).get(attack, {})
-    rows = [row for row in ordered(report) if row["model"] in curves]
-    if not rows:
+def _roc(audit: AuditFigures, comparison: str, attack: str) -> Chart | None:
+    curves = audit.curves["roc"].get(comparison, {}).get(attack, {})
+    models = [model for model in ordered(audit) if model.model in curves]
+    if not models:
         return None
-    classes, name = css_classes(report), attack_name(attack)
-    figures = {row["model"]: row["attacks"].get(comparison, {}).get(attack, {}) for row in rows}
-    unseen = next((f["nonmembers"] for f in figures.values() if f.get("nonmembers")), None)
-    unseen = unseen or report.rows[0]["attacks"][comparison]["loss"]["nonmembers"]
-    aucs = ", ".join(f"{model} {number(f['auc'])}" for model, f in figures.items() if f.get("auc") is not None and math.isfinite(f["auc"]))
-    label = f"ROC curves, {name}, {SIDES[comparison]}" + (f": AUC {aucs}" if aucs else "")
+    classes, title = css_classes(audit), attack_name(attack)
+    figures = {model.model: model.attacks[comparison][attack] for model in models}
+    unseen = next((f.nonmembers for f in figures.values() if f.nonmembers), None)
+    unseen = unseen or audit.figures[0].attacks[comparison]["loss"].nonmembers
+    aucs = ", ".join(f"{name} {number(f.auc.value)}" for name, f in figures.items() if math.isfinite(f.auc.value))
+    label = f"ROC curves, {title}, {SIDES[comparison]}" + (f": AUC {aucs}" if aucs else "")
     # The controls below: one that is the original as it is must not hide it.
-    below_first = sorted(rows, key=lambda row: not row["control"])
-    series = [(classes[row["model"]], row["model"], curves[row["model"]]) for row in below_first]
+    below_first = sorted(models, key=lambda model: not model.control)
+    series = [(classes[model.model], model.model, curves[model.model]) for model in below_first]
     note = f"{SIDES[comparison].capitalize()}. Dotted: guessing."
-    return Chart(name[:1].upper() + name[1:], note, svg.roc(label, series, unseen))
+    return Chart(title[:1].upper() + title[1:], note, svg.roc(label, series, unseen))
 
 
-def losses(report: Report) -> list[Chart]:
+def losses(audit: AuditFigures) -> list[Chart]:
     """Histograms of the losses, one chart a model."""
-    edges, share = report.curves["loss"]["log10_edges"], report.curves["loss"]["share"]
+    edges, share = audit.curves["loss"]["log10_edges"], audit.curves["loss"]["share"]
     span, ceiling = _bounds(edges, [shares for sets in share.values() for shares in sets.values()])
-    classes, charts = css_classes(report), []
-    for model in (row["model"] for row in ordered(report) if row["model"] in share):
+    classes, charts = css_classes(audit), []
+    for model in (model.model for model in ordered(audit) if model.model in share):
         series = [(name, name, share[model][name]) for name in ("retain", "test", "forget")]
         label = f"Histograms of the losses of {model} on the retain, test and forget set"
         charts.append(Chart(model, "", svg.histogram(label, edges, series, span, ceiling), _hidden(classes[model])))
@@ -97,25 +97,25 @@ def _bounds(edges: list[float], shares: list[list[float]]) -> tuple[tuple[int, i
     return (first, last), max(0.1, math.ceil(10 * max(max(s) for s in shares)) / 10)
 
 
-def predictions(report: Report, class_names: list[str]) -> list[Chart]:
+def predictions(audit: AuditFigures, class_names: list[str]) -> list[Chart]:
     """The classes predicted for the forget set, one chart a model."""
-    shares = {row["model"]: [n / sum(row["forget_predictions"]) for n in row["forget_predictions"]] for row in ordered(report)}
-    classes, marked = css_classes(report), report.settings["forgotten_classes"]
+    shares = {model.model: [count / sum(model.forget_predictions) for count in model.forget_predictions] for model in ordered(audit)}
+    classes, marked = css_classes(audit), audit.settings["forgotten_classes"]
     ceiling = math.ceil(10 * max(map(max, shares.values()))) / 10
     charts = []
-    for row in ordered(report):
-        model = row["model"]
+    for model in ordered(audit):
+        name = model.model
         drawing = svg.columns(
-            f"Predictions of {model} on the forget set",
+            f"Predictions of {name} on the forget set",
             class_names,
-            [(classes[model], model, shares[model])],
+            [(classes[name], name, shares[name])],
             marked=marked,
             axis="predicted class",
             ceiling=ceiling,
             width=svg.SMALL,
         )
-        note = f"spread over {row['forget_prediction_spread']:.1f} classes"
-        charts.append(Chart(model, note, drawing, _hidden(classes[model])))
+        note = f"spread over {model.forget_prediction_spread:.1f} classes"
+        charts.append(Chart(name, note, drawing, _hidden(classes[name])))
     return charts
 
 
@@ -123,40 +123,40 @@ def _hidden(css_class: str) -> bool:
     return "control" in css_class.split()
 
 
-def cost(report: Report, class_names: list[str]) -> Cost:
+def cost(audit: AuditFigures, class_names: list[str]) -> Cost:
     """Accuracy by class, without the controls, and how far each layer moved."""
-    classes, bars = css_classes(report), []
-    for row in report.rows:
-        accuracy = row["class_accuracy"]["test"]
-        bars.append((classes[row["model"]], row["model"], [accuracy.get(i, math.nan) for i in range(len(class_names))]))
+    classes, bars = css_classes(audit), []
+    for model in audit.figures:
+        accuracy = model.class_accuracy["test"]
+        bars.append((classes[model.model], model.model, [accuracy.get(i, math.nan) for i in range(len(class_names))]))
     shown = Cost()
     if bars:
-        title, marked = "Test accuracy by class", report.settings["forgotten_classes"]
+        title, marked = "Test accuracy by class", audit.settings["forgotten_classes"]
         shown.charts.append(Chart(title, "", svg.columns(title, class_names, bars, marked=marked, axis="class")))
-    distances = {row["model"]: row["weight_distance"]["original"] for row in ordered(report) if "original" in row["weight_distance"]}
-    shown.not_compared = [f"{model}: {distance['reason']}" for model, distance in distances.items() if distance["reason"]]
-    layers = {model: distance["layers"] for model, distance in distances.items() if not distance["reason"]}
+    distances = {model.model: model.weight_distance[ORIGINAL] for model in ordered(audit) if ORIGINAL in model.weight_distance}
+    shown.not_compared = [f"{name}: {distance.reason}" for name, distance in distances.items() if distance.reason]
+    layers = {name: distance.layers for name, distance in distances.items() if not distance.reason}
     if layers:
-        shown.charts.append(_layers(report, layers))
+        shown.charts.append(_layers(audit, layers))
         shown.moved = True
     return shown
 
 
-def _layers(report: Report, layers: dict[str, list[dict[str, Any]]]) -> Chart:
+def _layers(audit: AuditFigures, layers: dict[str, list[LayerDistance]]) -> Chart:
     """How far each layer of each model moved."""
-    classes = css_classes(report)
-    names = [layer["layer"] for layer in next(iter(layers.values()))]
-    values = {model: [layer["relative"] for layer in moved] for model, moved in layers.items()}
+    classes = css_classes(audit)
+    names = [layer.layer for layer in next(iter(layers.values()))]
+    values = {model: [layer.relative for layer in moved] for model, moved in layers.items()}
     largest = [max(of_layer) for of_layer in zip(*values.values(), strict=True)]
     chosen = sorted(sorted(range(len(names)), key=lambda i: -largest[i])[:MOST_LAYERS])
     note = "" if len(chosen) == len(names) else f"The {MOST_LAYERS} most changed of {len(names)} layers."
     series: list[svg.Series] = [(classes[model], model, [moved[i] for i in chosen]) for model, moved in values.items()]
     title, axis = "Weight distance by layer", "distance / norm of the original"
-    return Chart(title, note, svg.dots(title, [names[i] for i in chosen], series, axis, reach=_reach(report, values)))
+    return Chart(title, note, svg.dots(title, [names[i] for i in chosen], series, axis, reach=_reach(audit, values)))
 
 
-def _reach(report: Report, values: dict[str, list[float]]) -> float | None:
+def _reach(audit: AuditFigures, values: dict[str, list[float]]) -> float | None:
     """Where the axis ends: for the models that are shown, unless only controls are."""
-    shown = {row["model"] for row in report.rows}
+    shown = {model.model for model in audit.figures}
     finite = [value for model, moved in values.items() if model in shown for value in moved if math.isfinite(value)]
     return max(finite, default=None)

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from ..figures import RETRAINED, AuditFigures, ControlOutcome, ExposedSample
 from ..names import CONTROL_MEANING, must_pass
 from .png import as_pictures
-from .shown import Report, colours
-from .text import attack_name, plain
+from .shown import colours
+from .wording import attack_name, plain
 
 RETRAINED_MEANING = "trained without the forget set"
 
@@ -56,33 +57,33 @@ class Exposed:
     pictured: bool
 
 
-def controls(report: Report) -> Controls:
+def controls(audit: AuditFigures) -> Controls:
     """What must not pass (and, where it is listed, what must), and whether it behaved."""
-    colour = colours(report)
+    colour = colours(audit)
+    outcomes = {name: ControlOutcome.from_dict(outcome, f"controls.{name}") for name, outcome in audit.controls.items()}
     lines = [
-        Control(name, colour.get(name, ""), _meaning(name), must_pass(name), control["status"], control["behaved"])
-        for name, control in report.controls.items()
+        Control(name, colour.get(name, ""), _meaning(name), must_pass(name), outcome.status, outcome.behaved)
+        for name, outcome in outcomes.items()
     ]
-    return Controls(lines, [line.name for line in lines if line.behaved is False], drawn=bool(report.control_rows))
+    return Controls(lines, [line.name for line in lines if line.behaved is False], drawn=bool(audit.control_figures))
 
 
 def _meaning(name: str) -> str:
-    return CONTROL_MEANING.get(name, RETRAINED_MEANING if name == "retrained" else "a further control")
+    return CONTROL_MEANING.get(name, RETRAINED_MEANING if name == RETRAINED else "a further control")
 
 
-def exposed(report: Report, class_names: list[str], images: dict[str, Any]) -> Exposed:
+def exposed(audit: AuditFigures, class_names: list[str], images: dict[str, Any]) -> Exposed:
     """The forget samples that give the judged models away most, with their pictures where there are some."""
-    pictures = _checked(images, report.settings["sizes"]["forget"])
-    samples = report.curves.get("exposed") or []
-    models = [row["model"] for row in report.rows]
-    numbers = [int(sample["index"]) for sample in samples]
+    pictures = _checked(images, audit.settings["sizes"]["forget"])
+    samples = [ExposedSample.from_dict(sample, f"exposed[{i}]") for i, sample in enumerate(audit.curves.get("exposed") or [])]
+    models = [model.model for model in audit.figures]
+    numbers = [sample.index for sample in samples]
     thumbnails = as_pictures(pictures[numbers], "images") if pictures is not None and numbers else [""] * len(numbers)
     shown = []
-    for sample, number, thumbnail in zip(samples, numbers, thumbnails, strict=True):
-        label = int(sample["label"])
-        class_name = class_names[label] if 0 <= label < len(class_names) else str(label)
-        shown.append(Sample(number, class_name, [plain(sample["score"][model]) for model in models], thumbnail))
-    attack = attack_name(report.settings["exposed_by"]) if samples else ""
+    for sample, thumbnail in zip(samples, thumbnails, strict=True):
+        class_name = class_names[sample.label] if 0 <= sample.label < len(class_names) else str(sample.label)
+        shown.append(Sample(sample.index, class_name, [plain(sample.score[model]) for model in models], thumbnail))
+    attack = attack_name(audit.settings["exposed_by"]) if samples else ""
     return Exposed(attack, models, shown, pictured=pictures is not None)
 
 

@@ -8,18 +8,20 @@ from typing import Any
 import torch
 
 from ... import __version__
+from ..figures import AuditFigures
+from ..names import WHY
 from . import charts, evidence, layout, summary
+from .lines import probe_labels
 from .png import as_pictures
-from .shown import Report, css_classes, ordered
-from .text import attack_name, probe_labels
+from .shown import css_classes, ordered
+from .wording import attack_name
 
 MOST_PICTURES = 40  # noise images in one figure
 
 
 def render(
-    report: Report,
+    audit: AuditFigures,
     conventions: dict[str, str],
-    why: str,
     *,
     title: str,
     facts: dict[str, str],
@@ -32,40 +34,39 @@ def render(
 
     Args:
         conventions: what the figures of every report mean, by their names.
-        why: how a report is read.
         title, facts, noise, timing, class_names, images: see :meth:`fastforget.audit.AuditReport.to_html`.
     """
-    names = _class_names(report, class_names)
-    classes = css_classes(report)
+    names = _class_names(audit, class_names)
+    classes = css_classes(audit)
     return layout.render(
         "report.html",
         title=title,
-        models=[(classes[row["model"]], row["model"]) for row in ordered(report)],
-        summary=summary.head(report, timing),
-        table=summary.table(report, timing),
-        controls=evidence.controls(report),
-        roc=charts.membership(report),
-        losses=charts.losses(report),
-        predictions=charts.predictions(report, names),
-        exposed=evidence.exposed(report, names, images),
-        cost=charts.cost(report, names),
+        models=[(classes[model.model], model.model) for model in ordered(audit)],
+        summary=summary.head(audit, timing),
+        table=summary.table(audit, timing),
+        controls=evidence.controls(audit),
+        roc=charts.membership(audit),
+        losses=charts.losses(audit),
+        predictions=charts.predictions(audit, names),
+        exposed=evidence.exposed(audit, names, images),
+        cost=charts.cost(audit, names),
         noise={caption: as_pictures(pictures[:MOST_PICTURES]) for caption, pictures in noise.items()},
         reading={
-            "why": why,
-            "rule": report.settings["rule"],
-            "conventions": conventions | _used(report, conventions),
-            "settings": _settings(report, facts, timing),
+            "why": WHY,
+            "rule": audit.settings["rule"],
+            "conventions": conventions | _used(audit, conventions),
+            "settings": _settings(audit, facts, timing),
         },
     )
 
 
-def _class_names(report: Report, given: list[str] | None) -> list[str]:
-    count = max(len(row["forget_predictions"]) for row in report.rows)
+def _class_names(audit: AuditFigures, given: list[str] | None) -> list[str]:
+    count = max(len(model.forget_predictions) for model in audit.figures)
     return [given[i] if given and i < len(given) else str(i) for i in range(count)]
 
 
-def _settings(report: Report, facts: dict[str, str], timing: dict[str, float]) -> dict[str, str]:
-    settings = report.settings
+def _settings(audit: AuditFigures, facts: dict[str, str], timing: dict[str, float]) -> dict[str, str]:
+    settings = audit.settings
     threshold = settings["oracle_threshold"]
     return {
         **facts,
@@ -80,8 +81,8 @@ def _settings(report: Report, facts: dict[str, str], timing: dict[str, float]) -
     }
 
 
-def _used(report: Report, conventions: dict[str, str]) -> dict[str, str]:
+def _used(audit: AuditFigures, conventions: dict[str, str]) -> dict[str, str]:
     """What this report's own attacks and probes measure, by their names in the table; no wording twice."""
-    used, general = report.settings.get("conventions_used", {}), set(conventions.values())
-    labels = {attack: attack_name(attack) for attack in report.settings["attacks"]} | probe_labels(report.rows)
+    used, general = audit.settings.get("conventions_used", {}), set(conventions.values())
+    labels = {attack: attack_name(attack) for attack in audit.settings["attacks"]} | probe_labels(audit.figures)
     return {label: used[name] for name, label in labels.items() if name in used and used[name] not in general}

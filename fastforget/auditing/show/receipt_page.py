@@ -7,9 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..figures import FORGET, ModelRow
 from . import layout
 from .shown import tone
-from .text import number, percent
+from .wording import number, percent
+
+# What the table shows of a model.
+FIGURES: dict[str, Callable[[ModelRow], str]] = {
+    "forget set": lambda model: percent(model.accuracy["forget"].value),
+    "unseen, forgotten": lambda model: percent(model.accuracy["test_forget"].value),
+    "unseen, kept": lambda model: percent(model.accuracy["test_retain"].value),
+    "attack AUC": lambda model: number(model.attacks[FORGET]["loss"].auc.value),
+    "forgetting rate": lambda model: percent(model.forgetting_rate.value),
+}
 
 
 @dataclass
@@ -36,7 +46,7 @@ def render(receipt: dict[str, Any], file_name: str) -> str:
         reasons=verdict["reasons"],
         rule=verdict["rule"],
         measured=list(FIGURES),
-        lines=[_line(row) for row in receipt["rows"] + receipt["control_rows"]],
+        lines=[_line(ModelRow.from_dict(row)) for row in receipt["rows"] + receipt["control_rows"]],
         hashes=_hashes(receipt),
         made=_made(receipt),
     )
@@ -49,19 +59,9 @@ def _forgotten(receipt: dict[str, Any]) -> str:
     return f"class{'es' if len(classes) > 1 else ''} {', '.join(map(str, classes))}"
 
 
-# What the table shows of a row.
-FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "forget set": lambda row: percent(row["accuracy"]["forget"]),
-    "unseen, forgotten": lambda row: percent(row["accuracy"]["test_forget"]),
-    "unseen, kept": lambda row: percent(row["accuracy"]["test_retain"]),
-    "attack AUC": lambda row: number(row["attacks"]["forget_vs_test"]["loss"]["auc"]),
-    "forgetting rate": lambda row: percent(row["forgetting_rate"]),
-}
-
-
-def _line(row: dict[str, Any]) -> Line:
-    label = f"control: {row['model']}" if row["control"] else row["model"]
-    return Line(label, row["status"], tone(row["status"]), [figure(row) for figure in FIGURES.values()])
+def _line(model: ModelRow) -> Line:
+    label = f"control: {model.model}" if model.control else model.model
+    return Line(label, model.status, tone(model.status), [text(model) for text in FIGURES.values()])
 
 
 def _hashes(receipt: dict[str, Any]) -> dict[str, str]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
 
-from .shown import Report, colours, ordered, tone
-from .text import Cell, Line, number, percent
+from ..figures import FORGET, ORIGINAL, RETRAINED, AuditFigures, ModelRow
+from .lines import Cell, Line
+from .shown import colours, ordered, tone
+from .text import audit_lines, headline, notes
+from .wording import number, percent
 
 JUDGEMENTS = ("PASS", "PARTIAL", "FAIL")
-STEPS = {"original": "train", "unlearned": "unlearn", "retrained": "retrain"}
+STEPS = {ORIGINAL: "train", "unlearned": "unlearn", RETRAINED: "retrain"}
 
 
 @dataclass
@@ -81,48 +82,51 @@ class Table:
     notes: list[str]
 
 
-def head(report: Report, timing: dict[str, float]) -> Head:
+def head(audit: AuditFigures, timing: dict[str, float]) -> Head:
     """The page's head, but for its title."""
-    lead = report.headline()
-    return Head(lead[:1].upper() + lead[1:], report.verdict, tone(report.verdict), _reasons(report), _tiles(report, timing))
+    lead = headline(audit)
+    return Head(lead[:1].upper() + lead[1:], audit.verdict, tone(audit.verdict), _reasons(audit), _tiles(audit, timing))
 
 
-def _reasons(report: Report) -> list[Reason]:
+def _reasons(audit: AuditFigures) -> list[Reason]:
     """What was found of each judged model; with several, each one's name and status above."""
-    judged = report.judged()
-    beginnings = tuple(f"{row['model']}: " for row in judged)
+    judged = audit.judged_figures()
+    beginnings = tuple(f"{model.model}: " for model in judged)
     # What is about the audit as a whole, such as a control that passed.
-    reasons = [Reason(text, "FAIL", "FAIL") for text in report.reasons if not text.startswith(beginnings)]
-    for row in judged:
+    reasons = [Reason(text, "FAIL", "FAIL") for text in audit.reasons if not text.startswith(beginnings)]
+    for model in judged:
         if len(judged) > 1:
-            reasons.append(Reason(row["model"], row["status"], f"model {tone(row['status'])}"))
-        for text in row["reasons"]:
+            reasons.append(Reason(model.model, model.status, f"model {tone(model.status)}"))
+        for text in model.reasons:
             status, _, rest = text.partition(": ")
             reasons.append(Reason(rest, status) if status in JUDGEMENTS else Reason(text))
     return reasons
 
 
-def _tiles(report: Report, timing: dict[str, float]) -> list[Tile]:
-    row = (report.judged() or report.rows[-1:])[0]
-    others = [other for other in report.rows if other["model"] in ("original", "retrained") and other is not row]
-    others.sort(key=lambda other: other["model"])
-    class_wise = row["class_wise"] and not math.isnan(row["accuracy"]["test_forget"])
+def _tiles(audit: AuditFigures, timing: dict[str, float]) -> list[Tile]:
+    judged = audit.judged_figures()
+    main = (judged or audit.figures[-1:])[0]
+    yardsticks = [model for name in (ORIGINAL, RETRAINED) for model in audit.figures if model.model == name and model is not main]
+    class_wise = main.class_wise and main.accuracy["test_forget"].known
     forget, kept = ("test_forget", "test_retain") if class_wise else ("forget", "test")
 
-    def tile(name: str, figure: Callable[[dict[str, Any]], float], show: Callable[[float], str]) -> Tile:
-        return Tile(name, show(figure(row)), [f"{other['model']} {show(figure(other))}" for other in others])
+    def tile(name: str, text: Callable[[ModelRow], str]) -> Tile:
+        return Tile(name, text(main), [f"{model.model} {text(model)}" for model in yardsticks])
 
     tiles = [
-        tile("Test accuracy, forgotten classes" if class_wise else "Accuracy on the forget set", lambda r: r["accuracy"][forget], percent),
-        tile("Test accuracy, kept classes" if class_wise else "Test accuracy", lambda r: r["accuracy"][kept], percent),
-        tile("Loss attack, forget against unseen: AUC", lambda r: r["attacks"]["forget_vs_test"]["loss"]["auc"], number),
+        tile(
+            "Test accuracy, forgotten classes" if class_wise else "Accuracy on the forget set",
+            lambda model: percent(model.accuracy[forget].value),
+        ),
+        tile("Test accuracy, kept classes" if class_wise else "Test accuracy", lambda model: percent(model.accuracy[kept].value)),
+        tile("Loss attack, forget against unseen: AUC", lambda model: number(model.attacks[FORGET]["loss"].auc.value)),
     ]
     if "unlearn" in timing:
         beside = [f"retraining {seconds(timing['retrain'])}"] if "retrain" in timing else []
         tiles.append(Tile("Time to unlearn", seconds(timing["unlearn"]), beside))
-    if len(report.judged()) > 1:
+    if len(judged) > 1:
         for one in tiles:
-            one.name = f"{row['model']}: {one.name}"
+            one.name = f"{main.model}: {one.name}"
     return tiles
 
 
@@ -130,23 +134,23 @@ def seconds(value: float) -> str:
     return f"{value:.1f} s" if value >= 1 else f"{1000 * value:.0f} ms"
 
 
-def table(report: Report, timing: dict[str, float]) -> Table:
-    """Every figure, one column a model and the controls last, with the intervals that the rows hold."""
-    rows, lines = ordered(report), report.lines(controls=True)
+def table(audit: AuditFigures, timing: dict[str, float]) -> Table:
+    """Every figure, one column a model and the controls last, with the intervals that were measured."""
+    models, lines = ordered(audit), audit_lines(audit, controls=True)
     intervals = any(cell.ends for line in lines for cell in line.cells)
     if timing:
-        steps = [STEPS.get(row["model"], "") for row in rows]
+        steps = [STEPS.get(model.model, "") for model in models]
         lines.append(Line("cost", "time", [Cell(seconds(timing[step]) if step in timing else "-") for step in steps]))
-    colour = colours(report)
-    columns: list[Column | None] = [Column(row["model"], colour[row["model"]], row["status"], tone(row["status"])) for row in rows]
+    colour = colours(audit)
+    columns: list[Column | None] = [Column(model.model, colour[model.model], model.status, tone(model.status)) for model in models]
     groups = [
         Group(name, [TableLine(line.label, [*line.cells]) for line in members], compared=name != "cost")
         for name, members in groupby(lines, key=lambda line: line.group)
     ]
-    if report.settings["reference"] is None:
+    if audit.settings["reference"] is None:
         # Where the retrained model's column would be: before the controls.
-        place = len(report.rows)
+        place = len(audit.figures)
         columns.insert(place, None)
         for line in (line for group in groups for line in group.lines):
             line.cells.insert(place, None)
-    return Table(columns, groups, intervals, report.notes(intervals="Small figures", conventions=False))
+    return Table(columns, groups, intervals, notes(audit, intervals="Small figures", conventions=False))
