@@ -212,8 +212,8 @@ def test_the_helper_sees_what_is_wrong(browser, tmp_path: Path) -> None:
         f"{ATTACK}<script>console.error('told')</script><script>undefinedFunction()</script><img src='http://example.invalid/x.png'>"
     )
     tab = open_page(browser, bad, 390)
-    said = " ".join(tab.complaints())
-    assert "dialog: 1" in said and "told" in said and "Uncaught" in said
+    complaints = " ".join(tab.complaints())
+    assert "dialog: 1" in complaints and "told" in complaints and "Uncaught" in complaints
     assert tab.requests() == ["http://example.invalid/x.png"]
     assert overflow(tab) > 1000 or tab.evaluate("document.documentElement.scrollWidth") == 2000
 

@@ -74,17 +74,17 @@ def _accuracies(models: list[ModelRow]) -> list[Line]:
 
 
 def _attack(models: list[ModelRow], attack: str) -> list[Line]:
-    group, found = f"{attack_name(attack)}, forget against unseen", [model.attacks[FORGET][attack] for model in models]
+    group, by_model = f"{attack_name(attack)}, forget against unseen", [model.attacks[FORGET][attack] for model in models]
     result = [
-        Line(group, "AUC", _cells([figures.auc for figures in found], number)),
-        Line(group, "balanced accuracy", _cells([figures.balanced_accuracy for figures in found], number)),
+        Line(group, "AUC", _cells([figures.auc for figures in by_model], number)),
+        Line(group, "balanced accuracy", _cells([figures.balanced_accuracy for figures in by_model], number)),
     ]
     if attack in RATIOS:
-        halves = [figures.balanced_accuracy_at_half for figures in found]
+        halves = [figures.balanced_accuracy_at_half for figures in by_model]
         result.append(Line(group, "the same, member if likelier than not", _cells(halves, number)))
     for name, text in FPR_TEXTS.items():
-        mark = "" if found[0].tpr_at[name].resolves or not found[0].nonmembers else " *"
-        result.append(Line(group, f"TPR at {text} FPR{mark}", _cells([figures.tpr_at[name].tpr for figures in found], percent)))
+        mark = "" if by_model[0].tpr_at[name].resolves or not by_model[0].nonmembers else " *"
+        result.append(Line(group, f"TPR at {text} FPR{mark}", _cells([figures.tpr_at[name].tpr for figures in by_model], percent)))
     return result
 
 

@@ -120,9 +120,9 @@ def _undefined_scores(audit: AuditFigures) -> list[str]:
     result = []
     for attack in audit.settings["attacks"]:
         for comparison in audit.figures[0].attacks:
-            found = [model.attacks[comparison][attack] for model in audit.figures]
+            by_model = [model.attacks[comparison][attack] for model in audit.figures]
             about = f"{attack_name(attack)}, {comparison.replace('_', ' ')}"
-            if most := max(figures.undefined for figures in found):
+            if most := max(figures.undefined for figures in by_model):
                 result.append(f"{about}: {most} samples have no score (NaN) and are left out.")
-            result += [f"{about}: {reason}." for reason in sorted({figures.reason for figures in found if figures.reason})]
+            result += [f"{about}: {reason}." for reason in sorted({figures.reason for figures in by_model if figures.reason})]
     return result
