@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
+import pydoc
 import subprocess
 import sys
 
@@ -13,7 +15,7 @@ from audit_world import CLASSES, FEATURES, FORGOTTEN, World
 from torch import nn
 
 import fastforget as ff
-from fastforget.auditing.measure import attacks
+from fastforget.auditing.measure import attacks, oracles
 from fastforget.auditing.measure.weights import weight_distance
 
 
@@ -47,11 +49,24 @@ class Counting(nn.Module):
 
 
 def test_audit_is_callable_and_has_attributes() -> None:
-    code = (
-        "import fastforget as ff, inspect;"
-        "assert callable(ff.audit) and ff.audit.AuditReport.__name__ == 'AuditReport';"
-        "assert 'forget' in inspect.signature(ff.audit).parameters"
-    )
+    assert callable(ff.audit) and ff.audit.AuditReport.__name__ == "AuditReport"
+    names = list(inspect.signature(ff.audit).parameters)
+    assert names[:4] == ["models", "forget", "retain", "test"]
+    for name in ("controls", "forgetting_quality", "relearn_time", "shadows"):
+        attribute = getattr(ff.audit, name)
+        assert attribute.__name__ == name and attribute.__doc__
+    assert ff.audit.oracles.ShadowLogistic is oracles.ShadowLogistic and callable(ff.audit.Shadows.load)
+
+
+def test_help_shows_the_call_and_what_hangs_on_it() -> None:
+    shown = pydoc.plain(pydoc.render_doc(ff.audit))
+    assert "__call__(self, models: 'dict[str, nn.Module]', *, forget" in shown
+    for text in ("each a DataLoader, a Dataset or an (inputs, labels) pair", "ff.audit.shadows", "relearn_time(model", "controls(original"):
+        assert text in shown
+
+
+def test_the_package_below_is_a_package() -> None:
+    code = "import fastforget.auditing.controls as c, types; assert isinstance(c, types.ModuleType)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .._files import write_whole
-from ..auditing.call import audit
+from ..auditing import audit
 from ..auditing.report import AuditReport, write_json
 from ..auditing.show.wording import number, percent
 from ..methods import NotForgottenWarning, UnlearnResult, unlearn
