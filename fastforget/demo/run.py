@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .._files import write_whole
 from ..auditing import audit
 from ..auditing.report import AuditReport, write_json
-from ..auditing.show.text import number, percent
+from ..auditing.show.wording import number, percent
 from ..methods import NotForgottenWarning, UnlearnResult, unlearn
 from ..methods.task import Task
 from ..methods.unsir import train as unsir
