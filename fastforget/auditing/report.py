@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
 from .._files import write_whole
+from .conventions import CONVENTIONS
 from .figures import AuditFigures
-from .measure import intervals
-from .measure.class_rule import CONVENTION as CLASS_THRESHOLDS
-from .measure.svc import CONVENTION as MIA_EFFICACY
 from .names import WHY
 from .show import text
 from .show.lines import Line, resolves
-
-CONVENTIONS = {
-    "accuracy": "share of samples whose largest logit is the label's; the first of equal logits wins",
-    "attack": "score >= threshold means member; loss and entropy enter negated; no attack is trained",
-    "auc": "probability that a member scores above a non-member, ties count one half; 0.5 means it can't tell",
-    "balanced accuracy": "(1 + max(TPR - FPR)) / 2, threshold chosen on the same samples, so never under "
-    "0.5 and a little high on small sets",
-    "member if likelier than not": "of LiRA and U-LiRA: balanced accuracy at a likelihood ratio of 1, a threshold fixed beforehand; the "
-    "figure of Hayes et al. (SaTML'25)",
-    "TPR at a FPR": "largest true-positive rate with a false-positive rate of at most that; exact counts, ties not split",
-    "class thresholds": CLASS_THRESHOLDS,
-    "called NON-member (MIA-efficacy)": MIA_EFFICACY,
-    "JS divergence, activation distance": "mean over the forget set of the distance of two models' softmax outputs, in float64; beside the "
-    "retrained model's, where another retrained model would not be at 0 either",
-    "interval": intervals.CONVENTION,
-    "confidence": "the label's softmax probability; in 32-bit floats it ties at 1 where the loss still ranks",
-    "forgetting rate": "(AF - BF) / BT (Forsaken, arXiv 2003.10933): of the forget samples that a fixed "
-    "oracle called members on the original model, the share it no longer does. The oracle: loss <= "
-    "threshold, of best balanced accuracy between retain and test samples on the original model, the same "
-    "before and after",
-    "weight distance": "Euclidean, per module that owns parameters (weight and bias together); buffers left "
-    "out; relative = divided by the norm of the other model's layer",
-    "prediction spread": "exp(entropy) of the predicted classes' shares: 1 = one class takes every forget sample",
-    "order": "models see each batch in the same pass, in eval mode, without gradients",
-}
-
+from .strict_json import jsonable, write_json
 
 FORMAT = "fastforget report 1"
 
@@ -187,18 +158,3 @@ class AuditReport(AuditFigures):
 
     def __str__(self) -> str:
         return text.report_text(self)
-
-
-def jsonable(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): jsonable(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(v) for v in value]
-    return value
-
-
-def write_json(path: str | PathLike[str], value: Any) -> None:
-    """``value`` as strict JSON (no NaN), whole or not at all."""
-    write_whole(path, json.dumps(jsonable(value), indent=1, allow_nan=False, ensure_ascii=False) + "\n")

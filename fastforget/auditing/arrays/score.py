@@ -20,7 +20,7 @@ from ..._progress import progress as progress_bar
 from ...ops.membership_lira import VARIANCES
 from ..measure import intervals
 from ..measure.attacks import figures
-from ..report import write_json
+from ..strict_json import write_json
 from .files import BadArray, Rows, class_ids, files_of, flags, open_rows
 from .run import ATTACKS, NEED_KEEP, OF_SCORES, SHADOWED, Inputs, Options, Result, run
 

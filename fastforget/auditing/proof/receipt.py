@@ -21,7 +21,9 @@ import numpy as np
 import torch
 
 from ..._files import write_whole
-from ..report import CONVENTIONS, AuditReport, jsonable, write_json
+from ..conventions import CONVENTIONS
+from ..figures import AuditFigures
+from ..strict_json import jsonable, write_json
 from . import hashes
 
 FORMAT = "fastforget receipt 1"
@@ -29,7 +31,7 @@ CALLED = "evidence from measurements on the samples named here; not a proof, and
 
 
 def receipt(
-    report: AuditReport,
+    report: AuditFigures,
     result: Any = None,
     *,
     ids: Iterable[Any] | None = None,
