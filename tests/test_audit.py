@@ -176,10 +176,10 @@ def test_nonmembers_are_the_test_samples_of_the_same_classes() -> None:
         "retain": torch.tensor([0, 1]),
         "test": torch.tensor([0, 1, 3, 3]),
     }
-    forget, retain = attacks.duels(labels)
+    forget, retain = attacks.comparisons(labels)
     assert forget.keep.tolist() == [False, False, True, True] and "same classes" in forget.convention
     assert retain.keep.tolist() == [True, True, False, False]
-    lacking, _ = attacks.duels({**labels, "test": torch.tensor([0, 1])})
+    lacking, _ = attacks.comparisons({**labels, "test": torch.tensor([0, 1])})
     assert lacking.keep.all() and "ALL test samples" in lacking.convention
 
 
@@ -229,21 +229,21 @@ def test_weight_distance_by_hand() -> None:
     a = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     b = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     b.load_state_dict(a.state_dict())
-    assert weight_distance(a, b)["identical"] and weight_distance(a, b)["total"] == 0
+    assert weight_distance(a, b).identical and weight_distance(a, b).total == 0
     with torch.no_grad():
         b[0].weight.add_(1.0)
         b[0].bias.add_(2.0)
-    found = weight_distance(b, a)
+    moved = weight_distance(b, a)
     norm = torch.cat([a[0].weight.flatten(), a[0].bias]).double().norm().item()
-    assert [layer["layer"] for layer in found["layers"]] == ["0", "1"]
-    assert found["layers"][0]["l2"] == pytest.approx(math.sqrt(6 * 1 + 2 * 4), rel=1e-6)
-    assert found["layers"][0]["relative"] == pytest.approx(math.sqrt(14) / norm, rel=1e-6)
-    assert found["layers"][1]["l2"] == 0 and not found["identical"]
+    assert [layer.layer for layer in moved.layers] == ["0", "1"]
+    assert moved.layers[0].l2 == pytest.approx(math.sqrt(6 * 1 + 2 * 4), rel=1e-6)
+    assert moved.layers[0].relative == pytest.approx(math.sqrt(14) / norm, rel=1e-6)
+    assert moved.layers[1].l2 == 0 and not moved.identical
     b.load_state_dict(a.state_dict())
     b[1].running_mean.add_(1)
-    assert weight_distance(b, a)["total"] == 0 and not weight_distance(b, a)["identical"]
-    assert "shape" in weight_distance(nn.Linear(3, 2), nn.Linear(4, 2))["reason"]
-    assert "structure" in weight_distance(nn.Linear(3, 2), nn.Linear(3, 2, bias=False))["reason"]
+    assert weight_distance(b, a).total == 0 and not weight_distance(b, a).identical
+    assert "shape" in weight_distance(nn.Linear(3, 2), nn.Linear(4, 2)).reason
+    assert "structure" in weight_distance(nn.Linear(3, 2), nn.Linear(3, 2, bias=False)).reason
 
 
 def test_small_sets_say_what_they_cannot_resolve(report) -> None:
@@ -251,7 +251,7 @@ def test_small_sets_say_what_they_cannot_resolve(report) -> None:
     assert figures["resolves_1pct_fpr"] and not figures["resolves_0.1pct_fpr"]
     assert "can't resolve a false-positive rate of 0.1 %" in str(report)
     member, unseen = torch.rand(50), torch.rand(1000)
-    assert attacks.figures(member, unseen)["resolves_0.1pct_fpr"]
+    assert attacks.figures(member, unseen).tpr_at["0.1pct"].resolves
 
 
 def test_roc_curve_steps_hold_the_exact_rates() -> None:

@@ -151,7 +151,7 @@ def test_a_last_layer_without_bias_is_suppressed_too(world: World) -> None:
     made = controls(net, **sets(world))["suppressed"]
     with torch.no_grad():
         assert not bool((made(world.test[0]).argmax(1) == CLASS).any())
-    moved = {layer["layer"]: layer["l2"] for layer in weight_distance(made, net)["layers"]}
+    moved = {layer.layer: layer.l2 for layer in weight_distance(made, net).layers}
     assert moved["1"] == 0 and moved["3"] > 0
 
 
@@ -206,7 +206,7 @@ def test_fine_tuning_moves_a_frozen_model_too_but_little(world: World) -> None:
     for p in net.parameters():
         p.requires_grad_(False)
     moved = weight_distance(controls(net, **sets(world))["fine_tuned"], net)
-    assert 0 < moved["relative"] < 0.05
+    assert 0 < moved.relative < 0.05
 
 
 def test_models_with_their_own_call_and_loaders(world: World) -> None:

@@ -12,7 +12,7 @@ from audit_world import FORGOTTEN, World
 
 from fastforget.auditing.figures import FORGET, ClassProbe, ModelRow, RelearnProbe
 from fastforget.auditing.measure.oracles import LossThreshold
-from fastforget.auditing.report import jsonable
+from fastforget.auditing.strict_json import jsonable
 
 
 @pytest.fixture(scope="module")

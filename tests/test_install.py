@@ -137,6 +137,7 @@ def test_wheel_holds_all_and_only_fastforget(wheel: Path, checkout: Path) -> Non
     assert top_level(names) == {"fastforget"}
     assert re.search(r"-cp3\d+-cp3\d+t?-linux_", wheel.name)
     assert "fastforget/_lib/libfastforget_cpu.so" in names
+    assert {f"fastforget/auditing/schema/{name}.json" for name in ("figures", "report", "receipt")} <= set(names)
     assert any(re.fullmatch(r"fastforget/_host\.[\w.-]+\.so", name) for name in names)
     for package, folder in {"_triton": "triton_kernels", "_bench": "benchmarks"}.items():
         modules = modules_below(checkout / folder)

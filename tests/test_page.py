@@ -125,8 +125,8 @@ def test_what_is_absent_leaves_no_trace(tmp_path: Path) -> None:
 
 def test_a_control_that_passed_spoils_the_verdict(whole, tmp_path: Path) -> None:
     report = copy.deepcopy(whole[0])
-    report.controls["fine_tuned"]["behaved"] = False
-    report.controls["random"]["behaved"] = None
+    report.control_outcomes["fine_tuned"].behaved = False
+    report.control_outcomes["random"].behaved = None
     report.reasons.insert(0, "control fine_tuned: FAIL: it is PASS, but must not pass")
     text = texts(shown(report, tmp_path))
     assert "Don't trust this verdict:| fine_tuned did not behave as it must." in text
@@ -166,7 +166,7 @@ def test_pictures_are_those_of_the_samples(whole, tmp_path: Path) -> None:
 def test_a_missing_reference_stands_before_the_controls(whole, tmp_path: Path) -> None:
     report = copy.deepcopy(whole[0])
     report.settings["reference"] = None
-    report.rows = [row for row in report.rows if row["model"] != "retrained"]
+    report.figures = [row for row in report.figures if row.model != "retrained"]
     page = shown(report, tmp_path)
     row = re.search(r'<tr><th scope="row">forget set</th>(.*?)</tr>', page)[1]
     cells = re.findall(r"<td[^>]*>([^<]*)", row)

@@ -17,6 +17,7 @@ import torch
 from page_world import CLASS, CONTROLS, full_report
 
 import fastforget as ff
+from fastforget.auditing.figures import ControlOutcome, Probe
 from fastforget.auditing.show.layout import style_sheet
 
 pytestmark = pytest.mark.skipif(chromium.BINARY is None, reason=chromium.MISSING)
@@ -52,9 +53,9 @@ def page(folder: Path) -> Path:
 def hostile(folder: Path) -> Path:
     names = {"forsaken": ATTACK, "lightweight": "long" * 60, "random": f"{ATTACK}<img src=x onerror=alert(2)>"}
     report, sets = full_report(names)
-    report.controls[names["random"]] = {"status": ATTACK, "behaved": False}
+    report.control_outcomes[names["random"]] = ControlOutcome(ATTACK, behaved=False)
     report.settings["conventions_used"] |= {ATTACK: ATTACK, "lira": ATTACK}
-    report.rows[1]["probes"]["zrf"] = {"value": math.nan, "interval": None, "convention": ATTACK, "reason": ATTACK}
+    report.figures[1].probes["zrf"] = Probe(math.nan, reason=ATTACK, convention=ATTACK)
     return write(folder / "hostile.html", report, sets, title=ATTACK * 3, class_names=[ATTACK] * 10, facts={ATTACK: ATTACK})
 
 

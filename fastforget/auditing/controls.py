@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._data import Source, source
+from .figures import ControlOutcome, ModelRow
 from .measure import passes, probes
 from .measure.oracles import logits_of
 from .measure.weights import head, layer_rows
@@ -100,25 +101,22 @@ def chosen(
     return made
 
 
-def behaviour(rows: list[dict[str, Any]], retrained: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """``{name: {"status", "behaved"}}`` of the controls' rows and of the retrained model; ``behaved`` is None where
-    nothing could be judged.
-    """
-    found = {}
+def behaviour(rows: list[ModelRow], retrained: ModelRow | None) -> dict[str, ControlOutcome]:
+    """The outcomes of the controls' rows, and of the retrained model where there are controls."""
+    outcomes = {}
     for row in [*rows, *([retrained] if retrained is not None and rows else [])]:
-        status = row["status"]
-        behaved = None if status == "NO REFERENCE" else (status == "PASS") == must_pass(row["model"])
-        found[row["model"]] = {"status": status, "behaved": behaved}
-    return found
+        behaved = None if row.status == "NO REFERENCE" else (row.status == "PASS") == must_pass(row.model)
+        outcomes[row.model] = ControlOutcome(row.status, behaved)
+    return outcomes
 
 
-def distrust(found: dict[str, dict[str, Any]]) -> list[str]:
+def distrust(outcomes: dict[str, ControlOutcome]) -> list[str]:
     """A reason for each control that did not behave."""
     reasons = []
-    for name, entry in found.items():
-        if entry["behaved"] is False:
+    for name, outcome in outcomes.items():
+        if outcome.behaved is False:
             about = "must pass" if must_pass(name) else f"must not pass{f' ({CONTROL_MEANING[name]})' if name in CONTROL_MEANING else ''}"
-            reasons.append(f"control {name}: FAIL: it is {entry['status']}, but {about}; this audit can't be trusted")
+            reasons.append(f"control {name}: FAIL: it is {outcome.status}, but {about}; this audit can't be trusted")
     return reasons
 
 

@@ -323,7 +323,7 @@ class AuditFigures:
         reasons: why, by the rule in ``settings["rule"]``.
         settings: what the audit was asked, and what it found out about the sets and the models (plain values).
         curves: "roc" by comparison, attack and model; "loss" histograms; "exposed" samples (plain values).
-        controls: ``{name: {"status", "behaved"}}``, each an :class:`ControlOutcome` written out.
+        control_outcomes: by the controls' names, and "retrained" where there are controls.
         control_figures: of each control.
     """
 
@@ -332,7 +332,7 @@ class AuditFigures:
     reasons: list[str]
     settings: dict[str, Any]
     curves: dict[str, Any] = field(repr=False, default_factory=dict)
-    controls: dict[str, dict[str, Any]] = field(default_factory=dict)
+    control_outcomes: dict[str, ControlOutcome] = field(default_factory=dict)
     control_figures: list[ModelRow] = field(repr=False, default_factory=list)
 
     @property
@@ -344,6 +344,11 @@ class AuditFigures:
     def control_rows(self) -> list[dict[str, Any]]:
         """The controls' figures written out, one dict each."""
         return [row.to_dict() for row in self.control_figures]
+
+    @property
+    def controls(self) -> dict[str, dict[str, Any]]:
+        """The controls' outcomes written out: ``{name: {"status", "behaved"}}``."""
+        return _written(self.control_outcomes)
 
     def figures_of(self, model: str) -> ModelRow:
         """The figures of one model or control."""

@@ -1,82 +1,46 @@
-"""What an audit found: rows, verdict, and the three ways to show them."""
+"""The report of an audit: its figures and verdict, and the ways to show and to write them."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
 from .._files import write_whole
-from .figures import AuditFigures, ModelRow
-from .measure import intervals
-from .measure.class_rule import CONVENTION as CLASS_THRESHOLDS
-from .measure.svc import CONVENTION as MIA_EFFICACY
+from .conventions import CONVENTIONS
+from .figures import AuditFigures
 from .names import WHY
 from .show import text
 from .show.lines import Line, resolves
+from .strict_json import jsonable, write_json
 
-CONVENTIONS = {
-    "accuracy": "share of samples whose largest logit is the label's; the first of equal logits wins",
-    "attack": "score >= threshold means member; loss and entropy enter negated; no attack is trained",
-    "auc": "probability that a member scores above a non-member, ties count one half; 0.5 means it can't tell",
-    "balanced accuracy": "(1 + max(TPR - FPR)) / 2, threshold chosen on the same samples, so never under "
-    "0.5 and a little high on small sets",
-    "member if likelier than not": "of LiRA and U-LiRA: balanced accuracy at a likelihood ratio of 1, a threshold fixed beforehand; the "
-    "figure of Hayes et al. (SaTML'25)",
-    "TPR at a FPR": "largest true-positive rate with a false-positive rate of at most that; exact counts, ties not split",
-    "class thresholds": CLASS_THRESHOLDS,
-    "called NON-member (MIA-efficacy)": MIA_EFFICACY,
-    "JS divergence, activation distance": "mean over the forget set of the distance of two models' softmax outputs, in float64; beside the "
-    "retrained model's, where another retrained model would not be at 0 either",
-    "interval": intervals.CONVENTION,
-    "confidence": "the label's softmax probability; in 32-bit floats it ties at 1 where the loss still ranks",
-    "forgetting rate": "(AF - BF) / BT (Forsaken, arXiv 2003.10933): of the forget samples that a fixed "
-    "oracle called members on the original model, the share it no longer does. The oracle: loss <= "
-    "threshold, of best balanced accuracy between retain and test samples on the original model, the same "
-    "before and after",
-    "weight distance": "Euclidean, per module that owns parameters (weight and bias together); buffers left "
-    "out; relative = divided by the norm of the other model's layer",
-    "prediction spread": "exp(entropy) of the predicted classes' shares: 1 = one class takes every forget sample",
-    "order": "models see each batch in the same pass, in eval mode, without gradients",
-}
+FORMAT = "fastforget report 1"
 
 
-@dataclass
-class AuditReport:
-    """An audit's result. ``print()`` it; ``.rows`` holds one dict a model; ``.verdict`` is that of the
-    unlearned model(s).
+@dataclass(repr=False)
+class AuditReport(AuditFigures):
+    """An audit's result. ``print()`` it; ``.rows`` holds one dict a model; ``.verdict`` is that of the unlearned model(s).
 
     ``verdict`` is "PASS", "PARTIAL", "FAIL", "NO REFERENCE" (no retrained model given) or "NOTHING TO JUDGE"
     (no model but the original and the retrained one); ``reasons`` says why, by the rule in
     ``settings["rule"]``. Where controls were audited, ``controls`` says of each its status and whether it
-    ``behaved``, and ``control_rows`` holds their figures.
+    ``behaved``, and ``control_rows`` holds their figures. ``figures`` and ``control_figures`` are the rows
+    as objects.
     """
-
-    rows: list[dict[str, Any]]
-    verdict: str
-    reasons: list[str]
-    settings: dict[str, Any]
-    curves: dict[str, Any] = field(repr=False, default_factory=dict)
-    controls: dict[str, dict[str, Any]] = field(default_factory=dict)
-    control_rows: list[dict[str, Any]] = field(repr=False, default_factory=list)
 
     def row(self, model: str) -> dict[str, Any]:
         """The row of one model or control."""
-        for row in (*self.rows, *self.control_rows):
-            if row["model"] == model:
-                return row
-        raise KeyError(f"{model!r} is not among {', '.join(r['model'] for r in self.rows)}")
+        return self.figures_of(model).to_dict()
 
     def judged(self) -> list[dict[str, Any]]:
         """The rows that the verdict is about: all but the original and the retrained model."""
-        return [row for row in self.rows if row["model"] not in ("original", "retrained")]
+        return [row.to_dict() for row in self.judged_figures()]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain JSON values; a figure that is undefined (NaN) or infinite is null."""
+        """Everything as plain JSON values; a figure that is undefined (NaN) or infinite is null. schema/report.json describes them."""
         whole = {
+            "format": FORMAT,
             "verdict": self.verdict,
             "reference": self.settings["reference"] or "no reference",
             "reasons": self.reasons,
@@ -126,7 +90,7 @@ class AuditReport:
         from .show.page import render
 
         page = render(
-            self.as_figures(),
+            self,
             CONVENTIONS,
             title=title,
             facts=facts or {},
@@ -161,15 +125,15 @@ class AuditReport:
         """
         from .proof.receipt import write
 
-        found = self.receipt(result, **more)
-        write(path, found)
-        return found
+        written = self.receipt(result, **more)
+        write(path, written)
+        return written
 
     def lines(self, *, controls: bool = False) -> list[Line]:
         """The figures as lines of a group, a label and one cell a model: its text, and the ends of its interval where it has one. What
         ``str()`` and the page show; ``controls`` adds the controls' cells, last.
         """
-        return text.audit_lines(self.as_figures(), controls=controls)
+        return text.audit_lines(self, controls=controls)
 
     def table(self) -> list[tuple[str, list[str], str]]:
         """:meth:`lines` as (label, one text a model such as "0.513 [0.47, 0.55]", group)."""
@@ -177,7 +141,7 @@ class AuditReport:
 
     def resolves(self, fpr: str, attack: str = "loss") -> bool:
         """Whether an attack's non-members, the forget set's, are many enough for this false-positive rate ("1pct", "0.1pct")."""
-        return resolves(self.as_figures().figures, fpr, attack)
+        return resolves(self.figures, fpr, attack)
 
     def notes(self, *, intervals: str = "[low, high]", conventions: bool = True) -> list[str]:
         """What a reader must know about these particular figures.
@@ -186,38 +150,11 @@ class AuditReport:
             intervals: how the reader sees the intervals.
             conventions: whether to say what the attacks beyond thresholds measure.
         """
-        return text.notes(self.as_figures(), intervals=intervals, conventions=conventions)
+        return text.notes(self, intervals=intervals, conventions=conventions)
 
     def headline(self) -> str:
         """What was asked to be forgotten, and the sizes of the sets."""
-        return text.headline(self.as_figures())
+        return text.headline(self)
 
     def __str__(self) -> str:
-        return text.report_text(self.as_figures())
-
-    def as_figures(self) -> AuditFigures:
-        """The same with each row as a :class:`ModelRow`."""
-        return AuditFigures(
-            figures=[ModelRow.from_dict(row, f"rows[{i}]") for i, row in enumerate(self.rows)],
-            verdict=self.verdict,
-            reasons=self.reasons,
-            settings=self.settings,
-            curves=self.curves,
-            controls=self.controls,
-            control_figures=[ModelRow.from_dict(row, f"control_rows[{i}]") for i, row in enumerate(self.control_rows)],
-        )
-
-
-def jsonable(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): jsonable(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(v) for v in value]
-    return value
-
-
-def write_json(path: str | PathLike[str], value: Any) -> None:
-    """``value`` as strict JSON (no NaN), whole or not at all."""
-    write_whole(path, json.dumps(jsonable(value), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+        return text.report_text(self)

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from .._files import write_whole
 from ..auditing import audit
-from ..auditing.report import AuditReport, write_json
+from ..auditing.report import AuditReport
 from ..auditing.show.wording import number, percent
+from ..auditing.strict_json import write_json
 from ..methods import NotForgottenWarning, UnlearnResult, unlearn
 from ..methods.task import Task
 from ..methods.unsir import train as unsir

@@ -57,8 +57,8 @@ def of_samples(source: Source, seed: int = 0) -> str:
     True
     """
     with own_randomness(seed):
-        found = [one for inputs, labels in source.batches() for one in of_each(inputs, labels)]
-    return hashlib.sha256(b"".join(sorted(found))).hexdigest()
+        digests = [one for inputs, labels in source.batches() for one in of_each(inputs, labels)]
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
 def of_ids(ids: Iterable[Any]) -> tuple[str, int]:
@@ -72,14 +72,14 @@ def of_ids(ids: Iterable[Any]) -> tuple[str, int]:
 def of_each(inputs: Any, labels: Tensor) -> list[bytes]:
     """sha256 of each sample of a batch: its label, then dtype, shape and bytes of its input."""
     parts = list(_arrays(inputs, len(labels)))
-    found = []
+    digests = []
     for i, label in enumerate(labels.tolist()):
         one = hashlib.sha256(f"{label}|".encode())
         for head, rows in parts:
             one.update(head)
             one.update(rows[i])
-        found.append(one.digest())
-    return found
+        digests.append(one.digest())
+    return digests
 
 
 def _arrays(inputs: Any, count: int) -> Iterable[tuple[bytes, Any]]:

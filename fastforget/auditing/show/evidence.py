@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..figures import RETRAINED, AuditFigures, ControlOutcome, ExposedSample
+from ..figures import RETRAINED, AuditFigures, ExposedSample
 from ..names import CONTROL_MEANING, must_pass
 from .png import as_pictures
 from .shown import colours
@@ -60,10 +60,9 @@ class Exposed:
 def controls(audit: AuditFigures) -> Controls:
     """What must not pass (and, where it is listed, what must), and whether it behaved."""
     colour = colours(audit)
-    outcomes = {name: ControlOutcome.from_dict(outcome, f"controls.{name}") for name, outcome in audit.controls.items()}
     lines = [
         Control(name, colour.get(name, ""), _meaning(name), must_pass(name), outcome.status, outcome.behaved)
-        for name, outcome in outcomes.items()
+        for name, outcome in audit.control_outcomes.items()
     ]
     return Controls(lines, [line.name for line in lines if line.behaved is False], drawn=bool(audit.control_figures))
 

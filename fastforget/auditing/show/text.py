@@ -16,7 +16,7 @@ def report_text(audit: AuditFigures) -> str:
     """The whole report for a terminal."""
     out = [f"fastforget audit: {audit.verdict}", f"  {headline(audit)}", "", *_table(audit)]
     out += ["", *map(_wrap, audit.reasons), *([""] if audit.reasons else [])]
-    out += [*map(_wrap, _controls(audit)), *([""] if audit.controls else [])]
+    out += [*map(_wrap, _controls(audit)), *([""] if audit.control_outcomes else [])]
     return "\n".join([*out, *map(_wrap, notes(audit)), _wrap(WHY)])
 
 
@@ -55,7 +55,7 @@ def _table(audit: AuditFigures) -> list[str]:
 def _controls(audit: AuditFigures) -> list[str]:
     """One line a control."""
     texts = {True: "as it must", False: "NOT AS IT MUST: this audit can't be trusted", None: "not judged"}
-    return [f"control {name}: {outcome['status']}, {texts[outcome['behaved']]}" for name, outcome in audit.controls.items()]
+    return [f"control {name}: {outcome.status}, {texts[outcome.behaved]}" for name, outcome in audit.control_outcomes.items()]
 
 
 def _wrap(text: str) -> str:
