@@ -10,9 +10,9 @@ import pytest
 import torch
 from audit_world import FORGOTTEN, World
 
+from fastforget._files import jsonable
 from fastforget.auditing.figures import FORGET, ClassProbe, ModelRow, RelearnProbe
 from fastforget.auditing.measure.oracles import LossThreshold
-from fastforget.auditing.strict_json import jsonable
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,12 @@ import torch
 from page_world import CLASS, CONTROLS, METHODS, MODELS, full_report
 
 import fastforget as ff
+from fastforget._text import number, percent
 from fastforget.auditing.measure.exposure import MOST
 from fastforget.auditing.show import svg
 from fastforget.auditing.show.layout import style_sheet
 from fastforget.auditing.show.lines import Cell
-from fastforget.auditing.show.wording import ends, number, percent, plain
+from fastforget.auditing.show.wording import ends, plain
 
 SECTIONS = ("Can this audit fail?", "Which samples are most exposed?")
 

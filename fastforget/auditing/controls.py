@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._data import Source, source
+from .._random import own_randomness
+from .._weights import device_of, eval_mode
 from .figures import ControlOutcome, ModelRow
-from .measure import passes, probes
+from .measure import probes
 from .measure.oracles import logits_of
 from .measure.weights import head, layer_rows
 from .names import CONTROL_MEANING, must_pass
@@ -142,7 +144,7 @@ def _copy(model: nn.Module) -> nn.Module:
 
 def _random(original: nn.Module, seed: int) -> nn.Module:
     work = _copy(original)
-    with passes.own_randomness(seed), torch.no_grad():
+    with own_randomness(seed), torch.no_grad():
         for module in work.modules():
             for reset in ("reset_parameters", "_reset_parameters"):
                 if callable(getattr(module, reset, None)):
@@ -159,12 +161,12 @@ def _random(original: nn.Module, seed: int) -> nn.Module:
 
 def _fine_tuned(original: nn.Module, kept: Source, seed: int, forward: Forward) -> nn.Module:
     work = _copy(original)
-    device = passes.device_of(work)
+    device = device_of(work)
     weights = [p.requires_grad_(True) for p in work.parameters() if p.is_floating_point()]
     flags = {name: p.requires_grad for name, p in original.named_parameters()}
     optimiser = torch.optim.Adam(weights, FINE_TUNE_LR)
     order, step = torch.Generator().manual_seed(seed), 0
-    with passes.own_randomness(seed), torch.enable_grad(), passes.evaluating({"fine_tuned": work}):
+    with own_randomness(seed), torch.enable_grad(), eval_mode(work):
         work.train()
         for _ in range(FINE_TUNE_EPOCHS):
             for inputs, labels in kept.batches(generator=order, device=device, batch_size=FINE_TUNE_BATCH):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._weights import eval_mode
 from .figures import ORIGINAL, RETAIN, RETRAINED, Figure, ModelRow, OracleRate, Probe
 from .measure import attacks as attack_scores
 from .measure import exposure, passes, probes, svc
@@ -95,7 +96,7 @@ def _scored(request: Request, models: dict[str, nn.Module], recorder: probes.Rec
     if request.shadow_attacks:
         read.append("logit_confidence")
     teacher = {"teacher": recorder.teacher} if recorder.teacher is not None else {}
-    with passes.evaluating(teacher):
+    with eval_mode(*teacher.values()):
         return passes.run(
             models,
             request.sets,

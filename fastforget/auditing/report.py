@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
-from .._files import write_whole
+from .._files import jsonable, write_json, write_whole
 from .conventions import CONVENTIONS
 from .figures import AuditFigures
 from .names import WHY
 from .show import text
 from .show.lines import Line, resolves
-from .strict_json import jsonable, write_json
 
 FORMAT = "fastforget report 1"
 

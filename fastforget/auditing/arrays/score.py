@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from ... import _safetensors as safetensors_io
-from ..._files import write_whole
+from ..._files import write_json, write_whole
 from ..._progress import progress as progress_bar
 from ...ops.membership_lira import VARIANCES
 from ..measure import intervals
 from ..measure.attacks import figures
-from ..strict_json import write_json
 from .files import BadArray, Rows, class_ids, files_of, flags, open_rows
 from .run import ATTACKS, NEED_KEEP, OF_SCORES, SHADOWED, Inputs, Options, Result, run
 

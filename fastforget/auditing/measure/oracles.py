@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._data import Source, source
+from ..._weights import eval_mode
 from ...ops.membership import forgetting_rate, membership_scores, roc_stats
 from ..figures import Figure, OracleRate
 from . import passes
@@ -30,7 +31,7 @@ def logits_of(
     """Logits [N, K] and labels [N] of a whole set, in eval mode, on the CPU."""
     held: Source = source(data, name=name)
     kept, labels = [], []
-    with passes.evaluating({name: model}):
+    with eval_mode(model):
         for inputs, y in held.batches():
             kept.append(passes.batch_logits(model, inputs, forward, f"{name} set").cpu())
             labels.append(y.cpu())

@@ -15,6 +15,8 @@ from ... import _data
 from ..._data import Source
 from ..._progress import Progress
 from ..._progress import progress as progress_bar
+from ..._random import own_randomness
+from ..._weights import device_of
 from ..figures import Probe, RelearnProbe
 from . import passes
 
@@ -136,7 +138,7 @@ def relearn_time(
     student = copy.deepcopy(model)
     if not any(p.requires_grad for p in student.parameters()):
         raise ValueError("model: none of its parameters requires grad; accepted is a model that can be trained on")
-    with passes.own_randomness(seed):
+    with own_randomness(seed):
         value, trace = _train(student, whole, target, rule, goal, forward, seed, progress)
     convention = rule.source if rule == DEFINITIONS[definition] else f"{rule.source}; CHANGED: {_changes(rule, DEFINITIONS[definition])}"
     reached = value is not None
@@ -228,7 +230,7 @@ def _step(
     forward: Callable[[nn.Module, Any], Tensor] | None,
 ) -> None:
     model.train()
-    device = passes.device_of(model)
+    device = device_of(model)
     moved = _data.move(inputs, device)
     logits = forward(model, moved) if forward is not None else model(moved)
     optimizer.zero_grad()

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..._files import write_whole
+from ..._files import jsonable, write_json, write_whole
+from ..._version import __version__
 from ..conventions import CONVENTIONS
 from ..figures import AuditFigures
-from ..strict_json import jsonable, write_json
 from . import hashes
 
 FORMAT = "fastforget receipt 1"
@@ -88,8 +88,6 @@ def write(path: str | PathLike[str], receipt: dict[str, Any], *, page: bool = Tr
 
 
 def versions() -> dict[str, str]:
-    from ... import __version__
-
     return {"fastforget": __version__, "torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()}
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from ..._text import number
 from ..figures import FORGET, ORIGINAL, RETAIN, AuditFigures, LayerDistance
 from ..names import DIRECTION
 from . import svg
 from .shown import css_classes, ordered
-from .wording import attack_name, beyond_thresholds, number
+from .wording import attack_name, beyond_thresholds
 
 MOST_LAYERS = 40  # in one figure
 SIDES = {FORGET: "forget set against unseen samples", RETAIN: "retain set against unseen samples"}

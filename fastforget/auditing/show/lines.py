@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from ..._text import number, percent
 from ..figures import FORGET, ORIGINAL, RETAIN, RETRAINED, Figure, ModelRow, Probe, RelearnProbe
 from ..names import RATIOS
-from .wording import FPR_TEXTS, Show, attack_name, beyond_thresholds, ends, number, percent, plain
+from .wording import FPR_TEXTS, Show, attack_name, beyond_thresholds, ends, plain
 
 
 class Cell(NamedTuple):

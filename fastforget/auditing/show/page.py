@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ... import __version__
+from ..._version import __version__
 from ..figures import AuditFigures
 from ..names import WHY
 from . import charts, evidence, layout, summary

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..._text import number, percent
 from ..figures import FORGET, ModelRow
 from . import layout
 from .shown import tone
-from .wording import number, percent
 
 # What the table shows of a model.
 FIGURES: dict[str, Callable[[ModelRow], str]] = {

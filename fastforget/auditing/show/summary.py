@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import groupby
 
+from ..._text import number, percent
 from ..figures import FORGET, ORIGINAL, RETRAINED, AuditFigures, ModelRow
 from .lines import Cell, Line
 from .shown import colours, ordered, tone
 from .text import audit_lines, headline, notes
-from .wording import number, percent
 
 JUDGEMENTS = ("PASS", "PARTIAL", "FAIL")
 STEPS = {ORIGINAL: "train", "unlearned": "unlearn", RETRAINED: "retrain"}

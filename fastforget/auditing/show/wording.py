@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from ..._text import number, percent
 from ..names import DIRECTION
 
 Show = Callable[[float | None], str]
@@ -20,16 +21,6 @@ ATTACK_NAMES = {
 }
 # The false-positive rates by their names in a row.
 FPR_TEXTS = {"1pct": "1 %", "0.1pct": "0.1 %"}
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f} %"
-
-
-def number(value: float | None) -> str:
-    if value is None or math.isnan(value):
-        return "-"
-    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
 
 
 def plain(value: float | None) -> str:
