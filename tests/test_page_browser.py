@@ -18,7 +18,7 @@ from page_world import CLASS, CONTROLS, full_report
 
 import fastforget as ff
 from fastforget.auditing.figures import ControlOutcome, Probe
-from fastforget.auditing.show.style import CSS
+from fastforget.auditing.show.layout import style_sheet
 
 pytestmark = pytest.mark.skipif(chromium.BINARY is None, reason=chromium.MISSING)
 WIDTHS = (360, 390, 1280)
@@ -105,7 +105,7 @@ def test_curves_have_their_colours(browser, page) -> None:
     def pixels_near(names: tuple[str, ...]) -> dict[str, int]:
         x, y, w, h = tab.evaluate(place)
         part = chromium.pixels(tab.screenshot())[y : y + h, x : x + w, :3].astype(int)
-        colours = {name: [int(c, 16) for c in re.findall("..", re.search(rf"--{name}: #(\w+)", CSS)[1])] for name in names}
+        colours = {name: [int(c, 16) for c in re.findall("..", re.search(rf"--{name}: #(\w+)", style_sheet())[1])] for name in names}
         return {name: int((np.abs(part - colour).max(-1) < 12).sum()) for name, colour in colours.items()}
 
     drawn = ("original", "unlearned", "other1", "other2", "retrained")
@@ -213,8 +213,8 @@ def test_the_helper_sees_what_is_wrong(browser, tmp_path: Path) -> None:
         f"{ATTACK}<script>console.error('told')</script><script>undefinedFunction()</script><img src='http://example.invalid/x.png'>"
     )
     tab = open_page(browser, bad, 390)
-    said = " ".join(tab.complaints())
-    assert "dialog: 1" in said and "told" in said and "Uncaught" in said
+    complaints = " ".join(tab.complaints())
+    assert "dialog: 1" in complaints and "told" in complaints and "Uncaught" in complaints
     assert tab.requests() == ["http://example.invalid/x.png"]
     assert overflow(tab) > 1000 or tab.evaluate("document.documentElement.scrollWidth") == 2000
 

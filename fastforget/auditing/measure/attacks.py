@@ -10,18 +10,10 @@ from torch import Tensor
 
 from ...ops.membership import forgetting_rate, roc_stats
 from ..figures import FORGET, FPRS, RETAIN, AttackFigures, Figure, Interval, RateAtFpr
+from ..names import DIRECTION, RATIOS
 from . import intervals
 from .passes import Scored
 
-# +1: a member scores higher; -1: lower. The names are the fields of ff.ops.membership.MembershipScores.
-DIRECTION = {
-    "loss": -1,
-    "confidence": 1,
-    "entropy": -1,
-    "modified_entropy": -1,
-    "margin": 1,
-    "logit_confidence": 1,
-}
 DEFAULT = ("loss", "confidence", "entropy")
 POPULATION = "attack_p"
 CONVENTION = {
@@ -35,8 +27,6 @@ CONVENTION = {
     "of the duel's non-members, from the first; the others are the non-members judged, so there are half as many. Samples with more than "
     "the population's largest or less than its smallest loss tie",
 }
-# scores that are log likelihood ratios: above 0 means that membership is the likelier
-RATIOS = ("lira", "u_lira")
 
 
 class Comparison(NamedTuple):

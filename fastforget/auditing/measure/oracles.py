@@ -22,11 +22,6 @@ from . import passes
 
 Oracle = Callable[[Tensor, Tensor], Tensor]
 FEATURES = ("loss", "entropy", "modified_entropy", "margin")
-NOT_IDEAL = (
-    "100 % is not the ideal: an exactly retrained model still answers some samples it never saw as if it had, and some forget samples "
-    "were never recognised by more than chance. The retrained model's rate beside it is the aim; for random records of a strongly "
-    "overfitted tabular net it is about 75 %."
-)
 
 
 @torch.no_grad()

@@ -22,7 +22,8 @@ import torch
 
 from ..._files import jsonable, write_json, write_whole
 from ..._version import __version__
-from ..report import CONVENTIONS, AuditReport
+from ..conventions import CONVENTIONS
+from ..figures import AuditFigures
 from . import hashes
 
 FORMAT = "fastforget receipt 1"
@@ -30,7 +31,7 @@ CALLED = "evidence from measurements on the samples named here; not a proof, and
 
 
 def receipt(
-    report: AuditReport,
+    report: AuditFigures,
     result: Any = None,
     *,
     ids: Iterable[Any] | None = None,
