@@ -206,7 +206,7 @@ def _row(attack: str, scores: Tensor, members: Tensor | None, args: argparse.Nam
     row |= {"members": len(inside), "nonmembers": len(outside)}
     if not len(inside) or not len(outside):
         return row | {"auc": math.nan, "auc_interval": [math.nan] * 2}
-    return row | figures(inside, outside, seed=args.seed, draws=args.resamples)
+    return row | figures(inside, outside, seed=args.seed, draws=args.resamples).to_dict()
 
 
 def _write(path: Path, scores: dict[str, Tensor]) -> None:

@@ -26,7 +26,7 @@ Watch = Callable[[str, Any, Tensor, dict[str, Tensor]], None]
 
 @dataclass
 class Scored:
-    """What one model said about one set; all on the CPU, sample by sample in the set's order."""
+    """What one model answered to one set; all on the CPU, sample by sample in the set's order."""
 
     labels: Tensor
     correct: Tensor
@@ -72,16 +72,16 @@ def _one_set(
     seen = 0
     for inputs, labels in source.batches():
         all_labels.append(labels.cpu())
-        of_batch: dict[str, Tensor] = {}
+        logits_by_model: dict[str, Tensor] = {}
         for name, model in models.items():
             where = f"model {name!r}, {set_name} set, samples {seen} to {seen + len(all_labels[-1]) - 1}"
             logits = batch_logits(model, inputs, forward, where)
             classes[name] = _check(logits, all_labels[-1], name, where)
-            of_batch[name] = logits
+            logits_by_model[name] = logits
             scores = membership_scores(logits, labels.to(logits.device))
             kept[name].append((scores.correct, logits.argmax(1), *(getattr(scores, a) for a in attacks)))
         if watch is not None:
-            watch(set_name, inputs, all_labels[-1], of_batch)
+            watch(set_name, inputs, all_labels[-1], logits_by_model)
         seen += len(all_labels[-1])
         bar.step(len(all_labels[-1]))
     result = {}

@@ -56,8 +56,8 @@ def of_samples(source: Source, seed: int = 0) -> str:
     True
     """
     with own_randomness(seed):
-        found = [one for inputs, labels in source.batches() for one in sample_hashes(inputs, labels)]
-    return hashlib.sha256(b"".join(sorted(found))).hexdigest()
+        digests = [one for inputs, labels in source.batches() for one in sample_hashes(inputs, labels)]
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
 def of_ids(ids: Iterable[Any]) -> tuple[str, int]:
