@@ -1,8 +1,7 @@
 """What a call costs before any work is done: 16 elements, and lists of 161 small tensors.
 
-op: what the public function calls, without that function: the op called directly (``_direct.py``). It makes what it
-returns; for membership_scores, whose seven results take longer to make than to compute, the form that fills given ones.
-public: the public function. dispatched: the op by ``torch.ops``, for comparison.
+op: what the public function calls, ``torch.ops.fastforget.<name>.default``, into tensors that are there: making the seven results of
+membership_scores takes longer than computing them. public: the public function.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastforget import _direct
 from fastforget.ops import mask, membership, noise, update
 
 from . import rows_mask, rows_mask_optim, rows_membership, rows_noise, rows_update
@@ -25,11 +23,10 @@ Make = Callable[[Place], dict[str, Call]]
 
 
 def _noise(place: Place) -> dict[str, Call]:
-    x, op = place.normal(SMALL), _direct.op("add_normal_")
-    dispatched = torch.ops.fastforget.add_normal_.default
+    x = place.normal(SMALL)
+    op = torch.ops.fastforget.add_normal_.default
     return {
-        "op": lambda: op(x, 0.5, 1, 0, 0, 0),
-        "dispatched": lambda: dispatched([x], [0.5], 1),
+        "op": lambda: op([x], [0.5], 1),
         "public": lambda: noise.add_normal_(x, 0.5, seed=1),
         "eager": lambda: rows_noise.eager_add(x),
     }
@@ -37,11 +34,10 @@ def _noise(place: Place) -> dict[str, Call]:
 
 def _dampen(place: Place) -> dict[str, Call]:
     x, (f, r) = place.normal(SMALL), rows_mask.importances(place, (SMALL,))
-    count, op = torch.zeros((), dtype=torch.int64), _direct.op("dampen_")
-    dispatched = torch.ops.fastforget.dampen_.default
+    count = torch.zeros((), dtype=torch.int64)
+    op = torch.ops.fastforget.dampen_.default
     return {
-        "op": lambda: op(x, f, r, 1.0, 1.0),
-        "dispatched": lambda: dispatched([x], [f], [r], count, 1.0, 1.0),
+        "op": lambda: op([x], [f], [r], count, 1.0, 1.0),
         "public": lambda: mask.dampen_(x, f, r, alpha=1.0, lam=1.0),
         "eager": lambda: rows_mask.where([x], [f], [r]),
     }
@@ -49,13 +45,12 @@ def _dampen(place: Place) -> dict[str, Call]:
 
 def _step(place: Place) -> dict[str, Call]:
     x, g = place.normal(1, SMALL), place.normal(1, SMALL)
-    m, v, op = place.zeros(1, SMALL), place.zeros(1, SMALL), _direct.op("error_max_step_")
-    rule, dispatched = (0.1, 0.9, 0.999, 1e-8, 0.1, -1.0, 1.0), torch.ops.fastforget.error_max_step_.default
+    m, v = place.zeros(1, SMALL), place.zeros(1, SMALL)
+    rule, op = (0.1, 0.9, 0.999, 1e-8, 0.1, -1.0, 1.0), torch.ops.fastforget.error_max_step_.default
     sum_sq = torch.zeros(())
     eager = rows_update.EagerStep(x, g, foreach=True)
     return {
-        "op": lambda: op(x, g, m, v, 1, *rule),
-        "dispatched": lambda: dispatched(x, g, m, v, sum_sq, 1, *rule),
+        "op": lambda: op(x, g, m, v, sum_sq, 1, *rule),
         "public": lambda: update.error_max_step_(x, g, m, v, step=1, lr=0.1, clamp=(-1.0, 1.0)),
         "eager": eager,
     }
@@ -64,22 +59,19 @@ def _step(place: Place) -> dict[str, Call]:
 def _scores(place: Place) -> dict[str, Call]:
     logits, labels = place.normal(2, SMALL // 2), place.integers(SMALL // 2, 2)
     scores, correct = place.empty(6, 2), torch.empty(2, dtype=torch.bool)
-    dispatched = torch.ops.fastforget.membership_scores.default
-    op = _direct.op("membership_scores into")
+    op = torch.ops.fastforget.membership_scores.default
     return {
         "op": lambda: op(logits, labels, 1.0, scores, correct),
-        "dispatched": lambda: dispatched(logits, labels, 1.0, scores, correct),
         "public": lambda: membership.membership_scores(logits, labels),
         "eager": lambda: rows_membership.eager_scores(logits, labels),
     }
 
 
 def _noise_list(place: Place) -> dict[str, Call]:
-    xs, op = [place.normal(SMALL) for _ in range(LIST)], _direct.op("add_normal_")
-    dispatched = torch.ops.fastforget.add_normal_.default
+    xs = [place.normal(SMALL) for _ in range(LIST)]
+    op = torch.ops.fastforget.add_normal_.default
     return {
-        "op": lambda: op(xs, 0.5, 1, 0, 0, 0),
-        "dispatched": lambda: dispatched(xs, [0.5], 1),
+        "op": lambda: op(xs, [0.5], 1),
         "public": lambda: noise.add_normal_(xs, 0.5, seed=1),
         "eager": lambda: rows_noise.eager_add_list(xs),
     }
@@ -88,11 +80,10 @@ def _noise_list(place: Place) -> dict[str, Call]:
 def _dampen_list(place: Place) -> dict[str, Call]:
     xs = [place.normal(SMALL) for _ in range(LIST)]
     fs, rs = map(list, zip(*(rows_mask.importances(place, (SMALL,)) for _ in xs), strict=True))
-    count, op = torch.zeros((), dtype=torch.int64), _direct.op("dampen_")
-    dispatched = torch.ops.fastforget.dampen_.default
+    count = torch.zeros((), dtype=torch.int64)
+    op = torch.ops.fastforget.dampen_.default
     return {
-        "op": lambda: op(xs, fs, rs, 1.0, 1.0),
-        "dispatched": lambda: dispatched(xs, fs, rs, count, 1.0, 1.0),
+        "op": lambda: op(xs, fs, rs, count, 1.0, 1.0),
         "public": lambda: mask.dampen_(xs, fs, rs, alpha=1.0, lam=1.0),
         "eager": lambda: rows_mask.where(xs, fs, rs),
     }
@@ -102,11 +93,10 @@ def _adam_list(place: Place) -> dict[str, Call]:
     params, grads = ([place.normal(SMALL) for _ in range(LIST)] for _ in range(2))
     on = [place.uniform(SMALL) < 0.5 for _ in range(LIST)]
     first, second = ([place.zeros(SMALL) for _ in range(LIST)] for _ in range(2))
-    op, dispatched = _direct.op("masked_adam_"), torch.ops.fastforget.masked_adam_.default
+    op = torch.ops.fastforget.masked_adam_.default
     numbers = (2, 1e-3, 0.9, 0.999, 1e-8, 0.0, False, False)
     return {
         "op": lambda: op(params, grads, on, first, second, *numbers),
-        "dispatched": lambda: dispatched(params, grads, on, first, second, *numbers),
         "public": lambda: mask.masked_adam_(params, grads, on, first, second, step=2, lr=1e-3),
         "eager": rows_mask_optim.Published(params, grads, [m.float() for m in on], torch.optim.Adam),
     }
@@ -126,8 +116,7 @@ def _case(op: str, label: str, tensors: int, make: Make, kind: str) -> Case:
     def prepare(place: Place) -> Work:
         calls = make(place)
         other = "public" if kind == "op" else "op"
-        forms = {"eager": calls["eager"], other: calls[other], "dispatched": calls["dispatched"]}
-        return Work({"ours": calls[kind], **forms}, _finite)
+        return Work({"ours": calls[kind], "eager": calls["eager"], other: calls[other]}, _finite)
 
     shape = str(SMALL) if tensors == 1 else f"{tensors} tensors of {SMALL}"
     return Case(op, f"{label}, {kind}", shape, "float32", SMALL * tensors, prepare, unit="element", family="overhead")

@@ -4,8 +4,8 @@ Schemas live in Python so that an op exists even where no compiled library does:
 default for every device, and the native libraries and Triton override it where they can serve. Ops change preallocated outputs and
 return nothing, so tracing needs no shape functions.
 
-An implementation looks at its tensors before it writes: at their dtype, shape, strides and place. So a call that raises has changed
-nothing, and the public functions may leave the looking to it (``_direct.py``).
+An implementation checks its tensors before it writes: their dtype, shape, strides and device. So a call that raises has changed
+nothing, and the public functions may try the op before they check anything (``ops/_arguments.py``, the fast path).
 """
 
 from __future__ import annotations
@@ -166,6 +166,11 @@ def overload(name: str) -> Any:
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
+def boxed(name: str) -> Any:
+    """What calling the overload calls. The frame in between would be a tenth of a small call."""
+    return overload(name)._op
+
+
 def _refuse_mixed(name: str, args: Sequence[Any]) -> None:
     """Torch sends a call to one implementation for all its tensors, wherever the others are and whatever their layout."""
     device = None
@@ -208,11 +213,22 @@ def _guarded(name: str, implementation: Callable[..., None]) -> Callable[..., No
     return call
 
 
+def _refuse_negated(name: str) -> Callable[..., None]:
+    def refuse(*_args: Any) -> None:
+        raise RuntimeError(f"fastforget.{name}: a tensor is a lazily negated view; accepted is x.resolve_neg()")
+
+    return refuse
+
+
 for _name, (_signature, _definition) in SCHEMAS.items():
     _library.define(f"{_name}{_signature}", tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.register_fake(f"{NAMESPACE}::{_name}", _no_output(_name), lib=_library)
     torch.library.register_vmap(f"{NAMESPACE}::{_name}", _refuse_vmap(_name), lib=_library)
     _library.impl(_name, _guarded(_name, _definition), "CompositeExplicitAutograd")
+
+
+# Torch would compute on a copy of such a view, change the other tensors, and fail to copy the result back. (A list of them it refuses.)
+_library.impl("error_max_step_", _refuse_negated("error_max_step_"), "Negative")
 
 
 def register(name: str, implementation: Callable[..., None], dispatch_key: str) -> None:

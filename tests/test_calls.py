@@ -1,10 +1,17 @@
-"""The short way of a call: a public function that leaves the looking at its tensors to the op gives what the careful way gives, and
-refuses what it refuses, with the same words and nothing changed. (test_direct.py: the calls that the short way makes.)"""
+"""The fast path of a call: a public function that lets the op check the tensors gives what the slow path gives, and refuses what the slow
+path refuses, with the same words and nothing changed. What watches torch sees the op on either path."""
 
 from __future__ import annotations
 
+import gc
+import os
+import resource
+import threading
+
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastforget as ff
 from fastforget import _schema
@@ -86,26 +93,26 @@ FORMS += [(name, "tensor") for name in ONE_TENSOR]
 
 @needs_native
 @pytest.mark.parametrize(("name", "form"), FORMS)
-def test_the_short_way_is_taken_and_gives_what_the_careful_way_gives(name, form, monkeypatch):
+def test_the_fast_path_is_taken_and_gives_what_the_slow_path_gives(name, form, monkeypatch):
     call, changed, _ = EVERY_CALL[name]
-    short = arguments(name, form)
-    careful = [copied(a) for a in short]
+    fast = arguments(name, form)
+    slow = [copied(a) for a in fast]
     with torch.no_grad():
         with monkeypatch.context() as patch:
-            patch.setattr(_arguments, "run", lambda *_: pytest.fail("went the careful way"))
-            versions = [t._version for a in short[:changed] for t in tensors(a)]
-            got = call(*short)
-            assert all(t._version == v + 1 for t, v in zip(tensors(short[:changed]), versions, strict=True))
+            patch.setattr(_arguments, "run", lambda *_: pytest.fail("took the slow path"))
+            versions = [t._version for a in fast[:changed] for t in tensors(a)]
+            got = call(*fast)
+            assert all(t._version == v + 1 for t, v in zip(tensors(fast[:changed]), versions, strict=True))
         monkeypatch.setattr(ff.backend, "native_cpu", False)
-        expected = call(*careful)
-    for a, b in zip(tensors([got, *short]), tensors([expected, *careful]), strict=True):
+        expected = call(*slow)
+    for a, b in zip(tensors([got, *fast]), tensors([expected, *slow]), strict=True):
         assert a.dtype == b.dtype and torch.equal(a, b)
 
 
 @needs_native
 @pytest.mark.parametrize("name", EVERY_CALL)
-def test_without_no_grad_the_short_way_serves_tensors_outside_autograd(name, monkeypatch):
-    monkeypatch.setattr(_arguments, "run", lambda *_: pytest.fail("went the careful way"))
+def test_without_no_grad_the_fast_path_serves_tensors_outside_autograd(name, monkeypatch):
+    monkeypatch.setattr(_arguments, "run", lambda *_: pytest.fail("took the slow path"))
     EVERY_CALL[name][0](*arguments(name, "tensor"))
     if name in CALLS:
         CALLS[name][0](*arguments(name, "list"))
@@ -229,19 +236,19 @@ def test_a_subclass_of_tensor_sees_the_call():
 
 
 def test_a_rule_is_what_was_asked_for_whatever_was_remembered():
-    """Numbers that compare equal or can change later: each step is the one that the careful way takes."""
+    """Numbers that compare equal or can change later: each step is the one that the slow path takes."""
     low = torch.tensor(-0.5)
     clamps = [(0.0, 1.0), (-0.0, 1.0), (False, True), (low, 1.0), None, (None, 0.25), (-1.0, 1.0), (low, 1.0)]
     for i, clamp in enumerate(clamps):
         low.fill_(0.5 if i == len(clamps) - 1 else -0.5)
         for betas in ((0.9, 0.999), [0.5, 0.9]):
-            quick = lists(*[(3, 4)] * 4)
-            quick[0] -= 0.6
-            careful = [t.clone() for t in quick]
-            update.error_max_step_(*quick, step=2, lr=0.1, betas=betas, clamp=clamp)
+            fast = lists(*[(3, 4)] * 4)
+            fast[0] -= 0.6
+            slow = [t.clone() for t in fast]
+            update.error_max_step_(*fast, step=2, lr=0.1, betas=betas, clamp=clamp)
             with ff.use_backend("native" if ff.backend.native_cpu else "reference"):
-                update.error_max_step_(*careful, step=2, lr=0.1, betas=betas, clamp=clamp)
-            assert all(torch.equal(a, b) for a, b in zip(quick, careful, strict=True))
+                update.error_max_step_(*slow, step=2, lr=0.1, betas=betas, clamp=clamp)
+            assert all(torch.equal(a, b) for a, b in zip(fast, slow, strict=True))
 
 
 def test_place_in_the_stream_may_be_left_out():
@@ -294,3 +301,169 @@ def test_the_default_device_has_no_part_in_it():
     with torch.device("meta"):
         got = membership.membership_scores(logits, LABELS), mask.dampen_(params.clone(), params + 1, params, alpha=1, lam=1)
     assert all(torch.equal(a, b) for a, b in zip(tensors(got), tensors(expected), strict=True))
+
+
+@needs_native
+@pytest.mark.parametrize("name", EVERY_CALL)
+@pytest.mark.parametrize("wrong", ["text", None, 1.0, "meta", "integer", "sparse", "strided"])
+def test_the_op_refuses_before_anything_changes(name, wrong, monkeypatch):
+    """Whatever stands in a tensor's place: the fast path is not taken, and what the slow path finds is untouched."""
+    spoiled = {
+        "meta": lambda x: x.to("meta"), "integer": lambda x: x.int(), "sparse": lambda x: x.to_sparse(),
+        "strided": lambda x: x.t(),
+    }  # fmt: skip
+    call, _, count = EVERY_CALL[name]
+    for i in range(count):
+        given = arguments(name, "tensor")
+        given[i] = spoiled[wrong](given[i]) if wrong in spoiled else wrong
+        kept = [copied(a) for a in given if isinstance(a, torch.Tensor) and not a.is_sparse and not a.is_meta]
+
+        def slow(*_, given=given, kept=kept):
+            here = [a for a in given if isinstance(a, torch.Tensor) and not a.is_sparse and not a.is_meta]
+            assert all(torch.equal(a, b) and a._version == 0 for a, b in zip(here, kept, strict=True))
+            raise FileNotFoundError
+
+        monkeypatch.setattr(_arguments, "run", slow)
+        with pytest.raises((FileNotFoundError, TypeError, ValueError, RuntimeError)):
+            call(*given)
+
+
+class Seeing:
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def see(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+class Seen(Seeing, TorchDispatchMode):
+    __torch_dispatch__ = Seeing.see
+
+
+class SeenFunctions(Seeing, TorchFunctionMode):
+    __torch_function__ = Seeing.see
+
+
+
+def public(x):
+    return mask.dampen_(x, x + 1, x, alpha=1.0, lam=0.5)
+
+
+@pytest.mark.parametrize("mode", [Seen, SeenFunctions])
+def test_modes_see_the_op(mode):
+    x, y = torch.rand(4), None
+    with mode() as seen:
+        y = public(x)
+    assert any("dampen_" in name for name in seen.names)
+    assert y.item() >= 0
+
+
+def test_the_profiler_sees_the_op():
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        public(torch.rand(4))
+    assert any("fastforget::dampen_" in event.key for event in profile.key_averages())
+
+
+def test_functionalization_is_refused_with_words():
+    """Under it a tensor has no storage of its own; torch functionalizes no op that changes its arguments."""
+    x = torch.rand(4)
+    before = x.clone()
+    with pytest.raises(RuntimeError, match=r"only support functionalizing operators"):
+        torch.func.functionalize(public)(x)
+    assert torch.equal(x, before)
+
+
+def test_vmap_is_refused_as_before():
+    with pytest.raises(RuntimeError, match="can't run under torch.vmap"):
+        torch.vmap(lambda x: noise.add_normal_(x, 1.0, seed=1))(torch.zeros(2, 3))
+
+
+def negated(*values):
+    """A lazily negated view: torch keeps the sign of a conjugate's imaginary part aside."""
+    return torch.tensor([-1j * v for v in values]).conj().imag
+
+
+def test_lazy_negation_is_heeded():
+    view = negated(-2.0)
+    assert view.is_neg() and view.is_contiguous()  # a view of one element is contiguous nevertheless
+    assert noise.add_normal_(view, 0.0, seed=1).item() == -2.0
+    stats = mask.neuron_stats(negated(-4.0))
+    assert stats.mean_abs.item() == stats.sum_sq.item() / 4 == 4.0
+
+
+@pytest.mark.parametrize("which", range(4))
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_step_on_a_negated_view_is_taken_once(which, count):
+    plain = [torch.arange(1.0, count + 1) * (i + 1) / 8 for i in range(4)]
+    viewed = [negated(*x.tolist()) if i == which else x.clone() for i, x in enumerate(plain)]
+    kept = [x.clone() for x in viewed]
+    assert viewed[which].is_neg()
+    if which != 3:
+        with pytest.raises(RuntimeError, match="lazily negated"):
+            OPS.error_max_step_(viewed[0], viewed[3], viewed[1], viewed[2], torch.zeros(()), 3, 0.1, 0.9, 0.999, 1e-8, 0.1, -1.0, 1.0)
+    assert all(torch.equal(a, b) for a, b in zip(viewed, kept, strict=True))
+    assert torch.equal(step(*viewed), step(*plain))
+    assert all(torch.equal(a, b) for a, b in zip(viewed, plain, strict=True))
+
+
+def test_forced_backends_are_heeded():
+    x = torch.zeros(1000)
+    with ff.use_backend("reference"):
+        noise.add_normal_(x, 1.0, seed=1)
+    y = noise.add_normal_(torch.zeros(1000), 1.0, seed=1)
+    torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer keeps what is freed for a while")
+def test_what_is_returned_is_freed():
+    logits, labels = torch.randn(20_000, 4), torch.randint(0, 4, (20_000,))
+    for _ in range(3):
+        membership.membership_scores(logits, labels)
+    gc.collect()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(1000):  # half a megabyte each
+        membership.membership_scores(logits, labels)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+def test_what_is_returned_is_a_tensor_like_any():
+    scores = membership.membership_scores(torch.randn(3, 4), LABELS)
+    loss = scores.loss.requires_grad_()
+    (loss * 2).sum().backward()
+    assert torch.equal(loss.grad, torch.full((3,), 2.0))
+    kept = scores.entropy.clone()
+    entropy = scores.entropy
+    del scores
+    gc.collect()
+    assert torch.equal(entropy, kept)
+    total = update.error_max_step_(*(torch.rand(2, 3) for _ in range(4)), step=1, lr=0.1)
+    assert total.shape == () and total.add_(1).item() > 1
+
+
+def test_a_list_may_be_emptied_by_another_thread_meanwhile():
+    """The lock isn't held while a large op runs; what was in the list must live until it is done."""
+    expected = None
+    for _ in range(20):
+        params = [torch.full((100_000,), 2.0) for _ in range(24)]
+        forget, retain = [torch.full_like(p, 8.0) for p in params], [torch.full_like(p, 0.5) for p in params]
+        started = threading.Event()
+
+        def empty(lists=(params, forget, retain), started=started):
+            started.wait()
+            for values in lists:
+                values.clear()
+            [torch.full((100_000,), torch.nan) for _ in range(24)]  # what would be written over freed memory
+
+        thread = threading.Thread(target=empty)
+        thread.start()
+        started.set()
+        try:
+            count = mask.dampen_(params, forget, retain, alpha=1.0, lam=1.0).item()
+        except ValueError:  # emptied before the call had looked at all three
+            count = None
+        thread.join()
+        expected = expected or count
+        assert count in (None, 0, 2_400_000)
+    assert expected is not None

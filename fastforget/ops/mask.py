@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from .. import _direct, _schema
+from .. import _schema
 from . import _arguments as arg
 from .mask_optim import masked_adam_, masked_sgd_
 from .mask_rows import NeuronStats, NeuronStatsList, neuron_stats
@@ -38,9 +38,9 @@ T = TypeVar("T", Tensor, Sequence[Tensor])
 _dampen = _schema.overload("dampen_")
 _accumulate_importance = _schema.overload("accumulate_importance_")
 _soft_threshold = _schema.overload("soft_threshold_")
-_direct_dampen = _direct.op("dampen_")
-_direct_accumulate = _direct.op("accumulate_importance_")
-_direct_soft_threshold = _direct.op("soft_threshold_")
+_try_dampen = _schema.boxed("dampen_")
+_try_accumulate_importance = _schema.boxed("accumulate_importance_")
+_try_soft_threshold = _schema.boxed("soft_threshold_")
 
 
 def _check_factor(name: str, value: Any) -> None:
@@ -84,9 +84,10 @@ def dampen_(
     """
     _check_factor("alpha", alpha)
     _check_factor("lam", lam)
-    if arg.short():
-        count = _direct_dampen(params, forget_importance, retain_importance, alpha, lam)
-        if count is not None:
+    lists = arg.plain_lists(params, forget_importance, retain_importance)
+    if lists is not None:
+        count = arg.unset_scalar(torch.int64)
+        if arg.accepted(_try_dampen, (*lists, count, alpha, lam), lists[0]):
             return count
     xs = arg.listed("params", params)
     forget = arg.same_list("forget_importance", forget_importance, "params", xs)
@@ -132,8 +133,11 @@ def accumulate_importance_(importances: T, grads: Tensor | Sequence[Tensor], *, 
     if not (isinstance(scale, (int, float)) and math.isfinite(scale)):
         raise ValueError(f"scale: got {scale!r}; accepted is a finite number")
     numbers: tuple[int, float] = (int(power), float(scale))
-    if arg.short() and _direct_accumulate(importances, grads, *numbers):
-        return importances
+    lists = arg.plain_lists(importances, grads)
+    if lists is not None:
+        changed, gradients = lists
+        if arg.accepted(_try_accumulate_importance, (changed, gradients, *numbers), changed):
+            return importances
     xs = arg.listed("importances", importances)
     gradients = arg.listed("grads", grads)
     if len(gradients) != len(xs):
@@ -183,10 +187,12 @@ def soft_threshold_(x: Tensor | Sequence[Tensor], threshold: float | Sequence[fl
     >>> x.tolist()
     [2.0, -0.0, -1.0]
     """
-    if type(threshold) is float and 0 <= threshold < math.inf and arg.short():
-        found = _direct_soft_threshold(x, threshold)
-        if found is not None:
-            return SoftThreshold._make(found)
+    if type(threshold) is float and 0 <= threshold < math.inf:
+        lists = arg.plain_lists(x)
+        if lists is not None:
+            l1, nnz = arg.unset_scalar(torch.float64), arg.unset_scalar(torch.int64)
+            if arg.accepted(_try_soft_threshold, (*lists, (threshold,), l1, nnz), lists[0]):
+                return SoftThreshold(l1, nnz)
     xs = arg.listed("x", x)
     staged = arg.writable("x", xs)
     values = [threshold] if isinstance(threshold, (int, float)) else threshold

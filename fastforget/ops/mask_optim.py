@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .. import _direct, _schema
+from .. import _schema
 from . import _arguments as arg
 
 T = TypeVar("T", Tensor, Sequence[Tensor])
@@ -17,7 +17,7 @@ Masks = Tensor | Sequence[Tensor | None] | None
 
 _masked_sgd = _schema.overload("masked_sgd_")
 _masked_adam = _schema.overload("masked_adam_")
-_direct_sgd, _direct_adam = _direct.op("masked_sgd_"), _direct.op("masked_adam_")
+_try_sgd, _try_adam = _schema.boxed("masked_sgd_"), _schema.boxed("masked_adam_")
 # What an op takes for no mask: of a dtype that no mask has, or a mask with no elements could be taken for it.
 _ALL_ON = torch.empty(0, dtype=torch.int8, device="cpu")
 
@@ -58,8 +58,8 @@ def _masks(masks: Masks, params: list[Tensor], factors: bool) -> list[Tensor]:
     return found
 
 
-def _short(
-    op: Callable[..., Any],
+def _fast(
+    op: Callable[..., None],
     params: Tensor | Sequence[Tensor],
     grads: Tensor | Sequence[Tensor],
     masks: Masks,
@@ -67,12 +67,13 @@ def _short(
     numbers: tuple[float, ...],
 ) -> bool:
     """Whether the op took the call as it is. ``states``: what changes beside the parameters."""
-    if not arg.short():
+    lists = arg.plain_lists(params, grads, *states)
+    if lists is None:
         return False
-    if masks is None:
-        masks = [None] * (len(params) if isinstance(params, (list, tuple)) else 1)
-    each = masks if isinstance(masks, Tensor) else [_ALL_ON if mask is None else mask for mask in masks]
-    return op(params, grads, each, *states, *numbers) is not None
+    changed, gradients, *moments = lists
+    given = [None] * len(changed) if masks is None else [masks] if isinstance(masks, Tensor) else masks
+    each = arg.plain_lists([_ALL_ON if mask is None else mask for mask in given])
+    return each is not None and arg.accepted(op, (changed, gradients, *each, *moments, *numbers), changed, *moments)
 
 
 def _numbers(**values: float) -> None:
@@ -131,7 +132,7 @@ def masked_sgd_(
     if nesterov and (momentum == 0 or dampening != 0):
         raise ValueError(f"nesterov: needs a momentum and no dampening; got momentum {momentum!r} and dampening {dampening!r}")
     scalars = (lr, momentum, dampening, weight_decay, bool(nesterov), bool(maximize), bool(first))
-    if _short(_direct_sgd, params, grads, masks, (momentum_buffers if momentum != 0 else [],), scalars):
+    if _fast(_try_sgd, params, grads, masks, (momentum_buffers if momentum != 0 else [],), scalars):
         return params
     xs = arg.listed("params", params)
     gradients = arg.same_list("grads", arg.listed("grads", grads), "params", xs)
@@ -205,7 +206,7 @@ def masked_adam_(
     if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
         raise ValueError(f"betas: got {betas!r}; accepted are two numbers in [0, 1)")
     scalars = (step, lr, float(beta1), float(beta2), eps, weight_decay, bool(decoupled), bool(maximize))
-    if _short(_direct_adam, params, grads, masks, (exp_avgs, exp_avg_sqs), scalars):
+    if _fast(_try_adam, params, grads, masks, (exp_avgs, exp_avg_sqs), scalars):
         return params
     xs = arg.listed("params", params)
     gradients = arg.same_list("grads", arg.listed("grads", grads), "params", xs)

@@ -8,11 +8,11 @@ from typing import NamedTuple, overload
 import torch
 from torch import Tensor
 
-from .. import _direct, _schema
+from .. import _schema
 from . import _arguments as arg
 
 _neuron_stats = _schema.overload("neuron_stats")
-_direct_stats = _direct.op("neuron_stats")
+_try_neuron_stats = _schema.boxed("neuron_stats")
 
 
 class NeuronStats(NamedTuple):
@@ -75,12 +75,11 @@ def neuron_stats(x: Tensor | Sequence[Tensor], *, dim: int = 0) -> NeuronStats |
     >>> stats.mean_abs.tolist(), stats.sum_sq.tolist()
     ([2.0, 0.25], [10.0, 0.25])
     """
-    if arg.short():
-        found = _direct_stats(x, dim)
-        if isinstance(found, tuple):
-            if isinstance(x, Tensor):
-                return NeuronStats._make(found)
-            return NeuronStatsList(list(found[: len(x)]), list(found[len(x) :]))
+    if isinstance(x, Tensor) and type(dim) is int and arg.plain(x) and -x.dim() <= dim < x.dim():
+        mean = torch.empty(x.shape[dim], dtype=torch.float64 if x.dtype is torch.float64 else torch.float32, device="cpu")
+        square = torch.empty_like(mean)
+        if arg.accepted(_try_neuron_stats, ((x,), dim, (mean,), (square,))):
+            return NeuronStats(mean, square)
     xs = arg.listed("x", x)
     arg.no_gradient("neuron_stats", "x", xs)
     if isinstance(dim, bool) or not isinstance(dim, int):

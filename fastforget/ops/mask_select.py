@@ -9,12 +9,11 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from .. import _direct, _schema
+from .. import _schema
 from ..reference import mask_select as reference
 from . import _arguments as arg
 
 _saliency_mask = _schema.overload("saliency_mask")
-_direct_mask = _direct.op("saliency_mask")
 
 
 def _chosen(keep: float, n: int) -> int:
@@ -62,12 +61,6 @@ def saliency_mask(
     >>> [m.tolist() for m in masks], threshold.item()
     ([[False, True], [[True], [False]]], 2.0)
     """
-    given = [x] if isinstance(x, Tensor) else x
-    if arg.short() and isinstance(given, (list, tuple)) and len(given) > 0:
-        found = _direct_mask(given, _chosen(keep, sum(t.numel() for t in given if isinstance(t, Tensor))), packed)
-        if found is not None:
-            *made, smallest = found
-            return made[0] if isinstance(x, Tensor) else made, smallest
     xs = arg.listed("x", x)
     arg.no_gradient("saliency_mask", "x", xs)
     k = _chosen(keep, sum(t.numel() for t in xs))

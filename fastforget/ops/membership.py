@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _direct, _schema
+from .. import _schema
 from . import _arguments as arg
 from .membership_lira import Lira, lira, lira_probability  # noqa: F401
 from .membership_quality import ForgetQuality, class_thresholds, forget_quality  # noqa: F401
@@ -20,7 +20,7 @@ from .membership_rmia import rmia, rmia_counts, rmia_vote  # noqa: F401
 from .membership_roc import CONVENTIONS, RocBootstrap, clopper_pearson, roc_bootstrap, tpr_by_convention  # noqa: F401
 
 _membership_scores = _schema.overload("membership_scores")
-_direct_scores, _direct_scores_into = _direct.op("membership_scores"), _direct.op("membership_scores into")
+_try_membership_scores = _schema.boxed("membership_scores")
 _roc_stats = _schema.overload("roc_stats")
 
 
@@ -84,10 +84,12 @@ def membership_scores(logits: Tensor, labels: Tensor, *, temperature: float = 1.
     >>> [round(v, 4) for v in s.loss.tolist()], s.margin.tolist(), s.correct.tolist()
     ([0.1269, 0.0], [2.0, 50.0], [True, True])
     """
-    if arg.short():
-        found = _direct_scores(logits, labels, temperature)
-        if found is not None:
-            return MembershipScores._make(found)
+    if arg.plain(logits, labels) and logits.dim() == 2 and isinstance(temperature, (int, float)):
+        n = logits.shape[0]
+        scores = torch.empty((6, n), dtype=torch.float64 if logits.dtype is torch.float64 else torch.float32, device="cpu")
+        correct = torch.empty(n, dtype=torch.bool, device="cpu")
+        if arg.accepted(_try_membership_scores, (logits, labels, temperature, scores, correct)):
+            return MembershipScores(*scores.unbind(0), correct)  # type: ignore[call-arg]
     if not (isinstance(temperature, (int, float)) and temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature: got {temperature!r}; accepted is a finite number > 0")
     arg.floating("logits", logits)
@@ -103,8 +105,7 @@ def membership_scores(logits: Tensor, labels: Tensor, *, temperature: float = 1.
     scores = torch.empty((6, n), dtype=dtype, device=logits.device)
     correct = torch.empty(n, dtype=torch.bool, device=logits.device)
     inputs = (rows, labels if flat else labels.reshape(-1), float(temperature), scores, correct)
-    if not (arg.short() and _direct_scores_into(*inputs)):
-        arg.run("membership_scores", _membership_scores, [scores, correct], inputs)
+    arg.run("membership_scores", _membership_scores, [scores, correct], inputs)
     if not flat:
         scores, correct = scores.view(6, *shape), correct.view(shape)
     return MembershipScores(*scores.unbind(0), correct)  # type: ignore[call-arg]

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _direct, _schema
+from .. import _schema
 from . import _arguments as arg
 
 _LEAST_GAMMA = 2.0**-126  # float32 has its full precision from here on
 _rmia_counts = _schema.overload("rmia_counts")
-_direct_counts = _direct.op("rmia_counts")
 _rmia_vote = _schema.overload("rmia_vote")
 
 
@@ -42,10 +41,6 @@ def rmia_counts(ratio_x: Tensor, ratio_z: Tensor, *, gamma: float | Sequence[flo
     >>> membership.rmia_counts(torch.tensor([1.0, 4.0]), torch.tensor([0.5, 1.0, 2.0]), gamma=(1.0, 2.0)).tolist()
     [[2, 3], [1, 3]]
     """
-    if type(gamma) is float and _LEAST_GAMMA <= gamma < math.inf and arg.short():
-        counts = _direct_counts(ratio_x, ratio_z, gamma, bool(strict))
-        if counts is not None:
-            return counts
     _checked("rmia_counts", ratio_x=ratio_x, ratio_z=ratio_z)
     if ratio_x.dim() not in (1, 2) or ratio_z.dim() != ratio_x.dim() or ratio_z.shape[:-1] != ratio_x.shape[:-1]:
         raise ValueError(f"ratio_z: got {arg.describe(ratio_z)}; accepted is [Z] beside ratio_x [N], or [B, Z] beside [B, N]")
