@@ -21,7 +21,7 @@ MEANING = """\
 | column | meaning |
 |---|---|
 | ours | the public function, e.g. `ff.ops.noise.add_normal_`; in the table of calls what the case says |
-| eager | plain PyTorch as users write it: see the function of that name in `rows_*.py` |
+| eager | plain PyTorch as users write it: see the function of that name in the op's file, e.g. `mask/elementwise.py` |
 | compiled | `torch.compile` of the plain form, compile time not counted |
 | published | the published procedure, restated; "-" where it is the eager form |
 | limit | a kernel that touches the same bytes once, same process, same buffers, same instruction set |

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .._progress import progress as progress_bar
-from ..ops.membership_lira import VARIANCES
+from ..ops.membership._lira import VARIANCES
 from . import intervals, safetensors_io
 from .arrays import BadArray, Rows, class_ids, files_of, flags, open_rows
 from .attacks import figures
