@@ -8,8 +8,10 @@ import os
 import resource
 import threading
 
+import op_table
 import pytest
 import torch
+from op_table import LABELS, SHAPES, adam, copied, flat, sgd, step
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,87 +27,40 @@ def lists(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
     return [torch.rand(shape) + 0.1 for shape in shapes]
 
 
-def step(x, m, v, grad):
-    return update.error_max_step_(x, grad, m, v, step=3, lr=0.1, clamp=(-1.0, 1.0))
-
-
-def half_on(x):
-    """Each second tensor of a list without a mask, the others and a tensor alone with one of another form."""
-    if isinstance(x, torch.Tensor):
-        return x > 0.5
-    return [[None, x[i] > 0.5, mask.pack_bits(x[i] > 0.5)][i % 3] for i in range(len(x))]
-
-
-def sgd(x, moved, grad):
-    return mask.masked_sgd_(x, grad, half_on(x), lr=0.1, momentum=0.9, momentum_buffers=moved)
-
-
-def adam(x, m, v, grad):
-    return mask.masked_adam_(x, grad, half_on(x), m, v, step=3, lr=0.1)
-
-
-# name: (call, number of arguments that are changed, number of arguments)
-CALLS = {
-    "normal_": (lambda x: noise.normal_(x, 2.0, 1.0, seed=3), 1, 1),
-    "add_normal_": (lambda x: noise.add_normal_(x, 0.5, seed=2**64 - 1, stream=5, step=2, start=3), 1, 1),
-    "add_normal_, plain": (lambda x: noise.add_normal_(x, 1, seed=3), 1, 1),
-    "perturb_step_": (lambda x, g: noise.perturb_step_(x, g, lr=0.1, std=0.5, seed=3, start=1), 1, 2),
-    "dampen_": (lambda x, f, r: mask.dampen_(x, f, r, alpha=1, lam=0.5), 1, 3),
-    "accumulate_importance_": (lambda x, g: mask.accumulate_importance_(x, g, scale=0.5), 1, 2),
-    "soft_threshold_": (lambda x: mask.soft_threshold_(x, 0.5), 1, 1),
-    "masked_sgd_": (sgd, 2, 3),
-    "masked_sgd_, no masks": (lambda x, g: mask.masked_sgd_(x, g, None, lr=1), 1, 2),
-    "masked_adam_": (adam, 3, 4),
-}
-ONE_TENSOR = {
-    "error_max_step_": (step, 3, 4),
-    "membership_scores": (lambda z: membership.membership_scores(z, LABELS), 0, 1),
-    "neuron_stats": (mask.neuron_stats, 0, 1),
-    "neuron_stats, last": (lambda x: mask.neuron_stats(x, dim=-1), 0, 1),
-}
-LABELS = torch.tensor([0, 3, 1])
-SHAPES = [(3, 4), (7,), (), (2, 0), (5, 1)]
+EVERY_CALL = {name: public for name, public in op_table.PUBLIC.items() if public.fast}
+CALLS = {name: public for name, public in EVERY_CALL.items() if public.kind == "lists"}  # of a tensor or a list of them
 
 
 def arguments(name: str, form: str) -> list:
-    if name in ONE_TENSOR:
-        return [x * 0.5 for x in lists(*[(3, 4)] * ONE_TENSOR[name][2])]
-    count = CALLS[name][2]
+    count, alone = EVERY_CALL[name].count, op_table.MATRIX
+    if name not in CALLS:
+        return [x * 0.5 for x in lists(*[alone] * count)]
     if form == "tensor":
-        return lists(*[(3, 4)] * count)
+        return lists(*[alone] * count)
     if form == "parameter":
-        return [torch.nn.Parameter(lists((3, 4))[0]), *lists(*[(3, 4)] * (count - 1))]
+        return [torch.nn.Parameter(lists(alone)[0]), *lists(*[alone] * (count - 1))]
     return [tuple(lists(*SHAPES)) if form == "tuple" else lists(*SHAPES) for _ in range(count)]
 
 
-def tensors(value) -> list[torch.Tensor]:
-    return [value] if isinstance(value, torch.Tensor) else [t for v in value for t in tensors(v)]
-
-
-def copied(value):
-    return value.detach().clone() if isinstance(value, torch.Tensor) else type(value)(copied(v) for v in value)
-
-
-EVERY_CALL = {**CALLS, **ONE_TENSOR}
 FORMS = [(name, form) for name in CALLS for form in ("tensor", "parameter", "list", "tuple")]
-FORMS += [(name, "tensor") for name in ONE_TENSOR]
+FORMS += [(name, "tensor") for name in EVERY_CALL if name not in CALLS]
 
 
 @needs_native
 @pytest.mark.parametrize(("name", "form"), FORMS)
 def test_the_fast_path_is_taken_and_gives_what_the_slow_path_gives(name, form, monkeypatch):
-    call, changed, _ = EVERY_CALL[name]
+    call, changed = EVERY_CALL[name].call, EVERY_CALL[name].changed
     fast = arguments(name, form)
     slow = [copied(a) for a in fast]
     with torch.no_grad():
         with monkeypatch.context() as patch:
             patch.setattr(_arguments, "run", lambda *_: pytest.fail("took the slow path"))
-            versions = [t._version for a in fast[:changed] for t in tensors(a)]
+            versions = [t._version for a in fast[:changed] for t in flat(a)]
             got = call(*fast)
-            assert all(t._version == v + 1 for t, v in zip(tensors(fast[:changed]), versions, strict=True))
+            assert all(t._version == v + 1 for t, v in zip(flat(fast[:changed]), versions, strict=True))
         monkeypatch.setattr(ff.backend, "native_cpu", False)
         expected = call(*slow)
-    for a, b in zip(tensors([got, *fast]), tensors([expected, *slow]), strict=True):
+    for a, b in zip(flat([got, *fast]), flat([expected, *slow]), strict=True):
         assert a.dtype == b.dtype and torch.equal(a, b)
 
 
@@ -113,9 +68,9 @@ def test_the_fast_path_is_taken_and_gives_what_the_slow_path_gives(name, form, m
 @pytest.mark.parametrize("name", EVERY_CALL)
 def test_without_no_grad_the_fast_path_serves_tensors_outside_autograd(name, monkeypatch):
     monkeypatch.setattr(_arguments, "run", lambda *_: pytest.fail("took the slow path"))
-    EVERY_CALL[name][0](*arguments(name, "tensor"))
+    EVERY_CALL[name].call(*arguments(name, "tensor"))
     if name in CALLS:
-        CALLS[name][0](*arguments(name, "list"))
+        CALLS[name].call(*arguments(name, "list"))
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -124,13 +79,13 @@ def test_one_of_a_list_that_requires_grad_is_refused(name):
     inputs[0][1].requires_grad_()
     before = [copied(a) for a in inputs]
     with pytest.raises(RuntimeError, match=r"\[1\]: .*requires grad and is changed in place"):
-        CALLS[name][0](*inputs)
-    assert all(torch.equal(a, b) for a, b in zip(tensors(inputs), tensors(before), strict=True))
+        CALLS[name].call(*inputs)
+    assert all(torch.equal(a, b) for a, b in zip(flat(inputs), flat(before), strict=True))
 
 
-@pytest.mark.parametrize("name", [n for n, (_, _, count) in EVERY_CALL.items() if count > 1])
+@pytest.mark.parametrize("name", [n for n, public in EVERY_CALL.items() if public.count > 1])
 def test_what_is_read_may_require_grad_and_leaves_no_graph(name):
-    call, changed, _ = EVERY_CALL[name]
+    call, changed = EVERY_CALL[name].call, EVERY_CALL[name].changed
     inputs = arguments(name, "tensor")
     expected = [copied(a) for a in inputs]
     inputs[changed].requires_grad_()
@@ -140,9 +95,9 @@ def test_what_is_read_may_require_grad_and_leaves_no_graph(name):
         assert not a.requires_grad and torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", [n for n, (_, changed, _) in EVERY_CALL.items() if changed])
+@pytest.mark.parametrize("name", [n for n, public in EVERY_CALL.items() if public.changed])
 def test_strided_tensors_are_served(name):
-    call, changed, _ = EVERY_CALL[name]
+    call, changed = EVERY_CALL[name].call, EVERY_CALL[name].changed
     inputs = arguments(name, "tensor")
     strided = [a.t().contiguous().t() for a in inputs]
     assert not strided[0].is_contiguous()
@@ -156,8 +111,8 @@ def refused_lists():
         return lists((2, 3), (6,), (4,))
 
     meta, sparse = torch.zeros(6, device="meta"), torch.eye(3).to_sparse()
-    dampen = CALLS["dampen_"][0]
-    accumulate = CALLS["accumulate_importance_"][0]
+    dampen = CALLS["dampen_"].call
+    accumulate = CALLS["accumulate_importance_"].call
     return {
         "another device": (lambda a: noise.add_normal_([*a, meta], 1.0, seed=1), ValueError, r"x\[0\] is on cpu but x\[3\] is on meta"),
         "another device, filled": (lambda a: noise.normal_([*a, meta], seed=1), ValueError, r"x\[3\] is on meta"),
@@ -300,7 +255,7 @@ def test_the_default_device_has_no_part_in_it():
     expected = membership.membership_scores(logits, LABELS), mask.dampen_(params.clone(), params + 1, params, alpha=1, lam=1)
     with torch.device("meta"):
         got = membership.membership_scores(logits, LABELS), mask.dampen_(params.clone(), params + 1, params, alpha=1, lam=1)
-    assert all(torch.equal(a, b) for a, b in zip(tensors(got), tensors(expected), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(flat(got), flat(expected), strict=True))
 
 
 @needs_native
@@ -312,7 +267,7 @@ def test_the_op_refuses_before_anything_changes(name, wrong, monkeypatch):
         "meta": lambda x: x.to("meta"), "integer": lambda x: x.int(), "sparse": lambda x: x.to_sparse(),
         "strided": lambda x: x.t(),
     }  # fmt: skip
-    call, _, count = EVERY_CALL[name]
+    call, count = EVERY_CALL[name].call, EVERY_CALL[name].count
     for i in range(count):
         given = arguments(name, "tensor")
         given[i] = spoiled[wrong](given[i]) if wrong in spoiled else wrong

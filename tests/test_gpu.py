@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import op_table
 import pytest
 import torch
 from conftest import REQUIRED
@@ -49,6 +50,12 @@ def offset_by(count: int, x: Tensor) -> Tensor:
     """The values of ``x`` on the device, ``count`` elements behind an aligned address."""
     room = torch.empty(x.numel() + count, dtype=x.dtype, device=DEVICE)
     return room[count:].view(x.shape).copy_(x)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("op", op_table.TABLE)
+def test_every_op_is_right(op: str, dtype: torch.dtype) -> None:
+    op_table.check(op, lambda *args: ff.backend.call_forced(op, DEVICE, args), dtype, put)
 
 
 # ---- noise
