@@ -31,7 +31,7 @@ def published(params: Sequence[Tensor], forget: Sequence[Tensor], retain: Sequen
 
 
 def where(params: Sequence[Tensor], forget: Sequence[Tensor], retain: Sequence[Tensor]) -> None:
-    """The elementwise rewrite that a careful user would make."""
+    """The elementwise rewrite without index lists."""
     for p, f, r in zip(params, forget, retain, strict=True):
         p.mul_(torch.where(f > ALPHA * r, (LAM * r / f).clamp(max=1.0), 1.0))
 
@@ -164,9 +164,9 @@ def soft_threshold(label: str, n: int, options: Options, large: bool) -> Case:
 
 
 def cases(options: Options) -> list[Case]:
-    found = [dampen(label, [(n,)], options, label == "11.2M") for label, n in SIZES.items()]
-    found.append(dampen("ResNet-18", shapes.RESNET18, options, True))
+    rows = [dampen(label, [(n,)], options, label == "11.2M") for label, n in SIZES.items()]
+    rows.append(dampen("ResNet-18", shapes.RESNET18, options, True))
     for label, n in SIZES.items():
-        found.append(accumulate_importance(label, n, options, label == "11.2M"))
-        found.append(soft_threshold(label, n, options, label == "11.2M"))
-    return found
+        rows.append(accumulate_importance(label, n, options, label == "11.2M"))
+        rows.append(soft_threshold(label, n, options, label == "11.2M"))
+    return rows

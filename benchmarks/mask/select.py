@@ -1,4 +1,4 @@
-"""The mask of the largest magnitudes over a parameter list, against the published argsorts and careful plain forms."""
+"""The mask of the largest magnitudes over a parameter list, against the published argsorts and plain forms that avoid them."""
 
 from __future__ import annotations
 

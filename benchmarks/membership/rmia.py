@@ -32,7 +32,7 @@ def eager_pairs(x: Tensor, z: Tensor) -> Tensor:
 
 
 def sorted_pairs(x: Tensor, z: Tensor) -> Tensor:
-    """The careful form: z sorted, x / gamma searched for. It rounds elsewhere, so a pair at the border may count differently."""
+    """The fast plain form: z sorted, x / gamma searched for. It rounds elsewhere, so a pair at the border may count differently."""
     return torch.searchsorted(z.sort().values, x / GAMMA, right=True)
 
 
@@ -120,5 +120,5 @@ def rmia_vote(label: str, queries: int, n: int, z: int, large: bool) -> Case:
 
 
 def cases(options: Options) -> list[Case]:
-    found = [rmia_counts(label, *shape, options, label == "50000x25000") for label, shape in PAIRS.items()]
-    return found + [rmia_vote(label, *shape, label == "18x10000x10000") for label, shape in VOTES.items()]
+    rows = [rmia_counts(label, *shape, options, label == "50000x25000") for label, shape in PAIRS.items()]
+    return rows + [rmia_vote(label, *shape, label == "18x10000x10000") for label, shape in VOTES.items()]

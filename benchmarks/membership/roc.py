@@ -38,7 +38,7 @@ def argsort_roc(member: Tensor, nonmember: Tensor, fprs: Sequence[float]) -> lis
 
 
 def sorted_roc(member: Tensor, nonmember: Tensor, fprs: Sequence[float]) -> list[Tensor]:
-    """The careful form: values sorted a class, ranks by binary search."""
+    """The fast plain form: values sorted a class, ranks by binary search."""
     out = torch.empty(4 + 2 * len(fprs), dtype=torch.float64, device=member.device)
     reference.roc_stats(member, nonmember, fprs, out)
     return [out[0], out[1], out[2], out[4 : 4 + len(fprs)]]
@@ -135,5 +135,5 @@ def roc_bootstrap(label: str, n: int, resamples: int, large: bool) -> Case:
 
 def cases(options: Options) -> list[Case]:
     del options
-    found = [roc_stats(label, n, False) for label, n in ROC_SIZES.items()]
-    return found + [roc_bootstrap(label, *size, size[0] > 1000) for label, size in RESAMPLES.items()]
+    rows = [roc_stats(label, n, False) for label, n in ROC_SIZES.items()]
+    return rows + [roc_bootstrap(label, *size, size[0] > 1000) for label, size in RESAMPLES.items()]

@@ -16,7 +16,7 @@ from fastforget.ops import mask
 
 # 1024 and 1025: from all keys at once to a sample; 16384: a chunk; 200_001: several chunks and an odd end
 SIZES = [1, 2, 7, 63, 64, 65, 1024, 1025, 16_384, 16_385, 65_537, 200_001]
-KEEPS = [0.0, 1e-4, 0.25, 0.5, 0.9999, 1.0]  # 0.25: the edge of half_at_the_median's crowd, where a bracket can't hold it
+KEEPS = [0.0, 1e-4, 0.25, 0.5, 0.9999, 1.0]  # 0.25: the edge of half_at_the_median's ties, where a bracket can't hold them
 
 
 def normal(n):
@@ -68,7 +68,7 @@ def sorted_with_a_period(n):
     return (torch.arange(n) % 576).float() + 1e-3 * torch.rand(n)
 
 
-def crowded(n):
+def near_ties(n):
     """Many values, few keys: 40 % of all lie within 839 neighbouring floats."""
     return 1.0 + torch.rand(n) * 1e-4 + (torch.rand(n) < 0.3) * 5.0 - (torch.rand(n) < 0.3) * 0.9
 
@@ -96,7 +96,7 @@ def outlying_rows(n):
 
 VALUES = [
     normal, sparse, tied, zero, few, heavy_tailed, half_at_the_median, denormal, special, mostly_nan, sorted_with_a_period,
-    crowded, against_the_sample, alike, outlying_rows,
+    near_ties, against_the_sample, alike, outlying_rows,
 ]  # fmt: skip
 
 

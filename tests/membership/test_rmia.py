@@ -84,7 +84,7 @@ def test_counts_of_any_floats(x, z, gamma, strict):
     assert torch.equal(got, all_pairs(x, z, gamma, strict).sum(-1))
 
 
-def test_counts_of_a_crowded_interval(implementation):
+def test_counts_of_an_interval_of_near_ties(implementation):
     """All z but a few in one place: the start table helps nobody."""
     z = torch.cat((torch.full((3000,), 1.0), 1 + torch.arange(500) * 2.0**-23, torch.tensor([1e-30, 1e30])))
     x = torch.cat((torch.rand(200) * 4, 2 + torch.arange(-100, 100) * 2.0**-22))

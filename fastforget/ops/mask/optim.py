@@ -51,11 +51,11 @@ def _masks(masks: Masks, params: list[Tensor], factors: bool) -> list[Tensor]:
     if len(given) != len(params):
         raise ValueError(f"masks: got {len(given)} masks; accepted are {len(params)}, one for each of params, or None for all on")
     all_on = torch.empty(0, dtype=_ALL_ON.dtype, device=params[0].device)
-    found: list[Tensor] = []
+    contiguous: list[Tensor] = []
     for i, (mask, p) in enumerate(zip(given, params, strict=True)):
         checked = all_on if mask is None else check_mask(f"masks[{i}]", mask, p, factors)
-        found.append(checked if checked.is_contiguous() else checked.contiguous())
-    return found
+        contiguous.append(checked if checked.is_contiguous() else checked.contiguous())
+    return contiguous
 
 
 def _fast(

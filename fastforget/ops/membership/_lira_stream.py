@@ -173,13 +173,13 @@ class Lira:
         Raises:
             ValueError: missing or foreign entries, another shape or dtype (the state stays as it was).
         """
-        mine = self._state()
-        if not isinstance(state, dict) or set(state) != set(mine):
+        own = self._state()
+        if not isinstance(state, dict) or set(state) != set(own):
             got = sorted(state) if isinstance(state, dict) else arg.describe(state)
-            raise ValueError(f"state: got {got}; accepted are the entries {', '.join(mine)} of state_dict()")
-        for name, x in mine.items():
+            raise ValueError(f"state: got {got}; accepted are the entries {', '.join(own)} of state_dict()")
+        for name, x in own.items():
             given = arg.tensor(f"state['{name}']", state[name])
             if given.shape != x.shape or given.dtype != x.dtype:
                 raise ValueError(f"state['{name}']: got {arg.describe(given)}; accepted is shape {tuple(x.shape)}, {x.dtype}")
-        self._count, self._mean, self._m2 = (state[name].to(self.device, copy=True).contiguous() for name in mine)
+        self._count, self._mean, self._m2 = (state[name].to(self.device, copy=True).contiguous() for name in own)
         return self
