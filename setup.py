@@ -169,9 +169,10 @@ class NativeDistribution(Distribution):
 
 # `triton_kernels` as a top-level name belongs to another package, `benchmarks` to nobody: both go below ours.
 ELSEWHERE = {"fastforget._triton": "triton_kernels", "fastforget._bench": "benchmarks"}
+FAMILIES = {f"{package}.{file.parent.name}" for package, folder in ELSEWHERE.items() for file in ROOT.glob(f"{folder}/*/*.py")}
 
 setup(
-    packages=sorted({*find_packages(include=["fastforget", "fastforget.*"]), *ELSEWHERE}),
+    packages=sorted({*find_packages(include=["fastforget", "fastforget.*"]), *ELSEWHERE, *FAMILIES}),
     package_dir=ELSEWHERE,
     distclass=NativeDistribution,
     cmdclass={"build": Build, "build_native": build_native, "bdist_wheel": Wheel},

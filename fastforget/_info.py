@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from . import _direct, backend
+from . import backend
 from ._version import __version__
 
 VARIABLES = {
@@ -43,8 +43,6 @@ def facts() -> dict[str, Any]:
         "cpu": cpu,
         "cpu_reason": cpu_reason,
         "libraries": {part: _library(part, built) for part in PARTS},
-        "direct_calls": sorted({name.partition(" ")[0] for name in _direct.OPS}),
-        "direct_calls_reason": _direct.WHY_NOT,
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "forced": backend.forced,
         "backends": backend.backends(),
@@ -92,9 +90,6 @@ def text(found: dict[str, Any]) -> str:
         library = found["libraries"][part]
         detail = f" ({' '.join(library['built_for'])})" if library["built_for"] else ""
         lines.append(f"{name:<11}" + (f"loaded{detail}" if library["loaded"] else f"no: {library['reason']}"))
-    direct, reason = found["direct_calls"], found["direct_calls_reason"]
-    by = f"{len(direct)} CPU ops past torch's dispatcher (plain tensors)" if direct else f"by torch's dispatcher: {reason}"
-    lines.append(f"calls      {by}")
     lines += ["", *_table(found)]
     if not torch.cuda.is_available():
         lines.append("  No GPU here: the cuda rows say what would serve CUDA tensors.")

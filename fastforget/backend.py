@@ -70,7 +70,7 @@ def _triton_op(name: str) -> Callable[..., None]:
     """Op ``name`` of the Triton backend; Triton itself is imported at the first call."""
 
     def call(*args: Any) -> None:
-        module = importlib.import_module(f"fastforget._triton.{_schema.FAMILY_OF[name]}")
+        module = importlib.import_module(f"fastforget._triton.{_schema.MODULE_OF[name]}")
         getattr(module, name)(*args)
 
     return call

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fastforget as ff
-from fastforget import _direct, _info
+from fastforget import _info
 from fastforget.__main__ import main
 
 
@@ -107,14 +107,6 @@ def test_info_as_json(capsys) -> None:
     for part in ("cpu", "cuda", "host"):
         library = found["libraries"][part]
         assert library["loaded"] == (library["reason"] is None)
-
-
-def test_info_says_whether_small_calls_go_past_the_dispatcher(monkeypatch) -> None:
-    found = _info.facts()
-    assert set(found["direct_calls"]) <= set(_direct.OPS) and bool(found["direct_calls"]) == bool(_direct.OPS)
-    monkeypatch.setitem(found, "direct_calls", [])
-    monkeypatch.setitem(found, "direct_calls_reason", "the moon is full")
-    assert "calls      by torch's dispatcher: the moon is full" in _info.text(found)
 
 
 def test_info_says_what_the_environment_forces() -> None:

@@ -128,7 +128,8 @@ def fresh(tree: Path, tmp_path: Path) -> Path:
 
 
 def modules_below(folder: Path) -> list[str]:
-    return sorted(path.stem for path in folder.glob("*.py"))
+    """Dotted names of the modules in a folder and in those below it."""
+    return sorted(".".join(path.relative_to(folder).with_suffix("").parts) for path in folder.rglob("*.py"))
 
 
 @slow
@@ -143,7 +144,7 @@ def test_wheel_holds_all_and_only_fastforget(wheel: Path, checkout: Path) -> Non
         modules = modules_below(checkout / folder)
         assert modules, folder
         assert sorted(modules) == sorted(
-            Path(name).stem for name in names if re.fullmatch(rf"fastforget/{package}/\w+\.py", name)
+            found[1].replace("/", ".") for name in names if (found := re.fullmatch(rf"fastforget/{package}/(\w[\w/]*)\.py", name))
         )
     layouts = {str(path.relative_to(checkout)) for path in checkout.glob("fastforget/**/*") if path.suffix in (".html", ".css")}
     assert len(layouts) > 5 and layouts <= set(names)
@@ -162,7 +163,7 @@ OPS = {
 USE_IT = (
     f"HAS_TRITON, OPS = {HAS_TRITON}, {OPS}"
     + """
-import importlib, json, pkgutil, sys, torch
+import importlib, json, pathlib, pkgutil, sys, torch
 import fastforget as ff
 
 failed = []
@@ -172,7 +173,8 @@ skip = [] if HAS_TRITON else ["fastforget._triton."]
 names = ["fastforget"] + [m.name for m in pkgutil.walk_packages(ff.__path__, "fastforget.", onerror)]
 for folder in ("_triton", "_bench"):
     package = importlib.import_module("fastforget." + folder)
-    names += [m.name for m in pkgutil.iter_modules(package.__path__, f"fastforget.{folder}.")]
+    for place in map(pathlib.Path, package.__path__):
+        names += [".".join(["fastforget", folder, *f.relative_to(place).with_suffix("").parts]) for f in place.rglob("[!_]*.py")]
 for name in names:
     if any(name.startswith(s) for s in skip) or name.endswith("__main__"):
         continue
@@ -332,8 +334,8 @@ def test_bare_checkout_finds_kernels_and_benchmarks(checkout: Path) -> None:
     path = f"import sys; sys.path.insert(0, {str(checkout)!r})\n"
     out = succeeds([sys.executable, "-I", "-c", path + where(checkout)])
     found = json.loads(out.split("RESULT ", 1)[1])["found"]
-    folders = {str(checkout / "triton_kernels"), str(checkout / "benchmarks")}
-    assert set(map(os.path.dirname, found.values())) == folders
+    folders = [checkout / "triton_kernels", checkout / "benchmarks"]
+    assert {next(f for f in folders if f in Path(origin).parents) for origin in found.values()} == set(folders)
 
 
 @slow

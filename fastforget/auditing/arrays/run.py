@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..._progress import Progress
 from ...ops.membership import Lira, membership_scores, rmia
-from ...ops.membership_lira import AUTO_MODELS
-from ...ops.membership_rmia import vote_shares
+from ...ops.membership._lira import AUTO_MODELS
+from ...ops.membership._rmia import vote_shares
 from ..measure.attacks import DIRECTION
 from ..shadow.reading import SOURCES
 from .files import BadArray, Rows

@@ -17,7 +17,7 @@ from torch import Tensor
 from ... import _safetensors as safetensors_io
 from ..._files import write_json, write_whole
 from ..._progress import progress as progress_bar
-from ...ops.membership_lira import VARIANCES
+from ...ops.membership._lira import VARIANCES
 from ..measure import intervals
 from ..measure.attacks import figures
 from .files import BadArray, Rows, class_ids, files_of, flags, open_rows

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...ops.membership import Lira, rmia, rmia_vote, roc_stats
-from ...ops.membership_lira import AUTO_MODELS
+from ...ops.membership._lira import AUTO_MODELS
 
 COMMON_RULE = {"location": "mean", "variance": "auto", "var_floor": 1e-12, "min_count": None}
 # what an attack may be told, and what holds where nothing is said
