@@ -4,7 +4,7 @@ Three native parts, each optional at install time (csrc/ninja_rules.py says how 
 
     cpu    fastforget/_lib/libfastforget_cpu.so    tensor ops, LibTorch stable ABI
     cuda   fastforget/_lib/libfastforget_cuda.so   the same ops as CUDA kernels; needs nvcc
-    host   fastforget/_host.<abi>.so               module without torch: facts, golden values, direct calls
+    host   fastforget/_host.<abi>.so               module without torch: facts, golden values
 
 What was built, and for each part left out the reason, goes to fastforget/_lib/build.json.
 

@@ -46,14 +46,9 @@ constexpr ScalarType kFloatTypes[4] = {ScalarType::Float, ScalarType::BFloat16, 
 
 constexpr int64_t dtype_size(int index) { return index == 0 ? 4 : index == 3 ? 8 : 2; }
 
-// The checks below take tensors as a dispatched call has them (tensor.h) or views of them (view.h).
-//
 // dtype_code: the dtype as torch's C interface numbers it. scalar_type() asks that interface for one number after
 // another until one fits, which for a list of parameters would be most of the call's time.
-template <class T>
-int32_t dtype_code(const T& t) {
-  return t.dtype_code();
-}
+inline int32_t dtype_code(const Tensor& t) { return t.dtype_code(); }
 
 inline int32_t dtype_code(ScalarType type) {
   static const int32_t codes[] = {aoti_torch_dtype_float32(), aoti_torch_dtype_bfloat16(), aoti_torch_dtype_float16(),
@@ -75,8 +70,8 @@ inline int32_t dtype_code(ScalarType type) {
 
 // Torch sends a call to a GPU as soon as one of its tensors is there; a kernel must not follow the pointers of the
 // others into the memory of another device. A call reaches the CPU only if all its tensors are there.
-template <class T>
-void check_device([[maybe_unused]] const T& t, [[maybe_unused]] const char* op, [[maybe_unused]] const char* name) {
+inline void check_device([[maybe_unused]] const Tensor& t, [[maybe_unused]] const char* op,
+                         [[maybe_unused]] const char* name) {
 #ifdef __CUDACC__
   int32_t device;
   must(aoti_torch_get_device_type(t.get(), &device));
@@ -86,8 +81,7 @@ void check_device([[maybe_unused]] const T& t, [[maybe_unused]] const char* op, 
 #endif
 }
 
-template <class T>
-int float_dtype(const T& t, const char* op, const char* name) {
+inline int float_dtype(const Tensor& t, const char* op, const char* name) {
   check_device(t, op, name);
   const int32_t code = dtype_code(t);
   for (int index = 0; index < 4; ++index) {
@@ -98,8 +92,7 @@ int float_dtype(const T& t, const char* op, const char* name) {
 }
 
 // `name` must be contiguous and have `numel` elements of `type`.
-template <class T>
-void check_layout(const T& t, ScalarType type, int64_t numel, const char* op, const char* name) {
+inline void check_layout(const Tensor& t, ScalarType type, int64_t numel, const char* op, const char* name) {
   check_device(t, op, name);
   if (__builtin_expect(dtype_code(t) != dtype_code(type), 0)) {
     fail("fastforget.", op, ": ", name, " has dtype ", torch::headeronly::toString(t.scalar_type()), "; expected ",
@@ -117,8 +110,7 @@ struct Like {
   int64_t dims;
   const int64_t* sizes;
 
-  template <class T>
-  Like(const T& t, ScalarType type) : dtype(dtype_code(type)), dims(t.dim()), sizes(t.sizes()) {}
+  Like(const Tensor& t, ScalarType type) : dtype(dtype_code(type)), dims(t.dim()), sizes(t.sizes()) {}
 };
 
 // A tensor that partners follow: it must have a floating dtype and be contiguous.
@@ -126,19 +118,16 @@ struct Leader : Like {
   int index;  // of its dtype in kernel tables
   int64_t numel;
 
-  template <class T>
-  Leader(const T& t, const char* op, const char* name) : Leader(t, float_dtype(t, op, name)) {
+  Leader(const Tensor& t, const char* op, const char* name) : Leader(t, float_dtype(t, op, name)) {
     if (__builtin_expect(!t.is_contiguous(), 0)) fail("fastforget.", op, ": ", name, " is not contiguous");
   }
 
  private:
-  template <class T>
-  Leader(const T& t, int dtype) : Like(t, kFloatTypes[dtype]), index(dtype), numel(t.numel()) {}
+  Leader(const Tensor& t, int dtype) : Like(t, kFloatTypes[dtype]), index(dtype), numel(t.numel()) {}
 };
 
 // `name` must be contiguous, with the dtype and the shape of its partner.
-template <class T>
-void check_like(const T& t, const Like& like, const char* op, const char* name) {
+inline void check_like(const Tensor& t, const Like& like, const char* op, const char* name) {
   check_device(t, op, name);
   const bool alike =
       dtype_code(t) == like.dtype && t.dim() == like.dims && std::equal(like.sizes, like.sizes + like.dims, t.sizes());

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOT_SOURCE = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", "_lib", "*.so", ".*_cache")
 FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g1"]
 PARITY = ["noise", "noise_perturb", "update", "mask", "mask_elementwise", "mask_rows", "mask_select", "mask_optim"]
-PARITY += ["membership", "lira", "lira_calls", "lira_stream", "rmia", "roc", "roc_bootstrap", "calls", "direct"]
+PARITY += ["membership", "lira", "lira_calls", "lira_stream", "rmia", "roc", "roc_bootstrap", "calls"]
 # The reference runs nothing of the library; torch.compile starts compilers of its own, which the preloaded runtime would disturb
 LEFT_OUT = "not reference and not compile and not opcheck and not fullgraph and not thread"
 

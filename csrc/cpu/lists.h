@@ -1,6 +1,6 @@
 // Lists of tensors as one range of work, shared by the glue of every family.
 #pragma once
-#include "view.h"
+#include "torch_glue.h"
 
 namespace ff {
 
@@ -14,8 +14,8 @@ struct FlatList {
   std::vector<int64_t> ends;
 
   explicit FlatList(size_t tensors) { ends.reserve(tensors); }  // to be filled by add()
-  explicit FlatList(const std::vector<View>& tensors) : FlatList(tensors.size()) {
-    for (const View& t : tensors) add(t.numel());
+  explicit FlatList(const std::vector<Tensor>& tensors) : FlatList(tensors.size()) {
+    for (const Tensor& t : tensors) add(t.numel());
   }
 
   void add(int64_t numel) { ends.push_back((ends.empty() ? 0 : ends.back()) + numel); }
@@ -57,7 +57,7 @@ struct Chunk {
 
 // A list cut into pieces of at most `size` elements, in order. The cut depends on the shapes alone, so results that are
 // put together piece by piece don't depend on the thread count.
-inline std::vector<Chunk> fixed_chunks(const std::vector<View>& tensors, int64_t size) {
+inline std::vector<Chunk> fixed_chunks(const std::vector<Tensor>& tensors, int64_t size) {
   std::vector<Chunk> chunks;
   for (size_t i = 0; i < tensors.size(); ++i) {
     const int64_t n = tensors[i].numel();
@@ -66,7 +66,7 @@ inline std::vector<Chunk> fixed_chunks(const std::vector<View>& tensors, int64_t
   return chunks;
 }
 
-inline void* at(const View& t, int64_t element) {
+inline void* at(const Tensor& t, int64_t element) {
   return static_cast<char*>(t.data_ptr()) + element * static_cast<int64_t>(t.element_size());
 }
 

@@ -1,7 +1,6 @@
 // accumulate_importance_ and soft_threshold_ on CPU tensors: checks and the cut for torch's threads.
 #include <atomic>
 
-#include "cpu/direct.h"
 #include "cpu/lists.h"
 #include "cpu/table.h"
 #include "torch_glue.h"
@@ -17,7 +16,7 @@ struct ImportanceItem {
   bool widened;  // float32 importance of a 16-bit gradient
 };
 
-void accumulate_importance_(const std::vector<View>& importances, const std::vector<View>& grads, int64_t power,
+void accumulate_importance_(const std::vector<Tensor>& importances, const std::vector<Tensor>& grads, int64_t power,
                             double scale) {
   constexpr const char* op = "accumulate_importance_";
   if (grads.size() != importances.size()) {
@@ -45,34 +44,41 @@ void accumulate_importance_(const std::vector<View>& importances, const std::vec
   });
 }
 
-void soft_threshold_(const std::vector<View>& xs, const std::vector<double>& threshold, const View& l1,
-                     const View& nnz) {
+void soft_threshold_(const std::vector<Tensor>& xs, const std::vector<double>& threshold, const Tensor& l1,
+                     const Tensor& nnz) {
   constexpr const char* op = "soft_threshold_";
   constexpr int64_t kChunk = 16384;
   check_per_tensor(threshold, xs.size(), op, "threshold");
   check_layout(l1, ScalarType::Double, 1, op, "l1");
   check_layout(nnz, ScalarType::Long, 1, op, "nnz");
-  std::vector<int> dtypes;
-  dtypes.reserve(xs.size());
+  struct Item {
+    char* data;
+    int dtype;
+  };
+  std::vector<Item> items;
+  items.reserve(xs.size());
   int64_t total = 0;
-  for (const View& x : xs) {
-    dtypes.push_back(float_dtype(x, op, "xs"));
-    check_layout(x, kFloatTypes[dtypes.back()], x.numel(), op, "xs");
-    total += x.numel();
+  for (const Tensor& x : xs) {
+    const int dtype = float_dtype(x, op, "xs");
+    const int64_t n = x.numel();
+    check_layout(x, kFloatTypes[dtype], n, op, "xs");
+    items.push_back({static_cast<char*>(x.data_ptr()), dtype});
+    total += n;
   }
   const std::vector<Chunk> chunks = fixed_chunks(xs, kChunk);
   std::vector<double> sums(chunks.size());
   std::atomic<int64_t> nonzero{0};  // whole numbers: the order of the additions doesn't matter
   const MaskTable& kernels = table().mask;
   const auto range = [&](int64_t begin, int64_t end) {
-    int64_t found = 0;
+    int64_t nonzero_here = 0;
     for (int64_t c = begin; c < end; ++c) {
       const Chunk& chunk = chunks[static_cast<size_t>(c)];
-      found += kernels.soft_threshold[dtypes[chunk.tensor]](at(xs[chunk.tensor], chunk.begin), chunk.end - chunk.begin,
-                                                            per_tensor(threshold, chunk.tensor),
-                                                            &sums[static_cast<size_t>(c)]);
+      const Item& item = items[chunk.tensor];
+      nonzero_here +=
+          kernels.soft_threshold[item.dtype](item.data + chunk.begin * dtype_size(item.dtype), chunk.end - chunk.begin,
+                                             per_tensor(threshold, chunk.tensor), &sums[static_cast<size_t>(c)]);
     }
-    nonzero.fetch_add(found, std::memory_order_relaxed);
+    nonzero.fetch_add(nonzero_here, std::memory_order_relaxed);
   };
   const auto count = static_cast<int64_t>(chunks.size());
   if (total <= kStreamGrain) {
@@ -86,18 +92,10 @@ void soft_threshold_(const std::vector<View>& xs, const std::vector<double>& thr
   *static_cast<int64_t*>(nnz.data_ptr()) = nonzero;
 }
 
-void soft_threshold_direct(Outputs& outputs, const std::vector<View>& xs, const std::vector<double>& threshold) {
-  const View l1 = outputs.scalar(ScalarType::Double);
-  soft_threshold_(xs, threshold, l1, outputs.scalar(ScalarType::Long));
-}
-
-FF_DIRECT("accumulate_importance_", &accumulate_importance_, 0);
-FF_DIRECT("soft_threshold_", &soft_threshold_direct, 0);
-
 }  // namespace
 }  // namespace ff
 
 STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) {
-  m.impl("accumulate_importance_", FF_BOX(&ff::accumulate_importance_));
-  m.impl("soft_threshold_", FF_BOX(&ff::soft_threshold_));
+  m.impl("accumulate_importance_", TORCH_BOX(&ff::accumulate_importance_));
+  m.impl("soft_threshold_", TORCH_BOX(&ff::soft_threshold_));
 }

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cpu/direct.h"
 #include "cpu/lists.h"
 #include "cpu/table.h"
 #include "torch_glue.h"
@@ -11,7 +10,7 @@
 namespace ff {
 namespace {
 
-void check_count(const std::vector<View>& list, size_t params, const char* op, const char* name) {
+void check_count(const std::vector<Tensor>& list, size_t params, const char* op, const char* name) {
   if (__builtin_expect(list.size() != params, 0)) {
     fail("fastforget.", op, ": ", list.size(), " ", name, " for ", params, " params; the numbers must agree");
   }
@@ -19,7 +18,7 @@ void check_count(const std::vector<View>& list, size_t params, const char* op, c
 
 // The form of a mask follows from its dtype and shape; `factors`: whether one float32 a row is accepted. int8, which no
 // form has, marks a parameter without a mask: a mask of another dtype with no elements is one of the wrong size.
-OptimMask mask_form(const View& mask, const Leader& p, size_t i, const char* op, bool factors) {
+OptimMask mask_form(const Tensor& mask, const Leader& p, size_t i, const char* op, bool factors) {
   const int32_t code = dtype_code(mask);
   const int64_t n = p.numel, given = mask.numel();
   if (code == dtype_code(ScalarType::Char) && given == 0) return {MaskForm::kAllOn, nullptr, 0};
@@ -49,8 +48,8 @@ struct Typed {
   int dtype;
 };
 
-void masked_sgd_(const std::vector<View>& params, const std::vector<View>& grads, const std::vector<View>& masks,
-                 const std::vector<View>& momentum_buffers, double lr, double momentum, double dampening,
+void masked_sgd_(const std::vector<Tensor>& params, const std::vector<Tensor>& grads, const std::vector<Tensor>& masks,
+                 const std::vector<Tensor>& momentum_buffers, double lr, double momentum, double dampening,
                  double weight_decay, bool nesterov, bool maximize, bool first) {
   constexpr const char* op = "masked_sgd_";
   check_count(grads, params.size(), op, "grads");
@@ -61,7 +60,7 @@ void masked_sgd_(const std::vector<View>& params, const std::vector<View>& grads
   items.reserve(params.size());
   FlatList elements(params.size());
   for (size_t i = 0; i < params.size(); ++i) {
-    const View& p = params[i];
+    const Tensor& p = params[i];
     const Leader leader(p, op, "params");
     check_like(grads[i], leader, op, "grads");
     if (buffers) check_like(momentum_buffers[i], leader, op, "momentum_buffers");
@@ -77,8 +76,8 @@ void masked_sgd_(const std::vector<View>& params, const std::vector<View>& grads
   });
 }
 
-void masked_adam_(const std::vector<View>& params, const std::vector<View>& grads, const std::vector<View>& masks,
-                  const std::vector<View>& exp_avgs, const std::vector<View>& exp_avg_sqs, int64_t step, double lr,
+void masked_adam_(const std::vector<Tensor>& params, const std::vector<Tensor>& grads, const std::vector<Tensor>& masks,
+                  const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs, int64_t step, double lr,
                   double beta1, double beta2, double eps, double weight_decay, bool decoupled, bool maximize) {
   constexpr const char* op = "masked_adam_";
   check_count(grads, params.size(), op, "grads");
@@ -90,7 +89,7 @@ void masked_adam_(const std::vector<View>& params, const std::vector<View>& grad
   items.reserve(params.size());
   FlatList elements(params.size());
   for (size_t i = 0; i < params.size(); ++i) {
-    const View& p = params[i];
+    const Tensor& p = params[i];
     const Leader leader(p, op, "params");
     check_like(grads[i], leader, op, "grads");
     check_like(exp_avgs[i], leader, op, "exp_avgs");
@@ -110,13 +109,10 @@ void masked_adam_(const std::vector<View>& params, const std::vector<View>& grad
   });
 }
 
-FF_DIRECT("masked_sgd_", &masked_sgd_, 0, 3);
-FF_DIRECT("masked_adam_", &masked_adam_, 0, 3, 4);
-
 }  // namespace
 }  // namespace ff
 
 STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) {
-  m.impl("masked_sgd_", FF_BOX(&ff::masked_sgd_));
-  m.impl("masked_adam_", FF_BOX(&ff::masked_adam_));
+  m.impl("masked_sgd_", TORCH_BOX(&ff::masked_sgd_));
+  m.impl("masked_adam_", TORCH_BOX(&ff::masked_adam_));
 }

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <limits>
 
-#include "cpu/direct.h"
 #include "cpu/lists.h"
 #include "cpu/table.h"
 #include "torch_glue.h"
@@ -88,7 +87,7 @@ void finish(const Item& item, double* partials) {
 ScalarType out_type(const Item& item) { return item.dtype == kFloat64 ? ScalarType::Double : ScalarType::Float; }
 
 // `x` without a place for its sums and its results.
-Item checked_item(const View& x, size_t i, int64_t dim) {
+Item checked_item(const Tensor& x, size_t i, int64_t dim) {
   constexpr const char* op = "neuron_stats";
   const int dtype = float_dtype(x, op, "xs");
   const int64_t rank = x.dim(), d = dim < 0 ? dim + rank : dim;
@@ -136,8 +135,8 @@ void run(std::vector<Item>& items) {
   }
 }
 
-void neuron_stats(const std::vector<View>& xs, int64_t dim, const std::vector<View>& mean_abs,
-                  const std::vector<View>& sum_sq) {
+void neuron_stats(const std::vector<Tensor>& xs, int64_t dim, const std::vector<Tensor>& mean_abs,
+                  const std::vector<Tensor>& sum_sq) {
   constexpr const char* op = "neuron_stats";
   if (mean_abs.size() != xs.size() || sum_sq.size() != xs.size()) {
     fail("fastforget.", op, ": ", xs.size(), " xs, ", mean_abs.size(), " mean_abs and ", sum_sq.size(),
@@ -156,19 +155,7 @@ void neuron_stats(const std::vector<View>& xs, int64_t dim, const std::vector<Vi
   run(items);
 }
 
-// Makes the means of all tensors, then the sums of all.
-void neuron_stats_direct(Outputs& outputs, const std::vector<View>& xs, int64_t dim) {
-  std::vector<Item> items;
-  items.reserve(xs.size());
-  for (size_t i = 0; i < xs.size(); ++i) items.push_back(checked_item(xs[i], i, dim));
-  for (Item& item : items) item.mean_abs = outputs.vector(out_type(item), item.shape.rows).data_ptr();
-  for (Item& item : items) item.sum_sq = outputs.vector(out_type(item), item.shape.rows).data_ptr();
-  run(items);
-}
-
-FF_DIRECT("neuron_stats", &neuron_stats_direct);
-
 }  // namespace
 }  // namespace ff
 
-STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) { m.impl("neuron_stats", FF_BOX(&ff::neuron_stats)); }
+STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) { m.impl("neuron_stats", TORCH_BOX(&ff::neuron_stats)); }

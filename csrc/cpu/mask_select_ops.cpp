@@ -20,7 +20,6 @@
 #include <memory>
 #include <mutex>
 
-#include "cpu/direct.h"
 #include "cpu/lists.h"
 #include "cpu/mask_select_rank.h"
 #include "cpu/table.h"
@@ -46,9 +45,9 @@ struct Item {
 template <class Key>
 class Search {
  public:
-  Search(const std::vector<Item>& items, const std::vector<View>& xs)
+  Search(const std::vector<Item>& items, const std::vector<Tensor>& xs)
       : kernels_(table().mask_select.kernels<Key>()), items_(items), chunks_(fixed_chunks(xs, kSelectChunk)) {
-    for (const View& x : xs) total_ += x.numel();
+    for (const Tensor& x : xs) total_ += x.numel();
     two_thirds_ = std::pow(static_cast<double>(total_), 2.0 / 3.0);
     capacity_ = std::max(kAll, static_cast<int64_t>(kCapacity * two_thirds_));
     keys_.reset(new Key[static_cast<size_t>(capacity_)]);
@@ -291,7 +290,7 @@ class Search {
 };
 
 template <class Key>
-double select_and_write(const std::vector<Item>& items, const std::vector<View>& xs, int64_t k) {
+double select_and_write(const std::vector<Item>& items, const std::vector<Tensor>& xs, int64_t k) {
   const Key found = Search<Key>(items, xs).choose(k);
   if (found == KeyOrder<Key>::kNan) return std::numeric_limits<double>::quiet_NaN();
   if constexpr (sizeof(Key) == 4) {
@@ -301,7 +300,8 @@ double select_and_write(const std::vector<Item>& items, const std::vector<View>&
   }
 }
 
-void saliency_mask(const std::vector<View>& xs, int64_t k, const std::vector<View>& masks, const View& threshold) {
+void saliency_mask(const std::vector<Tensor>& xs, int64_t k, const std::vector<Tensor>& masks,
+                   const Tensor& threshold) {
   constexpr const char* op = "saliency_mask";
   if (masks.size() != xs.size()) {
     fail("fastforget.", op, ": ", xs.size(), " xs and ", masks.size(), " masks; the numbers must agree");
@@ -339,22 +339,7 @@ void saliency_mask(const std::vector<View>& xs, int64_t k, const std::vector<Vie
   }
 }
 
-// Makes the masks, then the threshold.
-void saliency_mask_direct(Outputs& outputs, const std::vector<View>& xs, int64_t k, bool packed) {
-  std::vector<View> masks;
-  masks.reserve(xs.size());
-  bool wide = false;
-  for (const View& x : xs) {
-    masks.push_back(packed ? outputs.vector(ScalarType::Byte, (x.numel() + 7) / 8)
-                           : outputs.tensor(ScalarType::Bool, x.dim(), x.sizes()));
-    wide = wide || dtype_code(x) == dtype_code(ScalarType::Double);
-  }
-  saliency_mask(xs, k, masks, outputs.scalar(wide ? ScalarType::Double : ScalarType::Float));
-}
-
-FF_DIRECT("saliency_mask", &saliency_mask_direct);
-
 }  // namespace
 }  // namespace ff
 
-STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) { m.impl("saliency_mask", FF_BOX(&ff::saliency_mask)); }
+STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) { m.impl("saliency_mask", TORCH_BOX(&ff::saliency_mask)); }

@@ -1,7 +1,6 @@
 // membership_scores and roc_stats on CPU tensors: checks, the cut into tiles of rows, and nothing else.
 #include <limits>
 
-#include "cpu/direct.h"
 #include "cpu/scratch.h"
 #include "cpu/table.h"
 #include "torch_glue.h"
@@ -26,9 +25,10 @@ void check_labels(const int64_t* labels, int64_t n, int64_t classes) {
   fail("fastforget.membership_scores: labels[", i, "] is ", labels[i], "; accepted: 0 to ", classes - 1);
 }
 
-// The checks that both overloads share; leaves the outputs out of the job.
-ScoreJob score_job(const View& logits, const View& labels, double temperature, int dtype) {
+void membership_scores(const Tensor& logits, const Tensor& labels, double temperature, const Tensor& scores,
+                       const Tensor& correct) {
   constexpr const char* kOp = "membership_scores";
+  const int dtype = float_dtype(logits, kOp, "logits");
   if (logits.dim() != 2 || logits.size(1) < 2)
     fail("fastforget.", kOp, ": logits must be [rows, classes], classes >= 2");
   if (!(temperature > 0.0 && temperature <= std::numeric_limits<double>::max())) {
@@ -45,10 +45,12 @@ ScoreJob score_job(const View& logits, const View& labels, double temperature, i
   job.classes = classes;
   job.temperature = temperature;
   check_labels(job.labels, rows, classes);
-  return job;
-}
-
-void run_scores(const ScoreJob& job, int dtype) {
+  check_layout(scores, dtype == kFloat64 ? ScalarType::Double : ScalarType::Float, kScores * rows, kOp, "scores");
+  check_layout(correct, ScalarType::Bool, rows, kOp, "correct");
+  char* const first = static_cast<char*>(scores.data_ptr());
+  const int64_t row_bytes = rows * (dtype == kFloat64 ? 8 : 4);
+  for (int i = 0; i < kScores; ++i) job.scores[i] = first + i * row_bytes;
+  job.correct = static_cast<bool*>(correct.data_ptr());
   const MembershipTable& kernels = table().membership;
   const int64_t bytes = kernels.scratch_bytes(job.classes);
   const int64_t tiles = (job.rows + kScoreTileRows - 1) / kScoreTileRows;
@@ -64,33 +66,6 @@ void run_scores(const ScoreJob& job, int dtype) {
     torch::stable::parallel_for(0, tiles, grain, range);
   }
 }
-
-ScalarType score_type(int dtype) { return dtype == kFloat64 ? ScalarType::Double : ScalarType::Float; }
-
-void membership_scores(const View& logits, const View& labels, double temperature, const View& scores,
-                       const View& correct) {
-  constexpr const char* kOp = "membership_scores";
-  const int dtype = float_dtype(logits, kOp, "logits");
-  ScoreJob job = score_job(logits, labels, temperature, dtype);
-  check_layout(scores, score_type(dtype), kScores * job.rows, kOp, "scores");
-  check_layout(correct, ScalarType::Bool, job.rows, kOp, "correct");
-  char* const first = static_cast<char*>(scores.data_ptr());
-  const int64_t row_bytes = job.rows * (dtype == kFloat64 ? 8 : 4);
-  for (int i = 0; i < kScores; ++i) job.scores[i] = first + i * row_bytes;
-  job.correct = static_cast<bool*>(correct.data_ptr());
-  run_scores(job, dtype);
-}
-
-void membership_scores_direct(Outputs& outputs, const View& logits, const View& labels, double temperature) {
-  const int dtype = float_dtype(logits, "membership_scores", "logits");
-  ScoreJob job = score_job(logits, labels, temperature, dtype);
-  for (void*& scores : job.scores) scores = outputs.vector(score_type(dtype), job.rows).data_ptr();
-  job.correct = static_cast<bool*>(outputs.vector(ScalarType::Bool, job.rows).data_ptr());
-  run_scores(job, dtype);
-}
-
-FF_DIRECT("membership_scores", &membership_scores_direct);
-FF_DIRECT("membership_scores into", &membership_scores, 3, 4);
 
 template <class Score>
 void run_roc_stats(const Tensor& member, const Tensor& nonmember, const std::vector<double>& fprs, double* out) {
@@ -130,6 +105,6 @@ void roc_stats(Tensor member, Tensor nonmember, std::vector<double> fprs, Tensor
 }  // namespace ff
 
 STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) {
-  m.impl("membership_scores", FF_BOX(&ff::membership_scores));
+  m.impl("membership_scores", TORCH_BOX(&ff::membership_scores));
   m.impl("roc_stats", TORCH_BOX(&ff::roc_stats));
 }

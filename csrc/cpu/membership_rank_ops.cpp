@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <limits>
 
-#include "cpu/direct.h"
 #include "cpu/membership.h"
 #include "cpu/radix.h"
 #include "cpu/scratch.h"
@@ -17,7 +16,7 @@ constexpr int64_t kChunk = 2048;              // x at a time
 constexpr int64_t kGrainChunks = 2;           // worth a thread
 
 // 0 for float32, 1 for float64
-int wide(const View& t, const char* op, const char* name) {
+int wide(const Tensor& t, const char* op, const char* name) {
   const ScalarType type = t.scalar_type();
   if (type != ScalarType::Float && type != ScalarType::Double) {
     fail("fastforget.", op, ": ", name, " has dtype ", torch::headeronly::toString(type),
@@ -26,7 +25,7 @@ int wide(const View& t, const char* op, const char* name) {
   return type == ScalarType::Double;
 }
 
-void check_matrix(const View& t, ScalarType type, int64_t rows, const char* op, const char* name) {
+void check_matrix(const Tensor& t, ScalarType type, int64_t rows, const char* op, const char* name) {
   if (t.dim() != 2 || t.size(0) != rows) {
     fail("fastforget.", op, ": ", name, " must be a matrix of ", rows, " rows, like ratio_x");
   }
@@ -165,16 +164,8 @@ void count_rows(const CountJob& job, const void* x, const void* z) {
   }
 }
 
-void count(const CountJob& job, int is_double, const View& ratio_x, const View& ratio_z) {
-  if (is_double) {
-    count_rows<int64_t>(job, ratio_x.data_ptr(), ratio_z.data_ptr());
-  } else {
-    count_rows<int32_t>(job, ratio_x.data_ptr(), ratio_z.data_ptr());
-  }
-}
-
-void rmia_counts(const View& ratio_x, const View& ratio_z, const std::vector<double>& gammas, bool strict,
-                 const View& counts) {
+void rmia_counts(const Tensor& ratio_x, const Tensor& ratio_z, const std::vector<double>& gammas, bool strict,
+                 const Tensor& counts) {
   constexpr const char* kOp = "rmia_counts";
   const int is_double = wide(ratio_x, kOp, "ratio_x");
   const ScalarType type = ratio_x.scalar_type();
@@ -186,31 +177,18 @@ void rmia_counts(const View& ratio_x, const View& ratio_z, const std::vector<dou
   const CountJob job = {rows,   ratio_x.size(1), ratio_z.size(1),
                         gammas, strict,          static_cast<int64_t*>(counts.data_ptr())};
   if (counts.numel() == 0) return;
-  count(job, is_double, ratio_x, ratio_z);
+  if (is_double) {
+    count_rows<int64_t>(job, ratio_x.data_ptr(), ratio_z.data_ptr());
+  } else {
+    count_rows<int32_t>(job, ratio_x.data_ptr(), ratio_z.data_ptr());
+  }
 }
-
-// Of one row, [N] and [Z], and one gamma.
-void rmia_counts_direct(Outputs& outputs, const View& ratio_x, const View& ratio_z, double gamma, bool strict) {
-  constexpr const char* kOp = "rmia_counts";
-  const int is_double = wide(ratio_x, kOp, "ratio_x");
-  if (ratio_x.dim() != 1 || ratio_z.dim() != 1) fail("fastforget.", kOp, ": the ratios must be [N] and [Z]");
-  check_layout(ratio_x, ratio_x.scalar_type(), ratio_x.numel(), kOp, "ratio_x");
-  check_layout(ratio_z, ratio_x.scalar_type(), ratio_z.numel(), kOp, "ratio_z");
-  check_gamma(gamma, is_double, kOp);
-  const View counts = outputs.vector(ScalarType::Long, ratio_x.numel());
-  if (counts.numel() == 0) return;
-  const std::vector<double> gammas{gamma};
-  const CountJob job = {1, ratio_x.numel(), ratio_z.numel(), gammas, strict, static_cast<int64_t*>(counts.data_ptr())};
-  count(job, is_double, ratio_x, ratio_z);
-}
-
-FF_DIRECT("rmia_counts", &rmia_counts_direct);
 
 // ---- rmia_vote ------------------------------------------------------------------------------------------------------
 
 // The z in blocks; within a block and a query only the order of the z matters, so ranks of 16 bits replace them.
 template <class Key>
-void vote(const View& ratio_x, const View& ratio_z, double gamma, bool strict, int64_t* counts) {
+void vote(const Tensor& ratio_x, const Tensor& ratio_z, double gamma, bool strict, int64_t* counts) {
   const MembershipRankTable& kernels = table().membership_rank;
   constexpr int kWide = sizeof(Key) == 8;
   const int64_t queries = ratio_x.size(0), n = ratio_x.size(1), z_count = ratio_z.size(1);
@@ -265,7 +243,7 @@ void vote(const View& ratio_x, const View& ratio_z, double gamma, bool strict, i
   });
 }
 
-void rmia_vote(const View& ratio_x, const View& ratio_z, double gamma, bool strict, const View& counts) {
+void rmia_vote(const Tensor& ratio_x, const Tensor& ratio_z, double gamma, bool strict, const Tensor& counts) {
   constexpr const char* kOp = "rmia_vote";
   const int is_double = wide(ratio_x, kOp, "ratio_x");
   const ScalarType type = ratio_x.scalar_type();
@@ -288,7 +266,7 @@ void rmia_vote(const View& ratio_x, const View& ratio_z, double gamma, bool stri
 // ---- roc_bootstrap --------------------------------------------------------------------------------------------------
 
 template <class Score>
-std::vector<typename KeyOf<Score>::type> sorted_side(const View& side) {
+std::vector<typename KeyOf<Score>::type> sorted_side(const Tensor& side) {
   std::vector<typename KeyOf<Score>::type> keys(static_cast<size_t>(side.numel()));
   const Score* scores = static_cast<const Score*>(side.data_ptr());
   std::transform(scores, scores + keys.size(), keys.begin(), to_key<Score>);
@@ -309,7 +287,7 @@ std::vector<int32_t> placements(const std::vector<Key>& side, const std::vector<
 }
 
 template <class Score>
-void bootstrap(const View& member, const View& nonmember, const std::vector<int64_t>& budgets, uint64_t seed,
+void bootstrap(const Tensor& member, const Tensor& nonmember, const std::vector<int64_t>& budgets, uint64_t seed,
                int64_t resamples, double* out) {
   const auto members = sorted_side<Score>(member), nonmembers = sorted_side<Score>(nonmember);
   const auto less = [](auto a, auto b) { return a < b; };
@@ -330,8 +308,8 @@ void bootstrap(const View& member, const View& nonmember, const std::vector<int6
   });
 }
 
-void roc_bootstrap(const View& member, const View& nonmember, const std::vector<double>& fprs, int64_t seed,
-                   const View& out) {
+void roc_bootstrap(const Tensor& member, const Tensor& nonmember, const std::vector<double>& fprs, int64_t seed,
+                   const Tensor& out) {
   constexpr const char* kOp = "roc_bootstrap";
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   const int is_double = wide(member, kOp, "member");
@@ -340,7 +318,7 @@ void roc_bootstrap(const View& member, const View& nonmember, const std::vector<
   const auto rates = static_cast<int64_t>(fprs.size());
   if (out.dim() != 2 || out.size(1) != 1 + rates) fail("fastforget.", kOp, ": out must be [resamples, 1 + FPRs]");
   check_layout(out, ScalarType::Double, out.numel(), kOp, "out");
-  for (const View* side : {&member, &nonmember}) {
+  for (const Tensor* side : {&member, &nonmember}) {
     if (side->numel() < 1 || side->numel() >= kMost) {
       fail("fastforget.", kOp, ": a side has ", side->numel(), " scores; accepted: 1 to ", kMost - 1);
     }
@@ -362,7 +340,7 @@ void roc_bootstrap(const View& member, const View& nonmember, const std::vector<
 }  // namespace ff
 
 STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) {
-  m.impl("rmia_counts", FF_BOX(&ff::rmia_counts));
-  m.impl("rmia_vote", FF_BOX(&ff::rmia_vote));
-  m.impl("roc_bootstrap", FF_BOX(&ff::roc_bootstrap));
+  m.impl("rmia_counts", TORCH_BOX(&ff::rmia_counts));
+  m.impl("rmia_vote", TORCH_BOX(&ff::rmia_vote));
+  m.impl("roc_bootstrap", TORCH_BOX(&ff::roc_bootstrap));
 }

@@ -1,5 +1,4 @@
 // The noise ops on CPU tensors: checks, and the cut of a list into ranges for torch's threads.
-#include "cpu/direct.h"
 #include "cpu/lists.h"
 #include "cpu/table.h"
 #include "torch_glue.h"
@@ -12,7 +11,7 @@ uint64_t checked_start(int64_t start, const char* op) {
   return static_cast<uint64_t>(start);
 }
 
-void random_bits(const View& out, int64_t seed, int64_t stream, int64_t step, int64_t start) {
+void random_bits(const Tensor& out, int64_t seed, int64_t stream, int64_t step, int64_t start) {
   const int64_t n = out.numel();
   check_layout(out, ScalarType::Int, n, "random_bits", "out");
   const NoiseRange range{static_cast<uint64_t>(seed), static_cast<uint32_t>(stream), static_cast<uint32_t>(step),
@@ -36,7 +35,7 @@ struct NoiseItem {
 };
 
 // mean is null for add_normal_.
-void noise_list(const std::vector<View>& xs, const std::vector<double>* mean, const std::vector<double>& std,
+void noise_list(const std::vector<Tensor>& xs, const std::vector<double>* mean, const std::vector<double>& std,
                 int64_t seed, int64_t stream, int64_t step, const std::vector<int64_t>& start, const char* op) {
   check_per_tensor(std, xs.size(), op, "std");
   check_per_tensor(start, xs.size(), op, "start");
@@ -44,7 +43,7 @@ void noise_list(const std::vector<View>& xs, const std::vector<double>* mean, co
   std::vector<NoiseItem> items;
   items.reserve(xs.size());
   for (size_t i = 0; i < xs.size(); ++i) {
-    const View& x = xs[i];
+    const Tensor& x = xs[i];
     const int dtype = float_dtype(x, op, "xs");
     if (__builtin_expect(!x.is_contiguous(), 0)) fail("fastforget.", op, ": xs[", i, "] is not contiguous");
     items.push_back({static_cast<char*>(x.data_ptr()), dtype_size(dtype), dtype,
@@ -67,20 +66,20 @@ void noise_list(const std::vector<View>& xs, const std::vector<double>* mean, co
   });
 }
 
-void normal_(const std::vector<View>& xs, const std::vector<double>& mean, const std::vector<double>& std, int64_t seed,
-             int64_t stream, int64_t step, const std::vector<int64_t>& start) {
+void normal_(const std::vector<Tensor>& xs, const std::vector<double>& mean, const std::vector<double>& std,
+             int64_t seed, int64_t stream, int64_t step, const std::vector<int64_t>& start) {
   noise_list(xs, &mean, std, seed, stream, step, start, "normal_");
 }
 
-void add_normal_(const std::vector<View>& xs, const std::vector<double>& std, int64_t seed, int64_t stream,
+void add_normal_(const std::vector<Tensor>& xs, const std::vector<double>& std, int64_t seed, int64_t stream,
                  int64_t step, const std::vector<int64_t>& start) {
   noise_list(xs, nullptr, std, seed, stream, step, start, "add_normal_");
 }
 
 // grads may be empty (no gradient term); std_elements, if not empty, replaces std.
-void perturb_step_(const std::vector<View>& params, const std::vector<View>& grads, double lr,
-                   const std::vector<double>& std, const std::vector<View>& std_elements, int64_t seed, int64_t stream,
-                   int64_t step, const std::vector<int64_t>& start) {
+void perturb_step_(const std::vector<Tensor>& params, const std::vector<Tensor>& grads, double lr,
+                   const std::vector<double>& std, const std::vector<Tensor>& std_elements, int64_t seed,
+                   int64_t stream, int64_t step, const std::vector<int64_t>& start) {
   constexpr const char* kOp = "perturb_step_";
   check_none_or_each(grads, params.size(), kOp, "grads");
   check_none_or_each(std_elements, params.size(), kOp, "std_elements");
@@ -120,16 +119,12 @@ void perturb_step_(const std::vector<View>& params, const std::vector<View>& gra
   });
 }
 
-FF_DIRECT("normal_", &normal_, 0);
-FF_DIRECT("add_normal_", &add_normal_, 0);
-FF_DIRECT("perturb_step_", &perturb_step_, 0);
-
 }  // namespace
 }  // namespace ff
 
 STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) {
-  m.impl("random_bits", FF_BOX(&ff::random_bits));
-  m.impl("normal_", FF_BOX(&ff::normal_));
-  m.impl("add_normal_", FF_BOX(&ff::add_normal_));
-  m.impl("perturb_step_", FF_BOX(&ff::perturb_step_));
+  m.impl("random_bits", TORCH_BOX(&ff::random_bits));
+  m.impl("normal_", TORCH_BOX(&ff::normal_));
+  m.impl("add_normal_", TORCH_BOX(&ff::add_normal_));
+  m.impl("perturb_step_", TORCH_BOX(&ff::perturb_step_));
 }

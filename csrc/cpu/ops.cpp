@@ -6,7 +6,6 @@
 #include <cstring>
 #include <utility>
 
-#include "cpu/direct.h"
 #include "cpu/lists.h"
 #include "cpu/table.h"
 #include "torch_glue.h"
@@ -73,7 +72,7 @@ int64_t cpu_isa(int64_t level) {
 
 // ---- update ---------------------------------------------------------------------------------------------------------
 
-void error_max_loss(const View& logits, const View& labels, const View& loss, const View& dlogits) {
+void error_max_loss(const Tensor& logits, const Tensor& labels, const Tensor& loss, const Tensor& dlogits) {
   constexpr const char* op = "error_max_loss";
   if (logits.dim() != 2) fail("fastforget.", op, ": logits has ", logits.dim(), " dimensions; expected [B, K]");
   const int64_t batch = logits.size(0), classes = logits.size(1);
@@ -98,15 +97,9 @@ void error_max_loss(const View& logits, const View& labels, const View& loss, co
   });
 }
 
-// What an error_max_step_ is told beside its tensors.
-struct StepRule {
-  double lr, beta1, beta2, eps, l2, clamp_min, clamp_max;
-};
-
-ScalarType sum_type(int dtype) { return dtype == kFloat64 ? ScalarType::Double : ScalarType::Float; }
-
-// Checks the tensors that both overloads have; gives their dtype.
-int check_step(const View& x, const View& grad, const View& exp_avg, const View& exp_avg_sq, int64_t step) {
+void error_max_step_(const Tensor& x, const Tensor& grad, const Tensor& exp_avg, const Tensor& exp_avg_sq,
+                     const Tensor& sum_sq, int64_t step, double lr, double beta1, double beta2, double eps, double l2,
+                     double clamp_min, double clamp_max) {
   constexpr const char* op = "error_max_step_";
   const Leader leader(x, op, "x");
   check_like(grad, leader, op, "grad");
@@ -114,22 +107,14 @@ int check_step(const View& x, const View& grad, const View& exp_avg, const View&
   check_like(exp_avg_sq, leader, op, "exp_avg_sq");
   if (leader.dims < 1) fail("fastforget.", op, ": x has no batch dimension; expected [B, ...]");
   if (step < 1) fail("fastforget.", op, ": step is ", step, "; accepted: 1 or more");
-  return leader.index;
-}
-
-void run_step(int dtype, const View& x, const View& grad, const View& exp_avg, const View& exp_avg_sq,
-              const View& sum_sq, int64_t step, const StepRule& rule) {
-  const int64_t n = x.numel();
+  const int dtype = leader.index;
+  check_layout(sum_sq, dtype == kFloat64 ? ScalarType::Double : ScalarType::Float, 1, op, "sum_sq");
+  const int64_t n = leader.numel;
   const double batch = static_cast<double>(x.size(0));
   const double power = static_cast<double>(step);
-  const AdamStep constants{batch > 0 ? 2.0 * rule.l2 / batch : 0.0,
-                           rule.beta1,
-                           rule.beta2,
-                           rule.eps,
-                           rule.lr / (1.0 - std::pow(rule.beta1, power)),
-                           std::sqrt(1.0 - std::pow(rule.beta2, power)),
-                           rule.clamp_min,
-                           rule.clamp_max};
+  const AdamStep constants{
+      batch > 0 ? 2.0 * l2 / batch : 0.0,      beta1,     beta2,    eps, lr / (1.0 - std::pow(beta1, power)),
+      std::sqrt(1.0 - std::pow(beta2, power)), clamp_min, clamp_max};
   // Partial sums over chunks of a fixed size, added in order: the result can't depend on the number of threads.
   constexpr int64_t kChunk = 16384;
   const auto kernel = table().update.error_max_step[dtype];
@@ -160,24 +145,6 @@ void run_step(int dtype, const View& x, const View& grad, const View& exp_avg, c
   }
 }
 
-void error_max_step_(const View& x, const View& grad, const View& exp_avg, const View& exp_avg_sq, const View& sum_sq,
-                     int64_t step, double lr, double beta1, double beta2, double eps, double l2, double clamp_min,
-                     double clamp_max) {
-  const int dtype = check_step(x, grad, exp_avg, exp_avg_sq, step);
-  check_layout(sum_sq, sum_type(dtype), 1, "error_max_step_", "sum_sq");
-  run_step(dtype, x, grad, exp_avg, exp_avg_sq, sum_sq, step, {lr, beta1, beta2, eps, l2, clamp_min, clamp_max});
-}
-
-void error_max_step_direct(Outputs& outputs, const View& x, const View& grad, const View& exp_avg,
-                           const View& exp_avg_sq, int64_t step, double lr, double beta1, double beta2, double eps,
-                           double l2, double clamp_min, double clamp_max) {
-  const int dtype = check_step(x, grad, exp_avg, exp_avg_sq, step);
-  run_step(dtype, x, grad, exp_avg, exp_avg_sq, outputs.scalar(sum_type(dtype)), step,
-           {lr, beta1, beta2, eps, l2, clamp_min, clamp_max});
-}
-
-FF_DIRECT("error_max_step_", &error_max_step_direct, 0, 2, 3);
-
 // ---- mask -----------------------------------------------------------------------------------------------------------
 
 struct DampenItem {
@@ -185,8 +152,8 @@ struct DampenItem {
   int dtype;
 };
 
-void dampen_(const std::vector<View>& params, const std::vector<View>& forget, const std::vector<View>& retain,
-             const View& count, double alpha, double lam) {
+void dampen_(const std::vector<Tensor>& params, const std::vector<Tensor>& forget, const std::vector<Tensor>& retain,
+             const Tensor& count, double alpha, double lam) {
   constexpr const char* op = "dampen_";
   if (forget.size() != params.size() || retain.size() != params.size()) {
     fail("fastforget.", op, ": ", params.size(), " params, ", forget.size(), " forget_importance and ", retain.size(),
@@ -216,17 +183,10 @@ void dampen_(const std::vector<View>& params, const std::vector<View>& forget, c
   *static_cast<int64_t*>(count.data_ptr()) = selected.load();
 }
 
-void dampen_direct(Outputs& outputs, const std::vector<View>& params, const std::vector<View>& forget,
-                   const std::vector<View>& retain, double alpha, double lam) {
-  dampen_(params, forget, retain, outputs.scalar(ScalarType::Long), alpha, lam);
-}
-
-FF_DIRECT("dampen_", &dampen_direct, 0);
-
 // For benchmarks: what the memory of this machine allows, measured in the same process. float32 tensors of one size.
 // kind 0: read a. 1: read and write a. 2: read a, b, write a. 3: read a, b, c, write a (dampen_'s traffic).
 // 4: read a, b, c, d, write a, c, d (error_max_step_'s traffic). Values stay as they are, up to a tiny increment.
-void limit(const std::vector<View>& tensors, int64_t kind) {
+void limit(const std::vector<Tensor>& tensors, int64_t kind) {
   constexpr size_t kTensors[] = {1, 1, 2, 3, 4};
   if (kind < 0 || kind > 4) fail("fastforget._limit: kind is ", kind, "; accepted: 0 to 4");
   if (tensors.size() != kTensors[kind]) {
@@ -262,9 +222,9 @@ const Table& table() { return *current.load(std::memory_order_relaxed); }
 }  // namespace ff
 
 STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) {
-  m.impl("error_max_loss", FF_BOX(&ff::error_max_loss));
-  m.impl("error_max_step_", FF_BOX(&ff::error_max_step_));
-  m.impl("dampen_", FF_BOX(&ff::dampen_));
+  m.impl("error_max_loss", TORCH_BOX(&ff::error_max_loss));
+  m.impl("error_max_step_", TORCH_BOX(&ff::error_max_step_));
+  m.impl("dampen_", TORCH_BOX(&ff::dampen_));
 }
 
 // Private: which kernels are in force (0 asks; 2, 3, 4 switch if the CPU can), and the memory limits.
@@ -275,5 +235,5 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastforget, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastforget, CompositeExplicitAutograd, m) {
   m.impl("_cpu_isa", TORCH_BOX(&ff::cpu_isa));
-  m.impl("_limit", FF_BOX(&ff::limit));
+  m.impl("_limit", TORCH_BOX(&ff::limit));
 }

@@ -1,6 +1,5 @@
-// fastforget._host: what needs Python and no torch. Build facts, CPU levels, the noise definition one value at a time
-// (so that tests and other languages' ports have golden values that no vectorised kernel had a hand in), and the short
-// way from a Python call to the ops (direct.cpp).
+// fastforget._host: what needs Python and no torch. Build facts, CPU levels, and the noise definition one value at a
+// time, so that tests and other languages' ports have golden values that no vectorised kernel had a hand in.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -11,7 +10,6 @@
 #include <tuple>
 #include <vector>
 
-#include "host/direct.h"
 #include "normal.h"
 #include "philox.h"
 
@@ -106,11 +104,7 @@ T normal(uint64_t index, int64_t seed, int64_t stream, int64_t step) {
 }  // namespace
 
 PYBIND11_MODULE(_host, m) {
-  m.doc() = "Build facts, CPU levels, scalar golden values of fastforget's noise, and direct calls of the CPU ops.";
-  static PyMethodDef direct[] = {
-      {"direct_ops", ff::direct_ops, METH_VARARGS, "The ops by name; see csrc/host/direct.h."},
-      {nullptr, nullptr, 0, nullptr}};
-  if (PyModule_AddFunctions(m.ptr(), direct) != 0) throw py::error_already_set();
+  m.doc() = "Build facts, CPU levels, scalar golden values of fastforget's noise.";
   const auto seed = py::arg("seed");
   const auto stream = py::arg("stream") = 0;
   const auto step = py::arg("step") = 0;
