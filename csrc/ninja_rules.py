@@ -304,8 +304,7 @@ def build_cuda() -> Made:
     return [made, report], facts
 
 
-def build_host(parts: dict[str, dict]) -> Made:
-    torch_place()  # alone it serves nobody, and it would tie an otherwise pure-Python wheel to one Python
+def build_host() -> Made:
     cxx, compiler = find_compiler()
     if not importlib.util.find_spec("pybind11"):
         raise CannotBuild("pybind11 is not importable here: `pip install pybind11`")
@@ -314,13 +313,7 @@ def build_host(parts: dict[str, dict]) -> Made:
     python = sysconfig.get_path("include")
     if not Path(python, "Python.h").is_file():
         raise CannotBuild(f"{python}/Python.h not found: install Python's headers (python3-dev)")
-    facts = {
-        "FF_CPU_LEVELS": " ".join(parts["cpu"].get("levels", [])),
-        "FF_CUDA_ARCHS": " ".join(parts["cuda"].get("archs", [])),
-        "FF_TORCH_TARGET": ".".join(map(str, TORCH_TARGET)),
-    }
-    flags = [f'-D{name}="{value}"' for name, value in facts.items()]
-    flags += ["-isystem", pybind11.get_include(), "-isystem", python]
+    flags = ["-isystem", pybind11.get_include(), "-isystem", python]
     folder = BUILD / f"host-{sys.implementation.cache_tag}"
     rules = cxx_rules(cxx)
     objects = [

@@ -1,10 +1,6 @@
-// CPU implementations of the ops: argument checks, cutting the work for torch's threads, the choice of kernels.
+// CPU implementations of the ops: argument checks, cutting the work for torch's threads.
 #include <atomic>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <utility>
 
 #include "cpu/lists.h"
 #include "cpu/table.h"
@@ -12,63 +8,6 @@
 
 namespace ff {
 namespace {
-
-// ---- the choice of kernels ------------------------------------------------------------------------------------------
-
-#define FF_TABLE(number, isa)  \
-  {number,                     \
-   isa::noise_table,           \
-   isa::update_table,          \
-   isa::mask_table,            \
-   isa::mask_rows_table,       \
-   isa::mask_select_table,     \
-   isa::mask_optim_table,      \
-   isa::membership_table,      \
-   isa::membership_lira_table, \
-   isa::membership_rank_table}
-constinit const Table kBaseline = FF_TABLE(2, baseline);
-#if defined(__x86_64__)
-constinit const Table kAvx2 = FF_TABLE(3, avx2);
-constinit const Table kAvx512 = FF_TABLE(4, avx512);
-#endif
-#undef FF_TABLE
-
-// The best table the CPU can run at or below `cap`.
-const Table* best_table([[maybe_unused]] int cap) {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-                    __builtin_cpu_supports("bmi2");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vl");
-  if (avx512 && cap >= 4) return &kAvx512;
-  if (avx2 && cap >= 3) return &kAvx2;
-#endif
-  return &kBaseline;
-}
-
-int cap_from_environment() {
-  const char* wanted = std::getenv("FASTFORGET_CPU_ISA");
-  if (wanted == nullptr || *wanted == '\0') return 4;
-  if (std::strcmp(wanted, "baseline") == 0) return 2;
-  if (std::strcmp(wanted, "avx2") == 0) return 3;
-  if (std::strcmp(wanted, "avx512") == 0) return 4;
-  // A library can't raise while it is being loaded.
-  std::fprintf(stderr, "fastforget: FASTFORGET_CPU_ISA=%s ignored; accepted: baseline, avx2, avx512\n", wanted);
-  return 4;
-}
-
-std::atomic<const Table*> current{best_table(cap_from_environment())};
-
-int64_t cpu_isa(int64_t level) {
-  if (level != 0) {
-    if (level < 2 || level > 4) fail("fastforget._cpu_isa: level is ", level, "; accepted: 0 (ask), 2, 3, 4");
-    const Table* wanted = best_table(static_cast<int>(level));
-    if (wanted->level == level) current.store(wanted, std::memory_order_relaxed);
-  }
-  return table().level;
-}
 
 // ---- update ---------------------------------------------------------------------------------------------------------
 
@@ -217,8 +156,6 @@ void limit(const std::vector<Tensor>& tensors, int64_t kind) {
 
 }  // namespace
 
-const Table& table() { return *current.load(std::memory_order_relaxed); }
-
 }  // namespace ff
 
 STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) {
@@ -227,13 +164,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) {
   m.impl("dampen_", TORCH_BOX(&ff::dampen_));
 }
 
-// Private: which kernels are in force (0 asks; 2, 3, 4 switch if the CPU can), and the memory limits.
-STABLE_TORCH_LIBRARY_FRAGMENT(fastforget, m) {
-  m.def("_cpu_isa(int level) -> int");
-  m.def("_limit(Tensor(a!)[] tensors, int kind) -> ()");
-}
+// Private: the memory limits.
+STABLE_TORCH_LIBRARY_FRAGMENT(fastforget, m) { m.def("_limit(Tensor(a!)[] tensors, int kind) -> ()"); }
 
-STABLE_TORCH_LIBRARY_IMPL(fastforget, CompositeExplicitAutograd, m) {
-  m.impl("_cpu_isa", TORCH_BOX(&ff::cpu_isa));
-  m.impl("_limit", TORCH_BOX(&ff::limit));
-}
+STABLE_TORCH_LIBRARY_IMPL(fastforget, CompositeExplicitAutograd, m) { m.impl("_limit", TORCH_BOX(&ff::limit)); }
