@@ -26,7 +26,7 @@ from fastforget.reference.update import error_max_loss as reference_loss
 sys.path.insert(0, str(Path(__file__).parent / "cuda_emulator"))
 from tolerance import FLOATS, assert_two_times
 
-from build import load
+from emulated_device import load
 
 Ops = dict[str, Callable[..., None]]
 FAMILIES = ("noise", "noise_perturb", "update", "mask", "membership")

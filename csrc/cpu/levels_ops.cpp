@@ -4,8 +4,8 @@
 #include <cstdlib>
 #include <string>
 
-#include "cpu/table.h"
-#include "torch_glue.h"
+#include "common/table.h"
+#include "common/torch_glue.h"
 
 namespace ff {
 namespace {

@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <tuple>
 
-#include "normal.h"
-#include "philox.h"
+#include "common/normal.h"
+#include "common/philox.h"
 
 namespace py = pybind11;
 
