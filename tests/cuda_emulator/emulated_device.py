@@ -33,8 +33,8 @@ def compile_library(folder: Path, compiler: str) -> Path:
     flags += [f"-DFF_NAMESPACE={NAMESPACE}", "-DFF_DISPATCH_KEY=CPU"]
     if platform.machine() in ("x86_64", "AMD64") and "fma" in Path("/proc/cpuinfo").read_text():
         flags.append("-mfma")  # a GPU has the fused multiply-add
-    sources = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), HERE / "stream.cpp"]
-    objects = [folder / f"{source.stem}.o" for source in sources]
+    sources = [*sorted((ROOT / "csrc" / "cuda").rglob("*.cu")), HERE / "stream.cpp"]
+    objects = [folder / f"{source.parent.name}_{source.stem}.o" for source in sources]
     for source, out in zip(sources, objects, strict=True):
         subprocess.run([compiler, *flags, "-x", "c++", "-c", str(source), "-o", str(out)], check=True)
     library = folder / "libfastforget_emulated.so"
