@@ -22,7 +22,7 @@ from ..measure import passes
 from ..measure.passes import own_randomness
 from .design import digests, half_to_forget, membership, model_seed
 from .stack import Forward, Recipe, stack_size, train_one, train_stack, why_not_stacked
-from .state import Shadows, part_name, parts_of, refuse_difference
+from .state import Shadows, part_files, part_name, refuse_difference
 
 Pair = tuple[Tensor, Tensor]
 MakeModel = Callable[[int], nn.Module]
@@ -244,7 +244,7 @@ def _run(work: _Work, settings: dict[str, Any], note: str, out: str | PathLike[s
     mine = part_name(rank, world)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in parts_of(folder):
+        for path in part_files(folder):
             part = Shadows.read(path)
             refuse_difference(f"out, {path}", settings, part.settings)
             if path.name == mine:
