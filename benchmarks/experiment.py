@@ -23,7 +23,7 @@ from fastforget._files import write_whole
 from fastforget._progress import progress
 from fastforget.auditing.verdict import POWERLESS
 from fastforget.demo.data import DataMissing
-from fastforget.methods.call import UNDECIDED
+from fastforget.methods.verdict import UNDECIDED
 
 from . import experiment_page, experiment_profile
 from .experiment_cells import CONTROLS, METHODS, SCENARIOS, Run, rows_of

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 import fastforget as ff
-from fastforget._files import write_whole
-from fastforget.auditing.measure.passes import own_randomness
-from fastforget.auditing.report import AuditReport, jsonable
+from fastforget._files import jsonable, write_whole
+from fastforget._random import own_randomness
+from fastforget.auditing.report import AuditReport
 from fastforget.auditing.shadow.design import model_seed
 from fastforget.auditing.shadow.stack import Recipe, train_one
 from fastforget.demo import data, nets

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import fastforget as ff
 from fastforget._files import write_whole
-from fastforget.auditing.measure.passes import own_randomness
+from fastforget._random import own_randomness
 from fastforget.auditing.shadow.design import membership, model_seed
 from fastforget.auditing.shadow.stack import Recipe, train_one, train_stack
 from fastforget.demo import data, nets

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from . import __version__, _direct, backend
+from . import _direct, backend
+from ._version import __version__
 
 VARIABLES = {
     "FASTFORGET_BACKEND": "forces one backend for every op",

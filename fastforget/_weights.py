@@ -1,4 +1,4 @@
-"""Weights as a value: fingerprint, save, put back. What lets a failed run leave no trace."""
+"""A model's weights as a value (fingerprint, save, put back) and its modes: what lets a failed run leave no trace."""
 
 from __future__ import annotations
 
@@ -68,6 +68,13 @@ def working_copy(model: nn.Module) -> nn.Module:
     return work
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a batch for this model belongs: the device of its first parameter or buffer."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
 @contextlib.contextmanager
 def flags_kept(model: nn.Module) -> Iterator[None]:
     """Every module's training flag and every parameter's requires_grad are as before afterwards."""
@@ -83,8 +90,20 @@ def flags_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def eval_mode(*models: nn.Module) -> Iterator[None]:
+    """All models in eval mode; afterwards every submodule's own training flag is as it was."""
+    flags = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients, flags as before afterwards."""
-    with flags_kept(model), torch.no_grad():
-        model.eval()
+    with flags_kept(model), eval_mode(model), torch.no_grad():
         yield

@@ -7,8 +7,9 @@ from audit_world import CLASSES, FEATURES, blobs
 from torch import nn
 
 import fastforget as ff
+from fastforget._random import own_randomness
 from fastforget.auditing.shadow.design import model_seed
-from fastforget.auditing.shadow.stack import Recipe, own_randomness, train_one
+from fastforget.auditing.shadow.stack import Recipe, train_one
 from fastforget.ops.membership import membership_scores
 
 POOL = blobs(40, 1)

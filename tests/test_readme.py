@@ -8,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import readme_types
+
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -44,3 +47,17 @@ def test_every_public_op_is_in_the_support_table():
 
     table = README.read_text().split("## Where each op runs")[1].split("##")[0]
     assert [name for name in _schema.SCHEMAS if name not in table] == []
+
+
+@pytest.mark.slow
+def test_its_python_satisfies_a_type_checker(tmp_path):
+    files = readme_types.write(tmp_path)
+    assert len(files) > 1 and "ff.audit.relearn_time\n" in files[-1].read_text()
+    found = subprocess.run(readme_types.mypy(files), capture_output=True, text=True, timeout=600, check=False, cwd=tmp_path)
+    assert found.returncode == 0, found.stdout + found.stderr
+    # the checker sees the package: what is not there is an error
+    (tmp_path / "wrong.py").write_text("import fastforget as ff\nff.audit.nothing\nff.audit(forget=1)\nff.audit.oracles.Nothing\n")
+    command = readme_types.mypy([tmp_path / "wrong.py"])
+    wrong = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, cwd=tmp_path).stdout
+    assert '"Audit" has no attribute "nothing"' in wrong and 'Missing positional argument "models"' in wrong
+    assert 'has no attribute "Nothing"' in wrong

@@ -12,6 +12,7 @@ import pytest
 import torch
 from audit_world import FORGOTTEN, World
 from digits_world import quiet
+from old_rule import OLD_RULE
 from torch import nn
 
 import fastforget as ff
@@ -238,6 +239,21 @@ def test_another_rule_can_not_be_judged_here(world: World, found: dict) -> None:
     other = copy.deepcopy(found)
     other["verdict"]["rule"] = "all pass"
     assert wrong(resealed(other), world) == ["verdict.rule"]
+
+
+def test_the_words_of_an_earlier_version_can_where_the_checks_are_the_same(world: World, found: dict) -> None:
+    old = copy.deepcopy(found)
+    old["verdict"]["rule"] = OLD_RULE
+    assert wrong(resealed(old), world) == []
+    old["rows"][1]["accuracy"]["test_forget"] = 0.5
+    assert wrong(old, world)[0] == "sha256" and "rows.unlearned.status" in wrong(resealed(old), world)
+
+
+def test_an_entry_of_another_kind_is_named(world: World, found: dict) -> None:
+    odd = copy.deepcopy(found)
+    odd["rows"][1]["attacks"]["forget_vs_test"]["loss"]["auc"] = "high"
+    (finding,) = check(resealed(odd), weights=state(world.retrained_again))
+    assert finding.field == "receipt" and "rows[1].attacks.forget_vs_test.loss.auc: got 'high'" in finding.why
 
 
 def test_other_weights_samples_and_ids_are_refused(world: World, found: dict) -> None:

@@ -11,8 +11,8 @@ from shadows_world import POOL, POPULATION, RECIPE, forget_half_way, make_model,
 from torch import nn
 
 import fastforget as ff
+from fastforget._random import own_randomness
 from fastforget.auditing.shadow import design as shadow_design
-from fastforget.auditing.shadow.stack import own_randomness
 from fastforget.ops import membership
 
 N = len(POOL[1])

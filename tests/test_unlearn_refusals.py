@@ -9,8 +9,7 @@ from torch import nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from fastforget._data import source
-from fastforget.methods import overlap as _overlap
-from fastforget.methods import unlearn
+from fastforget.methods import overlap, unlearn
 
 
 def refusals():
@@ -144,7 +143,7 @@ def test_the_check_can_be_switched_off_and_does_not_read_large_sets(monkeypatch)
     data = samples()
     sets = {"forget": cut(data, 0, 20), "retain": cut(data, 10, 120), "progress": False}
     assert "check_overlap=False" in quiet(small_mlp(), "none", check_overlap=False, **sets).receipt["overlap"]["how"]
-    monkeypatch.setattr(_overlap, "READ_LIMIT", 100)
+    monkeypatch.setattr(overlap, "READ_LIMIT", 100)
     sets["retain"] = Listed(*sets["retain"])
     assert quiet(small_mlp(), "none", **sets).receipt["overlap"]["retain"]["how"].startswith("not checked: 110 samples")
     # whole classes: labels keep the sets apart, nothing is read
@@ -159,7 +158,7 @@ def test_fingerprints_tell_samples_apart(dtype):
     base = torch.zeros(20_000, 7, 13, dtype=dtype)
     where = torch.arange(20_000)
     base.view(20_000, -1)[where, where % 91] = (where // 91 + 1).to(dtype)
-    found = _overlap.fingerprints(source((base, torch.zeros(20_000, dtype=torch.int64)), name="forget"))
+    found = overlap.fingerprints(source((base, torch.zeros(20_000, dtype=torch.int64)), name="forget"))
     assert len(found.unique()) == len(base.view(20_000, -1).unique(dim=0))
 
 

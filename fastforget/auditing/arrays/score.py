@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from ... import _safetensors as safetensors_io
-from ..._files import write_whole
+from ..._files import write_json, write_whole
 from ..._progress import progress as progress_bar
 from ...ops.membership_lira import VARIANCES
 from ..measure import intervals
 from ..measure.attacks import figures
-from ..report import write_json
 from .files import BadArray, Rows, class_ids, files_of, flags, open_rows
 from .run import ATTACKS, NEED_KEEP, OF_SCORES, SHADOWED, Inputs, Options, Result, run
 
@@ -208,7 +207,7 @@ def _row(attack: str, scores: Tensor, members: Tensor | None, args: argparse.Nam
     row |= {"members": len(inside), "nonmembers": len(outside)}
     if not len(inside) or not len(outside):
         return row | {"auc": math.nan, "auc_interval": [math.nan] * 2}
-    return row | figures(inside, outside, seed=args.seed, draws=args.resamples)
+    return row | figures(inside, outside, seed=args.seed, draws=args.resamples).to_dict()
 
 
 def _write(path: Path, scores: dict[str, Tensor]) -> None:

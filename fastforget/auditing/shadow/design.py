@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..proof.hashes import of_each
+from ..._hashes import sample_hashes
 
 
 def derived_seed(seed: int, *what: int | str) -> int:
@@ -51,12 +51,12 @@ def half_to_forget(member: Tensor, candidates: Tensor, seed: int, index: int) ->
 
 
 def digests(inputs: Any, labels: Tensor, name: str) -> Tensor:
-    """uint8[B, 16]: the first half of each sample's hash (:func:`fastforget.auditing.proof.hashes.of_each`)."""
+    """uint8[B, 16]: the first half of each sample's hash (:func:`fastforget._hashes.sample_hashes`)."""
     if not isinstance(inputs, Tensor):
         raise TypeError(
             f"{name}: inputs are a {type(inputs).__name__}; accepted is one tensor [batch, ...]. Pass unpack=lambda batch: (tensor, labels)"
         )
-    joined = b"".join(digest[:16] for digest in of_each(inputs, labels))
+    joined = b"".join(digest[:16] for digest in sample_hashes(inputs, labels))
     return torch.from_numpy(np.frombuffer(joined, np.uint8).reshape(len(labels), 16).copy())
 
 

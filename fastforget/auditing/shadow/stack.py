@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 
-from ..measure.passes import device_of, own_randomness
+from ..._random import own_randomness
+from ..._weights import device_of
 
 Forward = Callable[[nn.Module, Any], Tensor]
 # Measured on one AVX-512 core (benchmarks/results/shadows-stack.json): where a step is mostly overhead, stacks of 16 give 1.2 to 2.6 times

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from ... import _data
 from ..._progress import Progress
 from ..._progress import progress as progress_bar
-from ...methods import UnlearnResult
+from ..._random import own_randomness
+from ..._weights import device_of, eval_mode
 from ...ops import _arguments as arg
 from ...ops.membership import membership_scores
 from ..measure import passes
-from ..measure.passes import own_randomness
 from .design import digests, half_to_forget, membership, model_seed
 from .stack import Forward, Recipe, stack_size, train_one, train_stack, why_not_stacked
 from .state import Shadows, part_files, part_name, refuse_difference
@@ -170,7 +170,7 @@ def shadows(
     if unlearn_pool is not None:
         work.candidates = _chosen(unlearn_pool, len(pool))
     first = work.model(0)
-    device = passes.device_of(first)
+    device = device_of(first)
     for part in (pool, *([others] if others is not None else [])):
         part.to(device)
     work.stack, note = _stack(stack, first, work)
@@ -304,8 +304,8 @@ def _unlearned(work: _Work, model: nn.Module, index: int, seed: int) -> tuple[Te
     groups[forget] = 1
     with own_randomness(seed):
         changed = work.unlearn(model, work.pool.pair(forget), work.pool.pair(member & ~forget), seed)
-    if isinstance(changed, UnlearnResult):
-        changed = changed.model
+    if not isinstance(changed, nn.Module):
+        changed = getattr(changed, "model", changed)  # of what ff.unlearn returned
     if not isinstance(changed, nn.Module):
         raise TypeError(f"unlearn: returned {type(changed).__name__}; accepted is the unlearned model")
     return groups, _scores(work, changed, work.pool, index)[0]
@@ -316,7 +316,7 @@ def _scores(work: _Work, model: nn.Module, data: _Set, index: int) -> tuple[Tens
     phi, loss = [], []
     where = f"shadow model {index}, {data.name}"
     size = max(data.batch_size, 256)
-    with passes.evaluating({"shadow": model}), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         for x, y in zip(data.inputs.split(size), data.labels.split(size), strict=True):
             asked = [x if work.queries is None else work.queries(x, k) for k in range(work.n_queries)]
             answers = [membership_scores(_logits(model, q, y, work.forward, where), y) for q in asked]
