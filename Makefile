@@ -27,6 +27,7 @@ test-all: setup $(VENV)/.test
 lint: setup $(VENV)/.test $(VENV)/.lint
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports --no-cache
 	$(VENV)/bin/clang-format --dry-run --Werror $(CSRC_FORMATTED)
 
 # Rewrites csrc in place.

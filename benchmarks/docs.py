@@ -69,7 +69,7 @@ def speed() -> str:
     for op, case, form in FAST:
         wide, narrow = found[op, case, "avx512"], found[op, case, "avx2"]
         key = "published" if "published" in form and "published" in wide["ratios"] else "eager"
-        ratios = " | ".join(rows.times(row["ratios"][key]) for row in (wide, narrow))
+        ratios = " | ".join(f"{float(rows.times(row['ratios'][key])[:-1]):g}x" for row in (wide, narrow))
         lines.append(f"| `{op}` {case} | {form} | {ratios} | {rows.duration(wide['ours'])} |")
     return "\n".join(lines)
 
@@ -77,7 +77,8 @@ def speed() -> str:
 def support() -> str:
     """Where each op runs, and what that was seen in."""
     lines = ["| op | reference | native CPU (AVX-512, AVX2, baseline) | native CUDA | Triton |", "|---|---|---|---|---|"]
-    return "\n".join([*lines, *(f"| `{_schema.FAMILY_OF[op]}`: `{op}` | tested | tested | compiled | interpreted |" for op in _schema.SCHEMAS)])
+    ops = (f"| `{_schema.MODULE_OF[op]}`: `{op}` | tested | tested | compiled | interpreted |" for op in _schema.SCHEMAS)
+    return "\n".join([*lines, *ops])
 
 
 def rule() -> str:

@@ -6,11 +6,10 @@
 """
 
 from . import methods, ops, optim
+from ._version import __version__
 from .auditing import audit
 from .backend import BackendError, backends, use_backend
 from .methods import NotForgottenWarning, UnlearnResult, unlearn
-
-__version__ = "0.1.0"
 
 __all__ = [
     "BackendError",

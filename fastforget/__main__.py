@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE, end="")
         return 0
     if command == "--version":
-        from . import __version__
+        from ._version import __version__
 
         print(f"fastforget {__version__}")
         return 0

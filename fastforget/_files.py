@@ -1,12 +1,15 @@
-"""Write a file whole or not at all."""
+"""Write a file whole or not at all, and values as strict JSON."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import secrets
 import stat
 from os import PathLike
+from typing import Any
 
 
 def write_whole(path: str | PathLike[str], content: str | bytes) -> None:
@@ -62,3 +65,23 @@ def _write(descriptor: int, data: bytes, *, sync: bool = False) -> None:
         file.flush()
         if sync:
             os.fsync(file.fileno())
+
+
+def jsonable(value: Any) -> Any:
+    """``value`` as plain JSON values; a figure that is undefined (NaN) or infinite is None.
+
+    >>> jsonable({1: (0.5, math.nan)})
+    {'1': [0.5, None]}
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): jsonable(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(v) for v in value]
+    return value
+
+
+def write_json(path: str | PathLike[str], value: Any) -> None:
+    """``value`` as strict JSON (no NaN), whole or not at all."""
+    write_whole(path, json.dumps(jsonable(value), indent=1, allow_nan=False, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""Weights as a value: fingerprint, save, put back. What lets a failed run leave no trace."""
+"""A model's weights as a value (fingerprint, save, put back) and its modes: what lets a failed run leave no trace."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def fingerprint(model: nn.Module) -> str:
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """sha256 over names, shapes, dtypes and bytes, in the order of the names."""
-    found = hashlib.sha256()
+    whole = hashlib.sha256()
     for name, value in sorted(tensors.items()):
-        found.update(f"{name}|{tuple(value.shape)}|{value.dtype}|".encode())
+        whole.update(f"{name}|{tuple(value.shape)}|{value.dtype}|".encode())
         raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        found.update(raw.numpy().data)
-    return found.hexdigest()
+        whole.update(raw.numpy().data)
+    return whole.hexdigest()
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -59,13 +59,19 @@ def working_copy(model: nn.Module) -> nn.Module:
         work = copy.deepcopy(model)
     except Exception as error:
         raise TypeError(
-            f"model: {type(model).__name__} can't be copied ({error}), and unlearning works on a copy "
-            "so that a failed "
-            "run changes nothing. Detach tensors that the module keeps from a forward pass"
+            f"model: {type(model).__name__} can't be copied ({error}), and unlearning works on a copy so that a failed run changes "
+            "nothing. Detach tensors that the module keeps from a forward pass"
         ) from error
     for parameter in work.parameters():
         parameter.grad = None
     return work
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a batch for this model belongs: the device of its first parameter or buffer."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
 
 
 @contextlib.contextmanager
@@ -83,8 +89,20 @@ def flags_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def eval_mode(*models: nn.Module) -> Iterator[None]:
+    """All models in eval mode; afterwards every submodule's own training flag is as it was."""
+    flags = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients, flags as before afterwards."""
-    with flags_kept(model), torch.no_grad():
-        model.eval()
+    with flags_kept(model), eval_mode(model), torch.no_grad():
         yield

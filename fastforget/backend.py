@@ -58,6 +58,20 @@ def _load(part: str) -> None:
         warnings.warn(f"fastforget: {_load_errors[part]}. `python -m fastforget info` shows what serves instead.", stacklevel=3)
 
 
+def cpu_level() -> dict[str, Any] | None:
+    """The CPU kernels' instruction set, as the library that chose it says: what the CPU has, what is in force, the names that
+    ``FASTFORGET_CPU_ISA`` accepts, and a name there that was ignored. ``None`` where the library is not loaded."""
+    if not native_cpu:
+        return None
+    ask = torch.ops.fastforget._cpu_level
+    return {
+        "detected": ask("detected"),
+        "in_force": ask("in_force"),
+        "accepted": ask("built").split(),
+        "ignored": ask("ignored") or None,
+    }
+
+
 def _triton_missing() -> str | None:
     return None if importlib.util.find_spec("triton") else "triton is not installed (pip install triton)"
 
@@ -70,7 +84,7 @@ def _triton_op(name: str) -> Callable[..., None]:
     """Op ``name`` of the Triton backend; Triton itself is imported at the first call."""
 
     def call(*args: Any) -> None:
-        module = importlib.import_module(f"fastforget._triton.{_schema.FAMILY_OF[name]}")
+        module = importlib.import_module(f"fastforget._triton.{_schema.MODULE_OF[name]}")
         getattr(module, name)(*args)
 
     return call

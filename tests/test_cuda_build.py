@@ -47,7 +47,7 @@ def report() -> str:
     ]
     flags += [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (80, 90)]
     said = ""
-    for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
+    for source in sorted((ROOT / "csrc" / "cuda").rglob("*.cu")):
         run = subprocess.run(
             [nvcc, *flags, "-c", str(source), "-o", os.devnull], capture_output=True, text=True
         )

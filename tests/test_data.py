@@ -36,12 +36,13 @@ def take(batch):
         (DataLoader(TensorDataset(X, Y), batch_size=3, shuffle=True), None),
         (DataLoader(ROWS, batch_size=4), None),
         (DataLoader(DICTS, batch_size=4), take),
+        (DataLoader(TensorDataset(X, Y, torch.zeros(10)), batch_size=4), lambda batch: batch[:2]),
         (DataLoader(ROWS, batch_sampler=[[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]), None),
         (DataLoader(ROWS, batch_size=4, num_workers=1), None),
     ],
     ids=[
         "pair", "int32", "tensors", "three_tensors", "list", "triples", "dicts", "shuffling_loader", "loader",
-        "dict_loader", "batch_sampler", "workers",
+        "dict_loader", "unpacked_loader", "batch_sampler", "workers",
     ],
 )  # fmt: skip
 def test_every_form_gives_the_same_samples(data, unpack):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import page_types
 import pytest
 
 from fastforget import _info, _schema
@@ -14,7 +15,6 @@ from fastforget._bench import docs
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_the_first_example_runs(tmp_path):
@@ -30,7 +30,7 @@ def test_readme_has_at_most_1000_words():
     assert len(README.read_text().split()) <= 1000
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", page_types.PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\((?!http)([^)#]*)#?[^)]*\)", page.read_text())
     assert [link for link in links if link and not (page.parent / link).exists()] == []
@@ -64,3 +64,17 @@ def test_the_info_block_has_the_commands_lines():
     head = labels(block.splitlines()[1:-2])
     assert head == labels(printed[1 : 1 + len(head)])
     assert block.splitlines()[-2].split() == next(line for line in printed if line.startswith("op ")).split()
+
+
+@pytest.mark.slow
+def test_the_pages_python_satisfies_a_type_checker(tmp_path):
+    files = page_types.write(tmp_path)
+    assert len(files) > 1 and "ff.audit.relearn_time\n" in files[-1].read_text()
+    checked = subprocess.run(page_types.mypy(files), capture_output=True, text=True, timeout=600, check=False, cwd=tmp_path)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    # the checker sees the package: what is not there is an error
+    (tmp_path / "wrong.py").write_text("import fastforget as ff\nff.audit.nothing\nff.audit(forget=1)\nff.audit.oracles.Nothing\n")
+    command = page_types.mypy([tmp_path / "wrong.py"])
+    wrong = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, cwd=tmp_path).stdout
+    assert '"Audit" has no attribute "nothing"' in wrong and 'Missing positional argument "models"' in wrong
+    assert 'has no attribute "Nothing"' in wrong

@@ -13,16 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._data import Source, source
-from .measure import passes, probes
+from .._random import own_randomness
+from .._weights import device_of, eval_mode
+from .figures import ControlOutcome, ModelRow
+from .measure import probes
 from .measure.oracles import logits_of
 from .measure.weights import head, layer_rows
+from .names import CONTROL_MEANING, must_pass
 
-MEANING = {
-    "untouched": "the original model as it is",
-    "random": "the same network with fresh random weights",
-    "fine_tuned": "the original model trained a little further on the retain set",
-    "suppressed": "the original model, its last layer changed so that the forgotten classes are never answered",
-}
 # A little: Adam's steps are about this long whatever the loss, so the weights hardly leave the original's.
 FINE_TUNE_LR, FINE_TUNE_EPOCHS, FINE_TUNE_STEPS, FINE_TUNE_BATCH = 1e-4, 2, 200, 64
 Forward = Callable[[nn.Module, Any], Tensor]
@@ -53,7 +51,7 @@ def controls(
         unpack: batch -> (inputs, labels), for batches that are not (x, y) or (x, _, y).
 
     Returns:
-        ``{"untouched", "random", "fine_tuned", "suppressed"}``: see :data:`MEANING`. "suppressed" only where classes are
+        ``{"untouched", "random", "fine_tuned", "suppressed"}``: see :data:`CONTROL_MEANING`. "suppressed" only where classes are
         forgotten as a whole and the network has a layer with a row for each class.
 
     Raises:
@@ -105,37 +103,23 @@ def chosen(
     return made
 
 
-def must_pass(name: str) -> bool:
-    """A control named "retrained…" is a positive one: it must pass. All others must not."""
-    return name.startswith("retrained")
-
-
-def behaviour(rows: list[dict[str, Any]], retrained: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """``{name: {"status", "behaved"}}`` of the controls' rows and of the retrained model; ``behaved`` is None where
-    nothing could be judged.
-    """
-    found = {}
+def behaviour(rows: list[ModelRow], retrained: ModelRow | None) -> dict[str, ControlOutcome]:
+    """The outcomes of the controls' rows, and of the retrained model where there are controls."""
+    outcomes = {}
     for row in [*rows, *([retrained] if retrained is not None and rows else [])]:
-        status = row["status"]
-        behaved = None if status == "NO REFERENCE" else (status == "PASS") == must_pass(row["model"])
-        found[row["model"]] = {"status": status, "behaved": behaved}
-    return found
+        behaved = None if row.status == "NO REFERENCE" else (row.status == "PASS") == must_pass(row.model)
+        outcomes[row.model] = ControlOutcome(row.status, behaved)
+    return outcomes
 
 
-def distrust(found: dict[str, dict[str, Any]]) -> list[str]:
+def distrust(outcomes: dict[str, ControlOutcome]) -> list[str]:
     """A reason for each control that did not behave."""
     reasons = []
-    for name, entry in found.items():
-        if entry["behaved"] is False:
-            about = "must pass" if must_pass(name) else f"must not pass{f' ({MEANING[name]})' if name in MEANING else ''}"
-            reasons.append(f"control {name}: FAIL: it is {entry['status']}, but {about}; this audit can't be trusted")
+    for name, outcome in outcomes.items():
+        if outcome.behaved is False:
+            about = "must pass" if must_pass(name) else f"must not pass{f' ({CONTROL_MEANING[name]})' if name in CONTROL_MEANING else ''}"
+            reasons.append(f"control {name}: FAIL: it is {outcome.status}, but {about}; this audit can't be trusted")
     return reasons
-
-
-def lines(found: dict[str, dict[str, Any]]) -> list[str]:
-    """One line a control, for people."""
-    said = {True: "as it must", False: "NOT AS IT MUST: this audit can't be trusted", None: "not judged"}
-    return [f"control {name}: {entry['status']}, {said[entry['behaved']]}" for name, entry in found.items()]
 
 
 def _call(model: nn.Module, inputs: Any) -> Tensor:
@@ -160,7 +144,7 @@ def _copy(model: nn.Module) -> nn.Module:
 
 def _random(original: nn.Module, seed: int) -> nn.Module:
     work = _copy(original)
-    with passes.own_randomness(seed), torch.no_grad():
+    with own_randomness(seed), torch.no_grad():
         for module in work.modules():
             for reset in ("reset_parameters", "_reset_parameters"):
                 if callable(getattr(module, reset, None)):
@@ -177,12 +161,12 @@ def _random(original: nn.Module, seed: int) -> nn.Module:
 
 def _fine_tuned(original: nn.Module, kept: Source, seed: int, forward: Forward) -> nn.Module:
     work = _copy(original)
-    device = passes.device_of(work)
+    device = device_of(work)
     weights = [p.requires_grad_(True) for p in work.parameters() if p.is_floating_point()]
     flags = {name: p.requires_grad for name, p in original.named_parameters()}
     optimiser = torch.optim.Adam(weights, FINE_TUNE_LR)
     order, step = torch.Generator().manual_seed(seed), 0
-    with passes.own_randomness(seed), torch.enable_grad(), passes.evaluating({"fine_tuned": work}):
+    with own_randomness(seed), torch.enable_grad(), eval_mode(work):
         work.train()
         for _ in range(FINE_TUNE_EPOCHS):
             for inputs, labels in kept.batches(generator=order, device=device, batch_size=FINE_TUNE_BATCH):

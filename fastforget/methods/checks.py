@@ -1,6 +1,4 @@
-"""What is refused before anything starts. Each error names the argument, what came, what is accepted and
-what to do.
-"""
+"""What is refused. Each error names the argument, what came, what is accepted and what to do."""
 
 from __future__ import annotations
 
@@ -15,6 +13,11 @@ from .._data import Source
 from .task import Forward
 
 
+def seed(value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise ValueError(f"seed: got {value!r}; accepted is an int from 0 to 2**63 - 1")
+
+
 def model_device(model: Any) -> torch.device:
     """The one device of the model's weights."""
     if not isinstance(model, nn.Module):
@@ -27,8 +30,7 @@ def model_device(model: Any) -> torch.device:
     for name, value in tensors:
         if value.device != first.device:
             raise ValueError(
-                f"model: {first_name} is on {first.device} but {name} on {value.device}; accepted is one "
-                "device. "
+                f"model: {first_name} is on {first.device} but {name} on {value.device}; accepted is one device. "
                 f"Move it first: model.to({str(first.device)!r})"
             )
     if not any(p.requires_grad for _, p in parameters):
@@ -60,10 +62,9 @@ def probe(model: nn.Module, forward: Forward, source: Source, device: torch.devi
         raise TypeError(f"{source.name}: inputs are {type(inputs).__name__}; accepted are tensors (choose one by unpack=)")
     if noisy and not inputs.is_floating_point():
         raise TypeError(
-            f"{source.name}: inputs are {inputs.dtype}; accepted are floating point tensors, prepared "
-            "as in training. "
-            "Convert them first, e.g. images.float() / 255; where they are numbers of words or the like, let the noise stand in "
-            "for the output of the layer that embeds them: noise_at='name of the layer'"
+            f"{source.name}: inputs are {inputs.dtype}; accepted are floating point tensors, prepared as in training. Convert them first, "
+            "e.g. images.float() / 255; where they are numbers of words or the like, let the noise stand in for the output of the layer "
+            "that embeds them: noise_at='name of the layer'"
         )
     with _weights.evaluating(model):
         logits = forward(model, inputs)
@@ -84,9 +85,8 @@ def label_range(source: Source, outputs: int) -> None:
     if len(wrong):
         at = int(wrong[0])
         raise ValueError(
-            f"{source.name}: label {int(labels[at])} at sample {at} is out of range; accepted are 0 to "
-            f"{outputs - 1}, "
-            f"as the model gives {outputs} logits"
+            f"{source.name}: label {int(labels[at])} at sample {at} is out of range; accepted are 0 to {outputs - 1}, as the model gives "
+            f"{outputs} logits"
         )
 
 
@@ -102,10 +102,16 @@ def clean_retain(retain: Source, classes: list[int], drop_forget: bool) -> Sourc
     count = int(inside.sum())
     if count and not drop_forget:
         raise ValueError(
-            f"retain: {count} of its {len(retain)} samples have a label in classes={classes}: training "
-            "on them would keep "
-            "what is to be forgotten. Take them out, or pass drop_forget=True to have them left out here"
+            f"retain: {count} of its {len(retain)} samples have a label in classes={classes}: training on them would keep what is to be "
+            "forgotten. Take them out, or pass drop_forget=True to have them left out here"
         )
     if count == len(retain):
         raise ValueError(f"retain: all {count} samples have a label in classes={classes}; accepted is a set of other classes")
     return retain.subset((~inside).nonzero()[:, 0]) if count else retain
+
+
+def finite_weights(model: nn.Module) -> None:
+    """Refuses what a run made of the weights."""
+    for name, value in model.named_parameters():
+        if not bool(torch.isfinite(value).all()):
+            raise FloatingPointError(f"the run made {name} NaN or inf; the given model is unchanged. Lower the rates")

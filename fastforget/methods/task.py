@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -41,22 +41,31 @@ class Task:
     def generator(self, purpose: int) -> torch.Generator:
         return torch.Generator().manual_seed(derived_seed(self.seed, purpose))
 
-    def answers(self, batches: Iterable[tuple[Any, Any]]) -> Tensor:
-        """The model's answer for every sample, in eval mode."""
+    def before(self) -> Task:
+        """The same task with the model as given, to be read and not written."""
+        assert self.original is not None
+        return replace(self, model=self.original, history=[])
+
+    def logits(self, source: Source) -> tuple[Tensor, Tensor]:
+        """Logits float32[N, K] and labels[N] of a set, in eval mode, without gradients, on the model's device."""
+        logits, labels = [], []
         with _weights.evaluating(self.model):
-            return torch.cat([self.forward(self.model, x).argmax(1).cpu() for x, _ in batches])
+            for x, y in source.batches(device=self.device):
+                logits.append(self.forward(self.model, x).float())
+                labels.append(y)
+        return torch.cat(logits), torch.cat(labels)
+
+    def answers(self, source: Source) -> Tensor:
+        """The model's answer for every sample of a set, in eval mode, on the CPU."""
+        with _weights.evaluating(self.model):
+            return torch.cat([self.forward(self.model, x).argmax(1).cpu() for x, _ in source.batches(device=self.device)])
 
     def right(self, source: Source) -> float:
         """Share of right answers on a set."""
-        answers = self.answers(source.batches(device=self.device))
-        return answers.eq(source.labels()).double().mean().item()
+        return self.answers(source).eq(source.labels()).double().mean().item()
 
     def right_by_class(self, source: Source, classes: Iterable[int]) -> dict[int, float]:
         """Share of right answers for each class that the set holds."""
         labels = source.labels()
-        right = self.answers(source.batches(device=self.device)).eq(labels).double()
+        right = self.answers(source).eq(labels).double()
         return {c: right[labels == c].mean().item() for c in classes if bool((labels == c).any())}
-
-
-def share(value: float) -> str:
-    return f"{100 * value:.1f} %"

@@ -6,8 +6,7 @@ every model sees the same samples in the same order, even from a data set that a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,8 @@ from torch import Tensor, nn
 from ..._data import Source, move
 from ..._progress import Progress
 from ..._progress import progress as progress_bar
+from ..._random import own_randomness
+from ..._weights import device_of, eval_mode
 from ...ops.membership import membership_scores
 
 # (set, inputs, labels, {model: logits})
@@ -25,46 +26,13 @@ Watch = Callable[[str, Any, Tensor, dict[str, Tensor]], None]
 
 @dataclass
 class Scored:
-    """What one model said about one set; all on the CPU, sample by sample in the set's order."""
+    """What one model answered to one set; all on the CPU, sample by sample in the set's order."""
 
     labels: Tensor
     correct: Tensor
     predicted: Tensor
     scores: dict[str, Tensor]
     classes: int
-
-
-@contextmanager
-def evaluating(models: dict[str, nn.Module]) -> Iterator[None]:
-    """All models in eval mode; afterwards every submodule's own training flag is as it was."""
-    flags = [(module, module.training) for model in models.values() for module in model.modules()]
-    try:
-        for model in models.values():
-            model.eval()
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
-
-
-@contextmanager
-def own_randomness(seed: int) -> Iterator[None]:
-    """Augmentation, dropout, initial weights and the like draw from ``seed``; the caller's random state stays as it was, also on GPUs in
-    use.
-    """
-    on_gpus = torch.cuda.is_initialized()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if on_gpus else []):
-        torch.default_generator.manual_seed(seed)
-        if on_gpus:
-            torch.cuda.manual_seed_all(seed)
-        yield
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where a batch for this model belongs: the device of its first parameter or buffer."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
 
 
 def run(
@@ -79,7 +47,7 @@ def run(
 ) -> dict[str, dict[str, Scored]]:
     """Scores every set with every model; ``{model: {set: Scored}}``. ``watch`` sees each batch with all models' logits."""
     total = sum(len(source) for source in sets.values())
-    with evaluating(models), own_randomness(seed), torch.no_grad():
+    with eval_mode(*models.values()), own_randomness(seed), torch.no_grad():
         done: dict[str, dict[str, Scored]] = {name: {} for name in models}
         bar: Progress[int] = progress_bar(total, "audit", progress)
         with bar:
@@ -104,16 +72,16 @@ def _one_set(
     seen = 0
     for inputs, labels in source.batches():
         all_labels.append(labels.cpu())
-        of_batch: dict[str, Tensor] = {}
+        logits_by_model: dict[str, Tensor] = {}
         for name, model in models.items():
             where = f"model {name!r}, {set_name} set, samples {seen} to {seen + len(all_labels[-1]) - 1}"
             logits = batch_logits(model, inputs, forward, where)
             classes[name] = _check(logits, all_labels[-1], name, where)
-            of_batch[name] = logits
+            logits_by_model[name] = logits
             scores = membership_scores(logits, labels.to(logits.device))
             kept[name].append((scores.correct, logits.argmax(1), *(getattr(scores, a) for a in attacks)))
         if watch is not None:
-            watch(set_name, inputs, all_labels[-1], of_batch)
+            watch(set_name, inputs, all_labels[-1], logits_by_model)
         seen += len(all_labels[-1])
         bar.step(len(all_labels[-1]))
     result = {}

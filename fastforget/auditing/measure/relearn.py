@@ -15,8 +15,10 @@ from ... import _data
 from ..._data import Source
 from ..._progress import Progress
 from ..._progress import progress as progress_bar
+from ..._random import own_randomness
+from ..._weights import device_of
+from ..figures import Probe, RelearnProbe
 from . import passes
-from .probes import entry
 
 
 class Definition(NamedTuple):
@@ -125,8 +127,8 @@ def relearn_time(
     >>> fresh = torch.nn.Linear(2, 2)
     >>> with torch.no_grad():
     ...     _ = fresh.weight.zero_(), fresh.bias.copy_(torch.tensor([0.0, 1.0]))
-    >>> found = relearn_time(fresh, train=(x, y), forget=(x[:60], y[:60]), original_accuracy=1.0)
-    >>> found.reached, found.unit, found.value > 0, found.trace[0]
+    >>> time = relearn_time(fresh, train=(x, y), forget=(x[:60], y[:60]), original_accuracy=1.0)
+    >>> time.reached, time.unit, time.value > 0, time.trace[0]
     (True, 'epochs', True, 0.0)
     """
     rule = _rule(definition, lr, samples, tolerance, cap)
@@ -136,7 +138,7 @@ def relearn_time(
     student = copy.deepcopy(model)
     if not any(p.requires_grad for p in student.parameters()):
         raise ValueError("model: none of its parameters requires grad; accepted is a model that can be trained on")
-    with passes.own_randomness(seed):
+    with own_randomness(seed):
         value, trace = _train(student, whole, target, rule, goal, forward, seed, progress)
     convention = rule.source if rule == DEFINITIONS[definition] else f"{rule.source}; CHANGED: {_changes(rule, DEFINITIONS[definition])}"
     reached = value is not None
@@ -228,7 +230,7 @@ def _step(
     forward: Callable[[nn.Module, Any], Tensor] | None,
 ) -> None:
     model.train()
-    device = passes.device_of(model)
+    device = device_of(model)
     moved = _data.move(inputs, device)
     logits = forward(model, moved) if forward is not None else model(moved)
     optimizer.zero_grad()
@@ -251,7 +253,7 @@ def _figure(model: nn.Module, forget: Source, rule: Definition, forward: Callabl
     return total / n
 
 
-def rows(
+def probes(
     models: dict[str, nn.Module],
     definitions: tuple[str, ...],
     *,
@@ -259,40 +261,43 @@ def rows(
     forget: Source,
     accuracy: float,
     loss: float,
-    **how: Any,
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """``{model: {probe: entry}}`` of an audit: ``relearn_time_<definition>`` each, and ``ain`` beside the retrained model.
+    **options: Any,
+) -> dict[str, dict[str, Probe]]:
+    """The probes of an audit, by model and name: ``relearn_time_<definition>`` each, and ``ain`` beside the retrained model.
 
     ``accuracy`` and ``loss`` are the original's on the forget set; NaN where there is no original.
     """
-    found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in models}
+    by_model: dict[str, dict[str, Probe]] = {name: {} for name in models}
     for definition in definitions:
-        times = {}
+        times: dict[str, RelearnTime] = {}
         for name, model in models.items():
+            probe = f"relearn_time_{definition}"
             if math.isnan(accuracy):
                 reason = 'no model named "original" was given, whose accuracy or loss is the goal'
-                found[name][f"relearn_time_{definition}"] = entry(math.nan, DEFINITIONS[definition].source, reason=reason)
+                by_model[name][probe] = Probe(math.nan, reason=reason, convention=DEFINITIONS[definition].source)
                 continue
             times[name] = relearn_time(
-                model, train=train, forget=forget, original_accuracy=accuracy, original_loss=loss, definition=definition, **how
+                model, train=train, forget=forget, original_accuracy=accuracy, original_loss=loss, definition=definition, **options
             )
-            found[name][f"relearn_time_{definition}"] = _of(times[name])
+            by_model[name][probe] = _probe(times[name])
         if definition == "ain":
             for name in models:
-                found[name]["ain"] = _index(times.get(name), times.get("retrained"))
-    return found
+                by_model[name]["ain"] = _index(times.get(name), times.get("retrained"))
+    return by_model
 
 
-def _of(time: RelearnTime) -> dict[str, Any]:
+def _probe(time: RelearnTime) -> RelearnProbe:
     reason = None if time.reached else f"not reached in {time.cap} epochs: the true value is larger"
-    return entry(float(time.value), time.convention, reason=reason, unit=time.unit, reached=time.reached, trace=time.trace)
+    return RelearnProbe(
+        float(time.value), reason=reason, convention=time.convention, unit=time.unit, reached=time.reached, trace=time.trace
+    )
 
 
-def _index(mine: RelearnTime | None, retrained: RelearnTime | None) -> dict[str, Any]:
-    if mine is None or retrained is None:
-        return entry(math.nan, AIN, reason="it needs an original and a retrained model")
+def _index(time: RelearnTime | None, retrained: RelearnTime | None) -> Probe:
+    if time is None or retrained is None:
+        return Probe(math.nan, reason="it needs an original and a retrained model", convention=AIN)
     if not retrained.reached or retrained.value == 0:
         why = "did not relearn within the cap" if not retrained.reached else "knows the forget set without relearning"
-        return entry(math.nan, AIN, reason=f"the retrained model {why}")
-    reason = None if mine.reached else "the model did not relearn within the cap: a lower bound"
-    return entry(mine.value / retrained.value, AIN, reason=reason)
+        return Probe(math.nan, reason=f"the retrained model {why}", convention=AIN)
+    reason = None if time.reached else "the model did not relearn within the cap: a lower bound"
+    return Probe(time.value / retrained.value, reason=reason, convention=AIN)

@@ -3,40 +3,34 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..figures import LayerDistance, WeightDistance
 
-def weight_distance(model: nn.Module, other: nn.Module) -> dict[str, Any]:
+
+def weight_distance(model: nn.Module, other: nn.Module) -> WeightDistance:
     """Euclidean distance between two models' parameters, per layer and in all.
 
-    A layer is a module that owns parameters itself (its weight and bias together). ``relative`` divides by
-    the norm of ``other``'s layer; ``rows`` is the first size of its weight, such as the number of classes in a
-    classifier's head. Buffers, such as batch-norm statistics, are left out; ``identical`` covers them too.
-    Models that can't be laid on each other give ``{"reason": ...}`` instead of figures.
+    A layer is a module that owns parameters itself (its weight and bias together). Buffers, such as batch-norm statistics, are left out;
+    ``identical`` covers them too. Models that can't be laid on each other give a ``reason`` in place of figures.
     """
-    mine, theirs = dict(model.named_parameters()), dict(other.named_parameters())
-    reason = _mismatch(mine, theirs)
+    parameters, others = dict(model.named_parameters()), dict(other.named_parameters())
+    reason = _mismatch(parameters, others)
     if reason:
-        return {"total": math.nan, "relative": math.nan, "identical": False, "layers": [], "reason": reason}
-    layers: dict[str, list[float]] = {}
+        return WeightDistance(math.nan, math.nan, False, [], reason)
+    squares: dict[str, list[float]] = {}
     rows = dict(layer_rows(model))
     with torch.no_grad():
-        for name, parameter in mine.items():
-            sums = layers.setdefault(_layer(name), [0.0, 0.0])
-            reference = theirs[name].detach().to(parameter.device)
+        for name, parameter in parameters.items():
+            sums = squares.setdefault(_layer(name), [0.0, 0.0])
+            reference = others[name].detach().to(parameter.device)
             sums[0] += _square(parameter.detach(), reference)
             sums[1] += _square(reference, None)
-    total, norm = (math.fsum(sums[i] for sums in layers.values()) for i in (0, 1))
-    return {
-        "total": math.sqrt(total),
-        "relative": _ratio(total, norm),
-        "identical": total == 0 and _same_buffers(model, other),
-        "layers": [{"layer": name, "l2": math.sqrt(d), "relative": _ratio(d, n), "rows": rows[name]} for name, (d, n) in layers.items()],
-        "reason": None,
-    }
+    total, norm = (math.fsum(sums[i] for sums in squares.values()) for i in (0, 1))
+    layers = [LayerDistance(name, math.sqrt(d), _ratio(d, n), rows[name]) for name, (d, n) in squares.items()]
+    return WeightDistance(math.sqrt(total), _ratio(total, norm), total == 0 and _same_buffers(model, other), layers)
 
 
 def _layer(parameter: str) -> str:
@@ -58,17 +52,17 @@ def head(layers: list[tuple[str, int]], classes: int) -> str | None:
     >>> head([("body", 64), ("classifier", 10), ("projector", 32)], classes=10)
     'classifier'
     """
-    found = [name for name, rows in layers if rows == classes]
-    return found[-1].partition(".parametrizations")[0] if found else None
+    heads = [name for name, rows in layers if rows == classes]
+    return heads[-1].partition(".parametrizations")[0] if heads else None
 
 
-def _mismatch(mine: dict[str, nn.Parameter], theirs: dict[str, nn.Parameter]) -> str | None:
-    only = sorted(set(mine) ^ set(theirs))
+def _mismatch(parameters: dict[str, nn.Parameter], others: dict[str, nn.Parameter]) -> str | None:
+    only = sorted(set(parameters) ^ set(others))
     if only:
         return f"the models differ in structure (first difference: {only[0]})"
-    for name, parameter in mine.items():
-        if parameter.shape != theirs[name].shape:
-            return f"{name} has shape {tuple(parameter.shape)} in one model and {tuple(theirs[name].shape)} "
+    for name, parameter in parameters.items():
+        if parameter.shape != others[name].shape:
+            return f"{name} has shape {tuple(parameter.shape)} in one model and {tuple(others[name].shape)} "
             "in the other"
     return None
 
@@ -86,7 +80,7 @@ def _ratio(square: float, norm: float) -> float:
 
 
 def _same_buffers(model: nn.Module, other: nn.Module) -> bool:
-    mine, theirs = dict(model.named_buffers()), dict(other.named_buffers())
-    return mine.keys() == theirs.keys() and all(
-        b.shape == theirs[n].shape and torch.equal(b, theirs[n].to(b.device)) for n, b in mine.items()
+    buffers, others = dict(model.named_buffers()), dict(other.named_buffers())
+    return buffers.keys() == others.keys() and all(
+        b.shape == others[n].shape and torch.equal(b, others[n].to(b.device)) for n, b in buffers.items()
     )

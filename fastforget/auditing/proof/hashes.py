@@ -6,13 +6,12 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from ..._data import Source
-from ..._weights import digest, fingerprint
-from ..measure.passes import device_of, own_randomness
+from ..._hashes import sample_hashes
+from ..._random import own_randomness
+from ..._weights import device_of, digest, fingerprint
 
 SCHEMES = {
     "weights_sha256": "sha256 over name, shape, dtype and bytes of every parameter and buffer, in the order of the names; as in the "
@@ -57,8 +56,8 @@ def of_samples(source: Source, seed: int = 0) -> str:
     True
     """
     with own_randomness(seed):
-        found = [one for inputs, labels in source.batches() for one in of_each(inputs, labels)]
-    return hashlib.sha256(b"".join(sorted(found))).hexdigest()
+        digests = [one for inputs, labels in source.batches() for one in sample_hashes(inputs, labels)]
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
 def of_ids(ids: Iterable[Any]) -> tuple[str, int]:
@@ -67,32 +66,3 @@ def of_ids(ids: Iterable[Any]) -> tuple[str, int]:
     if any("\n" in one for one in text):
         raise ValueError("ids: one of them holds a line feed; accepted are ids that fit on one line")
     return hashlib.sha256("".join(f"{one}\n" for one in text).encode()).hexdigest(), len(text)
-
-
-def of_each(inputs: Any, labels: Tensor) -> list[bytes]:
-    """sha256 of each sample of a batch: its label, then dtype, shape and bytes of its input."""
-    parts = list(_arrays(inputs, len(labels)))
-    found = []
-    for i, label in enumerate(labels.tolist()):
-        one = hashlib.sha256(f"{label}|".encode())
-        for head, rows in parts:
-            one.update(head)
-            one.update(rows[i])
-        found.append(one.digest())
-    return found
-
-
-def _arrays(inputs: Any, count: int) -> Iterable[tuple[bytes, Any]]:
-    """(dtype and shape of one sample, one buffer a sample) for each tensor in a batch's inputs."""
-    if isinstance(inputs, Tensor):
-        flat = inputs.detach().cpu().contiguous()
-        raw = flat.reshape(count, -1).view(torch.uint8).numpy() if flat.numel() else np.empty((count, 0), np.uint8)
-        yield f"{tuple(flat.shape[1:])}|{flat.dtype}|".encode(), raw
-    elif isinstance(inputs, Mapping):
-        for key in sorted(inputs):
-            yield from ((f"{key}|".encode() + head, rows) for head, rows in _arrays(inputs[key], count))
-    elif isinstance(inputs, (tuple, list)) and all(isinstance(part, (Tensor, Mapping)) for part in inputs):
-        for part in inputs:
-            yield from _arrays(part, count)
-    else:
-        yield b"text|", [str(one).encode() for one in inputs]

@@ -20,6 +20,11 @@ def svg(width: float, height: float, title: str, body: list[str], *, fixed: bool
     return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{label}" {style}>' + "".join(body) + "</svg>"
 
 
+def is_fixed(drawing: str) -> bool:
+    """Whether a chart is of fixed size."""
+    return 'class="fixed"' in drawing
+
+
 def text(x: float, y: float, label: str, *, anchor: str = "middle", kind: str = "tick", turn: float | None = None) -> str:
     rotate = f' transform="rotate({turn:g} {x:.1f} {y:.1f})"' if turn is not None else ""
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{rotate}>{escape(label)}</text>'
