@@ -127,10 +127,10 @@ def test_loaders_and_odd_batches_give_the_same_figures(world: World, report) -> 
         retain=loader(world.retain),
         test=loader(world.test),
     )
-    for mine, theirs in zip(report.rows, other.rows, strict=True):
-        assert mine["accuracy"] == theirs["accuracy"]
-        for attack, figures in mine["attacks"]["forget_vs_test"].items():
-            others = theirs["attacks"]["forget_vs_test"][attack]
+    for row, same in zip(report.rows, other.rows, strict=True):
+        assert row["accuracy"] == same["accuracy"]
+        for attack, figures in row["attacks"]["forget_vs_test"].items():
+            others = same["attacks"]["forget_vs_test"][attack]
             assert figures.keys() == others.keys()
             for name, figure in figures.items():
                 assert figure == pytest.approx(others[name], abs=1e-4), (attack, name)
@@ -144,13 +144,13 @@ def test_accuracies_are_those_of_plain_pytorch(world: World, report) -> None:
     for row, model in zip(report.rows, (world.original, world.retrained_again, world.retrained), strict=True):
         with torch.no_grad():
             right = {s: model(d[0]).argmax(1) == d[1] for s, d in (("forget", world.forget), ("test", (x, y)))}
-            said = model(world.forget[0]).argmax(1)
+            predicted = model(world.forget[0]).argmax(1)
         assert row["accuracy"]["forget"] == pytest.approx(right["forget"].double().mean().item())
         assert row["accuracy"]["test_forget"] == pytest.approx(right["test"][y == FORGOTTEN].double().mean().item())
         assert row["accuracy"]["test_retain"] == pytest.approx(right["test"][y != FORGOTTEN].double().mean().item())
         for c in range(CLASSES):
             assert row["class_accuracy"]["test"][c] == pytest.approx(right["test"][y == c].double().mean().item())
-        assert row["forget_predictions"] == torch.bincount(said, minlength=CLASSES).tolist()
+        assert row["forget_predictions"] == torch.bincount(predicted, minlength=CLASSES).tolist()
 
 
 def losses(model: nn.Module, data: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

@@ -63,8 +63,8 @@ def test_controls_are_listed_apart(audited) -> None:
     assert not any(name in reason for name in CONTROL_MEANING for reason in audited.reasons)
     for name in CONTROL_MEANING:
         assert f"control {name}: FAIL, as it must" in str(audited)
-    found = json.loads(json.dumps(audited.to_dict()))
-    assert found["controls"]["suppressed"] == {"status": "FAIL", "behaved": True} and len(found["control_rows"]) == len(CONTROL_MEANING)
+    written = json.loads(json.dumps(audited.to_dict()))
+    assert written["controls"]["suppressed"] == {"status": "FAIL", "behaved": True} and len(written["control_rows"]) == len(CONTROL_MEANING)
     assert audited.row("suppressed")["accuracy"]["test_forget"] == 0
 
 
@@ -197,8 +197,8 @@ def test_random_weights_keep_nothing_of_the_original(world: World) -> None:
 
 def test_a_maker_of_random_networks_is_used(world: World) -> None:
     torch.manual_seed(1)
-    mine = small_mlp()
-    assert controls(world.net("mlp"), **sets(world), make_random=lambda: mine)["random"] is mine
+    fresh = small_mlp()
+    assert controls(world.net("mlp"), **sets(world), make_random=lambda: fresh)["random"] is fresh
 
 
 def test_fine_tuning_moves_a_frozen_model_too_but_little(world: World) -> None:

@@ -25,8 +25,8 @@ SCHEMAS = {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in (
 def errors(kind: str, value: Any) -> list[str]:
     """What the schema says of a file's content, by the entries' paths."""
     registry = Registry().with_resource("figures.json", Resource.from_contents(SCHEMAS["figures"]))
-    found = Draft202012Validator(SCHEMAS[kind], registry=registry).iter_errors(value)
-    return [f"{'.'.join(map(str, error.absolute_path))}: {error.message[:100]}" for error in found]
+    problems = Draft202012Validator(SCHEMAS[kind], registry=registry).iter_errors(value)
+    return [f"{'.'.join(map(str, error.absolute_path))}: {error.message[:100]}" for error in problems]
 
 
 @pytest.fixture(scope="module")

@@ -123,28 +123,28 @@ def test_a_model_of_one_layer_may_change_it(world: World) -> None:
 # ------------------------------------------------------------------ knowledge below the answers
 
 
-def judged(rows: dict[str, dict], mine: float | None, reference: float | None) -> tuple[str, list[str]]:
-    mine_row, reference_row = copy.deepcopy(rows["unlearned"]), copy.deepcopy(rows["retrained"])
-    for row, value in ((mine_row, mine), (reference_row, reference)):
+def judged(rows: dict[str, dict], told: float | None, reference: float | None) -> tuple[str, list[str]]:
+    row_of_model, row_of_retrained = copy.deepcopy(rows["unlearned"]), copy.deepcopy(rows["retrained"])
+    for row, value in ((row_of_model, told), (row_of_retrained, reference)):
         row["probes"] = {"class_logit_auc": {"value": value, "by_class": {FORGOTTEN: value}}}
-    return verdict.judge(*map(ModelRow.from_dict, (mine_row, rows["original"], reference_row)))
+    return verdict.judge(*map(ModelRow.from_dict, (row_of_model, rows["original"], row_of_retrained)))
 
 
 @pytest.mark.parametrize(
-    ("mine", "reference", "status"),
+    ("told", "reference", "status"),
     [(0.9, 0.9, "PASS"), (0.3, 0.9, "PASS"), (0.93, 0.9, "PASS"), (0.99, 0.9, "PARTIAL"), (0.9999, 0.97, "PARTIAL"), (1.0, 1.0, "PASS")],
 )
-def test_a_class_that_its_logit_still_tells_is_not_forgotten(rows: dict[str, dict], mine: float, reference: float, status: str) -> None:
-    found, reasons = judged(rows, mine, reference)
-    assert found == status
+def test_a_class_that_its_logit_still_tells_is_not_forgotten(rows: dict[str, dict], told: float, reference: float, status: str) -> None:
+    judged_as, reasons = judged(rows, told, reference)
+    assert judged_as == status
     (about,) = [reason for reason in reasons if "its logit tells" in reason]
-    assert about.startswith(status) and verdict.plain(mine) in about
+    assert about.startswith(status) and verdict.plain(told) in about
 
 
-@pytest.mark.parametrize(("mine", "reference"), [(math.nan, 0.9), (0.99, math.nan), (None, None)])
-def test_without_that_figure_nothing_is_said_about_it(rows: dict[str, dict], mine: float | None, reference: float | None) -> None:
-    found, reasons = judged(rows, mine, reference)
-    assert found == "PASS" and not any("its logit tells" in reason for reason in reasons)
+@pytest.mark.parametrize(("told", "reference"), [(math.nan, 0.9), (0.99, math.nan), (None, None)])
+def test_without_that_figure_nothing_is_said_about_it(rows: dict[str, dict], told: float | None, reference: float | None) -> None:
+    judged_as, reasons = judged(rows, told, reference)
+    assert judged_as == "PASS" and not any("its logit tells" in reason for reason in reasons)
 
 
 def test_chance_is_allowed_more_where_the_samples_are_few() -> None:
@@ -230,13 +230,13 @@ def test_a_retrained_model_that_is_the_original_shows_nothing(world: World) -> N
 @pytest.mark.parametrize(("lira", "status"), [(0.52, "PASS"), (0.60, "PARTIAL"), (0.77, "FAIL"), (None, "PASS")])
 def test_lira_counts_where_shadow_models_were_given(rows: dict[str, dict], lira: float | None, status: str) -> None:
     """The loss attack is satisfied with this model; LiRA, where there is one, need not be."""
-    mine, original, retrained = (copy.deepcopy(rows[name]) for name in ("unlearned", "original", "retrained"))
-    for row, auc in ((mine, lira), (original, 0.8), (retrained, 0.5)):
+    unlearned, original, retrained = (copy.deepcopy(rows[name]) for name in ("unlearned", "original", "retrained"))
+    for row, auc in ((unlearned, lira), (original, 0.8), (retrained, 0.5)):
         figures = {**row["attacks"]["forget_vs_test"]["loss"], "auc": auc, "auc_standard_error": 0.01}
         if lira is not None:
             row["attacks"]["forget_vs_test"]["lira"] = figures
-    got, reasons = verdict.judge(*map(ModelRow.from_dict, (mine, original, retrained)))
-    assert got == status
+    judged_as, reasons = verdict.judge(*map(ModelRow.from_dict, (unlearned, original, retrained)))
+    assert judged_as == status
     assert any("LiRA AUC" in reason for reason in reasons) == (lira is not None)
 
 

@@ -76,8 +76,8 @@ def measure(request: Request) -> Measured:
         row.forgetting_rates = by_oracle[name]
         row.oracle_members = attack_scores.oracle_members(sets, forget, oracle, request.intervals)
         if "retain" in missing:
-            found = row.attacks[RETAIN]
-            found |= {attack: replace(found[attack], reason=missing["retain"]) for attack in request.shadow_attacks}
+            attacks = row.attacks[RETAIN]
+            attacks |= {attack: replace(attacks[attack], reason=missing["retain"]) for attack in request.shadow_attacks}
         rows.append(row)
     judged = [name for name in request.models if name not in (ORIGINAL, RETRAINED)]
     exposed_by, exposed = exposure.exposed(scored, judged, request.attacks)
