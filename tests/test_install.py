@@ -145,6 +145,8 @@ def test_wheel_holds_all_and_only_fastforget(wheel: Path, checkout: Path) -> Non
         assert sorted(modules) == sorted(
             Path(name).stem for name in names if re.fullmatch(rf"fastforget/{package}/\w+\.py", name)
         )
+    layouts = {str(path.relative_to(checkout)) for path in checkout.glob("fastforget/**/*") if path.suffix in (".html", ".css")}
+    assert len(layouts) > 5 and layouts <= set(names)
     facts = build_json(wheel)
     assert ("fastforget/_lib/libfastforget_cuda.so" in names) == facts["cuda"]["built"]
     assert ("fastforget/_lib/cuda_ptxas.txt" in names) == facts["cuda"]["built"]

@@ -21,7 +21,7 @@ def render(template: str, **values: Any) -> str:
 
 def style_sheet() -> str:
     """The rules of ``style.css``."""
-    return _text("style.css")
+    return _resource("style.css")
 
 
 @cache
@@ -30,11 +30,11 @@ def _environment() -> Environment:
         from jinja2 import Environment, FunctionLoader, StrictUndefined
     except ImportError as error:
         raise ImportError(f"a page needs the package jinja2, which torch requires: {error}. Install it with: pip install jinja2") from error
-    loader = FunctionLoader(lambda name: joined(_text("templates", name)))
+    loader = FunctionLoader(lambda name: joined(_resource("templates", name)))
     return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, finalize=_unbroken)
 
 
-def _text(*path: str) -> str:
+def _resource(*path: str) -> str:
     return files(__package__).joinpath(*path).read_text(encoding="utf-8")
 
 

@@ -78,12 +78,12 @@ def _made(receipt: dict[str, Any]) -> dict[str, str]:
     entries = {"request": receipt["request"], **{f"samples, {name}": str(size) for name, size in receipt["sizes"].items()}}
     if method:
         entries["method"] = method["method"]
-        entries["options"] = _text(method["options"])
+        entries["options"] = _as_text(method["options"])
         entries["unlearning says"] = str(method["verdict"]["why"])
     entries |= {f"seed, {step}": str(seed) for step, seed in receipt["seeds"].items() if seed is not None}
     rest = {**receipt["machine"], **receipt["versions"], **receipt["facts"]}
-    return entries | {name: _text(value) for name, value in rest.items() if value is not None}
+    return entries | {name: _as_text(value) for name, value in rest.items() if value is not None}
 
 
-def _text(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
