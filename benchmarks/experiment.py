@@ -80,11 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_whole(args.out / "profile.json", json.dumps(experiment_profile.measured(args.out), indent=1))
     elif not args.page:
         _run_all(args)
-    found = _collected(args.out)
-    _write(found, args.out / "rows.json", args.out)
+    results = _collected(args.out)
+    _write(results, args.out / "rows.json", args.out)
     if args.commit:
-        _write(found, ROWS, FOLDER)
-    print(experiment_page.page(found))
+        _write(results, ROWS, FOLDER)
+    print(experiment_page.page(results))
     return 0
 
 
@@ -105,12 +105,12 @@ def _collected(out: Path) -> dict[str, Any]:
     }
 
 
-def _write(found: dict[str, Any], rows: Path, folder: Path) -> None:
-    lines = ",\n".join(json.dumps(row) for row in found["rows"])
-    profile = ",\n".join(json.dumps(row) for row in found["profile"])
-    write_whole(rows, f'{{"machine": {json.dumps(found["machine"])},\n"profile": [\n{profile}],\n"rows": [\n{lines}]}}\n')
+def _write(results: dict[str, Any], rows: Path, folder: Path) -> None:
+    lines = ",\n".join(json.dumps(row) for row in results["rows"])
+    profile = ",\n".join(json.dumps(row) for row in results["profile"])
+    write_whole(rows, f'{{"machine": {json.dumps(results["machine"])},\n"profile": [\n{profile}],\n"rows": [\n{lines}]}}\n')
     (folder / "results").mkdir(exist_ok=True)
-    for name, text in experiment_page.files(found).items():
+    for name, text in experiment_page.files(results).items():
         write_whole(folder / name, text)
 
 

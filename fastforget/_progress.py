@@ -1,6 +1,4 @@
-"""A progress bar on stderr, without a dependency. Quiet where nobody watches: no terminal, or
-``progress=False``.
-"""
+"""A progress bar on stderr, without a dependency. Quiet where nobody watches: no terminal, or ``progress=False``."""
 
 from __future__ import annotations
 
@@ -64,8 +62,7 @@ class Progress(Generic[T]):
 
 
 def progress(work: Iterable[T] | int, label: str, enabled: bool = True) -> Progress[T]:
-    """A bar over ``work``: something to iterate, or a number of steps to be counted by ``.step()`` in a
-    ``with`` block.
+    """A bar over ``work``: something to iterate, or a number of steps to be counted by ``.step()`` in a ``with`` block.
 
     >>> from fastforget._progress import progress
     >>> sum(progress([1, 2, 3], "adding", enabled=False))

@@ -100,17 +100,17 @@ def entries(path: str | PathLike[str]) -> tuple[dict[str, Entry], dict[str, str]
     try:
         header = json.loads(raw)
         metadata = header.pop("__metadata__", {})
-        found = {name: _entry(about, 8 + length) for name, about in header.items()}
+        tensors = {name: _entry(about, 8 + length) for name, about in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise NotSafetensors(f"{path} is not a safetensors file: its header can't be understood ({error})") from error
     end = 8 + length
-    for name, entry in sorted(found.items(), key=lambda item: item[1].start):
+    for name, entry in sorted(tensors.items(), key=lambda item: item[1].start):
         if entry.start < end:
             raise NotSafetensors(f"{path} is not a safetensors file: {name} overlaps what stands before it")
         end = entry.start + entry.bytes
         if end > size:
             raise NotSafetensors(f"{path} is cut off: {name} ends at byte {end}, the file at {size}. Copy or write it again")
-    return found, metadata
+    return tensors, metadata
 
 
 def _entry(about: dict[str, Any], base: int) -> Entry:
@@ -131,9 +131,9 @@ def load(path: str | PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     >>> tensors["a"].tolist(), metadata
     ([0, 1, 2], {'made': 'here'})
     """
-    found, metadata = entries(path)
+    by_name, metadata = entries(path)
     tensors = {}
-    for name, entry in found.items():
+    for name, entry in by_name.items():
         tensor = torch.empty(entry.shape, dtype=entry.dtype)
         if entry.bytes:
             raw = np.fromfile(path, np.uint8, count=entry.bytes, offset=entry.start)

@@ -18,12 +18,12 @@ def fingerprint(model: nn.Module) -> str:
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """sha256 over names, shapes, dtypes and bytes, in the order of the names."""
-    found = hashlib.sha256()
+    whole = hashlib.sha256()
     for name, value in sorted(tensors.items()):
-        found.update(f"{name}|{tuple(value.shape)}|{value.dtype}|".encode())
+        whole.update(f"{name}|{tuple(value.shape)}|{value.dtype}|".encode())
         raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        found.update(raw.numpy().data)
-    return found.hexdigest()
+        whole.update(raw.numpy().data)
+    return whole.hexdigest()
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -59,9 +59,8 @@ def working_copy(model: nn.Module) -> nn.Module:
         work = copy.deepcopy(model)
     except Exception as error:
         raise TypeError(
-            f"model: {type(model).__name__} can't be copied ({error}), and unlearning works on a copy "
-            "so that a failed "
-            "run changes nothing. Detach tensors that the module keeps from a forward pass"
+            f"model: {type(model).__name__} can't be copied ({error}), and unlearning works on a copy so that a failed run changes "
+            "nothing. Detach tensors that the module keeps from a forward pass"
         ) from error
     for parameter in work.parameters():
         parameter.grad = None

@@ -132,8 +132,8 @@ def test_twins_within_the_data_explain_shared_samples():
     x[200:220], y[200:220] = x[300:320], y[300:320]  # twins within retain: 40 of 300
     x[0:6], y[0:6] = x[110:116], y[110:116]  # and across: 6 of 100
     result = quiet(small_mlp(), "none", forget=cut((x, y), 0, 100), retain=cut((x, y), 100, 400), progress=False)
-    found = result.receipt["overlap"]["retain"]
-    assert found["shared"] == 6 and found["allowed"] == pytest.approx((0.01 + 2 * 40 / 300) * 100)
+    overlap_of_retain = result.receipt["overlap"]["retain"]
+    assert overlap_of_retain["shared"] == 6 and overlap_of_retain["allowed"] == pytest.approx((0.01 + 2 * 40 / 300) * 100)
     x[200:220] = torch.randn(20, 1, 8, 8)
     with pytest.raises(ValueError, match="6 of its 100 samples are in retain"):
         unlearn(small_mlp(), "none", forget=cut((x, y), 0, 100), retain=cut((x, y), 100, 400), progress=False)
@@ -158,8 +158,8 @@ def test_fingerprints_tell_samples_apart(dtype):
     base = torch.zeros(20_000, 7, 13, dtype=dtype)
     where = torch.arange(20_000)
     base.view(20_000, -1)[where, where % 91] = (where // 91 + 1).to(dtype)
-    found = overlap.fingerprints(source((base, torch.zeros(20_000, dtype=torch.int64)), name="forget"))
-    assert len(found.unique()) == len(base.view(20_000, -1).unique(dim=0))
+    prints = overlap.fingerprints(source((base, torch.zeros(20_000, dtype=torch.int64)), name="forget"))
+    assert len(prints.unique()) == len(base.view(20_000, -1).unique(dim=0))
 
 
 @pytest.mark.parametrize("method", ["forsaken", "lightweight"])

@@ -1,7 +1,6 @@
 """Real images from files that packages ship or the user has; nothing is downloaded.
 
-Every file that is read through a package is found by path, never by importing the package, and its decoded
-bytes are checked.
+Every file that is read through a package is found by path, never by importing the package, and its decoded bytes are checked.
 """
 
 from __future__ import annotations
@@ -42,8 +41,7 @@ class DataMissing(Exception):
 
 @dataclass
 class Images:
-    """Training and test images in [0, 1], normalised by the training images' mean and deviation; labels
-    int64."""
+    """Training and test images in [0, 1], normalised by the training images' mean and deviation; labels int64."""
 
     name: str
     train: tuple[Tensor, Tensor]
@@ -154,8 +152,7 @@ def _idx(name: str, home: Path, stem: str) -> np.ndarray:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """CIFAR's batches are pickles: only what a dict of numpy arrays needs is allowed, so that a file can't
-    run code."""
+    """CIFAR's batches are pickles: only what a dict of numpy arrays needs is allowed, so that a file can't run code."""
 
     ALLOWED: ClassVar = {
         ("numpy", "ndarray"),
@@ -193,15 +190,7 @@ def _cifar_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
             batch = _PlainUnpickler(file, encoding="bytes").load()
         x = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32)
         y = np.asarray(batch[b"labels"], np.uint8)
-    except (
-        OSError,
-        EOFError,
-        pickle.UnpicklingError,
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except (OSError, EOFError, pickle.UnpicklingError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataMissing(f"--data cifar10: {path} is not a CIFAR-10 batch ({type(error).__name__}: {error})") from error
     if len(x) != len(y) or y.max(initial=0) > 9:
         raise DataMissing(f"--data cifar10: {path} has {len(x)} images and {len(y)} labels, which must be 0 to 9")
@@ -217,11 +206,11 @@ def _read(path: Path) -> bytes:
 
 
 def _check(key: str, decoded: bytes, path: Path) -> None:
-    wanted = SHA256.get(key)
-    found = hashlib.sha256(decoded).hexdigest()
-    if wanted is not None and found != wanted:
+    expected = SHA256.get(key)
+    actual = hashlib.sha256(decoded).hexdigest()
+    if expected is not None and actual != expected:
         raise DataMissing(
-            f"{path} is not the file it should be: sha256 of its decoded content is {found}, expected {wanted}. Fetch it again"
+            f"{path} is not the file it should be: sha256 of its decoded content is {actual}, expected {expected}. Fetch it again"
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from .._text import number, percent
 from ..auditing import AuditReport
+from ..auditing.figures import FORGET, ORIGINAL, ModelRow, WeightDistance
 from ..methods import UnlearnResult
 
 GONE = 0.01  # test accuracy on the forgotten classes at or under which a class counts as gone
@@ -27,44 +28,6 @@ _STEP = {"original": "train", "unlearned": "unlearn", "retrained": "retrain"}  #
 
 
 @dataclass
-class ModelFigures:
-    """What the audit measured of one model; :data:`DEFINITIONS` says what that is."""
-
-    model: str
-    forget_accuracy: float
-    retain_accuracy: float
-    train_forget_accuracy: float
-    train_retain_accuracy: float
-    test_accuracy: float
-    loss_attack_auc: float
-    forgetting_rate: float
-    weight_distance: float
-    relative_weight_distance: float | None
-    status: str
-
-    @staticmethod
-    def from_row(row: dict[str, Any]) -> ModelFigures:
-        """From a row of the report: the one place that knows where a figure stands in it."""
-        accuracy, distance = row["accuracy"], row["weight_distance"].get("original", {})
-        return ModelFigures(
-            model=row["model"],
-            forget_accuracy=accuracy["test_forget"],
-            retain_accuracy=accuracy["test_retain"],
-            train_forget_accuracy=accuracy["forget"],
-            train_retain_accuracy=accuracy["retain"],
-            test_accuracy=accuracy["test"],
-            loss_attack_auc=row["attacks"]["forget_vs_test"]["loss"]["auc"],
-            forgetting_rate=row["forgetting_rate"],
-            weight_distance=distance.get("total", 0.0),
-            relative_weight_distance=distance.get("relative"),
-            status=row["status"],
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "relative_weight_distance"}
-
-
-@dataclass
 class Outcome:
     """A finished demonstration: the arguments, the data's name, what audit and method said, seconds of each step, and facts."""
 
@@ -76,8 +39,7 @@ class Outcome:
     facts: dict[str, str]
 
     def __post_init__(self) -> None:
-        self.rows = [ModelFigures.from_row(row) for row in self.report.rows]
-        accuracy = next(row.forget_accuracy for row in self.rows if row.model == "unlearned")
+        accuracy = self.report.figures_of("unlearned").accuracy["test_forget"].value
         gone = accuracy <= GONE
         self.forgot = gone and self.result.forgot
         limit = f"{'at most' if gone else 'over'} {percent(GONE)}"
@@ -92,7 +54,7 @@ class Outcome:
         """What ``--json`` writes."""
         settings = {name: getattr(self.args, name) for name in ("data", "net", "method", "classes", "seed", "epochs")}
         return {
-            "rows": [row.to_dict() for row in self.rows],
+            "rows": [_row(model) for model in self.report.figures],
             "seconds": self.seconds,
             "speedup": self.speedup,
             "forgot": self.forgot,
@@ -109,23 +71,23 @@ class Outcome:
         args, plural = self.args, "es" if len(self.args.classes) > 1 else ""
         head = f"{self.data}, {args.net}, class{plural} {', '.join(map(str, args.classes))}, method {args.method}, seed {args.seed}"
         verdict = f"{'FORGOT' if self.forgot else 'DID NOT FORGET'}: {self.why}"
-        reasons = [reason for reason in self.report.row("unlearned")["reasons"] if not reason.startswith("PASS")]
+        reasons = [reason for reason in self.report.figures_of("unlearned").reasons if not reason.startswith("PASS")]
         audit = [f"Audit: {reason}" for reason in reasons]
         return "\n".join([head, "", *self._table(plural), "", verdict, *self._cost(), *audit, self._controls()])
 
     def _table(self, plural: str) -> list[str]:
-        cells: dict[str, Callable[[ModelFigures], str]] = {
-            f"forgotten class{plural}, test accuracy": lambda row: percent(row.forget_accuracy),
-            "kept classes, test accuracy": lambda row: percent(row.retain_accuracy),
-            "loss attack AUC, forgotten against unseen": lambda row: number(row.loss_attack_auc),
-            "forgetting rate": lambda row: percent(row.forgetting_rate),
-            "relative weight distance from the original": lambda row: number(row.relative_weight_distance),
+        cells: dict[str, Callable[[ModelRow], str]] = {
+            f"forgotten class{plural}, test accuracy": lambda row: percent(row.accuracy["test_forget"].value),
+            "kept classes, test accuracy": lambda row: percent(row.accuracy["test_retain"].value),
+            "loss attack AUC, forgotten against unseen": lambda row: number(row.attacks[FORGET]["loss"].auc.value),
+            "forgetting rate": lambda row: percent(row.forgetting_rate.value),
+            "relative weight distance from the original": lambda row: number(_distance(row).relative),
             "seconds": lambda row: f"{self.seconds[_STEP[row.model]]:.2f}",
             "by the audit's rule": lambda row: row.status,
         }
-        width = max(map(len, cells))
-        head = " " * width + "".join(f"{row.model:>12}" for row in self.rows)
-        return [head, *(f"{label:<{width}}" + "".join(f"{cell(row):>12}" for row in self.rows) for label, cell in cells.items())]
+        models, width = self.report.figures, max(map(len, cells))
+        head = " " * width + "".join(f"{row.model:>12}" for row in models)
+        return [head, *(f"{label:<{width}}" + "".join(f"{cell(row):>12}" for row in models) for label, cell in cells.items())]
 
     def _cost(self) -> list[str]:
         if self.seconds["unlearn"] <= 0:
@@ -135,7 +97,28 @@ class Outcome:
         return [f"Unlearning took {self.seconds['unlearn']:.2f} s, retraining {self.seconds['retrain']:.2f} s: {text}"]
 
     def _controls(self) -> str:
-        controls = self.report.controls
-        statuses = ", ".join(f"{name} {entry['status']}" for name, entry in controls.items())
-        trusted = all(entry["behaved"] for entry in controls.values())
+        controls = self.report.control_outcomes
+        statuses = ", ".join(f"{name} {outcome.status}" for name, outcome in controls.items())
+        trusted = all(outcome.behaved for outcome in controls.values())
         return f"Controls: {statuses}: {'as they must' if trusted else 'NOT as they must, this audit tells nothing'}."
+
+
+def _row(row: ModelRow) -> dict[str, Any]:
+    """One model's figures; :data:`DEFINITIONS` says what they are."""
+    return {
+        "model": row.model,
+        "forget_accuracy": row.accuracy["test_forget"].value,
+        "retain_accuracy": row.accuracy["test_retain"].value,
+        "train_forget_accuracy": row.accuracy["forget"].value,
+        "train_retain_accuracy": row.accuracy["retain"].value,
+        "test_accuracy": row.accuracy["test"].value,
+        "loss_attack_auc": row.attacks[FORGET]["loss"].auc.value,
+        "forgetting_rate": row.forgetting_rate.value,
+        "weight_distance": _distance(row).total,
+        "status": row.status,
+    }
+
+
+def _distance(row: ModelRow) -> WeightDistance:
+    """From the original; the original's own has no relative figure."""
+    return row.weight_distance.get(ORIGINAL, WeightDistance(0.0, math.nan, True, []))

@@ -8,6 +8,7 @@ by delta is -eta times the gradient at the changed weights, which the next itera
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -31,20 +32,41 @@ class Generator(Protocol):
     def learn(self, grads: list[Tensor]) -> None: ...
 
 
+@dataclass
 class Context:
-    """What a generator may look at: step size, threshold of the l1 term, the objective's distance, P - V."""
+    """What a generator may look at.
 
-    def __init__(self, eta: float, threshold: float, distance: float, difference: Tensor, importance: list[Tensor]) -> None:
-        self.eta = eta
-        self.threshold = threshold
-        self.distance = distance
-        self.difference = difference
-        self.importance = importance  # per tensor, per output neuron: mean |retain gradient|, empty without retain data
+    Attributes:
+        eta: the step size.
+        threshold: of the l1 term.
+        distance: the objective's, at the weights as they are.
+        difference: P - V, the reference distribution minus that of the forget data.
+        importance: for each tensor, mean |retain gradient| of each output neuron; empty without retain data.
+    """
+
+    eta: float
+    threshold: float
+    distance: float
+    difference: Tensor
+    importance: list[Tensor]
+
+
+class Options(Protocol):
+    """What a generator reads of :class:`fastforget.methods.Forsaken`."""
+
+    l1: float
+    hidden: int | None
+    generator_lr: float | None
 
 
 def rows(x: Tensor) -> Tensor:
     """The tensor with its output neurons as rows (a 0-d tensor is one neuron)."""
     return x.view(1) if x.dim() == 0 else x
+
+
+def matrix(x: Tensor) -> Tensor:
+    """The tensor as one row of numbers for each output neuron."""
+    return rows(x).flatten(1) if x.dim() > 1 else rows(x)[:, None]
 
 
 def scales(params: Sequence[Tensor]) -> list[float]:
@@ -73,7 +95,7 @@ def _shrink(deltas: list[Tensor], threshold: float, weight: Sequence[float]) -> 
 class Direct:
     """No network: proximal gradient descent on the whole change D = theta0 - theta, min dist(theta0 - D) + threshold * |D|_1."""
 
-    def __init__(self, task: Task, params: list[Tensor], options: Any) -> None:
+    def __init__(self, task: Task, params: list[Tensor], options: Options) -> None:
         assert task.original is not None
         given = dict(task.original.named_parameters())
         self.start = [given[name].detach() for name, p in task.model.named_parameters() if p.requires_grad]
@@ -115,7 +137,7 @@ class Neuron:
     A neuron's weight and bias have the same factor. The neuron mask of the paper's third version, as we read it.
     """
 
-    def __init__(self, task: Task, params: list[Tensor], options: Any) -> None:
+    def __init__(self, task: Task, params: list[Tensor], options: Options) -> None:
         names = [name for name, p in task.model.named_parameters() if p.requires_grad]
         self.l1 = options.l1
         keys = [(name.rpartition(".")[0], rows(p).shape[0]) for name, p in zip(names, params, strict=True)]
@@ -158,7 +180,7 @@ class Neuron:
             return
         upstream = [torch.zeros(len(f), device=f.device) for f in self.features]
         for g, d, k, w in zip(grads, self.last, self.group, self.scale, strict=True):
-            now, before = rows(g).flatten(1) if g.dim() > 1 else rows(g)[:, None], rows(d).flatten(1) if d.dim() > 1 else rows(d)[:, None]
+            now, before = matrix(g), matrix(d)
             norm = (now.norm() * before.norm()).clamp_min(1e-12)
             upstream[k] += self.penalty * before.abs().mean(dim=1) / w - (now * before).sum(dim=1) / norm
         factors = 2 * torch.sigmoid(self.net(torch.cat(self.features))[:, 0])
@@ -171,7 +193,7 @@ class Neuron:
 class Coordinate:
     """One factor for each weight, from a net shared by all: delta_i = s(gradient_i, theta_i, layer, distance) * gradient_i."""
 
-    def __init__(self, task: Task, params: list[Tensor], options: Any) -> None:
+    def __init__(self, task: Task, params: list[Tensor], options: Options) -> None:
         self.l1 = options.l1
         self.net = _net(5, options.hidden or 16, task.seed, params[0].device)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=options.generator_lr or SHARED_LR)
@@ -212,7 +234,7 @@ class Coordinate:
 class Dense:
     """The generator as described: [theta, V] -> hidden -> ReLU -> |theta|. Its size is 2 * hidden * |theta|, so small nets only."""
 
-    def __init__(self, task: Task, params: list[Tensor], options: Any) -> None:
+    def __init__(self, task: Task, params: list[Tensor], options: Options) -> None:
         hidden, n, classes = options.hidden or 64, sum(p.numel() for p in params), task.outputs
         numbers = hidden * (n + classes + 1) + n * (hidden + 1)
         size = 4 * 4 * numbers  # weights, gradients and Adam's two moments
