@@ -254,13 +254,13 @@ def _log_ratios(
             raise ValueError(f"{inside_name}: got {arg.describe(inside)}; accepted is bool[{len(ref)}, {n}]")
         if inside is not None and inside.device != log_p.device:
             raise ValueError(f"{inside_name}: on {inside.device}, but log_p_{name} is on {log_p.device}; move one of them")
-        log_mean = _log_reference(ref.to(dtype), inside, online and (name == "x" or inside is not None), scales, online)
+        log_mean = log_reference(ref.to(dtype), inside, online and (name == "x" or inside is not None), scales, online)
         wide = log_p.to(dtype)
         out.append((wide if wide.dim() == 2 else wide[None]) - (log_mean if queries else log_mean[:, None]))
     return out[0], out[1]
 
 
-def _log_reference(ref: Tensor, inside: Tensor | None, both: bool, scales: list[float], online: bool) -> Tensor:
+def log_reference(ref: Tensor, inside: Tensor | None, both: bool, scales: list[float], online: bool) -> Tensor:
     """log p of the samples, [K, ...]: K = 1 online, the values of a offline. ref is [M, ...]."""
     if inside is not None and ref.dim() == 3:
         inside = inside[:, None]

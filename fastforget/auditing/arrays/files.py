@@ -25,7 +25,7 @@ class Rows:
     """An array in a file, by its first dimension. Made by :func:`open_rows`.
 
     Attributes:
-        path, shape: where and how large.
+        path, shape: the file, and the sizes of the array.
         dtype: numpy's, or torch.bfloat16.
     """
 
@@ -89,7 +89,7 @@ def open_rows(path: str | os.PathLike[str], key: str) -> Rows:
         raise BadArray(f"{place} can't be read: {error}. Copy or write it again") from error
 
 
-def _one_of(place: Path, names: list[str], key: str) -> str:
+def _chosen_name(place: Path, names: list[str], key: str) -> str:
     if key in names:
         return key
     if len(names) != 1:
@@ -98,8 +98,8 @@ def _one_of(place: Path, names: list[str], key: str) -> str:
 
 
 def _safetensors(place: Path, key: str) -> Rows:
-    found, _ = safetensors_io.entries(place)
-    entry = found[_one_of(place, list(found), key)]
+    entries, _ = safetensors_io.entries(place)
+    entry = entries[_chosen_name(place, list(entries), key)]
     if entry.dtype == torch.bfloat16:
         return Rows(place, entry.shape, entry.dtype, entry.start)
     return Rows(place, entry.shape, torch.empty(0, dtype=entry.dtype).numpy().dtype, entry.start)
@@ -108,7 +108,7 @@ def _safetensors(place: Path, key: str) -> Rows:
 def _npz(place: Path, key: str) -> Rows:
     with zipfile.ZipFile(place) as archive:
         names = {name.removesuffix(".npy"): name for name in archive.namelist()}
-        about = archive.getinfo(names[_one_of(place, list(names), key)])
+        about = archive.getinfo(names[_chosen_name(place, list(names), key)])
         if about.compress_type == zipfile.ZIP_STORED:
             with open(place, "rb") as file:
                 file.seek(about.header_offset + 26)

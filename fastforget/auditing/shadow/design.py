@@ -56,5 +56,27 @@ def digests(inputs: Any, labels: Tensor, name: str) -> Tensor:
         raise TypeError(
             f"{name}: inputs are a {type(inputs).__name__}; accepted is one tensor [batch, ...]. Pass unpack=lambda batch: (tensor, labels)"
         )
-    found = b"".join(one[:16] for one in sample_hashes(inputs, labels))
-    return torch.from_numpy(np.frombuffer(found, np.uint8).reshape(len(labels), 16).copy())
+    joined = b"".join(digest[:16] for digest in sample_hashes(inputs, labels))
+    return torch.from_numpy(np.frombuffer(joined, np.uint8).reshape(len(labels), 16).copy())
+
+
+def positions_of(samples: Tensor, pool: Tensor) -> tuple[Tensor, list[int]]:
+    """Where samples stand in a pool, both known by their digests.
+
+    Returns:
+        int64 positions of the samples that are in the pool, where equal samples get different positions while the pool has as many; and
+        the numbers of the samples that are not.
+    """
+    places: dict[bytes, list[int]] = {}
+    for at, digest in enumerate(pool.numpy()):
+        places.setdefault(digest.tobytes(), []).append(at)
+    used: dict[bytes, int] = {}
+    positions, missing = [], []
+    for number, digest in enumerate(samples.numpy()):
+        key = digest.tobytes()
+        if key not in places:
+            missing.append(number)
+            continue
+        nth = used[key] = used.get(key, -1) + 1
+        positions.append(places[key][nth % len(places[key])])
+    return torch.tensor(positions, dtype=torch.int64), missing

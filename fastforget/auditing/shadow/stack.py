@@ -1,4 +1,4 @@
-"""Training shadow models: one after another, or several at once with their weights stacked (torch.func).
+"""The default recipe of shadow models: one after another, or several at once with their weights stacked (torch.func).
 
 Both follow one schedule, that of the demonstration's recipe: Adam, a rate that rises and falls once, an epoch's random order cut into
 batches that differ by at most one sample. Stacked and single training give the same models up to rounding (dropout draws differ).
@@ -43,8 +43,8 @@ class Recipe:
     forward: Forward | None = None
 
     @classmethod
-    def of(cls, samples: int, epochs: int, lr: float, batch_size: int, forward: Forward | None) -> Recipe:
-        """For training sets of half of ``samples``, or one less."""
+    def for_pool(cls, samples: int, epochs: int, lr: float, batch_size: int, forward: Forward | None) -> Recipe:
+        """For training sets of half of a pool of ``samples``, or one less."""
         return cls(epochs, lr, batch_size, math.ceil(math.ceil(samples / 2) / batch_size), forward)
 
     def optimiser(self, parameters: Any) -> tuple[torch.optim.Adam, torch.optim.lr_scheduler.OneCycleLR]:
@@ -59,14 +59,14 @@ class Recipe:
 
 
 class _Called(nn.Module):
-    """The model behind its ``forward=``, so that torch.func can call it with other weights."""
+    """The model with its ``forward=``, in one module that torch.func can call with other weights."""
 
     def __init__(self, model: nn.Module, forward: Forward | None) -> None:
         super().__init__()
-        self.model, self.how = model, forward
+        self.model, self.call = model, forward
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.model(inputs) if self.how is None else self.how(self.model, inputs)
+        return self.model(inputs) if self.call is None else self.call(self.model, inputs)
 
 
 def train_one(
@@ -150,13 +150,13 @@ def why_not_stacked(models: list[nn.Module], inputs: Tensor, forward: Forward | 
             return functional_call(skeleton, (weights, state), (few,))
 
         with torch.no_grad(), own_randomness(0):
-            found = vmap(run, randomness="different")(parameters, buffers)
+            stacked = vmap(run, randomness="different")(parameters, buffers)
             expected = torch.stack([one(few) for one in called])
             skeleton.train()
             vmap(run, randomness="different")(parameters, buffers)
     except Exception as error:
         return f"torch.func can't map over this network ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
-    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
+    if stacked.shape != expected.shape or not torch.allclose(stacked, expected, rtol=1e-3, atol=1e-4):
         return "its stacked answer differs from the single model's"
     return None
 

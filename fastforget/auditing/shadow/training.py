@@ -1,4 +1,4 @@
-"""``ff.audit.shadows``: train shadow models, and keep what the attacks need of them."""
+"""``ff.audit.shadows``: trains shadow models and keeps the sums that the attacks read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ...ops.membership import membership_scores
 from ..measure import passes
 from .design import digests, half_to_forget, membership, model_seed
 from .stack import Forward, Recipe, stack_size, train_one, train_stack, why_not_stacked
-from .state import Shadows, part_name, parts_of, refuse_difference
+from .state import Shadows, part_files, part_name, refuse_difference
 
 Pair = tuple[Tensor, Tensor]
 MakeModel = Callable[[int], nn.Module]
@@ -31,7 +31,7 @@ Unlearn = Callable[[nn.Module, Pair, Pair, int], nn.Module]
 
 
 class _Set:
-    """A set read once: inputs and labels in memory, and what its samples are."""
+    """A set read once: inputs and labels in memory, and the samples' digests."""
 
     def __init__(self, data: Any, name: str, unpack: _data.Unpack | None, seed: int) -> None:
         held = _data.source(data, name=name, unpack=unpack)
@@ -53,7 +53,7 @@ class _Set:
 
 
 class _Work:
-    """Everything one call of :func:`shadows` holds fixed, checked."""
+    """The checked arguments of one call of :func:`shadows`."""
 
     def __init__(self, make_model: MakeModel, pool: _Set, population: _Set | None, n: int, seed: int) -> None:
         self.make_model, self.pool, self.population, self.n, self.seed = make_model, pool, population, n, seed
@@ -98,7 +98,7 @@ def shadows(
     unpack: Callable[[Any], tuple[Any, Tensor]] | None = None,
     forward: Forward | None = None,
 ) -> Shadows:
-    """Trains shadow models on halves of a pool of samples and streams what they say of it into a mergeable state.
+    """Trains shadow models on halves of a pool of samples and adds their scores to sums that can be merged and saved.
 
     Each sample is IN exactly half of the models (one model more or less for odd ``n``), each model is trained on half of the pool: models
     come in pairs that share the pool out at random (Carlini et al., S&P'22, section VI). No model is kept, nor its logits.
@@ -166,7 +166,7 @@ def shadows(
     others = None if population is None else _Set(population, "population", unpack, seed)
     work = _Work(make_model, pool, others, n, seed)
     work.train, work.unlearn, work.queries, work.n_queries, work.forward = train, unlearn, queries, n_queries, forward
-    work.recipe = Recipe.of(len(pool), epochs, lr, batch_size, forward)
+    work.recipe = Recipe.for_pool(len(pool), epochs, lr, batch_size, forward)
     if unlearn_pool is not None:
         work.candidates = _chosen(unlearn_pool, len(pool))
     first = work.model(0)
@@ -186,7 +186,7 @@ def _chosen(positions: Any, n: int) -> Tensor:
 
 
 def _stack(asked: str | int | bool, first: nn.Module, work: _Work) -> tuple[int, str]:
-    """How many models at once, and why not more."""
+    """How many models to train at once, and the reason if it is one although more were wanted."""
     if asked is False or (asked == 1 and asked is not True):
         return 1, ""
     auto = asked == "auto"
@@ -241,16 +241,16 @@ def _run(work: _Work, settings: dict[str, Any], note: str, out: str | PathLike[s
     if world > 1 and folder is None:
         raise ValueError(f"out: got None under torchrun with {world} processes; accepted is a folder that all of them reach")
     state, elsewhere = Shadows(settings, work.pool.digests, len(work.population or ())), set[int]()
-    mine = part_name(rank, world)
+    own_part = part_name(rank, world)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in parts_of(folder):
+        for path in part_files(folder):
             part = Shadows.read(path)
             refuse_difference(f"out, {path}", settings, part.settings)
-            if path.name == mine:
+            if path.name == own_part:
                 state = part
-            elif not path.name.endswith(mine.partition("-of-")[2]):
-                # an earlier run in another number of processes; what this run's other processes do is theirs
+            elif not path.name.endswith(own_part.partition("-of-")[2]):
+                # models of an earlier run with another number of processes; this run's other processes go on with their own files
                 elsewhere |= set(part.index.tolist())
     done = elsewhere | set(state.index.tolist())
     groups = [range(i, min(i + work.stack, work.n)) for i in range(0, work.n, work.stack)][rank::world]
@@ -261,7 +261,7 @@ def _run(work: _Work, settings: dict[str, Any], note: str, out: str | PathLike[s
             if todo:
                 _train_and_score(work, todo, state, lambda at: bar.step(0, f"{note} {at}".strip()))
                 if folder is not None:
-                    state.write(folder / mine)
+                    state.write(folder / own_part)
             bar.step(len(group), note)
     return _together(state, folder, elsewhere, world)
 
