@@ -131,7 +131,7 @@ def judged(rows: dict[str, dict], told: float | None, reference: float | None) -
 
 
 @pytest.mark.parametrize(
-    ("mine", "reference", "status"),
+    ("told", "reference", "status"),
     [(0.9, 0.9, "PASS"), (0.3, 0.9, "PASS"), (0.93, 0.9, "PASS"), (0.99, 0.9, "PARTIAL"), (0.9999, 0.97, "PARTIAL"), (1.0, 1.0, "PASS")],
 )
 def test_a_class_that_its_logit_still_tells_is_not_forgotten(rows: dict[str, dict], told: float, reference: float, status: str) -> None:
@@ -141,7 +141,7 @@ def test_a_class_that_its_logit_still_tells_is_not_forgotten(rows: dict[str, dic
     assert about.startswith(status) and verdict.plain(told) in about
 
 
-@pytest.mark.parametrize(("mine", "reference"), [(math.nan, 0.9), (0.99, math.nan), (None, None)])
+@pytest.mark.parametrize(("told", "reference"), [(math.nan, 0.9), (0.99, math.nan), (None, None)])
 def test_without_that_figure_nothing_is_said_about_it(rows: dict[str, dict], told: float | None, reference: float | None) -> None:
     judged_as, reasons = judged(rows, told, reference)
     assert judged_as == "PASS" and not any("its logit tells" in reason for reason in reasons)

@@ -37,7 +37,9 @@ class AuditReport(AuditFigures):
         return [row.to_dict() for row in self.judged_figures()]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain JSON values; a figure that is undefined (NaN) or infinite is null. schema/report.json describes them."""
+        """Everything as plain JSON values; a figure that is undefined (NaN) or infinite is null. They are described by schema/report.json,
+        in the folder of ``fastforget.auditing``.
+        """
         whole = {
             "format": FORMAT,
             "verdict": self.verdict,
@@ -120,7 +122,8 @@ class AuditReport(AuditFigures):
     def write_receipt(self, path: str | PathLike[str], result: Any = None, **more: Any) -> dict[str, Any]:
         """Writes :meth:`receipt` to ``path`` (JSON) and as a page beside it (suffix .html), each whole or not at all (OSError).
 
-        ``python -m fastforget verify PATH --model WEIGHTS.pt`` checks it.
+        ``python -m fastforget verify PATH --model WEIGHTS.pt`` checks it. schema/receipt.json, in the folder of ``fastforget.auditing``,
+        describes its entries.
         """
         from .proof.receipt import write
 
