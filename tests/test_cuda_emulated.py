@@ -24,9 +24,8 @@ from fastforget.reference.membership import membership_scores as reference_score
 from fastforget.reference.update import error_max_loss as reference_loss
 
 sys.path.insert(0, str(Path(__file__).parent / "cuda_emulator"))
-from tolerance import FLOATS, assert_two_times
-
 from emulated_device import load
+from tolerance import FLOATS, assert_two_times
 
 Ops = dict[str, Callable[..., None]]
 FAMILIES = ("noise", "noise_perturb", "update", "mask", "membership")
