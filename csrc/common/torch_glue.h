@@ -91,6 +91,16 @@ inline int float_dtype(const Tensor& t, const char* op, const char* name) {
        "; accepted: float32, bfloat16, float16, float64");
 }
 
+// Of scores, whose kernels know float32 (false) and float64 alone.
+inline bool is_float64(const Tensor& t, const char* op, const char* name) {
+  const ScalarType type = t.scalar_type();
+  if (type != ScalarType::Float && type != ScalarType::Double) {
+    fail("fastforget.", op, ": ", name, " has dtype ", torch::headeronly::toString(type),
+         "; accepted: float32, float64");
+  }
+  return type == ScalarType::Double;
+}
+
 // `name` must be contiguous and have `numel` elements of `type`.
 inline void check_layout(const Tensor& t, ScalarType type, int64_t numel, const char* op, const char* name) {
   check_device(t, op, name);

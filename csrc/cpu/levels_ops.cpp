@@ -2,40 +2,43 @@
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <string>
 
 #include "common/table.h"
 #include "common/torch_glue.h"
 
 namespace ff {
-namespace {
 
-#define FF_TABLE(number, isa)  \
-  {number,                     \
-   isa::noise_table,           \
-   isa::update_table,          \
-   isa::mask_table,            \
-   isa::mask_rows_table,       \
-   isa::mask_select_table,     \
-   isa::mask_optim_table,      \
-   isa::membership_table,      \
-   isa::membership_lira_table, \
-   isa::membership_rank_table}
+#define FF_ENTRY(Type, name) name##_table,
+namespace baseline {
+constexpr Table kTable = {2, FF_EACH_TABLE(FF_ENTRY)};
+}
+#if defined(__x86_64__)
+namespace avx2 {
+constexpr Table kTable = {3, FF_EACH_TABLE(FF_ENTRY)};
+}
+namespace avx512 {
+constexpr Table kTable = {4, FF_EACH_TABLE(FF_ENTRY)};
+}
+#endif
+#undef FF_ENTRY
+
+namespace {
 
 struct Level {
   const char* name;  // what FASTFORGET_CPU_ISA calls it
-  Table table;
+  const Table& table;
 };
 
 // Weakest first; level n is at place n - 2. A build for another architecture has the first one alone.
 constinit const Level kLevels[] = {
-    {"baseline", FF_TABLE(2, baseline)},
+    {"baseline", baseline::kTable},
 #if defined(__x86_64__)
-    {"avx2", FF_TABLE(3, avx2)},
-    {"avx512", FF_TABLE(4, avx512)},
+    {"avx2", avx2::kTable},
+    {"avx512", avx512::kTable},
 #endif
 };
-#undef FF_TABLE
 
 // Whether this CPU has everything that the compiler was allowed to use for a level: -march=x86-64-v3 and -v4. A CPU
 // without x86-64-v2, which the baseline is compiled for, is older than any that torch runs on.
@@ -69,6 +72,15 @@ const Level& best_level(int cap) {
 
 constexpr int kNoCap = 4;
 
+std::string names_of_levels(const char* between) {
+  std::string names;
+  for (const Level& level : kLevels) {
+    if (!names.empty()) names += between;
+    names += level.name;
+  }
+  return names;
+}
+
 // FASTFORGET_CPU_ISA caps the level: asking for more than the CPU has gives what it has.
 struct Cap {
   int level = kNoCap;
@@ -77,17 +89,16 @@ struct Cap {
   Cap() {
     const char* wanted = std::getenv("FASTFORGET_CPU_ISA");
     if (wanted == nullptr || *wanted == '\0') return;
-    std::string accepted;
     for (const Level& known : kLevels) {
-      if (wanted == std::string(known.name)) {
+      if (std::strcmp(wanted, known.name) == 0) {
         level = known.table.level;
         return;
       }
-      accepted += (accepted.empty() ? "" : ", ") + std::string(known.name);
     }
     ignored = wanted;
     // A library can't raise while it is being loaded.
-    std::fprintf(stderr, "fastforget: FASTFORGET_CPU_ISA=%s ignored; accepted: %s\n", wanted, accepted.c_str());
+    std::fprintf(stderr, "fastforget: FASTFORGET_CPU_ISA=%s ignored; accepted: %s\n", wanted,
+                 names_of_levels(", ").c_str());
   }
 };
 
@@ -111,11 +122,7 @@ std::string cpu_level(std::string which) {
   if (which == "in_force") return current.load(std::memory_order_relaxed)->name;
   if (which == "detected") return best_level(kNoCap).name;
   if (which == "ignored") return cap().ignored;
-  if (which == "built") {
-    std::string names;
-    for (const Level& level : kLevels) names += (names.empty() ? "" : " ") + std::string(level.name);
-    return names;
-  }
+  if (which == "built") return names_of_levels(" ");
   fail("fastforget._cpu_level: got '", which, "'; accepted: in_force, detected, ignored, built");
 }
 

@@ -1,10 +1,9 @@
-// Elementwise masking over a range: selective synaptic dampening, importance sums, soft thresholds; and the
-// memory-limit kernels they are measured against. Compiled once per instruction set; plain loops, because these are
-// bound by memory.
+// Elementwise masking over a range: selective synaptic dampening, importance sums, soft thresholds. Compiled once per
+// instruction set; plain loops, because these are bound by memory.
 #include "common/floats.h"
+#include "common/normal.h"
 #include "common/storage.h"
 #include "common/table.h"
-#include "common/normal.h"
 
 namespace ff::FF_ISA {
 namespace {
@@ -192,64 +191,15 @@ int64_t soft_threshold(void* x_, int64_t n, double threshold, double* l1) {
   return nonzero;
 }
 
-// ---- memory limits: each byte once, next to no arithmetic, values that stay where they are --------------------------
-
-constexpr float kTiny = 0x1p-60f;
-
-float limit_read(const float* a, int64_t n) {
-  // As many independent sums as it takes to hide the latency of the addition.
-  constexpr int kSums = 128;
-  alignas(64) float sums[kSums] = {};
-  int64_t i = 0;
-  for (; i + kSums <= n; i += kSums) {
-#pragma omp simd
-    for (int j = 0; j < kSums; ++j) sums[j] += a[i + j];
-  }
-  for (; i < n; ++i) sums[0] += a[i];
-  float sum = 0;
-  for (float part : sums) sum += part;
-  return sum;
-}
-
-void limit_update(float* a, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) a[i] = a[i] + kTiny;
-}
-
-void limit_axpy(float* a, const float* b, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) a[i] = fused(b[i], kTiny, a[i]);
-}
-
-void limit_select(float* a, const float* b, const float* c, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) a[i] = fused(b[i] + c[i], kTiny, a[i]);
-}
-
-void limit_adam(float* a, const float* b, float* c, float* d, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    const float g = b[i];
-    a[i] = fused(g, kTiny, a[i]);
-    c[i] = fused(g, kTiny, c[i]);
-    d[i] = fused(g, kTiny, d[i]);
-  }
-}
-
 }  // namespace
 
-constinit const MaskTable mask_table = {
+constinit const MaskElementwiseTable mask_elementwise_table = {
     {dampen<float>, dampen<BFloat16>, dampen<Float16>, dampen<double>},
     {{accumulate<float, float>, accumulate<float, float>},
      {accumulate<BFloat16, BFloat16>, accumulate<float, BFloat16>},
      {accumulate<Float16, Float16>, accumulate<float, Float16>},
      {accumulate<double, double>, accumulate<double, double>}},
     {soft_threshold<float>, soft_threshold<BFloat16>, soft_threshold<Float16>, soft_threshold<double>},
-    limit_read,
-    limit_update,
-    limit_axpy,
-    limit_select,
-    limit_adam,
 };
 
 }  // namespace ff::FF_ISA

@@ -1,4 +1,4 @@
-// accumulate_importance_ and soft_threshold_ on CPU tensors: checks and the cut for torch's threads.
+// dampen_, accumulate_importance_ and soft_threshold_ on CPU tensors: checks and the cut for torch's threads.
 #include <atomic>
 
 #include "common/lists.h"
@@ -7,6 +7,42 @@
 
 namespace ff {
 namespace {
+
+struct DampenItem {
+  char *param, *forget, *retain;
+  int dtype;
+};
+
+void dampen_(const std::vector<Tensor>& params, const std::vector<Tensor>& forget, const std::vector<Tensor>& retain,
+             const Tensor& count, double alpha, double lam) {
+  constexpr const char* op = "dampen_";
+  if (forget.size() != params.size() || retain.size() != params.size()) {
+    fail("fastforget.", op, ": ", params.size(), " params, ", forget.size(), " forget_importance and ", retain.size(),
+         " retain_importance tensors; the numbers must agree");
+  }
+  check_layout(count, ScalarType::Long, 1, op, "count");
+  std::vector<DampenItem> items;
+  items.reserve(params.size());
+  FlatList elements(params.size());
+  for (size_t i = 0; i < params.size(); ++i) {
+    const Leader leader(params[i], op, "params");
+    check_like(forget[i], leader, op, "forget_importance");
+    check_like(retain[i], leader, op, "retain_importance");
+    items.push_back({static_cast<char*>(params[i].data_ptr()), static_cast<char*>(forget[i].data_ptr()),
+                     static_cast<char*>(retain[i].data_ptr()), leader.index});
+    elements.add(leader.numel);
+  }
+  std::atomic<int64_t> selected{0};  // whole numbers: the order of the additions doesn't matter
+  const MaskElementwiseTable& kernels = table().mask_elementwise;
+  elements.parallel(kStreamGrain, [&](size_t i, int64_t begin, int64_t end) {
+    const DampenItem& item = items[i];
+    const int64_t offset = begin * dtype_size(item.dtype);
+    selected.fetch_add(kernels.dampen[item.dtype](item.param + offset, item.forget + offset, item.retain + offset,
+                                                  end - begin, alpha, lam),
+                       std::memory_order_relaxed);
+  });
+  *static_cast<int64_t*>(count.data_ptr()) = selected.load();
+}
 
 struct ImportanceItem {
   char* importance;
@@ -35,7 +71,7 @@ void accumulate_importance_(const std::vector<Tensor>& importances, const std::v
     items.push_back({static_cast<char*>(importances[i].data_ptr()), static_cast<const char*>(grads[i].data_ptr()),
                      widened ? 4 : dtype_size(dtype), dtype, widened});
   }
-  const MaskTable& kernels = table().mask;
+  const MaskElementwiseTable& kernels = table().mask_elementwise;
   FlatList(grads).parallel(kStreamGrain, [&](size_t i, int64_t begin, int64_t end) {
     const ImportanceItem& item = items[i];
     kernels.accumulate[item.dtype][item.widened ? 1 : 0](item.importance + begin * item.importance_size,
@@ -68,7 +104,7 @@ void soft_threshold_(const std::vector<Tensor>& xs, const std::vector<double>& t
   const std::vector<Chunk> chunks = fixed_chunks(xs, kChunk);
   std::vector<double> sums(chunks.size());
   std::atomic<int64_t> nonzero{0};  // whole numbers: the order of the additions doesn't matter
-  const MaskTable& kernels = table().mask;
+  const MaskElementwiseTable& kernels = table().mask_elementwise;
   const auto range = [&](int64_t begin, int64_t end) {
     int64_t nonzero_here = 0;
     for (int64_t c = begin; c < end; ++c) {
@@ -96,6 +132,7 @@ void soft_threshold_(const std::vector<Tensor>& xs, const std::vector<double>& t
 }  // namespace ff
 
 STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) {
+  m.impl("dampen_", TORCH_BOX(&ff::dampen_));
   m.impl("accumulate_importance_", TORCH_BOX(&ff::accumulate_importance_));
   m.impl("soft_threshold_", TORCH_BOX(&ff::soft_threshold_));
 }

@@ -4,10 +4,10 @@
 // a block that stays in L1, and the new values are selected by them: plain loops, bound by memory, for every form of
 // mask.
 #include "common/floats.h"
-#include "cpu/mask/optim_walk.h"
+#include "common/normal.h"
 #include "common/storage.h"
 #include "common/table.h"
-#include "common/normal.h"
+#include "cpu/mask/optim_walk.h"
 
 namespace ff::FF_ISA {
 namespace {

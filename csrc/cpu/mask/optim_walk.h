@@ -4,8 +4,8 @@
 #include <cstdint>
 
 #include "common/floats.h"
-#include "cpu/mask/optim.h"
 #include "common/storage.h"
+#include "cpu/mask/optim.h"
 
 namespace ff::FF_ISA {
 

@@ -21,9 +21,9 @@
 #include <mutex>
 
 #include "common/lists.h"
-#include "cpu/mask/select_rank.h"
 #include "common/table.h"
 #include "common/torch_glue.h"
+#include "cpu/mask/select_rank.h"
 
 namespace ff {
 namespace {

@@ -17,15 +17,12 @@ struct Shape {
 };
 
 Shape score_shape(const Tensor& scores, const char* op, const char* name) {
-  const ScalarType type = scores.scalar_type();
-  if (type != ScalarType::Float && type != ScalarType::Double) {
-    fail("fastforget.", op, ": ", name, " has dtype ", torch::headeronly::toString(type),
-         "; accepted: float32, float64");
-  }
+  const bool wide = is_float64(scores, op, name);
+  const ScalarType type = wide ? ScalarType::Double : ScalarType::Float;
   if (scores.dim() != 3 || scores.size(2) < 1) {
     fail("fastforget.", op, ": ", name, " must be [models, samples, queries], queries >= 1");
   }
-  const Shape shape = {scores.size(0), scores.size(1), scores.size(2), type, type == ScalarType::Double};
+  const Shape shape = {scores.size(0), scores.size(1), scores.size(2), type, wide};
   check_layout(scores, type, shape.models * shape.samples * shape.queries, op, name);
   return shape;
 }

@@ -1,5 +1,4 @@
-// Counting attacks (rmia_counts, rmia_vote) and the bootstrap of ROC statistics (roc_bootstrap): kernel table.
-// Torch-free; membership_rank_ops.cpp checks the arguments, sorts and cuts the work.
+// RMIA (rmia_counts, rmia_vote): kernel table. Torch-free; rmia_ops.cpp checks the arguments, sorts and cuts the work.
 //
 // RMIA counts the z with fl(x / z) >= gamma. For x >= 0 the quotient falls as z grows, so for each x these z are the
 // ones whose bit pattern, read as an integer, lies below a bound. The bound comes from a handful of divisions around
@@ -36,26 +35,13 @@ struct VoteBlock {
   int64_t pairs;
 };
 
-struct BootstrapJob {
-  int64_t members, nonmembers;  // each below 2^31
-  const int32_t* below;         // [members] nonmembers below each member, both sorted
-  const int32_t* upto;          // [members] nonmembers at or below it
-  const int32_t* members_upto;  // [nonmembers] members at or below each nonmember
-  const int64_t* budgets;       // [rates] false positives allowed
-  int64_t rates;
-  uint64_t seed;
-};
-
-struct MembershipRankTable {
+struct MembershipRmiaTable {
   // For each x the first key (0: none) at which the predicate fails. gamma > 0; float32, float64.
   void (*bounds[2])(const void* x, int64_t n, double gamma, bool strict, void* bounds);
   // ranks[i]: how many keys lie below bounds[i]. 32-bit keys, 64-bit keys.
   void (*ranks[2])(const RankIndex& index, const void* bounds, int64_t n, int32_t* ranks);
   // counts[i] += number of z of the block that more than half of the queries let x[i] dominate.
   void (*vote)(const VoteBlock& block, int64_t* counts);
-  // One resample: out[0] = AUC, out[1 + i] = TPR at the i-th budget.
-  void (*resample)(const BootstrapJob& job, uint32_t step, void* scratch, double* out);
-  int64_t (*scratch_bytes)(int64_t members, int64_t nonmembers);
 };
 
 }  // namespace ff

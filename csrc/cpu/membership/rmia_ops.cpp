@@ -1,10 +1,8 @@
-// rmia_counts, rmia_vote and roc_bootstrap on CPU tensors: checks, sorting, the cut of the work.
+// rmia_counts and rmia_vote on CPU tensors: checks, sorting, the cut of the work.
 #include <algorithm>
 #include <limits>
 
-#include "cpu/membership/scores.h"
 #include "common/radix.h"
-#include "common/scratch.h"
 #include "common/table.h"
 #include "common/torch_glue.h"
 
@@ -14,16 +12,6 @@ namespace {
 constexpr int64_t kSlice = int64_t(1) << 30;  // keys an index numbers with 32 bits
 constexpr int64_t kChunk = 2048;              // x at a time
 constexpr int64_t kGrainChunks = 2;           // worth a thread
-
-// 0 for float32, 1 for float64
-int wide(const Tensor& t, const char* op, const char* name) {
-  const ScalarType type = t.scalar_type();
-  if (type != ScalarType::Float && type != ScalarType::Double) {
-    fail("fastforget.", op, ": ", name, " has dtype ", torch::headeronly::toString(type),
-         "; accepted: float32, float64");
-  }
-  return type == ScalarType::Double;
-}
 
 void check_matrix(const Tensor& t, ScalarType type, int64_t rows, const char* op, const char* name) {
   if (t.dim() != 2 || t.size(0) != rows) {
@@ -123,7 +111,7 @@ struct CountJob {
 
 template <class Key>
 void count_row(const CountJob& job, int64_t row, const Key* x, const Key* z) {
-  const MembershipRankTable& kernels = table().membership_rank;
+  const MembershipRmiaTable& kernels = table().membership_rmia;
   constexpr int kWide = sizeof(Key) == 8;
   const auto gammas = static_cast<int64_t>(job.gammas.size());
   for (int64_t g = 0; g < gammas; ++g) std::fill_n(job.counts + (g * job.rows + row) * job.n, job.n, 0);
@@ -167,7 +155,7 @@ void count_rows(const CountJob& job, const void* x, const void* z) {
 void rmia_counts(const Tensor& ratio_x, const Tensor& ratio_z, const std::vector<double>& gammas, bool strict,
                  const Tensor& counts) {
   constexpr const char* kOp = "rmia_counts";
-  const int is_double = wide(ratio_x, kOp, "ratio_x");
+  const int is_double = is_float64(ratio_x, kOp, "ratio_x");
   const ScalarType type = ratio_x.scalar_type();
   const int64_t rows = ratio_x.dim() == 2 ? ratio_x.size(0) : 0;
   check_matrix(ratio_x, type, rows, kOp, "ratio_x");
@@ -189,7 +177,7 @@ void rmia_counts(const Tensor& ratio_x, const Tensor& ratio_z, const std::vector
 // The z in blocks; within a block and a query only the order of the z matters, so ranks of 16 bits replace them.
 template <class Key>
 void vote(const Tensor& ratio_x, const Tensor& ratio_z, double gamma, bool strict, int64_t* counts) {
-  const MembershipRankTable& kernels = table().membership_rank;
+  const MembershipRmiaTable& kernels = table().membership_rmia;
   constexpr int kWide = sizeof(Key) == 8;
   const int64_t queries = ratio_x.size(0), n = ratio_x.size(1), z_count = ratio_z.size(1);
   const Key* const x = static_cast<const Key*>(ratio_x.data_ptr());
@@ -245,7 +233,7 @@ void vote(const Tensor& ratio_x, const Tensor& ratio_z, double gamma, bool stric
 
 void rmia_vote(const Tensor& ratio_x, const Tensor& ratio_z, double gamma, bool strict, const Tensor& counts) {
   constexpr const char* kOp = "rmia_vote";
-  const int is_double = wide(ratio_x, kOp, "ratio_x");
+  const int is_double = is_float64(ratio_x, kOp, "ratio_x");
   const ScalarType type = ratio_x.scalar_type();
   const int64_t queries = ratio_x.dim() == 2 ? ratio_x.size(0) : 0;
   check_matrix(ratio_x, type, queries, kOp, "ratio_x");
@@ -263,84 +251,10 @@ void rmia_vote(const Tensor& ratio_x, const Tensor& ratio_z, double gamma, bool 
   }
 }
 
-// ---- roc_bootstrap --------------------------------------------------------------------------------------------------
-
-template <class Score>
-std::vector<typename KeyOf<Score>::type> sorted_side(const Tensor& side) {
-  std::vector<typename KeyOf<Score>::type> keys(static_cast<size_t>(side.numel()));
-  const Score* scores = static_cast<const Score*>(side.data_ptr());
-  std::transform(scores, scores + keys.size(), keys.begin(), to_key<Score>);
-  sort_keys(keys);
-  return keys;
-}
-
-// How many of `other` lie below each of `side`, or at or below it; both are sorted.
-template <class Key, class Counts>
-std::vector<int32_t> placements(const std::vector<Key>& side, const std::vector<Key>& other, Counts counts) {
-  std::vector<int32_t> places(side.size());
-  size_t at = 0;
-  for (size_t i = 0; i < side.size(); ++i) {
-    while (at < other.size() && counts(other[at], side[i])) ++at;
-    places[i] = static_cast<int32_t>(at);
-  }
-  return places;
-}
-
-template <class Score>
-void bootstrap(const Tensor& member, const Tensor& nonmember, const std::vector<int64_t>& budgets, uint64_t seed,
-               int64_t resamples, double* out) {
-  const auto members = sorted_side<Score>(member), nonmembers = sorted_side<Score>(nonmember);
-  const auto less = [](auto a, auto b) { return a < b; };
-  const auto at_most = [](auto a, auto b) { return a <= b; };
-  const auto below = placements(members, nonmembers, less), upto = placements(members, nonmembers, at_most);
-  const auto members_upto = placements(nonmembers, members, at_most);
-  const auto n1 = static_cast<int64_t>(members.size()), n0 = static_cast<int64_t>(nonmembers.size());
-  const auto rates = static_cast<int64_t>(budgets.size());
-  const BootstrapJob job = {n1, n0, below.data(), upto.data(), members_upto.data(), budgets.data(), rates, seed};
-  const MembershipRankTable& kernels = table().membership_rank;
-  const int64_t bytes = kernels.scratch_bytes(n1, n0);
-  const int64_t grain = 1 + kGrainChunks * kChunk / (n1 + n0);
-  torch::stable::parallel_for(0, resamples, grain, [&](int64_t begin, int64_t end) {
-    ScratchMemory scratch(bytes);
-    for (int64_t i = begin; i < end; ++i) {
-      kernels.resample(job, static_cast<uint32_t>(i), scratch.get(), out + i * (1 + rates));
-    }
-  });
-}
-
-void roc_bootstrap(const Tensor& member, const Tensor& nonmember, const std::vector<double>& fprs, int64_t seed,
-                   const Tensor& out) {
-  constexpr const char* kOp = "roc_bootstrap";
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  const int is_double = wide(member, kOp, "member");
-  check_layout(member, member.scalar_type(), member.numel(), kOp, "member");
-  check_layout(nonmember, member.scalar_type(), nonmember.numel(), kOp, "nonmember");
-  const auto rates = static_cast<int64_t>(fprs.size());
-  if (out.dim() != 2 || out.size(1) != 1 + rates) fail("fastforget.", kOp, ": out must be [resamples, 1 + FPRs]");
-  check_layout(out, ScalarType::Double, out.numel(), kOp, "out");
-  for (const Tensor* side : {&member, &nonmember}) {
-    if (side->numel() < 1 || side->numel() >= kMost) {
-      fail("fastforget.", kOp, ": a side has ", side->numel(), " scores; accepted: 1 to ", kMost - 1);
-    }
-  }
-  std::vector<int64_t> budgets;
-  for (const double fpr : fprs) {
-    budgets.push_back(false_positives_allowed(fpr, nonmember.numel()));
-    if (budgets.back() < 0) fail("fastforget.", kOp, ": an FPR is ", fpr, "; accepted: 0 to 1");
-  }
-  double* const to = static_cast<double*>(out.data_ptr());
-  if (is_double) {
-    bootstrap<double>(member, nonmember, budgets, static_cast<uint64_t>(seed), out.size(0), to);
-  } else {
-    bootstrap<float>(member, nonmember, budgets, static_cast<uint64_t>(seed), out.size(0), to);
-  }
-}
-
 }  // namespace
 }  // namespace ff
 
 STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) {
   m.impl("rmia_counts", TORCH_BOX(&ff::rmia_counts));
   m.impl("rmia_vote", TORCH_BOX(&ff::rmia_vote));
-  m.impl("roc_bootstrap", TORCH_BOX(&ff::roc_bootstrap));
 }

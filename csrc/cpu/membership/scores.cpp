@@ -388,8 +388,8 @@ int64_t scratch_bytes(int64_t classes) {
 
 }  // namespace
 
-extern const MembershipTable membership_table;
-const MembershipTable membership_table = {
+extern const MembershipScoresTable membership_scores_table;
+const MembershipScoresTable membership_scores_table = {
     {score_rows<float>, score_rows<BFloat16>, score_rows<Float16>, score_rows<double>}, scratch_bytes};
 
 }  // namespace ff::FF_ISA

@@ -5,8 +5,8 @@
 
 #include <cstdint>
 
-#include "cpu/membership/scores.h"
 #include "common/storage.h"
+#include "cpu/membership/scores.h"
 
 namespace ff::FF_ISA {
 

@@ -1,4 +1,4 @@
-// membership_scores and roc_stats on CPU tensors: checks, the cut into tiles of rows, and nothing else.
+// membership_scores on CPU tensors: checks, the cut into tiles of rows, and nothing else.
 #include <limits>
 
 #include "common/scratch.h"
@@ -10,7 +10,6 @@ namespace {
 
 // Below this many logits a second thread costs more than it saves.
 constexpr int64_t kGrainLogits = 4096;
-constexpr int64_t kGrainScores = 8192;
 
 void check_labels(const int64_t* labels, int64_t n, int64_t classes) {
   // The sign bit of label | (classes - 1 - label) tells both ends of the range; unsigned, because one end may wrap.
@@ -51,7 +50,7 @@ void membership_scores(const Tensor& logits, const Tensor& labels, double temper
   const int64_t row_bytes = rows * (dtype == kFloat64 ? 8 : 4);
   for (int i = 0; i < kScores; ++i) job.scores[i] = first + i * row_bytes;
   job.correct = static_cast<bool*>(correct.data_ptr());
-  const MembershipTable& kernels = table().membership;
+  const MembershipScoresTable& kernels = table().membership_scores;
   const int64_t bytes = kernels.scratch_bytes(job.classes);
   const int64_t tiles = (job.rows + kScoreTileRows - 1) / kScoreTileRows;
   const int64_t grain = 1 + kGrainLogits / (kScoreTileRows * job.classes);
@@ -67,44 +66,7 @@ void membership_scores(const Tensor& logits, const Tensor& labels, double temper
   }
 }
 
-template <class Score>
-void run_roc_stats(const Tensor& member, const Tensor& nonmember, const std::vector<double>& fprs, double* out) {
-  const int64_t n1 = member.numel(), n0 = nonmember.numel();
-  RocStats<Score> stats(static_cast<const Score*>(member.data_ptr()), n1,
-                        static_cast<const Score*>(nonmember.data_ptr()), n0);
-  const auto sort = [&](int64_t begin, int64_t end) {
-    for (int64_t side = begin; side < end; ++side) stats.sort_side(static_cast<int>(side));
-  };
-  if (n1 + n0 < kGrainScores) {
-    sort(0, 2);
-  } else {
-    torch::stable::parallel_for(0, 2, 1, sort);
-  }
-  stats.finish(fprs.data(), static_cast<int64_t>(fprs.size()), out);
-}
-
-void roc_stats(Tensor member, Tensor nonmember, std::vector<double> fprs, Tensor out) {
-  constexpr const char* kOp = "roc_stats";
-  const ScalarType type = member.scalar_type();
-  if (type != ScalarType::Float && type != ScalarType::Double) {
-    fail("fastforget.", kOp, ": member has dtype ", torch::headeronly::toString(type), "; accepted: float32, float64");
-  }
-  check_layout(member, type, member.numel(), kOp, "member");
-  check_layout(nonmember, type, nonmember.numel(), kOp, "nonmember");
-  check_layout(out, ScalarType::Double, 4 + 2 * static_cast<int64_t>(fprs.size()), kOp, "out");
-  if (member.numel() == 0 || nonmember.numel() == 0) fail("fastforget.", kOp, ": each side needs at least one score");
-  double* result = static_cast<double*>(out.data_ptr());
-  if (type == ScalarType::Float) {
-    run_roc_stats<float>(member, nonmember, fprs, result);
-  } else {
-    run_roc_stats<double>(member, nonmember, fprs, result);
-  }
-}
-
 }  // namespace
 }  // namespace ff
 
-STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) {
-  m.impl("membership_scores", TORCH_BOX(&ff::membership_scores));
-  m.impl("roc_stats", TORCH_BOX(&ff::roc_stats));
-}
+STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) { m.impl("membership_scores", TORCH_BOX(&ff::membership_scores)); }

@@ -3,9 +3,9 @@
 // Values are made tile by tile in L1: words in lane order, then normals in lane order, then memory order. Three short
 // loops beat one long one, which would need more registers than there are for the round keys and coefficients.
 #include "common/lanes.h"
+#include "common/normal.h"
 #include "common/storage.h"
 #include "common/table.h"
-#include "common/normal.h"
 
 namespace ff::FF_ISA {
 namespace {

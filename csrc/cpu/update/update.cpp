@@ -3,9 +3,9 @@
 //
 // Sums run over a fixed number of lanes, whatever the vector length, so that every instruction set adds in one order.
 #include "common/floats.h"
+#include "common/normal.h"
 #include "common/storage.h"
 #include "common/table.h"
-#include "common/normal.h"
 
 namespace ff::FF_ISA {
 namespace {

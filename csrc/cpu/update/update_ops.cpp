@@ -1,5 +1,4 @@
-// CPU implementations of the ops: argument checks, cutting the work for torch's threads.
-#include <atomic>
+// error_max_loss and error_max_step_ on CPU tensors: checks, and the cut for torch's threads.
 #include <cmath>
 
 #include "common/lists.h"
@@ -8,8 +7,6 @@
 
 namespace ff {
 namespace {
-
-// ---- update ---------------------------------------------------------------------------------------------------------
 
 void error_max_loss(const Tensor& logits, const Tensor& labels, const Tensor& loss, const Tensor& dlogits) {
   constexpr const char* op = "error_max_loss";
@@ -84,76 +81,6 @@ void error_max_step_(const Tensor& x, const Tensor& grad, const Tensor& exp_avg,
   }
 }
 
-// ---- mask -----------------------------------------------------------------------------------------------------------
-
-struct DampenItem {
-  char *param, *forget, *retain;
-  int dtype;
-};
-
-void dampen_(const std::vector<Tensor>& params, const std::vector<Tensor>& forget, const std::vector<Tensor>& retain,
-             const Tensor& count, double alpha, double lam) {
-  constexpr const char* op = "dampen_";
-  if (forget.size() != params.size() || retain.size() != params.size()) {
-    fail("fastforget.", op, ": ", params.size(), " params, ", forget.size(), " forget_importance and ", retain.size(),
-         " retain_importance tensors; the numbers must agree");
-  }
-  check_layout(count, ScalarType::Long, 1, op, "count");
-  std::vector<DampenItem> items;
-  items.reserve(params.size());
-  FlatList elements(params.size());
-  for (size_t i = 0; i < params.size(); ++i) {
-    const Leader leader(params[i], op, "params");
-    check_like(forget[i], leader, op, "forget_importance");
-    check_like(retain[i], leader, op, "retain_importance");
-    items.push_back({static_cast<char*>(params[i].data_ptr()), static_cast<char*>(forget[i].data_ptr()),
-                     static_cast<char*>(retain[i].data_ptr()), leader.index});
-    elements.add(leader.numel);
-  }
-  std::atomic<int64_t> selected{0};  // whole numbers: the order of the additions doesn't matter
-  const MaskTable& kernels = table().mask;
-  elements.parallel(kStreamGrain, [&](size_t i, int64_t begin, int64_t end) {
-    const DampenItem& item = items[i];
-    const int64_t offset = begin * dtype_size(item.dtype);
-    selected.fetch_add(kernels.dampen[item.dtype](item.param + offset, item.forget + offset, item.retain + offset,
-                                                  end - begin, alpha, lam),
-                       std::memory_order_relaxed);
-  });
-  *static_cast<int64_t*>(count.data_ptr()) = selected.load();
-}
-
-// For benchmarks: what the memory of this machine allows, measured in the same process. float32 tensors of one size.
-// kind 0: read a. 1: read and write a. 2: read a, b, write a. 3: read a, b, c, write a (dampen_'s traffic).
-// 4: read a, b, c, d, write a, c, d (error_max_step_'s traffic). Values stay as they are, up to a tiny increment.
-void limit(const std::vector<Tensor>& tensors, int64_t kind) {
-  constexpr size_t kTensors[] = {1, 1, 2, 3, 4};
-  if (kind < 0 || kind > 4) fail("fastforget._limit: kind is ", kind, "; accepted: 0 to 4");
-  if (tensors.size() != kTensors[kind]) {
-    fail("fastforget._limit: kind ", kind, " takes ", kTensors[kind], " tensors, got ", tensors.size());
-  }
-  float* p[4] = {};
-  const int64_t n = tensors[0].numel();
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    check_layout(tensors[i], ScalarType::Float, n, "_limit", "tensors");
-    p[i] = static_cast<float*>(tensors[i].data_ptr());
-  }
-  const MaskTable& kernels = table().mask;
-  torch::stable::parallel_for(0, n, kStreamGrain, [&](int64_t begin, int64_t end) {
-    const int64_t m = end - begin;
-    switch (kind) {
-      case 0: {
-        volatile float keep = kernels.limit_read(p[0] + begin, m);
-        static_cast<void>(keep);
-        break;
-      }
-      case 1: kernels.limit_update(p[0] + begin, m); break;
-      case 2: kernels.limit_axpy(p[0] + begin, p[1] + begin, m); break;
-      case 3: kernels.limit_select(p[0] + begin, p[1] + begin, p[2] + begin, m); break;
-      default: kernels.limit_adam(p[0] + begin, p[1] + begin, p[2] + begin, p[3] + begin, m); break;
-    }
-  });
-}
-
 }  // namespace
 
 }  // namespace ff
@@ -161,10 +88,4 @@ void limit(const std::vector<Tensor>& tensors, int64_t kind) {
 STABLE_TORCH_LIBRARY_IMPL(fastforget, CPU, m) {
   m.impl("error_max_loss", TORCH_BOX(&ff::error_max_loss));
   m.impl("error_max_step_", TORCH_BOX(&ff::error_max_step_));
-  m.impl("dampen_", TORCH_BOX(&ff::dampen_));
 }
-
-// Private: the memory limits.
-STABLE_TORCH_LIBRARY_FRAGMENT(fastforget, m) { m.def("_limit(Tensor(a!)[] tensors, int kind) -> ()"); }
-
-STABLE_TORCH_LIBRARY_IMPL(fastforget, CompositeExplicitAutograd, m) { m.impl("_limit", TORCH_BOX(&ff::limit)); }

@@ -3,8 +3,8 @@
 #include <cmath>
 
 #include "common/launch.cuh"
-#include "cuda/mask/optim_mask.cuh"
 #include "common/rows.cuh"
+#include "cuda/mask/optim_mask.cuh"
 
 namespace ff::cuda {
 namespace {
