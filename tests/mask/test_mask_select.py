@@ -199,7 +199,7 @@ def test_neighbours_of_the_masks_are_untouched(implementation):
             out.zero_()
             threshold = torch.empty(())
             if ff.backend.forced == "reference":
-                ff.reference.mask_select.saliency_mask([x], 30, [out], threshold)
+                ff.reference.mask.select.saliency_mask([x], 30, [out], threshold)
             else:
                 torch.ops.fastforget.saliency_mask([x], 30, [out], threshold)
     assert (memory[:3] == 7).all() and (memory[73:100] == 7).all() and (memory[109:] == 7).all()
