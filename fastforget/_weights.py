@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+
+from ._modules import copy_of
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -56,7 +57,7 @@ def overwrite(model: nn.Module, source: nn.Module) -> None:
 def working_copy(model: nn.Module) -> nn.Module:
     """A copy to work on, without gradients."""
     try:
-        work = copy.deepcopy(model)
+        work = copy_of(model)
     except Exception as error:
         raise TypeError(
             f"model: {type(model).__name__} can't be copied ({error}), and unlearning works on a copy so that a failed run changes "

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import _weights
+from .._modules import dense_gradients
 from .._random import own_randomness
 from . import checks
 from .registry import method_of
@@ -87,7 +88,7 @@ def unlearn(
     began = time.perf_counter()
     # check
     chosen = method_of(method, options)
-    checks.seed(seed)
+    seed = checks.seed(seed)
     device = checks.model_device(model)
     sets = Sets.read(unpack, retain=retain, forget=forget, nonmember=nonmember, test=test)
     wanted = wanted_classes(chosen, classes, sets.forget)
@@ -100,7 +101,7 @@ def unlearn(
         overlap = count_overlap(task) if check_overlap else {"how": "not checked: check_overlap=False"}
         before = _weights.fingerprint(model)
         # work on the copy
-        with _weights.flags_kept(task.model):
+        with _weights.flags_kept(task.model), dense_gradients(task.model):
             details = chosen.run(task)
         for parameter in task.model.parameters():
             parameter.grad = None

@@ -117,7 +117,8 @@ def _net(features: int, hidden: int, seed: int, device: torch.device) -> nn.Sequ
     """A small net whose last layer starts at zero: factors start at one, so the first change is the gradient itself."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        net = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        # float32 as its features, whatever the default is
+        net = nn.Sequential(nn.Linear(features, hidden, dtype=torch.float32), nn.ReLU(), nn.Linear(hidden, 1, dtype=torch.float32))
     _zero_last(net)
     return net.to(device)
 
@@ -178,7 +179,7 @@ class Neuron:
     def learn(self, grads: list[Tensor]) -> None:
         if self.last is None:
             return
-        upstream = [torch.zeros(len(f), device=f.device) for f in self.features]
+        upstream = [torch.zeros(len(f), dtype=torch.float32, device=f.device) for f in self.features]
         for g, d, k, w in zip(grads, self.last, self.group, self.scale, strict=True):
             now, before = matrix(g), matrix(d)
             norm = (now.norm() * before.norm()).clamp_min(1e-12)
@@ -211,9 +212,12 @@ class Coordinate:
         self.before = params  # read again by learn(): theta' = theta - eta * delta, and theta is near enough to it as a feature
         with torch.no_grad():
             for i, (p, g, w) in enumerate(zip(params, grads, weight, strict=True)):
-                for a, b in zip(p.view(-1).split(_CHUNK), g.view(-1).split(_CHUNK), strict=True):
+                ordered = p.detach().contiguous()  # the parameter itself, unless its memory has another order (channels_last)
+                for a, b in zip(ordered.view(-1).split(_CHUNK), g.view(-1).split(_CHUNK), strict=True):
                     factor = 2 * torch.sigmoid(self.net(self._features(a, b, w, i / len(params), context.distance))[:, 0])
                     a.sub_(context.eta * factor.to(b.dtype) * b)
+                if not p.is_contiguous():
+                    p.copy_(ordered)
         return figures
 
     def learn(self, grads: list[Tensor]) -> None:
@@ -246,7 +250,8 @@ class Dense:
             )
         with torch.random.fork_rng(devices=[task.device] if task.device.type == "cuda" else []):
             torch.manual_seed(task.seed)
-            self.net = nn.Sequential(nn.Linear(n + classes, hidden), nn.ReLU(), nn.Linear(hidden, n)).to(task.device)
+            first = nn.Linear(n + classes, hidden, dtype=torch.float32)
+            self.net = nn.Sequential(first, nn.ReLU(), nn.Linear(hidden, n, dtype=torch.float32)).to(task.device)
         self.bias = _zero_last(self.net)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=options.generator_lr or DENSE_LR)
         self.l1 = options.l1
