@@ -18,7 +18,12 @@ def copy_of(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for module in model.modules():
         _note_made(vars(module), memo, set())
-    return copy.deepcopy(model, memo)
+    with torch.no_grad():  # else a scripted module's copy would be computed from the original, and train that
+        work = copy.deepcopy(model, memo)
+    for given, own in zip(model.parameters(), work.parameters(), strict=True):
+        if own.requires_grad != given.requires_grad:
+            own.requires_grad_(given.requires_grad)
+    return work
 
 
 def _note_made(value: Any, memo: dict[int, Any], seen: set[int]) -> None:

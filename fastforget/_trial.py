@@ -19,7 +19,8 @@ from ._weights import device_of
 
 REMEDIES = {
     "out of bounds": "A label is out of the model's range",
-    "heckpointing is not compatible": "It checkpoints activations the old way; use torch.utils.checkpoint with use_reentrant=False",
+    "heckpointing is not compatible": "It checkpoints activations the old way: use torch.utils.checkpoint with use_reentrant=False",
+    "checkpoint is incompatible": "It checkpoints activations the old way: use torch.utils.checkpoint with use_reentrant=False",
     "cudnn RNN backward": "cuDNN's recurrent layers have no gradient in eval mode; call inside torch.backends.cudnn.flags(enabled=False)",
     "more than 1 value per channel": "Batch norm can't train on a single sample; give at least two",
     "inference mode": "Make the model outside of torch.inference_mode()",
@@ -71,7 +72,7 @@ def explained(name: str, mode: str = "train") -> Iterator[None]:
     """What fails inside is said in one line, with what to do."""
     try:
         yield
-    except _Said:
+    except UntrainableError:
         raise
     except Exception as error:
         text = str(error)
@@ -84,7 +85,7 @@ def explained(name: str, mode: str = "train") -> Iterator[None]:
         ) from error
 
 
-class _Said(TypeError):
+class UntrainableError(TypeError):
     """An error that says already what to do."""
 
 
@@ -94,7 +95,7 @@ def _step(work: nn.Module, inputs: Any, labels: Tensor, forward: Forward, name: 
         weight.grad = None
     logits = forward(work, inputs)
     if not (isinstance(logits, Tensor) and logits.dim() == 2 and logits.is_floating_point() and len(logits) == len(labels)):
-        raise _Said(
+        raise UntrainableError(
             f"{name}: in {mode} mode a batch of {len(labels)} gives {_tree.describe(logits)}; accepted are logits [batch, classes]. "
             "Pass forward=lambda model, inputs: ... that returns them in either mode"
         )
@@ -106,7 +107,7 @@ def _step(work: nn.Module, inputs: Any, labels: Tensor, forward: Forward, name: 
     else:
         gradients = list(torch.autograd.grad(loss, weights, allow_unused=True))
     if all(gradient is None for gradient in gradients):
-        raise _Said(
+        raise UntrainableError(
             f"{name}: in {mode} mode no parameter gets a gradient; nothing was changed. Its forward works under no_grad, or detaches; "
             "with checkpointing pass use_reentrant=False"
         )
@@ -116,7 +117,7 @@ def _step(work: nn.Module, inputs: Any, labels: Tensor, forward: Forward, name: 
 def refuse_single_gradients(name: str, work: nn.Module) -> None:
     """After a step: refuses a module that keeps a gradient for every sample."""
     if any(hasattr(weight, "grad_sample") for weight in work.parameters()):
-        raise _Said(
+        raise UntrainableError(
             f"{name}: {type(work).__name__} keeps a gradient for every single sample, which these passes would pile up; accepted is the "
             "module inside of it: model._module"
         )

@@ -18,7 +18,7 @@ from ..._outputs import as_columns, pick, probabilities, warn_of_probabilities
 from ..._progress import Progress
 from ..._progress import progress as progress_bar
 from ..._random import own_randomness
-from ..._tree import rows
+from ..._tree import rows as rows_of
 from ..._weights import device_of, eval_mode
 from ...ops.membership import membership_scores
 
@@ -120,7 +120,7 @@ def batch_logits(model: nn.Module, inputs: Any, forward: Callable[[nn.Module, An
             f"{where}: it returned {type(output).__name__}; accepted is a tensor of logits [batch, "
             "classes]. Pass forward=lambda model, batch: ... to pick them"
         )
-    return as_columns(logits.detach(), rows(inputs))
+    return as_columns(logits.detach(), rows_of(inputs))
 
 
 def check(logits: Tensor, labels: Tensor, name: str, where: str, read_from: str = "") -> int:

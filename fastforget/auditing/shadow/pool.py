@@ -62,6 +62,11 @@ class Pool:
             else:
                 batches = [(x, y, digests(sample_hashes(x, y))) for x, y in held.batches()]
                 inputs, labels, prints = zip(*batches, strict=True)
+                if _tree.rows(inputs[0]) is None:
+                    raise TypeError(
+                        f"{name}: inputs are {_tree.describe(inputs[0])}; accepted are tensors with the samples as rows, also in dicts and "
+                        "lists. Pass unpack=lambda batch: (inputs, labels)"
+                    )
                 self.inputs, self.labels, self.digests = _tree.cat(list(inputs)), torch.cat(labels), torch.cat(prints)
                 if not isinstance(self.inputs, Tensor):
                     self.inputs = _Nest(self.inputs)

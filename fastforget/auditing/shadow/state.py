@@ -211,9 +211,9 @@ class Shadows(ShadowAttacks):
         positions, missing = positions_of(digests(set_hashes(held)), self.digests)
         if missing and augments(held):
             raise ValueError(
-                f"source: {len(missing)} of {len(held)} samples are not in the shadow models' pool of {self.n_samples}, and the set augments "
-                "at random: read twice, its first samples differ. Give the samples without random transforms, here and to shadows(); there "
-                "augmentations go into train=, and into queries="
+                f"source: {len(missing)} of {len(held)} samples are not in the shadow models' pool of {self.n_samples}, and the set "
+                "augments at random: read twice, its first samples differ. Give the samples without random transforms, here and to "
+                "shadows(); there augmentations go into train= and queries="
             )
         if missing:
             raise ValueError(

@@ -174,7 +174,7 @@ class Neuron:
             used = context.importance[first]
             kept = (used / used.mean().clamp_min(1e-12)).clamp_min(1e-6).log()
         flat = torch.ones_like(own)
-        return torch.stack((own, kept, flat * self.depth[group], flat * context.distance), dim=1)
+        return torch.stack((own, kept, flat * self.depth[group], flat * context.distance), dim=1).float()
 
     def learn(self, grads: list[Tensor]) -> None:
         if self.last is None:
