@@ -10,7 +10,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 CSRC := $(shell find csrc -type f)
 CSRC_FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(CSRC))
 
-.PHONY: demo test test-all lint format bench info native setup clean
+.PHONY: demo test test-all cases lint format bench info native setup clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -23,6 +23,10 @@ test: setup $(VENV)/.test
 
 test-all: setup $(VENV)/.test
 	OMP_WAIT_POLICY=passive $(PY) -m pytest $(ARGS)
+
+# Set-ups as people have them: case, expected, got.
+cases: setup $(VENV)/.test
+	OMP_WAIT_POLICY=passive $(PY) -m tests.field_cases $(ARGS)
 
 lint: setup $(VENV)/.test $(VENV)/.lint
 	$(PY) -m ruff check .

@@ -27,13 +27,18 @@ def reading(forward: Callable[[nn.Module, Any], Any] | None) -> Forward:
     def logits(model: nn.Module, inputs: Any) -> Tensor:
         output = forward(model, inputs) if forward is not None else model(inputs)
         if type(output) is Tensor and output.dim() == 2 and output.shape[1] > 1:
-            return output
+            return _as_asked(output)
         picked = pick(output)
         if picked is None:
             raise TypeError(f"model: it returned {_tree.describe(output)}, in which the logits can't be told. {ADVICE}")
-        return as_columns(picked, _tree.rows(inputs))
+        return _as_asked(as_columns(picked, _tree.rows(inputs)))
 
     return logits
+
+
+def _as_asked(logits: Tensor) -> Tensor:
+    """A scripted model's output has a graph even under no_grad."""
+    return logits if torch.is_grad_enabled() or not logits.requires_grad else logits.detach()
 
 
 def pick(output: Any) -> Tensor | None:

@@ -195,7 +195,7 @@ def _suppressed(original: nn.Module, gone: Source, classes: list[int], forward: 
     last = head(layer_rows(work), logits.shape[1])
     if last is None:
         return None
-    module = work.get_submodule(last)
+    module = dict(work.named_modules())[last]  # scripted modules have no get_submodule
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     with torch.no_grad():
         if isinstance(bias, nn.Parameter):

@@ -76,7 +76,8 @@ def same(a: list[Tensor], b: list[Tensor], within: float = 0.0) -> bool:
 def runs(net: nn.Module, given: dict[str, Any], **options: Any) -> str:
     """By which of the steps the set-up goes through: Forsaken, Lightweight, an audit with controls, and relearning."""
     done = []
-    for method, own in (("forsaken", {"steps": 5}), ("lightweight", {"steps": 4}), ("lightweight", {"steps": 4, "direction": "interpolate"})):
+    towards = {"direction": "interpolate"}
+    for method, own in (("forsaken", {"steps": 5}), ("lightweight", {"steps": 4}), ("lightweight", {"steps": 4, **towards})):
         unlearned(copy_of(net), method, given, **own, **options)
         done.append(method)
     audited(copy_of(net), given, controls=True, relearn=["ain"], train=given["retain"], intervals=False, **options)

@@ -184,7 +184,8 @@ def _normed(seed=0):
 
 def _cut(forget, retain):
     given = sets()
-    return {"forget": tuple(t[:forget] for t in given["forget"]), "retain": tuple(t[:retain] for t in given["retain"]), "test": given["test"]}
+    sizes = {"forget": forget, "retain": retain, "test": 300}
+    return {name: tuple(t[: sizes[name]] for t in pair) for name, pair in given.items()}
 
 
 ONE_LEFT = {

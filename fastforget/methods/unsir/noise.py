@@ -81,6 +81,8 @@ def find_place(task: Task, layer: str | None, retain: Source) -> Place:
     if layer not in dict(task.model.named_modules()) or not layer:
         names = [name for name, _ in task.model.named_modules() if name]
         raise ValueError(f"noise_at: got {layer!r}; accepted is a layer of the model: {', '.join(names[:20])}")
+    if isinstance(dict(task.model.named_modules())[layer], torch.jit.ScriptModule):
+        raise TypeError(f"noise_at: layer {layer!r} is scripted, and such layers take no hooks; accepted is the module that was scripted")
     inputs, labels = next(iter(retain.at([torch.arange(min(LOOK, len(retain)))], device=task.device)))
     if _tree.rows(inputs) is None:
         raise TypeError(
