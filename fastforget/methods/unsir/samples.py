@@ -10,7 +10,9 @@ alone is of the same order), and noise with labels of its own costs accuracy. Pr
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ from .noise import Place, find_place
 from .options import Options
 from .train import KEEP, capped, repair, trainable
 
+HELD = 64 << 20  # bytes of the forget set that are read at once
 FORGET_ORDER, RETAIN_ORDER = 41, 42  # purposes of seeds
 
 
@@ -54,7 +57,7 @@ def _impair_epoch(options: Options, task: Task, retain: Source, place: Place, op
     assert task.forget is not None and options.batch_size is not None
     order = task.generator(FORGET_ORDER + 1000 * epoch)
     positions = task.cut(torch.randperm(len(task.forget), generator=order), options.batch_size, task.forget)
-    batches = task.forget.at(positions, device=task.device)
+    batches = _read(task.forget.at(positions, device=task.device), len(positions))
     least = least_of(task.model, retain, task.forward) if len(retain) % options.batch_size == 1 else 1
     retained = retain.cycle(options.batch_size, task.generator(RETAIN_ORDER + 1000 * epoch), task.device, least)
     parameters = trainable(task.model)
@@ -75,6 +78,15 @@ def _impair_epoch(options: Options, task: Task, retain: Source, place: Place, op
             total += float(loss.detach())
             bar.step()
     return total / len(positions)
+
+
+def _read(batches: Iterator[tuple[Any, Tensor]], count: int) -> Iterable[tuple[Any, Tensor]]:
+    """All batches at once where they are small, so that a set that augments at random draws for them before it does for the retained ones;
+    a large set one by one.
+    """
+    first = next(batches)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in _tree.tensors(first[0]))
+    return [first, *batches] if size * count <= HELD else itertools.chain([first], batches)
 
 
 def paired_noise(
