@@ -12,6 +12,8 @@ from torch import Tensor
 from ... import _schema
 from .. import _arguments as arg
 
+__all__ = ["rmia", "rmia_counts", "rmia_vote"]
+
 _LEAST_GAMMA = 2.0**-126  # float32 has its full precision from here on
 _rmia_counts = _schema.overload("rmia_counts")
 _rmia_vote = _schema.overload("rmia_vote")
