@@ -19,8 +19,8 @@ SCALE, DRAWS = 0.3, 4
 NO_FLOATS = "the inputs hold no floating-point tensor that noise could be added to"
 CONVENTION = (
     f"AUC of the loss attack on forget samples against unseen ones, normal noise of {SCALE:g} of the inputs' own deviation being added to "
-    f"both; each sample's loss is the mean of {DRAWS} draws. A rule that changes the answers at the forget samples alone doesn't reach their "
-    "surroundings. Read it beside the retrained model's"
+    f"both; each sample's loss is the mean of {DRAWS} draws. A rule that changes the answers at the forget samples alone doesn't reach "
+    "their surroundings. Read it beside the retrained model's"
 )
 
 
