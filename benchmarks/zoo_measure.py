@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fastforget.auditing.measure import features as ft
 from fastforget.auditing.measure import halves as hv
+from fastforget.auditing.measure import structure
 from fastforget.auditing.measure.noised import noised_attack
 from fastforget.auditing.measure.weights import layer_rows, weight_distance
 from fastforget.ops.membership import roc_stats
@@ -57,7 +58,7 @@ class Ruler:
             found["relearned"] = {str(k): v for k, v in again.items()}
             with torch.no_grad():
                 found["neighbours"] = hv.neighbours(model(w.test[0]).argmax(1), w.test[1], self.near).accuracy
-        found["structure"] = structure_difference(model, self.original)
+        found["structure"] = structure.difference(model, self.original)
         found["weights"] = _moved(model, self.original)
         return found
 
@@ -69,7 +70,7 @@ class Ruler:
         for name, (a, b) in parts.items():
             if b is not None and len(a) > 1:
                 found[name] = ft.cka(a, b)
-                found[f"{name}_std"] = ft.cka(_standard(a), _standard(b))
+                found[f"{name}_std"] = ft.class_cka(a, b)
         found |= self._read(values)
         return found
 
@@ -126,11 +127,6 @@ class Ruler:
         return {"new_head_auc": float(roc_stats(a, b, fprs=()).auc)}
 
 
-def _standard(x: Tensor) -> Tensor:
-    deviation = x.std(0)
-    return (x - x.mean(0)) / (deviation + 0.1 * deviation.mean() + 1e-12)
-
-
 def _margin(z: Tensor, classes: list[int]) -> Tensor:
     kept = [c for c in range(z.shape[1]) if c not in classes]
     return z[:, classes].amax(1) - z[:, kept].amax(1)
@@ -168,24 +164,6 @@ def _aucs(model: nn.Module, w: World, unseen: Pair) -> Row:
     pairs = {"forget_test": (forget, test), "retain_test": (retain, test), "forget_retain": (forget, retain)}
     pairs["forget_unseen"] = forget, other
     return {name: float(roc_stats(a, b, fprs=()).auc) for name, (a, b) in pairs.items()}
-
-
-def structure_difference(model: nn.Module, other: nn.Module) -> str | None:
-    """How the module trees differ in kind: names and types of modules, hooks; None where they don't. Sizes may differ."""
-    mine, theirs = (_kinds(ft.bare(m)) for m in (model, other))
-    if mine != theirs:
-        only = sorted({*mine.items()} ^ {*theirs.items()})
-        return f"{only[0][0] or 'the model'}: {only[0][1]}"
-    return None
-
-
-def _kinds(model: nn.Module) -> dict[str, str]:
-    found = {}
-    for name, module in model.named_modules():
-        hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
-        own = ",".join(sorted(n for n, _ in module.named_buffers(recurse=False))) + ("," + "forward" if "forward" in vars(module) else "")
-        found[name] = f"{type(module).__module__}.{type(module).__qualname__} hooks={hooks} {own}"
-    return found
 
 
 def _moved(model: nn.Module, original: nn.Module) -> Row:

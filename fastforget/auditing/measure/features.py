@@ -372,6 +372,29 @@ def cka(a: Tensor, b: Tensor) -> float:
     return alike.value()
 
 
+def class_cka(a: Tensor, b: Tensor) -> float:
+    """Linear CKA inside one group of samples, every feature brought to one deviation first.
+
+    Hidden units in another order and at other scales leave it at 1, so this is what a model keeps of another's view of these samples
+    alone; what both learnt of all other classes doesn't come in.
+
+    >>> import torch
+    >>> a = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    >>> round(class_cka(a, a[:, [2, 0, 1, 3]] * torch.tensor([1.0, 20.0, 0.05, 3.0])), 6)
+    1.0
+    """
+    return cka(_one_deviation(a), _one_deviation(b))
+
+
+def _one_deviation(x: Tensor) -> Tensor:
+    """Features at deviation 1; units that hardly move, relative to the mean of all, stay small."""
+    wide = x.double()
+    deviation, mean = torch.std_mean(wide, dim=0, correction=0)
+    # each unit on its own scale, or a unit that was scaled down would be taken for one that is still
+    moving = deviation > 1e-6 * wide.abs().amax(0).clamp_min(1e-300)
+    return torch.where(moving, (wide - mean) / deviation.clamp_min(1e-300), 0.0)
+
+
 def cka_between(
     model: nn.Module, other: nn.Module, data: Any, *, name: str = "test", forward: Forward | None = None
 ) -> tuple[float, str | None]:

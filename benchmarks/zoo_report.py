@@ -1,0 +1,141 @@
+"""What the rule makes of the zoo's rows: its two error rates, with one, two and three retrained models given, and tables of every kind."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from fastforget.auditing.measure import below
+from fastforget.auditing.measure.below import Below
+
+USE = "test accuracy on the kept classes"
+ORDER = ("PASS", "PARTIAL", "FAIL")
+Row = dict[str, Any]
+
+
+def figures(row: Row, sizes: dict[str, int], class_wise: bool) -> Below:
+    """A measured row as the rule reads it."""
+    reason = row["features_reason"] or "not measured"
+    alike, probe = row.get("cka", {}), row.get("probe_0.2", {})
+    found = Below(
+        class_cka=alike.get("gone_std", math.nan) if class_wise else math.nan,
+        cka=alike.get("test", math.nan),
+        probe_auc=probe.get("auc", math.nan),
+        noised_auc=row["noised_0.3"],
+        halves_auc=row["halves_3_0.05"],
+        structure=row["structure"],
+        members=sizes["unseen"],
+        others=sizes["test"] - sizes["unseen"],
+        forget=sizes["forget"],
+        unseen=sizes["unseen"],
+    )
+    found.reasons = {name: reason for name in ("class_cka", "probe_auc", "halves_auc") if math.isnan(getattr(found, name))}
+    if math.isnan(found.noised_auc):
+        found.reasons["noised_auc"] = below.nz.NO_FLOATS
+    return found
+
+
+class World:
+    """One world's rows, judged."""
+
+    def __init__(self, measured: Row) -> None:
+        self.name, self.part, self.class_wise = measured["world"], measured["part"], bool(measured["classes"])
+        self.rows = measured["rows"]
+        self.figures = [figures(row, measured["sizes"], self.class_wise) for row in self.rows]
+        self.original = self.figures[0]
+        self.references = [f for f, row in zip(self.figures, self.rows, strict=True) if row["group"] == "reference"]
+        self.failed = measured["failed"]
+
+    def of(self, group: str) -> Iterable[tuple[Row, Below]]:
+        return ((row, f) for row, f in zip(self.rows, self.figures, strict=True) if row["group"] == group)
+
+    def base(self, row: Row, given: tuple[int, ...], use: bool = True) -> str:
+        """The rule without the evidence below: of the references given, beside the one that the model is nearest."""
+        found = []
+        for i in given:
+            reasons = [r for r in row["base"]["reasons"][i] if use or USE not in r]
+            found.append(max((r.partition(":")[0] for r in reasons), key=ORDER.index, default="PASS"))
+        return min(found, key=ORDER.index)
+
+    def below(self, f: Below, given: tuple[int, ...]) -> list[tuple[str, str]]:
+        return below.judge(f, self.original, [self.references[i] for i in given], class_wise=self.class_wise)
+
+    def status(self, row: Row, f: Below, given: tuple[int, ...], use: bool = True) -> str:
+        return max((self.base(row, given, use), *(s for s, _ in self.below(f, given))), key=ORDER.index)
+
+    def powerless(self, given: tuple[int, ...]) -> bool:
+        return any("can't tell the original" in r for r in self.rows[1]["base"]["reasons"][given[0]] + _reasons_of(self, given))
+
+
+def _reasons_of(w: World, given: tuple[int, ...]) -> list[str]:
+    return [r for row, _ in w.of("honest") for r in row["base"]["reasons"][given[0]]]
+
+
+SUBSETS = {k: list(itertools.combinations(range(3), k)) for k in (1, 2, 3)}
+
+
+def rates(worlds: list[World]) -> list[str]:
+    """Error rates by part of the zoo and by how many retrained models are given."""
+    lines = [f"{'worlds':<10} {'given':>5}  {'dressed PASS':>16} {'(without below)':>16}  {'honest PASS':>18} {'use left out':>18}"]
+    for part in ("choose", "report"):
+        of_part = [w for w in worlds if w.part == part]
+        for k, subsets in SUBSETS.items():
+            counts: dict[str, int] = defaultdict(int)
+            for w, given in itertools.product(of_part, subsets):
+                for row, f in w.of("dressed"):
+                    counts["dressed"] += 1
+                    counts["false"] += w.status(row, f, given) == "PASS"
+                    counts["before"] += w.base(row, given) == "PASS"
+                if w.powerless(given):
+                    continue
+                for row, f in w.of("honest"):
+                    counts["honest"] += 1
+                    counts["right"] += w.status(row, f, given) == "PASS"
+                    counts["forgot"] += w.status(row, f, given, use=False) == "PASS"
+            n, m = max(counts["dressed"], 1), max(counts["honest"], 1)
+            lines.append(
+                f"{part:<10} {k:>5}  {counts['false']:>7} of {n:<5} {counts['before']:>10} of {n:<5}  {counts['right']:>6} of {m:<4} "
+                f"{100 * counts['right'] / m:5.1f} % {counts['forgot']:>6} {100 * counts['forgot'] / m:5.1f} %"
+            )
+    return lines
+
+
+def by_kind(worlds: list[World], group: str) -> list[str]:
+    """PASS / PARTIAL / FAIL of every kind, beside one retrained model, and by which figures it is caught."""
+    found: dict[str, list[dict[str, int]]] = defaultdict(lambda: [defaultdict(int), defaultdict(int), defaultdict(int)])
+    for w in worlds:
+        for row, f in w.of(group):
+            for given in SUBSETS[1]:
+                entry = found[("classes" if w.class_wise else "samples") + ": " + row["name"]]
+                entry[0][w.status(row, f, given)] += 1
+                entry[2][w.base(row, given)] += 1
+                for status, text in w.below(f, given):
+                    if status != "PASS":
+                        key = next((k for k in ("built", "CKA", "probe", "noised", "half") if k in text), text)
+                        entry[1]["can't be measured" if "can't be" in text else key] += 1
+    lines = []
+    for name, (status, caught, base) in sorted(found.items()):
+        said = " ".join(f"{status[s]:>4}" for s in ORDER) + "   before " + " ".join(f"{base[s]:>4}" for s in ORDER)
+        lines.append(f"{name:<66} {said}   " + ", ".join(f"{k} {v}" for k, v in caught.items()))
+    return lines
+
+
+def text(measured: list[Row]) -> str:
+    worlds = [World(m) for m in measured]
+    lines = [*rates(worlds), ""]
+    for group in ("dressed", "honest", "method"):
+        for part in ("choose", "report"):
+            lines += [f"{group}, {part}: {' / '.join(ORDER)} beside one retrained model, before and by what", ""]
+            lines += by_kind([w for w in worlds if w.part == part], group)
+            lines.append("")
+    lines += ["false references (believed?) and honest ones", ""]
+    for w in worlds:
+        for group in ("false reference", "honest", "reference"):
+            for row, f in w.of(group):
+                reason = below.believed(f, row["weights"].get("relative"))
+                if (group == "false reference") == (reason is None):
+                    lines.append(f"{w.name}: {group} {row['name']}: {reason or 'believed'}")
+    return "\n".join(lines)
