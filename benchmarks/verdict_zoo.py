@@ -1,7 +1,9 @@
 """A zoo of models that the verdict must tell apart: over 200 that forgot nothing and are dressed up, and as many retrained honestly.
 
     python -m fastforget._bench.verdict_zoo --out FOLDER              measure every model of every world (after a kill, again: it goes on)
-    python -m fastforget._bench.verdict_zoo --out FOLDER --report     the rule's two error rates, and tables of every kind
+    python -m fastforget._bench.verdict_zoo --out FOLDER --pack FILE  what the report reads, in one file
+    python -m fastforget._bench.verdict_zoo --report                  the rule's two error rates, and tables of every kind, of the file
+                                                                      beside this one (or of a FOLDER by --out)
 
 One process, one thread. Each world's rows go to a JSON file of its own as soon as the world is done.
 """
@@ -27,14 +29,17 @@ from fastforget.auditing.measure.halves import nearest_classes
 
 from . import zoo_models as zm
 from .zoo_measure import Ruler
+from .zoo_report import packed, text
 from .zoo_worlds import WORLDS, World, world
 
-GROUPS = ("reference", "dressed", "honest", "false reference", "method")
+RESULTS = Path(__file__).with_name("results") / "verdict-zoo.json"
+USE = "test accuracy on the kept classes"
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m fastforget._bench.verdict_zoo", description=(__doc__ or "").splitlines()[0])
-    p.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a JSON file for each world")
+    p.add_argument("--out", type=Path, metavar="FOLDER", help="a JSON file for each world")
+    p.add_argument("--pack", type=Path, metavar="FILE", help="measure nothing; write what the report reads of FOLDER into FILE")
     p.add_argument("--only", default="", metavar="WORD", help="only worlds with this in their names")
     p.add_argument("--report", action="store_true", help="measure nothing; read the folder and print what the rule makes of it")
     return p
@@ -44,12 +49,15 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    args.out.mkdir(parents=True, exist_ok=True)
     if args.report:
-        from .zoo_report import text
-
-        print(text(read(args.out)))
+        print(text(read(args.out) if args.out else json.loads(RESULTS.read_text())))
         return 0
+    if args.out is None:
+        parser().error("--out: a FOLDER is needed to measure into, or --report alone")
+    if args.pack:
+        write_whole(args.pack, packed(read(args.out)))
+        return 0
+    args.out.mkdir(parents=True, exist_ok=True)
     for name in WORLDS:
         place = args.out / f"{name.replace(': ', '-').replace(', ', '-').replace(' ', '_')}.json"
         if args.only in name and not place.exists():
@@ -62,7 +70,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """The worlds' rows."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*-*.json"))]
+    worlds = [json.loads(path.read_text()) for path in sorted(folder.glob("*-*.json"))]
+    for measured in worlds:
+        for row in measured["rows"]:
+            reasons = row["base"]["reasons"]
+            row["base"]["without_use"] = [_worst([r for r in given if USE not in r]) for given in reasons]
+            row["base"]["powerless"] = [any(verdict.POWERLESS in r for r in given) for given in reasons]
+    return worlds
+
+
+def _worst(reasons: list[str]) -> str:
+    return max((r.partition(":")[0] for r in reasons), key=verdict.ORDER.index, default="PASS")
 
 
 def measured(w: World) -> dict[str, Any]:

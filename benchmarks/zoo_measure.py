@@ -76,12 +76,16 @@ class Ruler:
 
     def _read(self, values: dict[str, Tensor]) -> Row:
         """How much of the original's features can be read linearly off this model's, each at deviation 1, inside each set."""
+        found = {}
+        if self.w.forgotten:
+            known, test = (self.of_original[name] for name in ("train", "test"))
+            assert known is not None and test is not None
+            found["read_all"] = ft.readable(values["train"], known, values["test"][self.gone], test[self.gone])
         train, wanted = values["retain"], self.of_original["retain"]
         assert wanted is not None
         moving = wanted.std(0) > 1e-3 * wanted.std(0).max()
         mean, deviation = wanted[:, moving].mean(0), wanted[:, moving].std(0)
         wanted = (wanted[:, moving] - mean) / deviation
-        found = {}
         for name, rows in (("forget", slice(None)), ("test", self.gone)):
             there = self.of_original[name]
             assert there is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable
@@ -11,7 +12,6 @@ from typing import Any
 from fastforget.auditing.measure import below
 from fastforget.auditing.measure.below import Below
 
-USE = "test accuracy on the kept classes"
 ORDER = ("PASS", "PARTIAL", "FAIL")
 Row = dict[str, Any]
 
@@ -22,6 +22,7 @@ def figures(row: Row, sizes: dict[str, int], class_wise: bool) -> Below:
     alike, probe = row.get("cka", {}), row.get("probe_0.2", {})
     found = Below(
         class_cka=alike.get("gone_std", math.nan) if class_wise else math.nan,
+        readable=alike.get("read_all", math.nan) if class_wise else math.nan,
         cka=alike.get("test", math.nan),
         probe_auc=probe.get("auc", math.nan),
         noised_auc=row["noised_0.3"],
@@ -32,7 +33,7 @@ def figures(row: Row, sizes: dict[str, int], class_wise: bool) -> Below:
         forget=sizes["forget"],
         unseen=sizes["unseen"],
     )
-    found.reasons = {name: reason for name in ("class_cka", "probe_auc", "halves_auc") if math.isnan(getattr(found, name))}
+    found.reasons = {name: reason for name in ("class_cka", "readable", "probe_auc", "halves_auc") if math.isnan(getattr(found, name))}
     if math.isnan(found.noised_auc):
         found.reasons["noised_auc"] = below.nz.NO_FLOATS
     return found
@@ -54,11 +55,8 @@ class World:
 
     def base(self, row: Row, given: tuple[int, ...], use: bool = True) -> str:
         """The rule without the evidence below: of the references given, beside the one that the model is nearest."""
-        found = []
-        for i in given:
-            reasons = [r for r in row["base"]["reasons"][i] if use or USE not in r]
-            found.append(max((r.partition(":")[0] for r in reasons), key=ORDER.index, default="PASS"))
-        return min(found, key=ORDER.index)
+        found = row["base"]["status" if use else "without_use"]
+        return min((found[i] for i in given), key=ORDER.index)
 
     def below(self, f: Below, given: tuple[int, ...]) -> list[tuple[str, str]]:
         return below.judge(f, self.original, [self.references[i] for i in given], class_wise=self.class_wise)
@@ -67,11 +65,8 @@ class World:
         return max((self.base(row, given, use), *(s for s, _ in self.below(f, given))), key=ORDER.index)
 
     def powerless(self, given: tuple[int, ...]) -> bool:
-        return any("can't tell the original" in r for r in self.rows[1]["base"]["reasons"][given[0]] + _reasons_of(self, given))
-
-
-def _reasons_of(w: World, given: tuple[int, ...]) -> list[str]:
-    return [r for row, _ in w.of("honest") for r in row["base"]["reasons"][given[0]]]
+        """Whether the audit itself says that its checks can't tell the original from the retrained model: then nobody can pass."""
+        return any(row["base"]["powerless"][given[0]] for row, _ in self.of("honest"))
 
 
 SUBSETS = {k: list(itertools.combinations(range(3), k)) for k in (1, 2, 3)}
@@ -114,13 +109,35 @@ def by_kind(worlds: list[World], group: str) -> list[str]:
                 entry[2][w.base(row, given)] += 1
                 for status, text in w.below(f, given):
                     if status != "PASS":
-                        key = next((k for k in ("built", "CKA", "probe", "noised", "half") if k in text), text)
+                        key = next((k for k in ("built", "CKA", "read off", "probe", "noised", "half") if k in text), text)
                         entry[1]["can't be measured" if "can't be" in text else key] += 1
     lines = []
     for name, (status, caught, base) in sorted(found.items()):
         said = " ".join(f"{status[s]:>4}" for s in ORDER) + "   before " + " ".join(f"{base[s]:>4}" for s in ORDER)
         lines.append(f"{name:<66} {said}   " + ", ".join(f"{k} {v}" for k, v in caught.items()))
     return lines
+
+
+KEPT = ("group", "name", "features_reason", "noised_0.3", "halves_3_0.05", "relearned", "neighbours", "structure", "accuracy")
+
+
+def packed(measured: list[Row]) -> str:
+    """What the report reads, one model a line, as JSON."""
+
+    def row(r: Row) -> Row:
+        kept = {name: r[name] for name in KEPT if name in r}
+        kept["cka"] = {k: r["cka"][k] for k in ("test", "gone_std", "read_all") if k in r.get("cka", {})}
+        kept["probe_0.2"] = {"auc": r["probe_0.2"]["auc"]} if "probe_0.2" in r else {}
+        kept["weights"] = {"relative": r["weights"].get("relative")}
+        kept["base"] = {k: r["base"][k] for k in ("status", "without_use", "powerless")}
+        return json.loads(json.dumps(kept), parse_float=lambda v: float(f"{float(v):.5g}"))
+
+    worlds = []
+    for m in measured:
+        lines = ",\n".join(json.dumps(row(r)) for r in m["rows"])
+        head = json.dumps({k: v for k, v in m.items() if k != "rows"})
+        worlds.append(f'{head[:-1]}, "rows": [\n{lines}\n]}}')
+    return "[\n" + ",\n".join(worlds) + "\n]\n"
 
 
 def text(measured: list[Row]) -> str:

@@ -21,14 +21,15 @@ def statuses(findings) -> list[str]:
 
 # ---- the rule alone ------------------------------------------------------------------------------------------------------------------
 
-ORIGINAL = Below(class_cka=1.0, probe_auc=0.998, noised_auc=0.7, halves_auc=0.72, members=50, others=450, forget=100, unseen=400)
-RETRAINED = dataclasses.replace(ORIGINAL, class_cka=0.85, probe_auc=0.95, noised_auc=0.52, halves_auc=0.53)
+SIZES = {"members": 50, "others": 450, "forget": 100, "unseen": 400}
+ORIGINAL = Below(class_cka=1.0, readable=0.99, probe_auc=0.998, noised_auc=0.7, halves_auc=0.72, **SIZES)
+RETRAINED = dataclasses.replace(ORIGINAL, class_cka=0.85, readable=0.6, probe_auc=0.95, noised_auc=0.52, halves_auc=0.53)
 
 
 def test_the_original_is_caught_by_every_figure():
-    assert statuses(below.judge(ORIGINAL, ORIGINAL, [RETRAINED], class_wise=True)) == ["PARTIAL", "PARTIAL"]
+    assert statuses(below.judge(ORIGINAL, ORIGINAL, [RETRAINED], class_wise=True)) == ["PARTIAL"] * 3
     assert statuses(below.judge(ORIGINAL, ORIGINAL, [RETRAINED], class_wise=False)) == ["PARTIAL", "PARTIAL"]
-    assert statuses(below.judge(RETRAINED, ORIGINAL, [RETRAINED], class_wise=True)) == ["PASS", "PASS"]
+    assert statuses(below.judge(RETRAINED, ORIGINAL, [RETRAINED], class_wise=True)) == ["PASS"] * 3
     assert statuses(below.judge(RETRAINED, ORIGINAL, [RETRAINED], class_wise=False)) == ["PASS", "PASS"]
 
 
@@ -38,10 +39,16 @@ def test_a_third_of_retrainings_way(cka, status):
     assert statuses(below.judge(row, ORIGINAL, [RETRAINED], class_wise=True))[0] == status
 
 
+@pytest.mark.parametrize(("share", "status"), [(0.89, "PASS"), (0.91, "PARTIAL"), (-2.0, "PASS")])
+def test_a_quarter_of_the_way_by_what_can_be_read(share, status):
+    row = dataclasses.replace(RETRAINED, readable=share)
+    assert statuses(below.judge(row, ORIGINAL, [RETRAINED], class_wise=True))[1] == status
+
+
 def test_retrained_models_near_the_original_widen_the_limit():
     near = dataclasses.replace(RETRAINED, class_cka=0.97)
-    assert below.distance_limit([RETRAINED, RETRAINED])[1] == below.WAY
-    mean, share = below.distance_limit([RETRAINED, near])
+    assert below.way_limit([RETRAINED, RETRAINED])[1] == below.WAY
+    mean, share = below.way_limit([RETRAINED, near])
     assert mean == pytest.approx(0.09) and share == pytest.approx(0.5 * 0.03 / 0.15)
 
 
@@ -73,9 +80,9 @@ def test_excess_is_never_wider_than_half_of_the_gap():
 
 
 def test_a_figure_that_cant_be_had_has_not_passed():
-    row = dataclasses.replace(RETRAINED, class_cka=math.nan, probe_auc=math.nan, reasons={"class_cka": "why", "probe_auc": "why"})
+    row = dataclasses.replace(RETRAINED, class_cka=math.nan, readable=math.nan, probe_auc=math.nan, reasons={"class_cka": "why"})
     for findings in (below.judge(row, ORIGINAL, [RETRAINED], class_wise=True), below.judge(RETRAINED, ORIGINAL, [row], class_wise=True)):
-        assert statuses(findings) == ["PARTIAL", "PARTIAL"] and all("can't be measured" in text for _, text in findings)
+        assert statuses(findings) == ["PARTIAL"] * 3 and all("can't be measured" in text for _, text in findings)
 
 
 def test_inputs_that_cant_be_noised_are_named_and_dont_count():
@@ -89,7 +96,7 @@ def test_inputs_that_cant_be_noised_are_named_and_dont_count():
 def test_another_structure_is_never_more_than_partial():
     row = dataclasses.replace(RETRAINED, structure="module 0: Sequential, in the other Linear")
     findings = below.judge(row, ORIGINAL, [RETRAINED], class_wise=True)
-    assert statuses(findings) == ["PARTIAL", "PASS", "PASS"] and "module 0" in findings[0][1]
+    assert statuses(findings) == ["PARTIAL", "PASS", "PASS", "PASS"] and "module 0" in findings[0][1]
 
 
 def test_false_references():

@@ -25,6 +25,7 @@ Forward = Callable[[nn.Module, Any], Tensor]
 Finding = tuple[str, str]
 
 WAY = 1 / 3  # of retraining's way from the original, by CKA inside the forgotten classes
+READ_WAY = 1 / 4  # the same by what can't be read linearly off a model's features
 KNOWN = 0.5  # of the log-odds between retrained and original, by a linear probe
 ODDS = 2.0  # a probe's odds may be this many times the retrained model's in any case
 ERRORS = 3.0  # standard errors of a probe's log-odds
@@ -33,6 +34,8 @@ EXCESS_ERRORS = 2.0  # the same in standard errors of an AUC: honest models read
 SPREAD = 1.5  # times what one retrained model was seen to differ from the others
 NEAR = 0.04  # a retrained model's distance from the original, 1 - CKA, below which it isn't believed
 STILL = 0.2  # the same by weights
+FEWEST = 3  # test samples of the forgotten classes, for a likeness inside them
+OF_CLASSES = ("class_cka", "readable", "probe_auc")
 MOST = 4096  # samples read of a set for features
 PROBE_RIDGE = 0.2
 
@@ -41,13 +44,16 @@ PROBE_RIDGE = 0.2
 class Below:
     """One model's figures; NaN comes with an entry in ``reasons`` under the figure's name.
 
-    ``class_cka``: to the original, inside the forgotten classes (test samples). ``cka``: to the original over the whole test set.
-    ``probe_auc``: of the linear probe. ``noised_auc``, ``halves_auc``: of the loss attack. ``relearned``: accuracy on the forgotten classes
-    after steps on k samples. ``neighbours``: accuracy on the classes near the forgotten ones. ``structure``: how the model is built
-    otherwise than the original, or None. ``members``, ``others``: test samples of the forgotten and of the kept classes.
+    ``class_cka``: likeness of its features to the original's, inside the forgotten classes (test samples). ``readable``: the share of the
+    original's features that can be read linearly off its own, there. ``cka``: likeness over the whole test set. ``probe_auc``: of the
+    linear probe. ``noised_auc``, ``halves_auc``: of the loss attack. ``relearned``: accuracy on the forgotten classes after steps on k
+    samples. ``neighbours``: accuracy on the classes near the forgotten ones. ``structure``: how the model is built otherwise than the
+    original, or None. ``members``, ``others``: test samples of the forgotten and of the kept classes; ``forget``, ``unseen``: the attack's
+    two sides.
     """
 
     class_cka: float = math.nan
+    readable: float = math.nan
     cka: float = math.nan
     probe_auc: float = math.nan
     noised_auc: float = math.nan
@@ -93,8 +99,8 @@ def measure(
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     >>> sets = {"forget": (x[:9], y[:9]), "retain": (x[9:60], y[9:60]), "test": (x[60:], y[60:])}
     >>> found = measure({"same": net}, original=net, **sets)["same"]
-    >>> found.structure is None, 0 <= found.noised_auc <= 1, found.reasons
-    (True, True, {'class_cka': 'no class is forgotten whole', 'probe_auc': 'no class is forgotten whole'})
+    >>> found.structure is None, 0 <= found.noised_auc <= 1, list(found.reasons)
+    (True, True, ['class_cka', 'readable', 'probe_auc'])
     """
     sets = {name: source(data, name=name) for name, data in (("forget", forget), ("retain", retain), ("test", test))}
     labels = sets["test"].labels()
@@ -132,6 +138,11 @@ class _Read:
         self.wanted, self.forward = wanted, forward
         self.sets = {name: _spread(held, wanted) for name, held in sets.items()}
         self.original = ft.penultimate(original, self.sets["test"], forward=forward)
+        trained = self._trained(original) if len(wanted) else {}
+        self.known = None if not trained or any(f.reason for f in trained.values()) else _joined(trained)
+
+    def _trained(self, model: nn.Module) -> dict[str, ft.Features]:
+        return {name: ft.penultimate(model, self.sets[name], name=name, forward=self.forward) for name in ("forget", "retain")}
 
     def fill(self, row: Below, model: nn.Module) -> None:
         seen = ft.penultimate(model, self.sets["test"], forward=self.forward)
@@ -140,25 +151,30 @@ class _Read:
         if self.original.values is not None and seen.values is not None:
             row.cka = ft.cka(seen.values, self.original.values)
         if not len(self.wanted):
-            row.reasons |= dict.fromkeys(("class_cka", "probe_auc"), "no class is forgotten whole")
+            row.reasons |= dict.fromkeys(OF_CLASSES, "no class is forgotten whole")
             return
-        trained = {name: ft.penultimate(model, self.sets[name], name=name, forward=self.forward) for name in ("forget", "retain")}
+        trained = self._trained(model)
         reason = next((f.reason for f in (seen, *trained.values()) if f.reason), None)
         if reason or seen.values is None:
-            row.reasons |= dict.fromkeys(("class_cka", "probe_auc"), reason or "")
+            row.reasons |= dict.fromkeys(OF_CLASSES, reason or "")
             return
-        if self.original.values is None:
-            row.reasons["class_cka"] = f"of the original model: {self.original.reason}"
-        elif row.members < 3:
-            row.reasons["class_cka"] = "the test set holds fewer than three samples of the forgotten classes"
+        together = _joined(trained)
+        if self.original.values is None or self.known is None:
+            row.reasons |= dict.fromkeys(OF_CLASSES[:2], f"of the original model: {self.original.reason}")
+        elif row.members < FEWEST:
+            few = f"the test set holds fewer than {FEWEST} samples of the forgotten classes"
+            row.reasons |= dict.fromkeys(OF_CLASSES[:2], few)
         else:
             row.class_cka = ft.class_cka(seen.values[gone], self.original.values[gone])
-        values = [trained[name].values for name in ("forget", "retain")]
-        together = torch.cat([v for v in values if v is not None])
-        side = torch.cat([torch.isin(trained[name].labels, self.wanted) for name in ("forget", "retain")])
+            row.readable = ft.readable(together, self.known, seen.values[gone], self.original.values[gone])
+        side = torch.cat([torch.isin(features.labels, self.wanted) for features in trained.values()])
         found = ft.probe(together, side, seen.values, gone, PROBE_RIDGE)
         row.probe_auc = found.auc
         row.reasons |= {"probe_auc": found.reason} if found.reason else {}
+
+
+def _joined(parts: dict[str, ft.Features]) -> Tensor:
+    return torch.cat([part.values for part in parts.values() if part.values is not None])
 
 
 def _spread(held: Source, wanted: Tensor) -> Source:
@@ -185,7 +201,8 @@ def judge(row: Below, original: Below, references: Sequence[Below], *, class_wis
     if row.structure:
         findings.append(("PARTIAL", f"built otherwise than the original ({row.structure}): what it does on other inputs isn't shown"))
     if class_wise:
-        findings += [_way(row, references), _known(row, original, references)]
+        findings += [_way(row, references, name) for name in WAYS]
+        findings.append(_known(row, original, references))
     else:
         for name, label in (("noised_auc", "noised forget samples"), ("halves_auc", "the other half after steps on one half")):
             findings.append(_excess(row, original, references, name, f"loss-attack AUC on {label}"))
@@ -199,28 +216,37 @@ def _missing(row: Below, references: Sequence[Below], name: str, label: str) -> 
     return None
 
 
-def distance_limit(references: Sequence[Below]) -> tuple[float, float]:
-    """The retrained models' mean distance from the original, 1 - CKA inside the classes, and the share of it that a model must reach.
+WAYS = {
+    "class_cka": (WAY, "likeness of its features to the original's inside the forgotten classes (CKA)"),
+    "readable": (READ_WAY, "share of the original's features there that can be read off its own"),
+}
 
-    >>> distance_limit([Below(class_cka=0.8)]) == (1 - 0.8, WAY)
+
+def way_limit(references: Sequence[Below], name: str = "class_cka") -> tuple[float, float]:
+    """The retrained models' mean distance from the original, 1 - the figure, and the share of it that a model must reach.
+
+    >>> way_limit([Below(class_cka=0.75)]) == (0.25, WAY)
     True
     """
-    distances = [1 - r.class_cka for r in references]
-    mean = sum(distances) / len(distances)
-    if len(distances) < 2 or mean <= 0:
-        return mean, WAY
+    distances = [1 - getattr(r, name) for r in references]
+    mean, share = sum(distances) / len(distances), WAYS[name][0]
+    if len(distances) < 2 or min(distances) <= 0:
+        return mean, share
     alone = [d / ((sum(distances) - d) / (len(distances) - 1)) for d in distances]
-    return mean, min(WAY, min(alone) / 2)
+    return mean, min(share, min(alone) / 2)
 
 
-def _way(row: Below, references: Sequence[Below]) -> Finding:
-    label = "likeness of its features to the original's inside the forgotten classes (CKA)"
-    missing = _missing(row, references, "class_cka", label)
+def _way(row: Below, references: Sequence[Below], name: str) -> Finding:
+    label = WAYS[name][1]
+    missing = _missing(row, references, name, label)
     if missing:
         return missing
-    mean, share = distance_limit(references)
-    way = (1 - row.class_cka) / mean if mean > 0 else math.inf
-    text = f"{label} {row.class_cka:.3f}, retrained {1 - mean:.3f}: {100 * way:.0f} % of retraining's way, at least {100 * share:.0f} %"
+    mean, share = way_limit(references, name)
+    mine = getattr(row, name)
+    if mean <= 0:
+        return "PARTIAL", f"{label}: the retrained models are as near the original as can be ({1 - mean:.3f}), so it tells nothing"
+    way = (1 - mine) / mean
+    text = f"{label} {mine:.3f}, retrained {1 - mean:.3f}: {100 * way:.0f} % of retraining's way, at least {100 * share:.0f} %"
     return ("PASS" if way >= share else "PARTIAL"), text
 
 

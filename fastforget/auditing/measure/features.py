@@ -24,6 +24,7 @@ Forward = Callable[[nn.Module, Any], Tensor]
 # Wider features are projected on this many random directions, which keeps inner products to about 3 %.
 WIDEST = 1024
 PROBE_RIDGE = 2e-2
+READ_RIDGE = 1e-2
 SAME = 1e-4  # of the logits' spread: what two paths to the same logits may differ by
 NO_LAYER = "no layer's output is the logits, so the features that they are read from are unknown (a wrapper, or a head without a module)"
 CHANGING = "on some samples the logits are not the last layer's output: the model answers these in another way"
@@ -393,6 +394,41 @@ def _one_deviation(x: Tensor) -> Tensor:
     # each unit on its own scale, or a unit that was scaled down would be taken for one that is still
     moving = deviation > 1e-6 * wide.abs().amax(0).clamp_min(1e-300)
     return torch.where(moving, (wide - mean) / deviation.clamp_min(1e-300), 0.0)
+
+
+def readable(train: Tensor, wanted: Tensor, test: Tensor, wanted_test: Tensor, ridge: float = READ_RIDGE) -> float:
+    """The share of another model's features that can be read linearly off a model's (linear regression, Kornblith et al., ICML'19), R^2.
+
+    A ridge regression from one model's features to the other's, each at deviation 1, fitted on ``train`` samples; R^2 is that of all
+    ``test`` features together, around their own means. Unlike CKA it isn't lowered by features that are added to the old ones, nor by any
+    invertible mixture of them.
+
+    Args:
+        train, test: features [N, D] and [M, D] of the model.
+        wanted, wanted_test: the other's, [N, E] and [M, E], of the same samples.
+        ridge: of the regression, relative to the mean of squares.
+
+    Returns:
+        1 where all is there; 0 or less where nothing is. NaN where the other's features are constant.
+
+    >>> import torch
+    >>> g = torch.Generator().manual_seed(0)
+    >>> old, mix = torch.randn(300, 6, generator=g), torch.randn(6, 6, generator=g)
+    >>> more = torch.cat((old @ mix, 3 * torch.randn(300, 40, generator=g)), 1)
+    >>> readable(more[:200], old[:200], more[200:], old[200:]) > 0.85
+    True
+    """
+    deviation, mean = torch.std_mean(wanted.double(), dim=0, correction=0)
+    told = deviation > 1e-3 * deviation.max().clamp_min(1e-300)
+    if not bool(told.any()) or not len(test):
+        return math.nan
+    y, aim = (((f.double() - mean) / deviation)[:, told] for f in (wanted, wanted_test))
+    spread, centre = torch.std_mean(train.double(), dim=0, correction=0)
+    moving = spread > 1e-6 * spread.max().clamp_min(1e-300)
+    x, z = (((f.double() - centre) / spread)[:, moving] for f in (train, test))
+    weights = torch.linalg.solve(x.T @ x / len(x) + ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device), x.T @ y / len(x))
+    whole = float(((aim - aim.mean(0)) ** 2).sum())
+    return 1 - float(((z @ weights - aim) ** 2).sum()) / whole if whole > 0 else math.nan
 
 
 def cka_between(
