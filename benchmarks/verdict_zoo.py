@@ -73,14 +73,12 @@ def read(folder: Path) -> list[dict[str, Any]]:
     worlds = [json.loads(path.read_text()) for path in sorted(folder.glob("*-*.json"))]
     for measured in worlds:
         for row in measured["rows"]:
-            reasons = row["base"]["reasons"]
-            row["base"]["without_use"] = [_worst([r for r in given if USE not in r]) for given in reasons]
-            row["base"]["powerless"] = [any(verdict.POWERLESS in r for r in given) for given in reasons]
+            row["base"]["findings"] = [[(r.partition(":")[0], _kind(r)) for r in given] for given in row["base"]["reasons"]]
     return worlds
 
 
-def _worst(reasons: list[str]) -> str:
-    return max((r.partition(":")[0] for r in reasons), key=verdict.ORDER.index, default="PASS")
+def _kind(reason: str) -> str:
+    return "use" if USE in reason else "power" if verdict.POWERLESS in reason else "forgetting"
 
 
 def measured(w: World) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fastforget.auditing.measure import features as ft
 from fastforget.auditing.measure import halves as hv
+from fastforget.auditing.measure import linear as ln
 from fastforget.auditing.measure import structure
 from fastforget.auditing.measure.noised import noised_attack
 from fastforget.auditing.measure.weights import layer_rows, weight_distance
@@ -69,8 +70,8 @@ class Ruler:
         found: Row = {}
         for name, (a, b) in parts.items():
             if b is not None and len(a) > 1:
-                found[name] = ft.cka(a, b)
-                found[f"{name}_std"] = ft.class_cka(a, b)
+                found[name] = ln.cka(a, b)
+                found[f"{name}_std"] = ln.class_cka(a, b)
         found |= self._read(values)
         return found
 
@@ -80,7 +81,7 @@ class Ruler:
         if self.w.forgotten:
             known, test = (self.of_original[name] for name in ("train", "test"))
             assert known is not None and test is not None
-            found["read_all"] = ft.readable(values["train"], known, values["test"][self.gone], test[self.gone])
+            found["read_all"] = ln.readable(values["train"], known, values["test"][self.gone], test[self.gone])
         train, wanted = values["retain"], self.of_original["retain"]
         assert wanted is not None
         moving = wanted.std(0) > 1e-3 * wanted.std(0).max()
@@ -100,10 +101,10 @@ class Ruler:
         train, test = values["train"], values["test"]
         found: Row = {}
         for ridge in (2e-2, 2e-1):
-            found[f"probe_{ridge:g}"] = ft.probe(train, self.train_is, test, self.gone, ridge)._asdict()
+            found[f"probe_{ridge:g}"] = ln.probe(train, self.train_is, test, self.gone, ridge)._asdict()
         few = [torch.isin(self.w.train[1], torch.tensor([c])).nonzero()[:5, 0] for c in self.w.forgotten]
         at = torch.cat((*few, (~self.train_is).nonzero()[:45, 0]))
-        found["probe_few"] = ft.probe(train[at], self.train_is[at], test, self.gone)._asdict()
+        found["probe_few"] = ln.probe(train[at], self.train_is[at], test, self.gone, 2e-2)._asdict()
         assert self.wanted is not None and self.wanted_test is not None
         read = _linear(train, self.wanted, test)
         found["echo"] = {"all": _r2(read, self.wanted_test), "gone": _correlation(read[self.gone], self.wanted_test[self.gone])}
@@ -111,24 +112,9 @@ class Ruler:
 
     def _new_head(self, values: dict[str, Tensor]) -> Row:
         """The attack on a fresh last layer, trained on retain features: what the body alone remembers."""
-        retain = values["retain"]
-        mean, deviation = retain.mean(0), retain.std(0) + 1e-6
-        last = nn.Linear(retain.shape[1], self.w.classes)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        optimiser = torch.optim.LBFGS(last.parameters(), max_iter=60, line_search_fn="strong_wolfe")
-
-        def closure() -> Tensor:
-            optimiser.zero_grad()
-            loss = F.cross_entropy(last((retain - mean) / deviation), self.w.retain[1]) + 1e-3 * (last.weight**2).sum()
-            loss.backward()
-            return loss
-
-        optimiser.step(closure)
         sides = [(values["forget"], self.w.forget[1]), (values["test"], self.w.test[1])]
-        with torch.no_grad():
-            a, b = (-F.cross_entropy(last((z - mean) / deviation), y, reduction="none") for z, y in sides)
-        return {"new_head_auc": float(roc_stats(a, b, fprs=()).auc)}
+        one, two = ln.new_head_losses(values["retain"], self.w.retain[1], sides)
+        return {"new_head_auc": float(roc_stats(-one, -two, fprs=()).auc)}
 
 
 def _margin(z: Tensor, classes: list[int]) -> Tensor:

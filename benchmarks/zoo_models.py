@@ -15,6 +15,7 @@ import fastforget as ff
 from fastforget.ops.membership import roc_stats
 
 from . import zoo_dress as d
+from . import zoo_wrappers as wr
 from .zoo_worlds import World, copied, fit, head
 
 
@@ -146,10 +147,10 @@ def _dressed_classes(w: World) -> Iterator[tuple[str, Maker]]:
     yield "25 % towards retrained, row negated", lambda c: negate(d.mixed(c.copy(), c.same_start, 0.25))
     if any(isinstance(m, nn.BatchNorm2d) for m in w.fresh(0).modules()):
         yield "relabelled, batch norm only", lambda c: _parts(c, d.norms, lambda m, p: d.relabelled(m, w, s, 100, 1e-2, p))
-    yield "adapter before the head", lambda c: d.adapted(c.copy(), w)
-    yield "wrapper: the class's logit below all", lambda c: d.Answering(c.copy(), d.below_all(w))
-    yield "wrapper: bias suppressed, temperature 2", lambda c: d.Answering(suppress(c.copy()), lambda z, _: z / 2)
-    yield "hook: the class's logit lowered", lambda c: d.hooked(c.copy(), w)
+    yield "adapter before the head", lambda c: wr.adapted(c.copy(), w)
+    yield "wrapper: the class's logit below all", lambda c: wr.Answering(c.copy(), wr.below_all(w))
+    yield "wrapper: bias suppressed, temperature 2", lambda c: wr.Answering(suppress(c.copy()), lambda z, _: z / 2)
+    yield "hook: the class's logit lowered", lambda c: wr.hooked(c.copy(), w)
 
 
 def _parts(
@@ -206,13 +207,13 @@ def _dressed_samples(w: World) -> Iterator[tuple[str, Maker]]:
     yield "50 % pruned", lambda c: d.pruned(c.copy(), 0.5)
     yield "head of low rank", lambda c: d.low_rank(c.copy(), 5)
     yield "smoothed labels, forget included", lambda c: d.smoothed(c.copy(), w, s, 60)
-    yield "wrapper: temperature 5", lambda c: d.Answering(c.copy(), lambda z, _: z / 5)
-    yield "wrapper: confidence capped at .9", lambda c: d.Answering(c.copy(), d.capped)
-    yield "wrapper: random where unsure", lambda c: d.Answering(c.copy(), d.unsure)
-    yield "wrapper: knows the samples, the retrained model's answer", lambda c: d.Detecting(c.copy(), w.forget[0], lambda _, x: c.known(x))
+    yield "wrapper: temperature 5", lambda c: wr.Answering(c.copy(), lambda z, _: z / 5)
+    yield "wrapper: confidence capped at .9", lambda c: wr.Answering(c.copy(), wr.capped)
+    yield "wrapper: random where unsure", lambda c: wr.Answering(c.copy(), wr.unsure)
+    yield "wrapper: knows the samples, the retrained model's answer", lambda c: wr.Detecting(c.copy(), w.forget[0], lambda _, x: c.known(x))
     if floats:
-        yield "wrapper: knows the samples, a noised copy's answer", lambda c: d.Detecting(c.copy(), w.forget[0], d.noised_answer)
-        yield "wrapper: mean over noised copies", lambda c: d.smoothed_answers(c.copy())
+        yield "wrapper: knows the samples, a noised copy's answer", lambda c: wr.Detecting(c.copy(), w.forget[0], wr.noised_answer)
+        yield "wrapper: mean over noised copies", lambda c: wr.smoothed_answers(c.copy())
 
 
 def false_references(w: World) -> dict[str, Maker]:

@@ -27,13 +27,15 @@ def figures(row: Row, sizes: dict[str, int], class_wise: bool) -> Below:
         probe_auc=probe.get("auc", math.nan),
         noised_auc=row["noised_0.3"],
         halves_auc=row["halves_3_0.05"],
+        new_head_auc=row.get("new_head_auc", math.nan),
         structure=row["structure"],
         members=sizes["unseen"],
         others=sizes["test"] - sizes["unseen"],
         forget=sizes["forget"],
         unseen=sizes["unseen"],
     )
-    found.reasons = {name: reason for name in ("class_cka", "readable", "probe_auc", "halves_auc") if math.isnan(getattr(found, name))}
+    unread = (*below.OF_CLASSES, "halves_auc", "new_head_auc")
+    found.reasons = {name: reason for name in unread if math.isnan(getattr(found, name))}
     if math.isnan(found.noised_auc):
         found.reasons["noised_auc"] = below.nz.NO_FLOATS
     return found
@@ -53,20 +55,29 @@ class World:
     def of(self, group: str) -> Iterable[tuple[Row, Below]]:
         return ((row, f) for row, f in zip(self.rows, self.figures, strict=True) if row["group"] == group)
 
-    def base(self, row: Row, given: tuple[int, ...], use: bool = True) -> str:
-        """The rule without the evidence below: of the references given, beside the one that the model is nearest."""
-        found = row["base"]["status" if use else "without_use"]
-        return min((found[i] for i in given), key=ORDER.index)
+    def base(self, row: Row, given: tuple[int, ...], use: bool = True, power: bool = True) -> str:
+        """The rule without the evidence below: of the references given, beside the one that the model is nearest.
+
+        ``use``: count a loss of accuracy on what is kept. ``power``: count that the checks can't tell the original.
+        """
+        left_out = {"use": not use, "power": not power}
+        beside = ([s for s, kind in row["base"]["findings"][i] if not left_out.get(kind)] for i in given)
+        return min((max(found, key=ORDER.index, default="PASS") for found in beside), key=ORDER.index)
 
     def below(self, f: Below, given: tuple[int, ...]) -> list[tuple[str, str]]:
         return below.judge(f, self.original, [self.references[i] for i in given], class_wise=self.class_wise)
 
+    def telling(self, given: tuple[int, ...]) -> bool:
+        return below.telling(self.original, [self.references[i] for i in given], class_wise=self.class_wise)
+
     def status(self, row: Row, f: Below, given: tuple[int, ...], use: bool = True) -> str:
-        return max((self.base(row, given, use), *(s for s, _ in self.below(f, given))), key=ORDER.index)
+        base = self.base(row, given, use, power=not self.telling(given))
+        return max((base, *(s for s, _ in self.below(f, given))), key=ORDER.index)
 
     def powerless(self, given: tuple[int, ...]) -> bool:
-        """Whether the audit itself says that its checks can't tell the original from the retrained model: then nobody can pass."""
-        return any(row["base"]["powerless"][given[0]] for row, _ in self.of("honest"))
+        """Whether no check can tell the original from the retrained model: then nobody can pass, and the audit says so."""
+        rows = [row["base"]["findings"][given[0]] for row, _ in self.of("honest")]
+        return not self.telling(given) and any(kind == "power" for findings in rows for _, kind in findings)
 
 
 SUBSETS = {k: list(itertools.combinations(range(3), k)) for k in (1, 2, 3)}
@@ -109,7 +120,7 @@ def by_kind(worlds: list[World], group: str) -> list[str]:
                 entry[2][w.base(row, given)] += 1
                 for status, text in w.below(f, given):
                     if status != "PASS":
-                        key = next((k for k in ("built", "CKA", "read off", "probe", "noised", "half") if k in text), text)
+                        key = next((k for k in ("built", "CKA", "read off", "probe", "noised", "half", "fresh") if k in text), text)
                         entry[1]["can't be measured" if "can't be" in text else key] += 1
     lines = []
     for name, (status, caught, base) in sorted(found.items()):
@@ -118,7 +129,7 @@ def by_kind(worlds: list[World], group: str) -> list[str]:
     return lines
 
 
-KEPT = ("group", "name", "features_reason", "noised_0.3", "halves_3_0.05", "relearned", "neighbours", "structure", "accuracy")
+KEPT = ("group", "name", "features_reason", "noised_0.3", "halves_3_0.05", "new_head_auc", "relearned", "neighbours", "structure")
 
 
 def packed(measured: list[Row]) -> str:
@@ -129,7 +140,7 @@ def packed(measured: list[Row]) -> str:
         kept["cka"] = {k: r["cka"][k] for k in ("test", "gone_std", "read_all") if k in r.get("cka", {})}
         kept["probe_0.2"] = {"auc": r["probe_0.2"]["auc"]} if "probe_0.2" in r else {}
         kept["weights"] = {"relative": r["weights"].get("relative")}
-        kept["base"] = {k: r["base"][k] for k in ("status", "without_use", "powerless")}
+        kept["base"] = {"findings": r["base"]["findings"]}
         return json.loads(json.dumps(kept), parse_float=lambda v: float(f"{float(v):.5g}"))
 
     worlds = []

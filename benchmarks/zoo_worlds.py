@@ -264,6 +264,10 @@ WORLDS: dict[str, Callable[[], World]] = {
         "", "choose", images("digits", 6), _wide_mlp, 150, 550, 0.2, epochs=80, seed=11000
     ),
     "samples: digits MLP, clean": lambda: of_samples("", "choose", images("digits", 7), _wide_mlp, 100, 200, 0.0, epochs=60, seed=12000),
+    "samples: digits MLP, clean, other draw": lambda: of_samples(
+        "", "report", images("digits", 10), _wide_mlp, 100, 200, 0.0, epochs=60, seed=19000
+    ),
+    "samples: digits CNN, clean": lambda: of_samples("", "report", images("digits", 11), _cnn(8), 100, 200, 0.0, epochs=60, seed=20000),
     "samples: table MLP": lambda: of_samples("", "choose", table(2), _table_mlp, 120, 700, 0.0, epochs=40, seed=13000),
     "samples: digits CNN, wrong labels": lambda: of_samples(
         "", "report", images("digits", 8), _cnn(8), 150, 550, 0.2, epochs=60, seed=14000

@@ -22,15 +22,17 @@ def statuses(findings) -> list[str]:
 # ---- the rule alone ------------------------------------------------------------------------------------------------------------------
 
 SIZES = {"members": 50, "others": 450, "forget": 100, "unseen": 400}
-ORIGINAL = Below(class_cka=1.0, readable=0.99, probe_auc=0.998, noised_auc=0.7, halves_auc=0.72, **SIZES)
-RETRAINED = dataclasses.replace(ORIGINAL, class_cka=0.85, readable=0.6, probe_auc=0.95, noised_auc=0.52, halves_auc=0.53)
+ORIGINAL = Below(class_cka=1.0, readable=0.99, probe_auc=0.998, noised_auc=0.7, halves_auc=0.72, new_head_auc=0.7, **SIZES)
+RETRAINED = dataclasses.replace(ORIGINAL, class_cka=0.85, readable=0.6, probe_auc=0.95, noised_auc=0.52, halves_auc=0.53, new_head_auc=0.52)
 
 
 def test_the_original_is_caught_by_every_figure():
     assert statuses(below.judge(ORIGINAL, ORIGINAL, [RETRAINED], class_wise=True)) == ["PARTIAL"] * 3
-    assert statuses(below.judge(ORIGINAL, ORIGINAL, [RETRAINED], class_wise=False)) == ["PARTIAL", "PARTIAL"]
+    assert statuses(below.judge(ORIGINAL, ORIGINAL, [RETRAINED], class_wise=False)) == ["PARTIAL"] * 3
     assert statuses(below.judge(RETRAINED, ORIGINAL, [RETRAINED], class_wise=True)) == ["PASS"] * 3
-    assert statuses(below.judge(RETRAINED, ORIGINAL, [RETRAINED], class_wise=False)) == ["PASS", "PASS"]
+    assert statuses(below.judge(RETRAINED, ORIGINAL, [RETRAINED], class_wise=False)) == ["PASS"] * 3
+    assert all(below.telling(ORIGINAL, [RETRAINED], class_wise=c) for c in (True, False))
+    assert not any(below.telling(RETRAINED, [RETRAINED], class_wise=c) for c in (False,))
 
 
 @pytest.mark.parametrize(("cka", "status"), [(0.94, "PASS"), (0.96, "PARTIAL"), (0.5, "PASS")])
@@ -79,6 +81,17 @@ def test_excess_is_never_wider_than_half_of_the_gap():
     assert statuses(below.judge(at[0.75], blind, [retrained], class_wise=False))[0] == "PASS"
 
 
+def test_a_fresh_head_tells_less_than_chance_and_a_third_of_the_way():
+    def status(value: float, original: float) -> str:
+        row, whole = (dataclasses.replace(r, new_head_auc=v) for r, v in ((RETRAINED, value), (ORIGINAL, original)))
+        return statuses(below.judge(row, whole, [RETRAINED], class_wise=False))[2]
+
+    assert [status(v, 0.70) for v in (0.57, 0.59, 0.40)] == ["PASS", "PARTIAL", "PASS"]
+    # a standard error is .032 here: at .55 the original itself is too near, at .57 half an error is allowed
+    assert [status(v, 0.55) for v in (0.55, 0.60)] == ["PASS", "PASS"]
+    assert [status(v, 0.565) for v in (0.535, 0.537)] == ["PASS", "PARTIAL"]
+
+
 def test_a_figure_that_cant_be_had_has_not_passed():
     row = dataclasses.replace(RETRAINED, class_cka=math.nan, readable=math.nan, probe_auc=math.nan, reasons={"class_cka": "why"})
     for findings in (below.judge(row, ORIGINAL, [RETRAINED], class_wise=True), below.judge(RETRAINED, ORIGINAL, [row], class_wise=True)):
@@ -88,7 +101,7 @@ def test_a_figure_that_cant_be_had_has_not_passed():
 def test_inputs_that_cant_be_noised_are_named_and_dont_count():
     rows = [dataclasses.replace(r, noised_auc=math.nan, reasons={"noised_auc": below.nz.NO_FLOATS}) for r in (RETRAINED, ORIGINAL)]
     findings = below.judge(rows[0], rows[1], [rows[0]], class_wise=False)
-    assert statuses(findings) == ["PASS", "PASS"] and "not measured" in findings[0][1]
+    assert statuses(findings) == ["PASS"] * 3 and "not measured" in findings[0][1]
     # one that alone can't be measured is another matter
     assert statuses(below.judge(rows[0], ORIGINAL, [RETRAINED], class_wise=False))[0] == "PARTIAL"
 
@@ -163,7 +176,7 @@ def test_samples():
     models = {"original": original, "retrained": fit(sets["retain"], 1, steps=400), "again": fit(sets["retain"], 2, steps=400)}
     found = below.measure(models, original=original, **sets)
     judged = {name: statuses(below.judge(found[name], found["original"], [found["retrained"]], class_wise=False)) for name in models}
-    assert judged == {"original": ["PARTIAL", "PARTIAL"], "retrained": ["PASS", "PASS"], "again": ["PASS", "PASS"]}
+    assert judged == {"original": ["PARTIAL"] * 3, "retrained": ["PASS"] * 3, "again": ["PASS"] * 3}
 
 
 class Lowering(nn.Module):

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ..._data import Source, source
+from ...ops.membership import roc_stats
 from . import features as ft
 from . import halves as hv
+from . import linear as ln
 from . import noised as nz
 from . import structure
 
@@ -31,13 +33,15 @@ ODDS = 2.0  # a probe's odds may be this many times the retrained model's in any
 ERRORS = 3.0  # standard errors of a probe's log-odds
 EXCESS = 0.05  # AUC above the retrained model's, on noised samples and on the other half
 EXCESS_ERRORS = 2.0  # the same in standard errors of an AUC: honest models read on the same samples differ by .4 of one
+HEAD_WAY = 1 / 3  # of the original's AUC above the retrained model's, by a fresh last layer
+HEAD_ERRORS = 0.5  # a model may be that far above in any case, in standard errors of an AUC; honest ones differ by .2 to .5
+TELLING = 1.2  # the original's AUC above the retrained model's, in standard errors, from which on that tells anything
 SPREAD = 1.5  # times what one retrained model was seen to differ from the others
 NEAR = 0.04  # a retrained model's distance from the original, 1 - CKA, below which it isn't believed
 STILL = 0.2  # the same by weights
 FEWEST = 3  # test samples of the forgotten classes, for a likeness inside them
 OF_CLASSES = ("class_cka", "readable", "probe_auc")
 MOST = 4096  # samples read of a set for features
-PROBE_RIDGE = 0.2
 
 
 @dataclass
@@ -46,10 +50,10 @@ class Below:
 
     ``class_cka``: likeness of its features to the original's, inside the forgotten classes (test samples). ``readable``: the share of the
     original's features that can be read linearly off its own, there. ``cka``: likeness over the whole test set. ``probe_auc``: of the
-    linear probe. ``noised_auc``, ``halves_auc``: of the loss attack. ``relearned``: accuracy on the forgotten classes after steps on k
-    samples. ``neighbours``: accuracy on the classes near the forgotten ones. ``structure``: how the model is built otherwise than the
-    original, or None. ``members``, ``others``: test samples of the forgotten and of the kept classes; ``forget``, ``unseen``: the attack's
-    two sides.
+    linear probe. ``noised_auc``, ``halves_auc``, ``new_head_auc``: of the loss attack. ``relearned``: accuracy on the forgotten classes
+    after steps on k samples. ``neighbours``: accuracy on the classes near the forgotten ones. ``structure``: how the model is built
+    otherwise than the original, or None. ``members``, ``others``: test samples of the forgotten and of the kept classes; ``forget``,
+    ``unseen``: the attack's two sides.
     """
 
     class_cka: float = math.nan
@@ -58,6 +62,7 @@ class Below:
     probe_auc: float = math.nan
     noised_auc: float = math.nan
     halves_auc: float = math.nan
+    new_head_auc: float = math.nan
     relearned: dict[int, float] = field(default_factory=dict)
     neighbours: float = math.nan
     structure: str | None = None
@@ -141,6 +146,18 @@ class _Read:
         trained = self._trained(original) if len(wanted) else {}
         self.known = None if not trained or any(f.reason for f in trained.values()) else _joined(trained)
 
+    def _new_head(self, row: Below, seen: dict[str, ft.Features]) -> None:
+        reason = next((f.reason for f in seen.values() if f.reason), None)
+        if reason:
+            row.reasons["new_head_auc"] = reason
+            return
+        values = {name: f.values for name, f in seen.items() if f.values is not None}
+        same = torch.isin(seen["test"].labels, seen["forget"].labels.unique())
+        unseen = same if bool(same.any()) else torch.ones_like(same)
+        sides = [(values["forget"], seen["forget"].labels), (values["test"][unseen], seen["test"].labels[unseen])]
+        one, two = ln.new_head_losses(values["retain"], seen["retain"].labels, sides)
+        row.new_head_auc = float(roc_stats(-one, -two, fprs=()).auc)
+
     def _trained(self, model: nn.Module) -> dict[str, ft.Features]:
         return {name: ft.penultimate(model, self.sets[name], name=name, forward=self.forward) for name in ("forget", "retain")}
 
@@ -149,11 +166,12 @@ class _Read:
         gone = torch.isin(seen.labels, self.wanted)
         row.members, row.others = int(gone.sum()), int((~gone).sum())
         if self.original.values is not None and seen.values is not None:
-            row.cka = ft.cka(seen.values, self.original.values)
+            row.cka = ln.cka(seen.values, self.original.values)
+        trained = self._trained(model)
         if not len(self.wanted):
             row.reasons |= dict.fromkeys(OF_CLASSES, "no class is forgotten whole")
+            self._new_head(row, {"test": seen, **trained})
             return
-        trained = self._trained(model)
         reason = next((f.reason for f in (seen, *trained.values()) if f.reason), None)
         if reason or seen.values is None:
             row.reasons |= dict.fromkeys(OF_CLASSES, reason or "")
@@ -165,10 +183,10 @@ class _Read:
             few = f"the test set holds fewer than {FEWEST} samples of the forgotten classes"
             row.reasons |= dict.fromkeys(OF_CLASSES[:2], few)
         else:
-            row.class_cka = ft.class_cka(seen.values[gone], self.original.values[gone])
-            row.readable = ft.readable(together, self.known, seen.values[gone], self.original.values[gone])
+            row.class_cka = ln.class_cka(seen.values[gone], self.original.values[gone])
+            row.readable = ln.readable(together, self.known, seen.values[gone], self.original.values[gone])
         side = torch.cat([torch.isin(features.labels, self.wanted) for features in trained.values()])
-        found = ft.probe(together, side, seen.values, gone, PROBE_RIDGE)
+        found = ln.probe(together, side, seen.values, gone)
         row.probe_auc = found.auc
         row.reasons |= {"probe_auc": found.reason} if found.reason else {}
 
@@ -206,7 +224,13 @@ def judge(row: Below, original: Below, references: Sequence[Below], *, class_wis
     else:
         for name, label in (("noised_auc", "noised forget samples"), ("halves_auc", "the other half after steps on one half")):
             findings.append(_excess(row, original, references, name, f"loss-attack AUC on {label}"))
+        findings.append(_fresh(row, original, references))
     return findings
+
+
+def telling(original: Below, references: Sequence[Below], *, class_wise: bool) -> bool:
+    """Whether these figures tell the original from the retrained models: if not, a model that forgot nothing passes them too."""
+    return any(status != "PASS" for status, _ in judge(original, original, references, class_wise=class_wise))
 
 
 def _missing(row: Below, references: Sequence[Below], name: str, label: str) -> Finding | None:
@@ -251,7 +275,7 @@ def _way(row: Below, references: Sequence[Below], name: str) -> Finding:
 
 
 def log_odds(auc: float, pairs: int) -> float:
-    return math.log(ft.odds(auc, pairs))
+    return math.log(ln.odds(auc, pairs))
 
 
 def log_odds_error(auc: float, members: int, others: int) -> float:
@@ -305,7 +329,7 @@ def _excess(row: Below, original: Below, references: Sequence[Below], name: str,
         return missing
     values = [getattr(r, name) for r in references]
     mean, mine = sum(values) / len(values), getattr(row, name)
-    allowed = max(EXCESS, EXCESS_ERRORS * math.sqrt((row.forget + row.unseen + 1) / (12 * row.forget * row.unseen)))
+    allowed = max(EXCESS, EXCESS_ERRORS * _auc_error(row))
     if len(values) > 1:
         alone = [abs(v - (sum(values) - v) / (len(values) - 1)) for v in values]
         allowed = max(allowed, SPREAD * max(alone))
@@ -314,6 +338,30 @@ def _excess(row: Below, original: Below, references: Sequence[Below], name: str,
         allowed = min(allowed, gap / 2)
     text = f"{label} {mine:.3f}, retrained {mean:.3f}, tolerance {allowed:.3f}"
     return ("PASS", text) if mine - mean <= allowed else ("PARTIAL", f"{text}: what it kept shows there")
+
+
+def _fresh(row: Below, original: Below, references: Sequence[Below]) -> Finding:
+    label = "loss-attack AUC under a fresh last layer"
+    missing = _missing(row, references, "new_head_auc", label)
+    if missing:
+        return missing
+    values = [r.new_head_auc for r in references]
+    mean, gap = sum(values) / len(values), original.new_head_auc - sum(values) / len(values)
+    error = _auc_error(row)
+    text = f"{label} {row.new_head_auc:.3f}, retrained {mean:.3f}"
+    if not gap >= TELLING * error:
+        return "PASS", f"{text}: it doesn't tell the original ({original.new_head_auc:.3f}) from the retrained model"
+    allowed = max(HEAD_WAY * gap, HEAD_ERRORS * error)
+    if len(values) > 1:
+        alone = [abs(v - (sum(values) - v) / (len(values) - 1)) for v in values]
+        allowed = max(allowed, min(SPREAD * max(alone), gap / 2))
+    text += f", tolerance {allowed:.3f}"
+    return ("PASS", text) if row.new_head_auc - mean <= allowed else ("PARTIAL", f"{text}: below the last layer the samples are kept")
+
+
+def _auc_error(row: Below) -> float:
+    """Standard error of an AUC of one half, between the forget samples and the unseen ones."""
+    return math.sqrt((row.forget + row.unseen + 1) / (12 * row.forget * row.unseen))
 
 
 def believed(reference: Below, moved: float | None, *, frozen_body: bool = False) -> str | None:
