@@ -3,7 +3,8 @@
     python -m fastforget._bench.verdict_zoo --out FOLDER              measure every model of every world (after a kill, again: it goes on)
     python -m fastforget._bench.verdict_zoo --out FOLDER --pack FILE  what the report reads, in one file
     python -m fastforget._bench.verdict_zoo --report                  the rule's two error rates, and tables of every kind, of the file
-                                                                      beside this one (or of a FOLDER by --out)
+                                                                      in results/ (or of a FOLDER by --out)
+    python -m fastforget._bench.verdict_zoo --page                    the same into VERDICT.md
 
 One process, one thread. Each world's rows go to a JSON file of its own as soon as the world is done.
 """
@@ -29,10 +30,11 @@ from fastforget.auditing.measure.halves import nearest_classes
 
 from . import zoo_models as zm
 from .zoo_measure import Ruler
-from .zoo_report import packed, text
+from .zoo_report import packed, page, text
 from .zoo_worlds import WORLDS, World, world
 
 RESULTS = Path(__file__).with_name("results") / "verdict-zoo.json"
+PAGE = Path(__file__).with_name("VERDICT.md")
 USE = "test accuracy on the kept classes"
 
 
@@ -42,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--pack", type=Path, metavar="FILE", help="measure nothing; write what the report reads of FOLDER into FILE")
     p.add_argument("--only", default="", metavar="WORD", help="only worlds with this in their names")
     p.add_argument("--report", action="store_true", help="measure nothing; read the folder and print what the rule makes of it")
+    p.add_argument("--page", action="store_true", help="the same into VERDICT.md")
     return p
 
 
@@ -49,8 +52,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    if args.report:
-        print(text(read(args.out) if args.out else json.loads(RESULTS.read_text())))
+    if args.report or args.page:
+        rows = read(args.out) if args.out else json.loads(RESULTS.read_text())
+        if args.page:
+            write_whole(PAGE, page(rows))
+        else:
+            print(text(rows))
         return 0
     if args.out is None:
         parser().error("--out: a FOLDER is needed to measure into, or --report alone")
@@ -72,9 +79,14 @@ def read(folder: Path) -> list[dict[str, Any]]:
     """The worlds' rows."""
     worlds = [json.loads(path.read_text()) for path in sorted(folder.glob("*-*.json"))]
     for measured in worlds:
-        for row in measured["rows"]:
-            row["base"]["findings"] = [[(r.partition(":")[0], _kind(r)) for r in given] for given in row["base"]["reasons"]]
+        coded(measured)
     return worlds
+
+
+def coded(measured: dict[str, Any]) -> None:
+    """Adds what the report reads of the reasons: each one's status and kind."""
+    for row in measured["rows"]:
+        row["base"]["findings"] = [[(r.partition(":")[0], _kind(r)) for r in given] for given in row["base"]["reasons"]]
 
 
 def _kind(reason: str) -> str:

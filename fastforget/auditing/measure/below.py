@@ -26,8 +26,8 @@ from . import structure
 Forward = Callable[[nn.Module, Any], Tensor]
 Finding = tuple[str, str]
 
-WAY = 1 / 3  # of retraining's way from the original, by CKA inside the forgotten classes
-READ_WAY = 1 / 4  # the same by what can't be read linearly off a model's features
+WAY = 1 / 4  # of retraining's way from the original, by CKA inside the forgotten classes
+READ_WAY = 1 / 4  # the same, by what can't be read linearly off a model's features
 KNOWN = 0.5  # of the log-odds between retrained and original, by a linear probe
 ODDS = 2.0  # a probe's odds may be this many times the retrained model's in any case
 ERRORS = 3.0  # standard errors of a probe's log-odds
@@ -246,13 +246,18 @@ WAYS = {
 }
 
 
+def _distance(row: Below, name: str) -> float:
+    """1 - the figure; a share below 0 is one of nothing."""
+    return 1 - max(getattr(row, name), 0.0)
+
+
 def way_limit(references: Sequence[Below], name: str = "class_cka") -> tuple[float, float]:
     """The retrained models' mean distance from the original, 1 - the figure, and the share of it that a model must reach.
 
     >>> way_limit([Below(class_cka=0.75)]) == (0.25, WAY)
     True
     """
-    distances = [1 - getattr(r, name) for r in references]
+    distances = [_distance(r, name) for r in references]
     mean, share = sum(distances) / len(distances), WAYS[name][0]
     if len(distances) < 2 or min(distances) <= 0:
         return mean, share
@@ -269,7 +274,7 @@ def _way(row: Below, references: Sequence[Below], name: str) -> Finding:
     mine = getattr(row, name)
     if mean <= 0:
         return "PARTIAL", f"{label}: the retrained models are as near the original as can be ({1 - mean:.3f}), so it tells nothing"
-    way = (1 - mine) / mean
+    way = _distance(row, name) / mean
     text = f"{label} {mine:.3f}, retrained {1 - mean:.3f}: {100 * way:.0f} % of retraining's way, at least {100 * share:.0f} %"
     return ("PASS" if way >= share else "PARTIAL"), text
 
