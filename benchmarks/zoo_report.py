@@ -23,7 +23,7 @@ def figures(row: Row, sizes: dict[str, int], class_wise: bool) -> Below:
     found = Below(
         class_cka=alike.get("gone_std", math.nan) if class_wise else math.nan,
         readable=alike.get("read_all", math.nan) if class_wise else math.nan,
-        cka=alike.get("test", math.nan),
+        cka=alike.get("test_std", math.nan),
         probe_auc=probe.get("auc", math.nan),
         noised_auc=row["noised_0.3"],
         halves_auc=row["halves_3_0.05"],
@@ -137,7 +137,7 @@ def packed(measured: list[Row]) -> str:
 
     def row(r: Row) -> Row:
         kept = {name: r[name] for name in KEPT if name in r}
-        kept["cka"] = {k: r["cka"][k] for k in ("test", "gone_std", "read_all") if k in r.get("cka", {})}
+        kept["cka"] = {k: r["cka"][k] for k in ("test", "test_std", "gone_std", "read_all") if k in r.get("cka", {})}
         kept["probe_0.2"] = {"auc": r["probe_0.2"]["auc"]} if "probe_0.2" in r else {}
         kept["weights"] = {"relative": r["weights"].get("relative")}
         kept["base"] = {"findings": r["base"]["findings"]}

@@ -113,10 +113,13 @@ def test_another_structure_is_never_more_than_partial():
 
 
 def test_false_references():
-    assert below.believed(RETRAINED, 0.98) is None and below.believed(RETRAINED, None) is None
-    assert "weights" in below.believed(RETRAINED, 0.01)
-    assert "features" in below.believed(dataclasses.replace(RETRAINED, class_cka=0.999), 0.98)
-    assert below.believed(dataclasses.replace(RETRAINED, class_cka=0.999), 0.0, frozen_body=True) is None
+    def why(cka: float, moved: float | None, **how: bool) -> str | None:
+        return below.believed(dataclasses.replace(RETRAINED, cka=cka), moved, **how)
+
+    assert why(0.9, 0.98) is None and why(0.9, 0.01) is None and why(0.97, None) is None and why(math.nan, 0.0) is None
+    assert "CKA 0.999" in why(0.999, 0.98) and "weights" not in why(0.999, None)
+    assert "weights" in why(0.97, 0.1)
+    assert why(0.999, 0.0, frozen_body=True) is None
 
 
 # ---- a small world -------------------------------------------------------------------------------------------------------------------

@@ -37,8 +37,9 @@ HEAD_WAY = 1 / 3  # of the original's AUC above the retrained model's, by a fres
 HEAD_ERRORS = 0.5  # a model may be that far above in any case, in standard errors of an AUC; honest ones differ by .2 to .5
 TELLING = 1.2  # the original's AUC above the retrained model's, in standard errors, from which on that tells anything
 SPREAD = 1.5  # times what one retrained model was seen to differ from the others
-NEAR = 0.04  # a retrained model's distance from the original, 1 - CKA, below which it isn't believed
-STILL = 0.2  # the same by weights
+# A retrained model isn't believed whose features lie that near the original's (1 - CKA over the test set), or nearer than the second where
+# its weights below the last layer lie nearer than STILL as well. Of honest ones those from the original's own initial weights come nearest.
+SAME_FEATURES, NEAR_FEATURES, STILL = 0.02, 0.045, 0.2
 FEWEST = 3  # test samples of the forgotten classes, for a likeness inside them
 OF_CLASSES = ("class_cka", "readable", "probe_auc")
 MOST = 4096  # samples read of a set for features
@@ -49,8 +50,8 @@ class Below:
     """One model's figures; NaN comes with an entry in ``reasons`` under the figure's name.
 
     ``class_cka``: likeness of its features to the original's, inside the forgotten classes (test samples). ``readable``: the share of the
-    original's features that can be read linearly off its own, there. ``cka``: likeness over the whole test set. ``probe_auc``: of the
-    linear probe. ``noised_auc``, ``halves_auc``, ``new_head_auc``: of the loss attack. ``relearned``: accuracy on the forgotten classes
+    original's features that can be read linearly off its own, there. ``cka``: as ``class_cka``, over the whole test set. ``probe_auc``: of
+    the linear probe. ``noised_auc``, ``halves_auc``, ``new_head_auc``: of the loss attack. ``relearned``: accuracy on the forgotten classes
     after steps on k samples. ``neighbours``: accuracy on the classes near the forgotten ones. ``structure``: how the model is built
     otherwise than the original, or None. ``members``, ``others``: test samples of the forgotten and of the kept classes; ``forget``,
     ``unseen``: the attack's two sides.
@@ -166,7 +167,7 @@ class _Read:
         gone = torch.isin(seen.labels, self.wanted)
         row.members, row.others = int(gone.sum()), int((~gone).sum())
         if self.original.values is not None and seen.values is not None:
-            row.cka = ln.cka(seen.values, self.original.values)
+            row.cka = ln.class_cka(seen.values, self.original.values)
         trained = self._trained(model)
         if not len(self.wanted):
             row.reasons |= dict.fromkeys(OF_CLASSES, "no class is forgotten whole")
@@ -377,10 +378,10 @@ def believed(reference: Below, moved: float | None, *, frozen_body: bool = False
         moved: its weights' distance from the original's below the last layer, relative to both norms together; None where unknown.
         frozen_body: the caller says that retraining leaves the body alone.
     """
-    if frozen_body:
+    if frozen_body or math.isnan(reference.cka):
         return None
-    if moved is not None and moved < STILL:
-        return f"below the last layer its weights lie {100 * moved:.2g} % of their size from the original's, at least {100 * STILL:.0f} %"
-    if not math.isnan(reference.class_cka) and 1 - reference.class_cka < NEAR:
-        return f"inside the forgotten classes its features are the original's (CKA {reference.class_cka:.3f})"
+    distance, still = 1 - reference.cka, moved is not None and moved < STILL
+    if distance < SAME_FEATURES or (still and distance < NEAR_FEATURES):
+        near = f", and its weights below the last layer {100 * (moved or 0):.2g} % of their size" if still else ""
+        return f"its features are nearly the original's (CKA {reference.cka:.3f}){near}: it was not retrained from the start"
     return None
