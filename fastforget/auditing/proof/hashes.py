@@ -80,4 +80,4 @@ def of_ids(ids: Iterable[Any]) -> tuple[str, int]:
     text = sorted(str(one) for one in ids)
     if any("\n" in one for one in text):
         raise ValueError("ids: one of them holds a line feed; accepted are ids that fit on one line")
-    return hashlib.sha256("".join(f"{one}\n" for one in text).encode()).hexdigest(), len(text)
+    return hashlib.sha256("".join(f"{one}\n" for one in text).encode("utf-8", "surrogatepass")).hexdigest(), len(text)
