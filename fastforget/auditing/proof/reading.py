@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -89,7 +90,9 @@ def load_weights(path: str | Path, key: str | None = None) -> dict[str, Any]:
         return dict(_safetensors(path))
     _refuse_packed(Path(path), size)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's about a pickle's protocol: what it makes of it is what counts
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged file makes of a reader that is not ours
         raise Unreadable(f"{path}: can't be read as weights ({first_line(error)}); {WANTED}") from error
     tensors = list(_tensors(path, loaded))
