@@ -81,6 +81,8 @@ def text(found: dict[str, Any]) -> str:
         library = found["libraries"][part]
         detail = f" ({' '.join(library['built_for'])})" if library["built_for"] else ""
         lines.append(f"{name:<11}" + (f"loaded{detail}" if library["loaded"] else f"no: {library['reason']}"))
+        if not library["loaded"]:
+            lines.append(" " * 11 + f"to have them, {backend.mending(part)}")
     lines += ["", *_table(found)]
     if not torch.cuda.is_available():
         lines.append("  No GPU here: the cuda rows say what would serve CUDA tensors.")
