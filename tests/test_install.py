@@ -23,6 +23,7 @@ from types import ModuleType
 import page_types
 import pytest
 import setuptools
+from built_once import built_once
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = sysconfig.get_path("purelib")
@@ -94,36 +95,44 @@ def only_wheel(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkout's sources as they are now, all of them."""
-    copy = tmp_path_factory.mktemp("checkout") / "fastforget"
-    return Path(shutil.copytree(ROOT, copy, ignore=NOT_SOURCE))
+
+    def copy(folder: Path) -> None:
+        shutil.copytree(ROOT, folder / "fastforget", ignore=NOT_SOURCE)
+
+    return built_once(tmp_path_factory, "checkout", copy) / "fastforget"
 
 
 @pytest.fixture(scope="session")
 def tree(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkout as its sdist holds it, with the checkout's object files: only changed files compile."""
-    folder = tmp_path_factory.mktemp("sdist")
-    make = "import os, sys, setuptools.build_meta as b; os.chdir(sys.argv[1]); b.build_sdist(sys.argv[2])"
-    succeeds([sys.executable, "-c", make, checkout, folder])
-    (archive,) = folder.glob("*.tar.gz")
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder / "unpacked", filter="data")
-    (unpacked,) = (folder / "unpacked").iterdir()
-    if (ROOT / "build" / "native").is_dir():
-        shutil.copytree(ROOT / "build" / "native", unpacked / "build" / "native")
+    """The checkout as its sdist holds it, with the checkout's object files: only changed files compile. The wheel is built in it."""
+
+    def unpack(folder: Path) -> None:
+        make = "import os, sys, setuptools.build_meta as b; os.chdir(sys.argv[1]); b.build_sdist(sys.argv[2])"
+        succeeds([sys.executable, "-c", make, checkout, folder])
+        (archive,) = folder.glob("*.tar.gz")
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder / "unpacked", filter="data")
+        (unpacked,) = (folder / "unpacked").iterdir()
+        if (ROOT / "build" / "native").is_dir():
+            shutil.copytree(ROOT / "build" / "native", unpacked / "build" / "native")
+
+    (unpacked,) = (built_once(tmp_path_factory, "sdist", unpack) / "unpacked").iterdir()
     return unpacked
 
 
 @pytest.fixture(scope="session")
 def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("wheel")
-    python = environment(out / "env", [SITE])
-    succeeds(wheel_command(python, tree, out), FASTFORGET_REQUIRE_NATIVE="1")
-    return only_wheel(out)
+    def build(folder: Path) -> None:
+        python = environment(folder / "env", [SITE])
+        succeeds(wheel_command(python, tree, folder), FASTFORGET_REQUIRE_NATIVE="1")
+
+    return only_wheel(built_once(tmp_path_factory, "wheel", build))
 
 
 @pytest.fixture
-def fresh(tree: Path, tmp_path: Path) -> Path:
+def fresh(tree: Path, wheel: Path, tmp_path: Path) -> Path:
     """A copy of the sdist's tree to damage."""
+    assert wheel.exists()  # so nothing builds in the tree any more
     return Path(shutil.copytree(tree, tmp_path / "tree", ignore=shutil.ignore_patterns("build")))
 
 
@@ -318,7 +327,8 @@ def test_install_without_a_tool_succeeds_and_says_so(lacking: str, fresh: Path, 
 
 
 @slow
-def test_source_that_does_not_compile_leaves_that_part_out(tree: Path, tmp_path: Path) -> None:
+def test_source_that_does_not_compile_leaves_that_part_out(wheel: Path, tree: Path, tmp_path: Path) -> None:
+    assert wheel.exists()  # so the tree has all its objects
     broken = Path(shutil.copytree(tree, tmp_path / "tree"))
     with open(broken / "csrc" / "cpu" / "levels_ops.cpp", "a") as source:
         source.write("\nthis is not C++;\n")

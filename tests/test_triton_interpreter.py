@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 HERE = Path(__file__).resolve().parent
 INTERPRETED = [
     ("triton_elementwise.py", "noise"),
