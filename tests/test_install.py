@@ -387,6 +387,64 @@ def test_bare_checkout_finds_kernels_and_benchmarks(checkout: Path) -> None:
     assert {next(f for f in folders if f in Path(origin).parents) for origin in found.values()} == set(folders)
 
 
+FIRST_USE = """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import torch, fastforget as ff
+    x = torch.zeros(4)
+    with ff.use_backend("reference"):
+        ff.ops.noise.normal_(x, seed=0)
+    print("BEFORE", len(caught))
+    for _ in range(3):
+        ff.ops.noise.normal_(x, seed=0)
+        ff.ops.mask.dampen_([x], [x + 1], [x], alpha=2.0, lam=1.0)
+    print("WARNINGS", len(caught), caught[0].message)
+    print("SERVING", ff.backend.serving("normal_", "cpu"), ff.backends()["normal_"]["cpu"]["native"])
+"""
+
+
+def test_a_missing_native_part_is_said_at_first_use_once_with_what_mends_it(checkout: Path, tmp_path: Path) -> None:
+    bare = Path(shutil.copytree(checkout, tmp_path / "source"))
+    path = f"import sys; sys.path.insert(0, {str(bare)!r})\n"
+    out = succeeds([sys.executable, "-I", "-c", path + FIRST_USE])
+    assert "BEFORE 0" in out and "WARNINGS 1 fastforget: there are no compiled kernels for CPU tensors (not built here)" in out
+    assert "torch>=2.10, ninja, setuptools>=77 and g++ (11 or newer), then run cd " in out and f"{bare} && " in out
+    assert "setup.py build_native" in out and "SERVING reference not built here" in out
+    (bare / "fastforget" / "_lib").mkdir()
+    (bare / "fastforget" / "_lib" / "build.json").write_text(json.dumps({"missing": {"cpu": "ninja not found: `pip install ninja`"}}))
+    (bare / "setup.py").unlink()  # as it lies in site-packages
+    out = succeeds([sys.executable, "-I", "-c", path + FIRST_USE])
+    assert "(ninja not found: `pip install ninja`), so plain PyTorch serves, many times slower" in out
+    assert "source folder: pip install --no-build-isolation --no-deps --force-reinstall ." in out
+    info = succeeds([sys.executable, "-I", "-c", path + "from fastforget.__main__ import main; main(['info'])"])
+    assert "CPU ops    no: ninja not found" in info and "to have them, install what is missing of torch>=2.10, ninja" in info
+    (bare / "fastforget" / "_lib" / "libfastforget_cpu.so").write_bytes(b"no library")
+    out = succeeds([sys.executable, "-I", "-c", path + FIRST_USE])
+    assert "WARNINGS 1 " in out and "(libfastforget_cpu.so did not load: " in out
+
+
+def test_without_torch_it_says_what_to_install(checkout: Path, tmp_path: Path) -> None:
+    alone = [sys.executable, "-S"]  # without site-packages there is no torch
+    done = run([*alone, "-m", "fastforget", "info"], PYTHONPATH=str(checkout))
+    assert done.returncode == 2 and done.stdout.count("\n") == 1, done.stdout
+    for text in ("fastforget needs PyTorch 2.10 or newer", "No module named 'torch'", "pip install torch", "pip install ninja"):
+        assert text in done.stdout
+    done = run([*alone, "-c", "import fastforget"], PYTHONPATH=str(checkout))
+    assert done.returncode == 1 and "\nImportError: fastforget needs PyTorch 2.10 or newer" in done.stdout
+    (tmp_path / "torch.py").write_text("__version__ = '2.4.1+cpu'\n")
+    done = run([*alone, "-c", "import fastforget"], PYTHONPATH=os.pathsep.join((str(checkout), str(tmp_path))))
+    assert done.returncode == 1 and "found 2.4.1+cpu. Upgrade it: pip install --upgrade torch" in done.stdout
+
+
+def test_the_install_names_what_a_build_takes(checkout: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(checkout, tmp_path / "source"))
+    out = succeeds([sys.executable, source / "setup.py", "-q", "build_native"], CXX="no-such-compiler", FASTFORGET_SKIP_CUDA="1")
+    assert re.search(r"CPU ops +NOT BUILT +C\+\+ compiler `no-such-compiler` not found", out)
+    assert "A build takes torch>=2.10, ninja, setuptools>=77 and g++ 11 or newer" in out
+    assert "pip install --no-build-isolation --no-deps --force-reinstall ." in out
+
+
 @slow
 def test_per_isa_objects_share_no_symbol_with_other_levels(wheel: Path, tree: Path) -> None:
     """A weak copy of an inline function, compiled for AVX-512, could be the one the linker keeps for all."""
