@@ -12,7 +12,7 @@ PYTEST := OMP_WAIT_POLICY=passive $(PY) -m pytest
 CSRC := $(shell find csrc -type f)
 CSRC_FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(CSRC))
 
-.PHONY: demo test-quick test test-slow test-all lint format bench info native setup clean
+.PHONY: demo test-quick test test-slow test-all lint format bench docs info native setup clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -43,6 +43,10 @@ format: $(VENV)/.lint
 
 bench: setup
 	$(PY) -m fastforget bench --readme $(ARGS)
+
+# The generated parts of README and docs, from the committed rows.
+docs: setup
+	$(PY) -m fastforget._bench.docs $(ARGS)
 
 info: setup
 	$(PY) -m fastforget info
