@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._data import source
+from ..._weights import eval_mode
 from ...ops.noise import normal_
 from . import passes
 
@@ -143,7 +144,7 @@ def _same(output: Tensor, logits: Tensor) -> bool:
 @contextmanager
 def reading(model: nn.Module, forward: Forward | None = None) -> Iterator[Reader]:
     """A :class:`Reader` of a model in eval mode, without gradients; afterwards the model's modes are as they were."""
-    with passes.evaluating({"model": model}), torch.no_grad(), Reader(model, forward) as reader:
+    with eval_mode(model), torch.no_grad(), Reader(model, forward) as reader:
         yield reader
 
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..._data import Source, source
+from ..._random import own_randomness
+from ..._weights import device_of, eval_mode
 from ...ops.membership import membership_scores, roc_stats
 from . import passes
 
@@ -74,7 +76,7 @@ def _unteachable(model: nn.Module) -> str | None:
 
 def _descend(model: nn.Module, held: Source, steps: int, lr: float, forward: Forward | None) -> None:
     """Plain gradient descent on the whole set's mean cross-entropy, its gradient summed over the batches."""
-    device = passes.device_of(model)
+    device = device_of(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     for _ in range(steps):
         for parameter in trained:
@@ -92,7 +94,7 @@ def _descend(model: nn.Module, held: Source, steps: int, lr: float, forward: For
 def losses(model: nn.Module, held: Source, forward: Forward | None = None) -> Tensor:
     """Each sample's cross-entropy, float64[N] on the CPU, in eval mode."""
     kept: list[Tensor] = []
-    with passes.evaluating({"model": model}), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         for inputs, labels in held.batches():
             logits = passes.batch_logits(model, inputs, forward, f"{held.name} set")
             kept.append(membership_scores(logits, labels.to(logits.device)).loss.double().cpu())
@@ -143,7 +145,7 @@ def other_half(
     halves = [inside.subset(torch.arange(start, len(inside), 2)) for start in (0, 1)]
     found = []
     for taught, judged in (halves, halves[::-1]):
-        with passes.own_randomness(seed), _student(model) as student:
+        with own_randomness(seed), _student(model) as student:
             try:
                 _descend(student, taught, steps, lr, forward)
             except RuntimeError as error:
@@ -222,10 +224,10 @@ def _accuracy_after(
     seed: int,
     forward: Forward | None,
 ) -> float:
-    device = passes.device_of(model)
+    device = device_of(model)
     batches = [*forget.at(shown.split(256), device=device), *retain.at(beside.split(256), device=device)]
     count = len(shown) + len(beside)
-    with passes.own_randomness(seed), _student(model) as student:
+    with own_randomness(seed), _student(model) as student:
         optimiser = torch.optim.Adam([p for p in student.parameters() if p.requires_grad], lr=lr)
         for _ in range(steps):
             optimiser.zero_grad()
@@ -238,7 +240,7 @@ def _accuracy_after(
 def accuracy(model: nn.Module, held: Source, forward: Forward | None = None) -> float:
     """The share of a set that the model answers rightly, in eval mode."""
     right = 0
-    with passes.evaluating({"model": model}), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         for inputs, labels in held.batches():
             right += int((passes.batch_logits(model, inputs, forward, f"{held.name} set").argmax(1).cpu() == labels.cpu()).sum())
     return right / len(held)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..._data import Source, source
+from ..._random import own_randomness
+from ..._weights import eval_mode
 from ...ops.membership import membership_scores, roc_stats
 from ...ops.noise import normal_
 from . import passes
@@ -89,7 +91,7 @@ def noised_losses(model: nn.Module, held: Source, std: float, *, draws: int, see
     """Each sample's cross-entropy, the mean of ``draws`` noised copies, float64[N] on the CPU."""
     kept: list[Tensor] = []
     first = 0
-    with passes.evaluating({"model": model}), passes.own_randomness(seed), torch.no_grad():
+    with eval_mode(model), own_randomness(seed), torch.no_grad():
         for inputs, labels in held.batches():
             total = torch.zeros(len(labels), dtype=torch.float64)
             for draw in range(draws):
