@@ -51,6 +51,11 @@ docs: setup
 info: setup
 	$(PY) -m fastforget info
 
+# The generated parts of README and docs/, from committed rows and from the code.
+.PHONY: docs
+docs: setup
+	$(PY) -m fastforget._bench.docs
+
 # The native parts alone, all of them or an error.
 native: $(VENV)/.deps
 	FASTFORGET_REQUIRE_NATIVE=1 $(PY) setup.py -q build_native
