@@ -23,7 +23,7 @@ from .finding import Finding, same
 from .receipt import CALLED, own_hash
 from .schema import required, violations
 
-ON_TRUST = "created, versions, machine, facts, oracle_threshold, and the method's options, seconds and words"
+ON_TRUST = "created, versions, machine, facts, intervals by resampling, words beside figures, the method's options, seconds and words"
 # Buffers of batch normalisation stand among the weights of a state_dict.
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
