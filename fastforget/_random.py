@@ -54,10 +54,11 @@ def seed_all(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
-    random.seed(seed)
+    bits = int(seed) % 2**64  # torch takes negative ones as well
+    random.seed(bits)
     made = getattr(np.random, np.random.get_state(legacy=False)["bit_generator"], None)
     if made is not None:  # a caller may have put one that isn't numpy's in its place
-        np.random.set_state(made(seed).state)
+        np.random.set_state(made(bits).state)
 
 
 class own_randomness:

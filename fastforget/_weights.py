@@ -66,7 +66,8 @@ class Overwriting:
     def give(self, result: T) -> T:
         """Writes all, and returns ``result``; where that is interrupted, nothing is written."""
         try:
-            return (torch._foreach_copy_(self.target, self.new), result)[1]  # one line: nothing comes after the write
+            # one line, so that nothing comes after the write
+            return (torch._foreach_copy_(self.target, self.new), result)[1]  # type: ignore[func-returns-value]
         except BaseException:
             torch._foreach_copy_(self.target, self.old)
             raise

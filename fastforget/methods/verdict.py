@@ -142,7 +142,8 @@ def _on_samples(task: Task, before: Before) -> Verdict:
         "attack_auc_limit": limit,
         "attack_auc_low_limit": low,
     }
-    text = f"loss attack of {len(task.forget)} forget against {len(unseen)} {unseen.name} samples: AUC {before.auc:.3f} before, {auc:.3f} now"
+    sizes = f"{len(task.forget)} forget against {len(unseen)} {unseen.name} samples"
+    text = f"loss attack of {sizes}: AUC {before.auc:.3f} before, {auc:.3f} now"
     if _weights.fingerprint(task.model) == before.weights_sha256:
         return Verdict(False, f"the weights are unchanged; {text}", figures)
     if not known:
