@@ -147,9 +147,10 @@ def _version(tensor: Tensor) -> int:
 
 def training_mode(model: nn.Module, given: nn.Module) -> None:
     """Train mode, but for the norms that are frozen in the model as ``given``: they keep their statistics."""
+    frozen = frozen_norms(given)  # before, as ``given`` may be the model itself
     model.train()
     modules = dict(model.named_modules())
-    for name in frozen_norms(given):
+    for name in frozen:
         modules[name].eval()
 
 
@@ -180,7 +181,7 @@ def reading_copy(model: nn.Module) -> nn.Module:
         return model
     shared: dict[int, object] = {}
     for parameter in model.parameters():
-        plain = type(parameter) is nn.Parameter
+        plain = type(parameter) is nn.Parameter and not parameter.is_inference()
         shared[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad) if plain else parameter
     try:
         return copy.deepcopy(model, shared)

@@ -71,14 +71,20 @@ def unlearn(
         **options: the method's own, e.g. ``preset="paper"``; see :class:`fastforget.methods.UNSIR`.
 
     Returns:
-        UnlearnResult. ``forgot`` is measured: on ``forget`` and ``test`` data where given (each class
-        answered right for at most 1 % of its samples), else by rehearsal (``why`` says on what it rests).
-        If it is False, a :class:`NotForgottenWarning` says so.
+        UnlearnResult. ``forgot`` is measured, before and after: on ``forget`` and ``test`` data where given (each class known before, that
+        is answered right clearly more often than by chance, and now for at most 1 % of its samples; samples that the loss attack told from
+        unseen ones before and now can't tell, either way round), else by rehearsal (``why`` says on what it rests). If it is False, a
+        :class:`NotForgottenWarning` says so.
 
     Raises:
         TypeError, ValueError: an argument can't serve; it is named, with what is accepted.
-        FloatingPointError, RuntimeError: a loss became NaN. As after any failure or interrupt, ``model`` is
-            bit for bit as given.
+        FloatingPointError, RuntimeError: a loss became NaN. As after any failure, interrupt or warning raised as an error, ``model`` is
+            bit for bit as given: it is never called, and written last.
+        RuntimeError: called inside a transform of ``torch.func``.
+
+    What surrounds the call doesn't count: autocast, inference mode, ``no_grad`` and a default device are set aside until it ends.
+    torch's, Python's and numpy's random generators start from ``seed`` and are put back; calls in several threads take turns. Batch norm
+    that is frozen (all its parameters, or its module in eval mode while the model isn't) keeps its statistics.
 
     >>> import torch, fastforget as ff
     >>> x, y = torch.randn(90, 4), torch.arange(90) % 3

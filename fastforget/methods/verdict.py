@@ -117,7 +117,7 @@ def _not_known(task: Task, before: Before, c: int) -> str | None:
     right = max(rights.values())
     text = f"the model answered {100 * right:.0f} % of class {c} before"
     if answered >= right > 0:
-        return f"{text}, and {100 * answered:.0f} % of the data to keep with that class as well"
+        return f"{text}, and {100 * answered:.0f} % of other data with that class as well"
     if right > chance:
         return f"{text}, which {max(counts.values())} samples can't tell from chance"
     return text
