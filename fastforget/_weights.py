@@ -1,32 +1,32 @@
-"""A model's weights as a value (fingerprint, save, put back) and its modes: what lets a failed run leave no trace."""
+"""A model's weights as a value (save, put back) and its modes: what lets a failed run leave no trace."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ._identity import digest, fingerprint
+
+__all__ = [
+    "device_of",
+    "digest",
+    "eval_mode",
+    "evaluating",
+    "fingerprint",
+    "flags_kept",
+    "overwriting",
+    "put_back",
+    "reading_copy",
+    "save",
+    "training_mode",
+    "working_copy",
+]
 T = TypeVar("T")
-
-
-def fingerprint(model: nn.Module) -> str:
-    """sha256 over names, shapes, dtypes and bytes of all parameters and buffers."""
-    return digest(_tensors(model))
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names, shapes, dtypes and bytes, in the order of the names."""
-    whole = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        whole.update(f"{name}|{tuple(value.shape)}|{value.dtype}|".encode())
-        raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        whole.update(raw.numpy().data)
-    return whole.hexdigest()
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -248,7 +248,7 @@ def test_a_warning_raised_as_an_error_changes_nothing(blobs, name):
     model = marked(blobs.net)
     before = state_of(model)
     method, options = METHODS[name]
-    small = options if name == "none" else options | ({"impair_lr": 1e-6, "repair_lr": 1e-6} if name == "unsir paper" else {"step_size": 1e-6})
+    small = options | {"unsir paper": {"impair_lr": 1e-6, "repair_lr": 1e-6}, "lightweight": {"step_size": 1e-6}}.get(name, {})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(ff.NotForgottenWarning):
