@@ -20,6 +20,7 @@ from pathlib import Path
 import op_table
 import pytest
 
+pytestmark = pytest.mark.slow
 HERE = Path(__file__).resolve().parent
 INTERPRETED = [
     ("triton_elementwise.py", "noise"),
