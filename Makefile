@@ -44,17 +44,12 @@ format: $(VENV)/.lint
 bench: setup
 	$(PY) -m fastforget bench --readme $(ARGS)
 
-# The generated parts of README and docs, from the committed rows.
-docs: setup
-	$(PY) -m fastforget._bench.docs $(ARGS)
-
 info: setup
 	$(PY) -m fastforget info
 
 # The generated parts of README and docs/, from committed rows and from the code.
-.PHONY: docs
 docs: setup
-	$(PY) -m fastforget._bench.docs
+	$(PY) -m fastforget._bench.docs $(ARGS)
 
 # The native parts alone, all of them or an error.
 native: $(VENV)/.deps

@@ -10,7 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ._identity import digest, fingerprint
+from . import _identity
+from ._identity import digest
 
 __all__ = [
     "device_of",
@@ -27,6 +28,18 @@ __all__ = [
     "working_copy",
 ]
 T = TypeVar("T")
+
+
+def fingerprint(model: nn.Module) -> str:
+    """sha256 over names, shapes, dtypes and bytes of all parameters, buffers and packed weights, whatever the wrapper.
+
+    Where a module keeps something in its state_dict that has no bytes, the hash is over parameters and buffers alone: enough to tell
+    whether a run changed them. An audit's hashes (``auditing/proof/hashes.py``) have a reason there instead.
+    """
+    try:
+        return _identity.fingerprint(model)
+    except _identity.Unhashable:
+        return digest(_tensors(model))
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
