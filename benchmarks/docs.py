@@ -10,6 +10,7 @@ can't differ from the row that was measured.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import re
 import sys
@@ -17,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastforget import _files, _schema
+from fastforget import _files, _schema, ops
 from fastforget.auditing import verdict
 
 from . import experiment, experiment_page, rows, shadow_audit
@@ -34,6 +35,13 @@ NEEDS = {
     "unsir": ("UNSIR", "classes", "retain"),
     "forsaken": ("Forsaken", "classes, samples", "forget, non-members, retain"),
     "lightweight": ("Lightweight", "classes, samples", "forget, non-members, retain"),
+}
+# What docs/ops.md says of a family.
+FAMILIES = {
+    "noise": "counter-based normal noise",
+    "update": "UNSIR's loss and its Adam step on the noise",
+    "mask": "importance of weights, and steps that keep some of them as they are",
+    "membership": "scores of membership attacks, and what they are worth",
 }
 # README's six rows of speed: op, case, the plain form.
 FAST = (
@@ -81,6 +89,21 @@ def support() -> str:
     return "\n".join([*lines, *ops])
 
 
+def families() -> str:
+    """The public functions of ``ff.ops``; a named tuple belongs to the function that returns it."""
+    lines = ["| family | what for | ops |", "|---|---|---|"]
+    for family, purpose in FAMILIES.items():
+        module = getattr(ops, family)
+        public = [
+            name
+            for name, value in vars(module).items()
+            if (inspect.isfunction(value) or (inspect.isclass(value) and not hasattr(value, "_fields")))
+            and value.__module__.startswith(module.__name__) and not name.startswith("_")
+        ]  # fmt: skip
+        lines.append(f"| `{family}` | {purpose} | {', '.join(f'`{name}`' for name in public)} |")
+    return "\n".join(lines)
+
+
 def rule() -> str:
     return verdict.RULE
 
@@ -97,6 +120,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "methods": methods,
     "speed": speed,
     "support": support,
+    "families": families,
     "rule": rule,
     "shadow-audit": shadow,
     "experiment": experiments,

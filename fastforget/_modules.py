@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 
-def copy_of(model: nn.Module) -> nn.Module:
+def copy_of(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """A deep copy, also where modules keep tensors that a forward pass made (weight_norm, pruning, attention maps, features): of those
-    the copy holds the values alone.
+    the copy holds the values alone. ``memo``: what stands for objects that aren't to be copied, by their ids.
     """
-    memo: dict[int, Any] = {}
+    memo = {} if memo is None else memo
     for module in model.modules():
         _note_made(vars(module), memo, set())
     with torch.no_grad():  # else a scripted module's copy would be computed from the original, and train that

@@ -15,7 +15,7 @@ from ._data import Source
 from ._modules import copy_of, dense_gradients, refuse_half
 from ._outputs import Forward
 from ._random import own_randomness
-from ._weights import device_of
+from ._weights import device_of, training_mode
 
 REMEDIES = {
     "out of bounds": "A label is out of the model's range",
@@ -52,7 +52,7 @@ def first_step(model: nn.Module, inputs: Any, labels: Tensor, forward: Forward, 
         for mode in modes:
             work = copy_of(model)
             with explained(name, mode), dense_gradients(work):
-                work.train(mode == "train")
+                training_mode(work, model) if mode == "train" else work.eval()
                 _step(work, inputs, labels, forward, name, mode)
 
 
@@ -137,7 +137,7 @@ def least_of(model: nn.Module, data: Source, forward: Forward) -> int:
 def trains_on_one(model: nn.Module, inputs: Any, forward: Forward) -> bool:
     """Whether a copy goes through a batch of one sample in training mode: not where batch norm has a single value a channel."""
     work = copy_of(model)
-    work.train()
+    training_mode(work, model)
     with own_randomness(0), torch.no_grad():
         try:
             forward(work, inputs)

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import _data
+from ..._caller import Caller
 from ..._data import Source
 from ..._modules import copy_of, dense_gradients, refuse_half, refuse_kind
 from ..._outputs import Forward, reading
 from ..._progress import Progress
 from ..._progress import progress as progress_bar
-from ..._random import own_randomness
 from ..._trial import explained, least_of, refuse_single_gradients
-from ..._weights import device_of
+from ..._weights import device_of, training_mode
 from ..figures import Probe, RelearnProbe
 from . import passes
 
@@ -136,17 +136,18 @@ def relearn_time(
     refuse_kind("model", model)
     rule = _rule(definition, lr, samples, tolerance, cap)
     goal = _goal(rule, definition, original_accuracy, original_loss)
-    whole = _data.source(train, name="train", unpack=unpack, batch_size=batch_size)
-    target = _data.source(forget, name="forget", unpack=unpack)
-    student = copy_of(model)
-    if not any(p.requires_grad for p in student.parameters()):
-        raise ValueError("model: none of its parameters requires grad; accepted is a model that can be trained on")
-    call = reading(forward)
-    refuse_half("relearn, model", student)
-    epoch = rule.samples if rule.samples and rule.replacement else min(len(whole), rule.samples or len(whole))
-    least = least_of(student, whole, call) if epoch % whole.batch_size == 1 else 1
-    with own_randomness(seed), dense_gradients(student):
-        value, trace = _train(student, whole, target, rule, goal, call, seed, progress, least)
+    with Caller() as caller, caller.aside("relearn_time", seed):
+        whole = _data.source(train, name="train", unpack=unpack, batch_size=batch_size)
+        target = _data.source(forget, name="forget", unpack=unpack)
+        student = copy_of(model)
+        if not any(p.requires_grad for p in student.parameters()):
+            raise ValueError("model: none of its parameters requires grad; accepted is a model that can be trained on")
+        refuse_half("relearn, model", student)
+        call = reading(caller.own(forward))
+        epoch = rule.samples if rule.samples and rule.replacement else min(len(whole), rule.samples or len(whole))
+        least = least_of(student, whole, call) if epoch % whole.batch_size == 1 else 1
+        with dense_gradients(student):
+            value, trace = _train(student, model, whole, target, rule, goal, call, seed, progress, least)
     convention = rule.source if rule == DEFINITIONS[definition] else f"{rule.source}; CHANGED: {_changes(rule, DEFINITIONS[definition])}"
     reached = value is not None
     most = rule.cap if rule.unit == "epochs" else len(trace) - 1
@@ -182,6 +183,7 @@ def _goal(rule: Definition, definition: str, accuracy: float | None, loss: float
 
 def _train(
     model: nn.Module,
+    given: nn.Module,
     train: Source,
     forget: Source,
     rule: Definition,
@@ -202,6 +204,7 @@ def _train(
     with bar:
         for _ in range(rule.cap):
             for inputs, labels in _epoch(train, rule, generator, least):
+                training_mode(model, given)
                 _step(model, optimizer, inputs, labels, forward)
                 if rule.unit == "batches":
                     trace.append(_figure(model, forget, rule, forward))
@@ -237,7 +240,6 @@ def _step(
     labels: Tensor,
     forward: Forward,
 ) -> None:
-    model.train()
     device = device_of(model)
     moved = _data.move(inputs, device)
     with explained("relearn, model"):

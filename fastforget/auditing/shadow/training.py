@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..._caller import Caller
 from ..._outputs import probabilities, reading, warn_of_probabilities
 from ..._progress import Progress
 from ..._progress import progress as progress_bar
@@ -29,6 +30,11 @@ from .stack import Forward, Recipe, stack_size, train_one, train_stack, why_not_
 from .state import Shadows, part_files, part_name, refuse_difference
 
 Pair = tuple[Tensor, Tensor]
+AUGMENTS = (
+    "fastforget: dataset: the pool augments at random (its first samples, read twice, differ). The shadow models see each sample as it was "
+    "read once, and an audit won't find its samples in the pool. Give the samples without random transforms; augmentations go into train= "
+    "and queries="
+)
 MakeModel = Callable[[int], nn.Module]
 Train = Callable[[nn.Module, Pair, int], None]
 Unlearn = Callable[[nn.Module, Pair, Pair, int], nn.Module]
@@ -143,32 +149,28 @@ def shadows(
     if n_queries > 1 and queries is None:
         raise ValueError(f"queries: got None with n_queries={n_queries}; accepted is (inputs, k) -> the k-th augmentation of inputs")
     seed = int(seed)
-    pool = Pool(dataset, "dataset", unpack, seed)
-    if len(pool) < 2:
-        raise ValueError(f"dataset: got {len(pool)} sample; accepted is a pool of at least 2, half of which a model is trained on")
-    others = None if population is None else Pool(population, "population", unpack, seed)
-    work = _Work(make_model, pool, others, n, seed)
-    work.train, work.unlearn, work.queries, work.n_queries, work.forward = train, unlearn, queries, n_queries, forward
-    work.recipe = Recipe.for_pool(len(pool), epochs, lr, batch_size, forward)
-    if augments(pool.source):
-        warnings.warn(
-            "fastforget: dataset: the pool augments at random (its first samples, read twice, differ). The shadow models see each sample "
-            "as it was read once, and an audit won't find its samples in the pool. Give the samples without random transforms; "
-            "augmentations go into train= and queries=",
-            UserWarning,
-            stacklevel=2,
-        )
-    if unlearn_pool is not None:
-        work.candidates = _chosen(unlearn_pool, len(pool))
-    first = work.model(0)
-    device = device_of(first)
-    for part in (pool, *([others] if others is not None else [])):
-        part.to(device)
-    if train is None:
-        _try(first, work)
-    work.stack, note = _stack(stack, first, work)
-    settings = _settings(work, first, epochs, lr, batch_size, keep_scores)
-    return _run(work, settings, note, out, progress)
+    with Caller() as caller, caller.aside("shadows", seed):
+        pool = Pool(dataset, "dataset", unpack, seed)
+        if len(pool) < 2:
+            raise ValueError(f"dataset: got {len(pool)} sample; accepted is a pool of at least 2, half of which a model is trained on")
+        others = None if population is None else Pool(population, "population", unpack, seed)
+        work = _Work(caller.own(make_model), pool, others, n, seed)
+        work.train, work.unlearn, work.queries, work.n_queries = caller.own(train), caller.own(unlearn), caller.own(queries), n_queries
+        work.forward = caller.own(forward)
+        work.recipe = Recipe.for_pool(len(pool), epochs, lr, batch_size, work.forward)
+        if augments(pool.source):
+            warnings.warn(AUGMENTS, UserWarning, stacklevel=2)
+        if unlearn_pool is not None:
+            work.candidates = _chosen(unlearn_pool, len(pool))
+        first = work.model(0)
+        device = device_of(first)
+        for part in (pool, *([others] if others is not None else [])):
+            part.to(device)
+        if train is None:
+            _try(first, work)
+        work.stack, note = _stack(stack, first, work)
+        settings = _settings(work, first, epochs, lr, batch_size, keep_scores)
+        return _run(work, settings, note, out, progress)
 
 
 def _try(first: nn.Module, work: _Work) -> None:

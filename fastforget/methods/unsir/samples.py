@@ -69,7 +69,7 @@ def _impair_epoch(options: Options, task: Task, retain: Source, place: Place, op
             n = min(len(forget_labels), len(labels))
             forgotten = forget_inputs if n == len(forget_labels) else _tree.index(forget_inputs, slice(0, n))
             images = paired_noise(options, task, forgotten, n, place, parameters, stream=len(positions) * epoch + i)
-            task.model.train()
+            task.train_mode()
             loss = F.cross_entropy(task.forward(task.model, inputs), labels)
             loss = loss + F.cross_entropy(place.logits(task, images), labels[:n])
             optimizer.zero_grad(set_to_none=True)
@@ -99,7 +99,7 @@ def paired_noise(
     images = torch.empty(count, *place.like.shape, dtype=place.like.dtype, device=task.device)
     noise_ops.normal_(images, seed=task.seed, stream=stream)
     exp_avg, exp_avg_sq = torch.zeros_like(images), torch.zeros_like(images)
-    task.model.train(options.noise_mode == "train")
+    task.train_mode() if options.noise_mode == "train" else task.model.eval()
     for p in parameters:
         p.requires_grad_(False)
     with torch.no_grad():
