@@ -42,7 +42,7 @@ def map_tensors(function: Callable[..., Any], value: Any, *others: Any) -> Any:
         return function(value, *others)
     if isinstance(value, Mapping):
         mapped = {key: map_tensors(function, part, *(other[key] for other in others)) for key, part in value.items()}
-        return mapped if type(value) is dict else _like(value, mapped)
+        return mapped if type(value) is dict else like(value, mapped)
     if isinstance(value, (tuple, list)):
         parts = [map_tensors(function, *column) for column in zip(value, *others, strict=True)]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
@@ -55,7 +55,7 @@ def map_tensors(function: Callable[..., Any], value: Any, *others: Any) -> Any:
     return value
 
 
-def _like(value: Any, mapped: dict[Any, Any]) -> Any:
+def like(value: Any, mapped: dict[Any, Any]) -> Any:
     """A mapping of the same class (its further attributes too) with these entries."""
     try:
         same = copy.copy(value)
