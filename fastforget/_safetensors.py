@@ -125,13 +125,13 @@ def _entry(name: str, about: dict[str, Any], base: int) -> Entry:
     if about["dtype"] not in DTYPES:
         raise ValueError(f"{name} is of dtype {about['dtype']!r}; accepted are {', '.join(DTYPES)}")
     entry = Entry(DTYPES[about["dtype"]], tuple(_whole(n) for n in about["shape"]), base + start)
-    if end - start != entry.bytes:
+    if min((*entry.shape, 0)) < 0 or end - start != entry.bytes:
         raise ValueError(f"{name}: {end - start} bytes for shape {list(entry.shape)}, {entry.dtype}")
     return entry
 
 
 def _whole(number: Any) -> int:
-    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+    if isinstance(number, bool) or not isinstance(number, int):
         raise TypeError(f"{number!r} where a size must stand")
     return number
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastforget import _weights as weights
 from fastforget._identity import bare_names, digest, fingerprint, of_state
 from fastforget.auditing.measure.weights import weight_distance
 from fastforget.auditing.proof import hashes
@@ -193,6 +194,16 @@ def test_three_different_models_never_hash_alike_nor_count_as_identical(kind: st
     assert not apart.identical and apart.reason and math.isnan(apart.total) and apart.layers == []
     same = weight_distance(first, again)
     assert same.identical == (kind not in NO_HASH) and (same.reason is None) == same.identical
+
+
+def test_a_run_can_tell_a_change_beside_what_has_no_bytes() -> None:
+    one, other = Extra(object()), Extra(object())
+    assert weights.fingerprint(one) == weights.fingerprint(other)
+    with torch.no_grad():
+        other.bias[0] = 1
+    assert weights.fingerprint(one) != weights.fingerprint(other)
+    with pytest.raises(TypeError, match=r"_extra_state is of builtins\.object, which has no bytes to be hashed"):
+        fingerprint(one)
 
 
 def test_lone_numbers_in_a_state_dict_are_no_weights() -> None:

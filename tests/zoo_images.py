@@ -73,5 +73,6 @@ CIFAR: dict[str, bytes] = {
     "other sizes": batch(np.zeros((10, 3000), np.uint8), list(range(10))),
     "claims a length": b"\x80\x04\x8e" + (2**60).to_bytes(8, "little") + b"x",
     "protocol 200": b"\x80\xc8.",
+    "remembers too much": b"\x80\x02}r" + (2**28).to_bytes(4, "little") + b".",
     "nested deep": b"(" * 100_000 + b".",
 }

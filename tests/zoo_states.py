@@ -61,6 +61,7 @@ SAVED, LEGACY = torch_saved(STATE), torch_saved(STATE, _use_new_zipfile_serializ
 PT: dict[str, Callable[[], bytes]] = {
     "empty": lambda: b"",
     "text": lambda: b"hello",
+    "over several disks": lambda: SAVED.replace(b"PK\x06\x07", b"PK\x06\x07\1", 1),
     "cut off": lambda: SAVED[:300],
     "cut off late": lambda: SAVED[:-20],
     "old format, cut off": lambda: LEGACY[:-20],

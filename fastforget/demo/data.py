@@ -11,6 +11,7 @@ import importlib.util
 import io
 import math
 import pickle
+import pickletools
 import warnings
 import zlib
 from collections.abc import Callable
@@ -209,7 +210,11 @@ def _cifar10(root: Path | None) -> Images:
 
 def _cifar_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
-        batch = _PlainUnpickler(io.BytesIO(read_whole(path, LARGEST)), encoding="bytes").load()
+        raw = read_whole(path, LARGEST)
+        # an unpickler makes room for as many remembered objects as the highest number that it meets
+        if any(op.name.endswith("PUT") and isinstance(arg, int) and arg > len(raw) for op, arg, _ in pickletools.genops(raw)):
+            raise pickle.UnpicklingError("it remembers more objects than it has bytes")
+        batch = _PlainUnpickler(io.BytesIO(raw), encoding="bytes").load()
         x = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32)
         y = np.asarray(batch[b"labels"], np.uint8)
     except Exception as error:  # whatever a damaged pickle makes of the unpickler

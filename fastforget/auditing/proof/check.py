@@ -23,7 +23,7 @@ from .finding import Finding, same
 from .receipt import CALLED, own_hash
 from .schema import required, violations
 
-ON_TRUST = "created, versions, machine, facts, oracle_threshold, and the method's options, seconds and words"
+ON_TRUST = "created, versions, machine, facts, intervals by resampling, words beside figures, the method's options, seconds and words"
 # Buffers of batch normalisation stand among the weights of a state_dict.
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -62,10 +62,10 @@ def _checks(
 ) -> Iterator[Finding]:
     rows = [ModelRow.from_dict(row, f"{name}[{i}]") for name in ("rows", "control_rows") for i, row in enumerate(receipt[name])]
     yield same("sha256", receipt["sha256"], own_hash(receipt), "it was changed after it was written")
-    against = next(violations(receipt), "")
-    yield Finding("entries", against)
     for name, state in weights.items():
         yield _weights(f"models.{name}.state_dict_sha256", receipt["models"].get(name, {}).get("state_dict_sha256"), state)
+    against = next(violations(receipt), "")
+    yield Finding("entries", against)
     about = receipt["forget_set"]
     if forget is not None:
         given = hashes.of_samples(source(forget, name="forget"))

@@ -17,6 +17,7 @@ from ..names import DIRECTION
 from .finding import Finding
 
 TINY = 1e-6  # relative; what a receipt holds are 64-bit floats in full
+MEANS = ("js_to_retrained", "activation_distance", "activation_distance_l1", "zrf", "zrf_bits")
 PARTS = {"forget": "forget", "retain": "retain", "test": "test", "test_forget": "test", "test_retain": "test"}
 
 
@@ -32,13 +33,15 @@ def whole(receipt: dict[str, Any], rows: list[ModelRow]) -> Iterator[Finding]:
         yield _agree("forget_set.ids.count", ids["count"], receipt["sizes"]["forget"], "sizes.forget")
     classes = receipt["forgotten_classes"]
     yield _agree("request and classes", receipt["request"], "class-wise" if classes else "sample-wise", "forgotten_classes")
+    yield Finding("forget_set.reason", "" if receipt["forget_set"]["reason"] is None else "it has a hash and a reason for having none")
+    yield _agree("settings.torch", settings["torch"], receipt["versions"].get("torch"), "versions.torch")
     names = [row.model for row in rows]
     yield _agree("settings.reference", settings["reference"], RETRAINED if RETRAINED in names else None, "rows")
     yield Finding("rows", "" if len(set(names)) == len(names) else "two rows are of one model")
     for entry, control in (("rows", False), ("control_rows", True)):
         marked = all(row["control"] is control for row in receipt[entry])
         yield Finding(f"{entry}.control", "" if marked else "a row is marked as what it is not")
-    yield from _models(receipt["models"])
+    yield from _models(receipt["models"], rows)
     for row in rows:
         yield Finding(f"rows.{row.model}.figures", next(contradictions(row, rows, receipt), ""))
 
@@ -47,11 +50,17 @@ def _agree(field: str, stated: Any, other: Any, place: str) -> Finding:
     return Finding(field, "" if stated == other else f"it is not what {place} says")
 
 
-def _models(models: dict[str, Any]) -> Iterator[Finding]:
+def _models(models: dict[str, Any], rows: list[ModelRow]) -> Iterator[Finding]:
     """A receipt is made of hashed models alone, and the control "untouched" is the original."""
     for name, about in models.items():
         if about["reason"] is not None or about["weights_sha256"] is None or about["state_dict_sha256"] is None:
             yield Finding(f"models.{name}", "it has no hash, so it could be any model")
+    for row in rows:
+        for other, distance in row.weight_distance.items():
+            if distance.reason is None and distance.layers and models[row.model]["parameters"] != models[other]["parameters"]:
+                yield Finding(
+                    f"models.{row.model}.parameters", f"they are more or fewer than those of {other}, and each has a partner there"
+                )
     if "untouched" in models and ORIGINAL in models:
         equal = models["untouched"]["weights_sha256"] == models[ORIGINAL]["weights_sha256"]
         yield Finding("models.untouched", "" if equal else "its weights are not those of the original")
@@ -70,6 +79,7 @@ def contradictions(row: ModelRow, rows: list[ModelRow], receipt: dict[str, Any])
     yield from _memory(row, rows)
     yield from _distances(row, rows, receipt["models"])
     yield from _probes(row, receipt["forgotten_classes"])
+    yield from _divergences(row, receipt["settings"]["conventions_used"])
 
 
 def near(one: float, other: float) -> bool:
@@ -92,6 +102,24 @@ def _exact(name: str, figure: Figure, count: int) -> Iterator[str]:
         ends = intervals.share(round(figure.value * count), count)
         if not all(map(near, figure.interval, ends)):
             yield f"the interval of {name} is not that of its count"
+
+
+def _mean(name: str, figure: Figure) -> Iterator[str]:
+    """A mean with its interval of as many standard errors on both sides, where it doesn't end at what the figure can be."""
+    if figure.interval is None or not figure.known or not all(map(math.isfinite, figure.interval)):
+        return
+    low, high = figure.interval
+    if not low - TINY <= figure.value <= high + TINY:
+        yield f"{name} lies outside of its interval"
+    elif low > 0 and not near(figure.value, (low + high) / 2) and not name.startswith("probes"):
+        yield f"{name} is not in the middle of its interval"
+
+
+def _inside(name: str, figure: Figure, slack: float = TINY) -> Iterator[str]:
+    if figure.interval is not None and figure.known and not any(map(math.isnan, figure.interval)):
+        low, high = figure.interval
+        if not low - slack <= figure.value <= high + slack or low > high:
+            yield f"{name} lies outside of its interval"
 
 
 def _counts(row: ModelRow, receipt: dict[str, Any]) -> Iterator[str]:
@@ -145,6 +173,7 @@ def _predictions(row: ModelRow) -> Iterator[str]:
 
 def _losses(row: ModelRow) -> Iterator[str]:
     for name in ("forget", "retain", "test"):
+        yield from _mean(f"mean_loss.{name}", row.mean_loss[name])
         loss, wrong = row.mean_loss[name].value, 1 - row.accuracy[name].value
         # a sample that is answered wrong has a probability of at most one half; null stands for infinity as well
         if loss < wrong * math.log(2) * (1 - 1e-4) - TINY:
@@ -171,6 +200,8 @@ def _attacks(row: ModelRow, first: ModelRow, receipt: dict[str, Any]) -> Iterato
             most = row.counts[members]
             if attack.members > most or (name in DIRECTION and attack.members != most):
                 yield f"{where}.members is not the set's size"
+            if name in DIRECTION and attack.undefined:
+                yield f"{where}.undefined: a loss that is no number is never audited"
             if name in DIRECTION and attack.nonmembers != first.attacks[comparison][name].nonmembers:
                 yield f"{where}.nonmembers differs between the models"
             yield from _attack(where, attack)
@@ -188,6 +219,8 @@ def _attack(where: str, attack: AttackFigures) -> Iterator[str]:
     halves = 2 * attack.auc.value * n1 * n0  # a tie counts one half
     if abs(halves - round(halves)) > max(1e-3, 1e-12 * n1 * n0):
         yield f"{where}.auc is no share of {n1 * n0} pairs"
+    yield from _inside(f"{where}.balanced_accuracy", attack.balanced_accuracy)
+    yield from _inside(f"{where}.auc", attack.auc, slack=0.02)  # a bootstrap's interval needn't hold the figure
     # all points of the curve lie at or under tpr = fpr + reach
     reach = 2 * attack.balanced_accuracy.value - 1
     if reach < -TINY or not reach - TINY <= attack.auc.value <= 1 - (1 - reach) ** 2 / 2 + TINY:
@@ -207,17 +240,28 @@ def _attack(where: str, attack: AttackFigures) -> Iterator[str]:
 
 def _thresholds(where: str, thresholds: ThresholdFigures) -> Iterator[str]:
     if thresholds.reason is not None or not thresholds.balanced_accuracy.known:
+        if thresholds.balanced_accuracy.known:
+            yield f"{where} has figures and a reason for having none"
         return
     yield from _exact(f"{where}.tpr", thresholds.tpr, thresholds.members)
     yield from _exact(f"{where}.fpr", thresholds.fpr, thresholds.nonmembers)
     if not near(thresholds.balanced_accuracy.value, (1 + thresholds.tpr.value - thresholds.fpr.value) / 2):
         yield f"{where}.balanced_accuracy does not follow from its tpr and fpr"
+    elif thresholds.balanced_accuracy.interval is not None:
+        n1, n0 = thresholds.members, thresholds.nonmembers
+        ends = intervals.balanced(round(thresholds.tpr.value * n1), n1, round(thresholds.fpr.value * n0), n0)
+        if not all(map(near, thresholds.balanced_accuracy.interval, ends)):
+            yield f"the interval of {where}.balanced_accuracy is not that of its counts"
 
 
 def _memory(row: ModelRow, rows: list[ModelRow]) -> Iterator[str]:
     forget = row.oracle_members["forget"]
     if forget.known:
         yield from _exact("oracle_members.forget", forget, row.counts["forget"])
+        yield from _exact("oracle_members.unseen", row.oracle_members["unseen"], row.attacks[FORGET]["loss"].nonmembers)
+    yield from _inside("forgetting_rate", row.forgetting_rate)
+    if row.forgetting_rate.known and row.forgetting_rate.reason is not None:
+        yield "forgetting_rate has a value and a reason for having none"
     before = next((other.oracle_members["forget"].value for other in rows if other.model == ORIGINAL), math.nan)
     if not forget.known or math.isnan(before) or before == 0:
         if row.forgetting_rate.known:
@@ -261,9 +305,20 @@ def _norms(where: str, row: ModelRow, other: str, rows: list[ModelRow]) -> Itera
                 of_layer.setdefault(layer.layer, []).append(layer.l2 / layer.relative)
                 if one is row:
                     own[layer.layer] = layer.l2 / layer.relative
+    shapes = {
+        tuple((layer.layer, layer.rows) for layer in one.weight_distance[other].layers)
+        for one in rows
+        if other in one.weight_distance and one.weight_distance[other].layers
+    }
+    if len(shapes) > 1:
+        yield f"{where}: the models have other layers, so no distance could be measured"
     for name, norm in own.items():
         if not near(norm, statistics.median_low(of_layer[name])):
             yield f"{where}: layer {name} is relative to another norm than for other models"
+    distance = row.weight_distance[other]
+    norms = [statistics.median_low(of_layer[layer.layer]) for layer in distance.layers if layer.layer in of_layer]
+    if norms and len(norms) == len(distance.layers) and not near(distance.relative, distance.total / math.hypot(*norms)):
+        yield f"{where}.relative does not follow from its layers"
 
 
 def _probes(row: ModelRow, forgotten: list[int]) -> Iterator[str]:
@@ -279,6 +334,27 @@ def _probes(row: ModelRow, forgotten: list[int]) -> Iterator[str]:
         yield "probes.class_logit_auc has no classes"
     elif by_logit.reason is None:
         yield "probes.class_logit_auc has neither a value nor a reason"
+
+
+def _divergences(row: ModelRow, conventions: dict[str, str]) -> Iterator[str]:
+    """What holds of any two distributions' distances holds of their means."""
     for name, probe in row.probes.items():
-        if name.startswith("js_") and probe.known and not -TINY <= probe.value <= math.log(2) + TINY:
-            yield f"probes.{name} is beyond ln 2"
+        if name in conventions and probe.convention != conventions[name]:
+            yield f"probes.{name} is another figure than settings.conventions_used says"
+        if name in MEANS and probe.reason is None:
+            yield from _mean(f"probes.{name}", probe)
+    yield from _exact("probes.mia_efficacy", row.probes["mia_efficacy"], row.counts["forget"]) if _known(row, "mia_efficacy") else ()
+    if not all(_known(row, name) for name in ("js_to_retrained", "activation_distance", "activation_distance_l1")):
+        return
+    js, l2, l1 = (row.probes[name].value for name in ("js_to_retrained", "activation_distance", "activation_distance_l1"))
+    slack, classes = 1e-4, len(row.forget_predictions)
+    if not -TINY <= js <= math.log(2) + TINY or not l1 * l1 / 8 - slack <= js <= l1 * math.log(2) / 2 + slack:
+        yield "probes.js_to_retrained does not fit activation_distance_l1"
+    if not l2 - slack <= l1 <= math.sqrt(classes) * l2 + slack:
+        yield "probes.activation_distance does not fit activation_distance_l1"
+    if _known(row, "js_of_means_to_retrained") and not -TINY <= row.probes["js_of_means_to_retrained"].value <= js + slack:
+        yield "probes.js_of_means_to_retrained is more than js_to_retrained"
+
+
+def _known(row: ModelRow, name: str) -> bool:
+    return name in row.probes and row.probes[name].known

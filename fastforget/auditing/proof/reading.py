@@ -112,9 +112,9 @@ def _safetensors(path: str | Path) -> dict[str, Tensor]:
 
 def _refuse_packed(path: Path, size: int) -> None:
     """Torch stores tensors as they are. An archive that unpacks to more than it has bytes was not written by it."""
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except Exception as error:
