@@ -64,8 +64,9 @@ def methods() -> str:
     records = choices(_json(experiment.ROWS)["rows"])
     for name, (title, request, needs) in NEEDS.items():
         own = {record.scenario: record for record in records if record.method == name}
-        speeds = [f"{own[s].speedup:.1f}" if s in own else "-" for s in ("class", "classes", "random")]
-        worst = min(own[s].accuracy for s in ("class", "classes", "random") if s in own)
+        served = ("class", "classes", "random") if "samples" in request else ("class", "classes")
+        speeds = [f"{own[s].speedup:.1f}" for s in served if s in own] + ["-"] * (3 - len(served))
+        worst = min(own[s].accuracy for s in served if s in own)
         lines.append(f"| `{name}` ({title}) | {request} | {needs} | {', '.join(speeds)} | {max(0.0, -100 * worst):.1f} |")
     return "\n".join(lines)
 
