@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import _weights
-from .._data import Source
+from .._data import Source, cut
+from .._trial import least_of
 
 Forward = Callable[[nn.Module, Any], Tensor]
 
@@ -40,6 +41,11 @@ class Task:
 
     def generator(self, purpose: int) -> torch.Generator:
         return torch.Generator().manual_seed(derived_seed(self.seed, purpose))
+
+    def cut(self, order: Tensor, size: int, data: Source) -> list[Tensor]:
+        """Training batches of ``size`` of the positions ``order`` in ``data``, none of one sample where batch norm can't train on that."""
+        alone = len(order) % size == 1 or size == 1
+        return cut(order, size, least_of(self.model, data, self.forward) if alone else 1)
 
     def train_mode(self) -> None:
         """The model in train mode, but for norms that are frozen in the model as given."""
