@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 from . import _samplers, _tree, _workers
+from ._columns import Column
 from ._labels import as_tensor, check_labels, refuse_two_labels
 from ._random import own_randomness
 from ._tree import describe, move
@@ -239,7 +240,10 @@ class Source:
                 labels = self.samples.labels
                 self._labels = (labels if self.indices is None else labels[self.indices.to(labels.device)]).cpu()
             else:
-                self._labels = torch.cat([labels.cpu() for _, labels in self.batches()])
+                column = Column()
+                for _, labels in self.batches():
+                    column.add(labels.cpu())
+                self._labels = column.joined()
         return self._labels
 
     def subset(self, indices: Tensor | Sequence[int]) -> Source:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _weights
+from .._columns import Column
 from .._data import Source, cut
 from .._trial import least_of
 
@@ -53,17 +54,20 @@ class Task:
 
     def logits(self, source: Source) -> tuple[Tensor, Tensor]:
         """Logits float32[N, K] and labels[N] of a set, in eval mode, without gradients, on the model's device."""
-        logits, labels = [], []
+        logits, labels = Column(), Column()
         with _weights.evaluating(self.model):
             for x, y in source.batches(device=self.device):
-                logits.append(self.forward(self.model, x).float())
-                labels.append(y)
-        return torch.cat(logits), torch.cat(labels)
+                logits.add(self.forward(self.model, x).float())
+                labels.add(y)
+        return logits.joined(), labels.joined()
 
     def answers(self, source: Source) -> Tensor:
         """The model's answer for every sample of a set, in eval mode, on the CPU."""
         with _weights.evaluating(self.model):
-            return torch.cat([self.forward(self.model, x).argmax(1).cpu() for x, _ in source.batches(device=self.device)])
+            answers = Column()
+            for x, _ in source.batches(device=self.device):
+                answers.add(self.forward(self.model, x).argmax(1).cpu())
+            return answers.joined()
 
     def right(self, source: Source) -> float:
         """Share of right answers on a set."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..._columns import Column
 from ..._data import Source, move
 from ..._outputs import as_columns, pick, probabilities, warn_of_probabilities
 from ..._progress import Progress
@@ -79,30 +80,31 @@ def _one_set(
     watch: Watch | None,
     suspects: dict[str, list[str | None]],
 ) -> dict[str, Scored]:
-    kept: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in models}
+    kept = {name: [Column() for _ in ("correct", "predicted", *attacks)] for name in models}
     classes: dict[str, int] = {}
-    all_labels: list[Tensor] = []
-    seen = 0
+    all_labels, seen = Column(), 0
     for inputs, labels in source.batches():
-        all_labels.append(labels.cpu())
+        here = labels.cpu()
+        all_labels.add(here)
         logits_by_model: dict[str, Tensor] = {}
         for name, model in models.items():
-            where = f"model {name!r}, {set_name} set, samples {seen} to {seen + len(all_labels[-1]) - 1}"
+            where = f"model {name!r}, {set_name} set, samples {seen} to {seen + len(here) - 1}"
             logits = batch_logits(model, inputs, forward, where)
-            classes[name] = check(logits, all_labels[-1], name, where, source.read_from)
+            classes[name] = check(logits, here, name, where, source.read_from)
             if None not in suspects[name]:
                 suspects[name].append(probabilities(logits))
             logits_by_model[name] = logits
             scores = membership_scores(logits, labels.to(logits.device))
-            kept[name].append((scores.correct, logits.argmax(1), *(getattr(scores, a) for a in attacks)))
+            for column, values in zip(kept[name], (scores.correct, logits.argmax(1), *(getattr(scores, a) for a in attacks)), strict=True):
+                column.add(values)
         if watch is not None:
-            watch(set_name, inputs, all_labels[-1], logits_by_model)
-        seen += len(all_labels[-1])
-        bar.step(len(all_labels[-1]))
+            watch(set_name, inputs, here, logits_by_model)
+        seen += len(here)
+        bar.step(len(here))
     result = {}
-    for name, rows in kept.items():
-        correct, predicted, *values = (torch.cat(column).cpu() for column in zip(*rows, strict=True))
-        scored = Scored(torch.cat(all_labels), correct, predicted, dict(zip(attacks, values, strict=True)), classes[name])
+    for name, columns in kept.items():
+        correct, predicted, *by_attack = (column.joined().cpu() for column in columns)
+        scored = Scored(all_labels.joined(), correct, predicted, dict(zip(attacks, by_attack, strict=True)), classes[name])
         _refuse_nan(scored, name, set_name)
         result[name] = scored
     return result
