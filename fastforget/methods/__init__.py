@@ -4,6 +4,7 @@ from .call import unlearn
 from .perturb.forsaken import Forsaken
 from .perturb.lightweight import Lightweight
 from .result import NotForgottenWarning, UnlearnResult
+from .sweep import Sweep
 from .unsir import UNSIR
 
-__all__ = ["UNSIR", "Forsaken", "Lightweight", "NotForgottenWarning", "UnlearnResult", "unlearn"]
+__all__ = ["UNSIR", "Forsaken", "Lightweight", "NotForgottenWarning", "Sweep", "UnlearnResult", "unlearn"]

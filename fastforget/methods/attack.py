@@ -30,6 +30,6 @@ def _losses(task: Task, data: Source) -> Tensor:
     """The cross-entropy of every sample of a set, float32[N]: batch by batch, as a large set's logits may not fit in memory."""
     with _weights.evaluating(task.model):
         losses = Column()
-        for x, y in data.batches(device=task.device):
+        for x, y in task.cost.reading(data.batches(device=task.device)):
             losses.add(membership.membership_scores(task.forward(task.model, x).float(), y).loss)
         return losses.joined()

@@ -13,8 +13,10 @@ from .. import _weights
 from .._caller import Caller
 from .._modules import dense_gradients
 from .._random import own_randomness
+from .._threads import sleep_while_waiting
 from . import checks
-from .registry import method_of
+from .engine.precision import Formats
+from .registry import method_of, suitable
 from .request import Sets, count_overlap, make_task, wanted_classes
 from .result import NotForgottenWarning, UnlearnResult, versions
 from .task import derived_seed
@@ -41,6 +43,8 @@ def unlearn(
     progress: bool = True,
     drop_forget: bool = False,
     check_overlap: bool = True,
+    budget: int | str | None = None,
+    precision: str | None = None,
     unpack: Callable[[Any], tuple[Any, Any]] | None = None,
     forward: Callable[[nn.Module, Any], Tensor] | None = None,
     **options: Any,
@@ -50,8 +54,9 @@ def unlearn(
     Args:
         model: maps a batch to logits [batch, classes].
         method: ``"unsir"`` (Tarun et al., arXiv 2111.08947), ``"forsaken"`` (Liu et al., arXiv 2003.10933), ``"lightweight"`` (Chen et
-            al., arXiv 2111.05528), ``"none"`` (negative control: nothing is done, all is measured), or an instance such as
-            ``ff.methods.UNSIR(preset="paper")``.
+            al., arXiv 2111.05528), ``"sweep"`` (our own: everything in one run on a budget, see :class:`fastforget.methods.Sweep`),
+            ``"auto"`` (chosen by what is asked and given; the receipt says why), ``"none"`` (negative control: nothing is done, all is
+            measured), or an instance such as ``ff.methods.UNSIR(preset="paper")``.
         forget: data of the classes to forget, if there is any: UNSIR needs none, but looks at it to know
             when they are gone. Without ``classes``, Forsaken and Lightweight forget just these samples.
         retain: data to keep: a DataLoader, a Dataset or an ``(inputs, labels)`` pair. Samples must be
@@ -67,6 +72,12 @@ def unlearn(
             and label; same index in parts of one data set) and refuses more than 1 % of them, plus twice what the twins within that set
             lead to expect. Real data has twins; the count is in the receipt. Costs one pass over the sets (0.15 s for 55,000 images of
             28x28); sets that are read sample by sample are compared up to 20,000 samples.
+        budget: sample passes (samples that go forward and backward; a third of those that only go forward) that the method may use: a
+            number, or epochs over ``retain`` as text, ``"2 epochs"``. A run that it ends says so in ``why``. Looks before and after the
+            method aren't part of it.
+        precision: of training passes: ``"float32"``, ``"bfloat16"`` (with channels_last for nets with convolutions), or ``"auto"``: one
+            step of each is tried, and what is clearly faster and gives the same gradient is taken. ``None``: ``"auto"`` for ``"sweep"``,
+            ``"float32"`` for the published methods. Weights stay as they are, in their own memory format.
         unpack: makes ``(inputs, labels)`` of a batch that isn't ``(x, y)`` or ``(x, _, y)``.
         forward: ``forward(model, inputs) -> logits`` for models that aren't called that way.
         **options: the method's own, e.g. ``preset="paper"``; see :class:`fastforget.methods.UNSIR`.
@@ -95,8 +106,13 @@ def unlearn(
     0.02
     """
     began = time.perf_counter()
+    if method == "auto":
+        method, reason = suitable(classes, forget=forget, retain=retain, nonmember=nonmember)
+    else:
+        reason = None
     chosen = method_of(method, options)
     seed = checks.seed(seed)
+    sleep_while_waiting()
     with Caller() as caller, caller.aside("unlearn", derived_seed(seed, READ)):
         # check
         device = checks.model_device(model)
@@ -107,17 +123,21 @@ def unlearn(
             task = make_task(
                 model, chosen, wanted, sets,
                 forward=caller.own(forward or _call), device=device, seed=seed, progress=progress, drop_forget=drop_forget,
+                budget=budget, precision=precision,
             )  # fmt: skip
             overlap = count_overlap(task) if check_overlap else {"how": "not checked: check_overlap=False"}
-            with own_randomness(derived_seed(seed, BEFORE)):
+            with own_randomness(derived_seed(seed, BEFORE)), task.cost.phase("before"):
                 before = look_before(task, _weights.fingerprint(model))
             # work on the copy
+            formats = Formats(task.model)
             with _weights.flags_kept(task.model), dense_gradients(task.model):
                 details = chosen.run(task)
             for parameter in task.model.parameters():
                 parameter.grad = None
+            formats.restore(task.model)
             # measure
-            verdict = judge(task, before, details.pop("proxy", None))
+            with task.cost.phase("verdict"):
+                verdict = judge(task, before, details.pop("proxy", None))
         checks.finite_weights(task.model)
         receipt = {
             "method": chosen.name,
@@ -128,12 +148,14 @@ def unlearn(
             "device": str(device),
             "weights_sha256": {"before": before.weights_sha256, "after": _weights.fingerprint(task.model)},
             "verdict": verdict.receipt(),
+            "cost": task.cost.receipt(),
             "overlap": overlap,
+            **({"method_chosen": reason} if reason else {}),
             **details,
         }
         write = _weights.overwriting(model, task.model) if inplace else None
     changed = model if inplace else task.model
-    result = UnlearnResult(changed, task.history, time.perf_counter() - began, receipt, verdict.forgot, verdict.why)
+    result = UnlearnResult(changed, task.history, time.perf_counter() - began, receipt, verdict.forgot, verdict.why, task.cost)
     if not verdict.forgot:
         about = f"the model did NOT verifiably forget {wanted or 'the samples'}: {verdict.why}"
         warnings.warn(f"fastforget: {about}", NotForgottenWarning, stacklevel=2)

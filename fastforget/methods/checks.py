@@ -23,6 +23,12 @@ def seed(value: Any) -> int:
     return whole
 
 
+def precision(value: Any) -> Any:
+    if value not in (None, "auto", "float32", "bfloat16"):
+        raise ValueError(f"precision: got {value!r}; accepted are 'auto', 'float32', 'bfloat16', or None for the method's own")
+    return value
+
+
 def _whole_number(value: Any) -> int | None:
     """An int, also numpy's or a tensor of one; None for anything else, truth values included."""
     if isinstance(value, (bool, np.bool_)) or (isinstance(value, Tensor) and (value.dtype == torch.bool or value.dim())):

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from .perturb.forsaken import Forsaken
 from .perturb.lightweight import Lightweight
+from .sweep import Sweep
 from .task import Task
 from .unsir import UNSIR
 
@@ -39,17 +40,36 @@ class Nothing:
         return {}
 
 
-METHODS: dict[str, Callable[..., Any]] = {"unsir": UNSIR, "forsaken": Forsaken, "lightweight": Lightweight, "none": Nothing}
+METHODS: dict[str, Callable[..., Any]] = {
+    "sweep": Sweep,
+    "unsir": UNSIR,
+    "forsaken": Forsaken,
+    "lightweight": Lightweight,
+    "none": Nothing,
+}
+AUTO = "auto"
 
 
 def method_of(method: Any, options: dict[str, Any]) -> Method:
     """The method that was named, with these options, or the instance that was given."""
     if isinstance(method, str):
         if method not in METHODS:
-            raise ValueError(f"method: got {method!r}; accepted are {', '.join(map(repr, METHODS))} or an instance from ff.methods")
+            names = ", ".join(map(repr, (AUTO, *METHODS)))
+            raise ValueError(f"method: got {method!r}; accepted are {names} or an instance from ff.methods")
         return METHODS[method](**options)
     if not (hasattr(method, "run") and hasattr(method, "receipt")) or isinstance(method, type):
         raise TypeError(f"method: got {method!r}; accepted are {', '.join(map(repr, METHODS))} or an instance, e.g. UNSIR()")
     if options:
         raise TypeError(f"options {', '.join(options)}: give them to {type(method).__name__}(...) when the method is an instance")
     return method
+
+
+def suitable(classes: Any, *, forget: Any, retain: Any, nonmember: Any) -> tuple[str, str]:
+    """The method for a request by what is asked and given, and why: ``method="auto"``."""
+    if retain is None:
+        return "forsaken", "no data to keep was given; Forsaken alone can do without"
+    if classes is not None and forget is None:
+        return "unsir", "no samples of the classes were given; UNSIR learns noise in their place, and rehearses to know when they are gone"
+    if classes is None and nonmember is None:
+        return "unsir", "no data never seen was given, which single samples need; UNSIR forgets the classes of the forget set"
+    return "sweep", "data to forget and to keep were given: the sweep forgets as well as the other methods, with the fewest sample passes"

@@ -14,6 +14,7 @@ from .._data import Source, source
 from .._outputs import reading
 from .._trial import first_step
 from . import checks, overlap
+from .cost import budget_of
 from .registry import Method
 from .task import Forward, Task
 
@@ -39,7 +40,7 @@ def wanted_classes(method: Method, classes: Any, forget: Source | None) -> list[
     """The classes to forget; none where a method is asked to forget the samples of ``forget``, whatever their class."""
     by_samples = method.scope == "samples"
     wanted = [] if by_samples and classes is None and forget is not None else checks.class_list(classes, forget)
-    if by_samples and method.name != "none" and forget is None:
+    if by_samples and method.name != "none" and forget is None and (not wanted or getattr(method, "needs_forget", True)):
         raise ValueError(f"forget: not given; {method.name} needs the data to forget (for whole classes: samples of them)")
     return wanted
 
@@ -55,6 +56,8 @@ def make_task(
     seed: int,
     progress: bool,
     drop_forget: bool,
+    budget: int | str | None = None,
+    precision: str | None = None,
 ) -> Task:
     """A task on a copy of the model, with sets that hold what their names say; refuses what can't serve."""
     given = sets.given()
@@ -70,9 +73,12 @@ def make_task(
     if classes:
         sets = _by_class(sets, classes, drop_forget)
     first_step(work, probed.inputs, probed.labels, forward, modes=getattr(method, "gradients", ()))
-    return Task(
+    task = Task(
         work, forward, classes, outputs, device, seed, progress, sets.retain, sets.forget, sets.test, sets.nonmember, original=model
     )
+    task.cost.budget = budget_of(budget, None if sets.retain is None else len(sets.retain))
+    task.precision = checks.precision(precision) or ("auto" if method.name == "sweep" else "float32")
+    return task
 
 
 def count_overlap(task: Task) -> dict[str, Any]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 from .._version import __version__
+from .cost import Cost
 
 
 @dataclass
 class UnlearnResult:
-    """What :func:`fastforget.unlearn` returns."""
+    """What :func:`fastforget.unlearn` returns.
+
+    ``cost`` has the run's sample passes and seconds, by phase: ``cost.passes``, ``cost.receipt()``, ``cost.table()``.
+    """
 
     model: nn.Module
     history: list[dict[str, Any]]
@@ -22,9 +26,10 @@ class UnlearnResult:
     receipt: dict[str, Any]
     forgot: bool
     why: str
+    cost: Cost = field(default_factory=Cost)
 
     def __repr__(self) -> str:
-        return f"UnlearnResult(forgot={self.forgot}, seconds={self.seconds:.1f}, why={self.why!r})"
+        return f"UnlearnResult(forgot={self.forgot}, passes={self.cost.passes}, seconds={self.seconds:.1f}, why={self.why!r})"
 
 
 class NotForgottenWarning(UserWarning):

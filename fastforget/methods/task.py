@@ -13,6 +13,7 @@ from .. import _weights
 from .._columns import Column
 from .._data import Source, cut
 from .._trial import least_of
+from .cost import Cost
 
 Forward = Callable[[nn.Module, Any], Tensor]
 
@@ -20,6 +21,19 @@ Forward = Callable[[nn.Module, Any], Tensor]
 def derived_seed(seed: int, purpose: int) -> int:
     """A seed for one purpose (shuffle, split, ...), so that no two purposes share a random sequence."""
     return (seed * 1_000_003 + purpose) % 2**63
+
+
+def _cast(task: Task, forward: Forward) -> Forward:
+    """Training passes (those with gradients) under the task's autocast; logits are float32 then."""
+
+    def cast(model: nn.Module, inputs: Any) -> Tensor:
+        if task.autocast is None or not torch.is_grad_enabled():
+            return forward(model, inputs)
+        with torch.autocast(task.device.type, task.autocast):
+            logits = forward(model, inputs)
+        return logits.float()
+
+    return cast
 
 
 @dataclass
@@ -39,6 +53,12 @@ class Task:
     nonmember: Source | None = None
     original: nn.Module | None = None  # the model as given: its weights are read; it is never called, nor written
     history: list[dict[str, Any]] = field(default_factory=list)
+    cost: Cost = field(default_factory=Cost)
+    precision: str = "float32"  # of training passes: see engine/precision.py
+    autocast: torch.dtype | None = None  # what training passes are computed in, where it isn't the weights' own
+
+    def __post_init__(self) -> None:
+        self.forward = self.cost.counting(_cast(self, self.forward))
 
     def generator(self, purpose: int) -> torch.Generator:
         return torch.Generator().manual_seed(derived_seed(self.seed, purpose))
@@ -56,7 +76,7 @@ class Task:
         """Logits float32[N, K] and labels[N] of a set, in eval mode, without gradients, on the model's device."""
         logits, labels = Column(), Column()
         with _weights.evaluating(self.model):
-            for x, y in source.batches(device=self.device):
+            for x, y in self.cost.reading(source.batches(device=self.device)):
                 logits.add(self.forward(self.model, x).float())
                 labels.add(y)
         return logits.joined(), labels.joined()
@@ -65,7 +85,7 @@ class Task:
         """The model's answer for every sample of a set, in eval mode, on the CPU."""
         with _weights.evaluating(self.model):
             answers = Column()
-            for x, _ in source.batches(device=self.device):
+            for x, _ in self.cost.reading(source.batches(device=self.device)):
                 answers.add(self.forward(self.model, x).argmax(1).cpu())
             return answers.joined()
 

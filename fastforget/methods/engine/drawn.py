@@ -1,0 +1,89 @@
+"""Batches that are drawn for a whole run at once, with what the original model answers them, computed once a sample.
+
+The *teacher's* answers hold a model where it was: the original model's own distribution over the classes, without those to forget.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import _tree, _weights
+from ..._columns import Column
+from ..._data import Source
+from ..task import Task
+
+
+@dataclass
+class Batch:
+    """Inputs, labels int64[B], and the teacher's log-probabilities float32[B, K]: minus infinity for classes that are to be forgotten."""
+
+    inputs: Any
+    labels: Tensor
+    teacher: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Drawn:
+    """``most`` batches of ``size`` samples of a set, every sample once before one comes again.
+
+    Args:
+        task: the model as it is now is the teacher.
+        data: the set.
+        size: samples in a batch (fewer where the set is smaller).
+        most: batches.
+        purpose: of the seed.
+    """
+
+    def __init__(self, task: Task, data: Source, size: int, most: int, purpose: int) -> None:
+        self.task, self.data = task, data
+        self.size = min(size, len(data))
+        generator, wanted = task.generator(purpose), self.size * most
+        rounds = -(-wanted // len(data))
+        order = torch.cat([torch.randperm(len(data), generator=generator) for _ in range(rounds)])[:wanted]
+        self.order = list(order.split(self.size))
+        self.used, inverse = order.unique(return_inverse=True)
+        self._rows = list(inverse.split(self.size))
+        self.logits = self._answers()
+        self._teacher = without(self.logits, task.classes)
+
+    def _answers(self) -> Tensor:
+        """The teacher's logits of every sample that was drawn."""
+        logits = Column()
+        with _weights.evaluating(self.task.model), self.task.cost.phase("teacher"):
+            for x, _ in self.task.cost.reading(self.data.at(self.used.split(256), device=self.task.device)):
+                logits.add(self.task.forward(self.task.model, x).float())
+        return logits.joined()
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = self.task.cost.reading(self.data.at(self.order, device=self.task.device))
+        for (inputs, labels), rows in zip(batches, self._rows, strict=True):
+            yield Batch(inputs, labels, self._teacher[rows.to(self._teacher.device)])
+
+    def labels(self) -> Tensor:
+        """The labels of the samples whose :attr:`logits` are known, in their order."""
+        return self.data.labels()[self.used]
+
+
+def without(logits: Tensor, classes: list[int]) -> Tensor:
+    """Log-probabilities [B, K] of the classes that stay, renormalised; minus infinity for ``classes``."""
+    if classes:
+        logits = logits.index_fill(1, torch.tensor(classes, device=logits.device), -math.inf)
+    return logits.log_softmax(dim=1)
+
+
+def joined(inputs: list[Any]) -> Any | None:
+    """Batches' inputs as one, or ``None`` where nobody knows which rows belong to which sample, or the samples differ in shape."""
+    if any(_tree.rows(part) is None for part in inputs):
+        return None
+    shapes = {tuple(tensor.shape[1:]) for part in inputs for tensor in _tree.tensors(part)}
+    if len(shapes) > len(list(_tree.tensors(inputs[0]))):
+        return None
+    return _tree.cat(inputs)
