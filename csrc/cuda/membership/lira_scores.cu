@@ -1,6 +1,7 @@
 // LiRA's log-likelihood ratios on CUDA: of given targets against given statistics, or of every shadow model against the
 // others (leave one out). For the latter a first kernel keeps each column's statistics with all models; the second one
 // takes a model out of them, instead of collecting them once for every model.
+#include "common/call.h"
 #include "cuda/membership/lira_columns.cuh"
 
 namespace ff::cuda {
@@ -255,6 +256,9 @@ void lira_ratio(Tensor target, Tensor center, Tensor variance, Tensor count, int
   check_layout(variance, dtype, one_variance ? 2 : 2 * columns, kOp, "variance");
   check_layout(count, ScalarType::Long, 2 * samples, kOp, "count");
   check_layout(out, dtype, rows * samples, kOp, "out");
+  check_call(kOp, false,
+             {given(target, "target"), given(center, "center"), given(variance, "variance"), given(count, "count"),
+              changed(out, "out")});
   if (rows * samples == 0) return;
   const DeviceScope scope(target);
   with_score(dtype, [&](auto tag) {
@@ -292,6 +296,8 @@ void lira_loo(Tensor scores, Tensor member, bool median, Tensor variance, int64_
   const int64_t models = scores.size(0), samples = scores.size(1);
   check_layout(variance, dtype, variance.numel() == 0 ? 0 : 2, kOp, "variance");
   check_layout(out, dtype, models * samples, kOp, "out");
+  check_call(kOp, false,
+             {given(scores, "scores"), given(member, "member"), given(variance, "variance"), changed(out, "out")});
   with_score(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const Shadow<T> s = shadow_of<T>(scores, member, kOp);
