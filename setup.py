@@ -39,6 +39,8 @@ from setuptools.errors import ExecError
 
 ROOT = Path(__file__).resolve().parent
 OPS = ("cpu", "cuda")
+AGAIN = "pip install --no-build-isolation --no-deps --force-reinstall ."
+TOOLS = "torch>=2.10, ninja, setuptools>=77 and g++ 11 or newer in this environment; nvcc for CUDA; pybind11 for the checkout's tests."
 LOG_NAMES = {"cpu": "CPU ops", "cuda": "CUDA ops", "host": "_host"}
 
 spec = importlib.util.spec_from_file_location("ninja_rules", ROOT / "csrc" / "ninja_rules.py")
@@ -122,7 +124,9 @@ class build_native(Command):
             print(f"  {LOG_NAMES[part]:9}{'built' if facts['built'] else 'NOT BUILT'}  {detail}")
         missing = [part for part in OPS if not parts[part]["built"]]
         if missing:
-            print("fastforget works without them: the reference (pure PyTorch) serves those devices, slower.")
+            print("fastforget works without them: the reference (pure PyTorch) serves those devices, many times slower.")
+            print(f"To have them: mend what is named above, then {AGAIN}")
+            print(f"A build takes {TOOLS}")
         sys.stdout.flush()
         self.distribution.nothing_native = len(missing) == len(OPS)
         required = [part for part in missing if part != "cuda" or native.nvcc_is_there()]

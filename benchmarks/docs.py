@@ -10,6 +10,7 @@ can't differ from the row that was measured.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import re
 import sys
@@ -17,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastforget import _files, _schema
+from fastforget import _files, _schema, ops
 from fastforget.auditing import verdict
 
 from . import experiment, experiment_page, rows, shadow_audit
@@ -34,6 +35,13 @@ NEEDS = {
     "unsir": ("UNSIR", "classes", "retain"),
     "forsaken": ("Forsaken", "classes, samples", "forget, non-members, retain"),
     "lightweight": ("Lightweight", "classes, samples", "forget, non-members, retain"),
+}
+# What docs/ops.md says of a family.
+FAMILIES = {
+    "noise": "counter-based normal noise",
+    "update": "UNSIR's loss and its Adam step on the noise",
+    "mask": "importance of weights, and steps that keep some of them as they are",
+    "membership": "scores of membership attacks, and what they are worth",
 }
 # README's six rows of speed: op, case, the plain form.
 FAST = (
@@ -56,8 +64,9 @@ def methods() -> str:
     records = choices(_json(experiment.ROWS)["rows"])
     for name, (title, request, needs) in NEEDS.items():
         own = {record.scenario: record for record in records if record.method == name}
-        speeds = [f"{own[s].speedup:.1f}" if s in own else "-" for s in ("class", "classes", "random")]
-        worst = min(own[s].accuracy for s in ("class", "classes", "random") if s in own)
+        served = ("class", "classes", "random") if "samples" in request else ("class", "classes")
+        speeds = [f"{own[s].speedup:.1f}" for s in served if s in own] + ["-"] * (3 - len(served))
+        worst = min(own[s].accuracy for s in served if s in own)
         lines.append(f"| `{name}` ({title}) | {request} | {needs} | {', '.join(speeds)} | {max(0.0, -100 * worst):.1f} |")
     return "\n".join(lines)
 
@@ -81,6 +90,21 @@ def support() -> str:
     return "\n".join([*lines, *ops])
 
 
+def families() -> str:
+    """The public functions of ``ff.ops``; a named tuple belongs to the function that returns it."""
+    lines = ["| family | what for | ops |", "|---|---|---|"]
+    for family, purpose in FAMILIES.items():
+        module = getattr(ops, family)
+        public = [
+            name
+            for name, value in vars(module).items()
+            if (inspect.isfunction(value) or (inspect.isclass(value) and not hasattr(value, "_fields")))
+            and value.__module__.startswith(module.__name__) and not name.startswith("_")
+        ]  # fmt: skip
+        lines.append(f"| `{family}` | {purpose} | {', '.join(f'`{name}`' for name in public)} |")
+    return "\n".join(lines)
+
+
 def rule() -> str:
     return verdict.RULE
 
@@ -97,6 +121,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "methods": methods,
     "speed": speed,
     "support": support,
+    "families": families,
     "rule": rule,
     "shadow-audit": shadow,
     "experiment": experiments,

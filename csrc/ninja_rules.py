@@ -42,7 +42,7 @@ ONCE = "_ops.cpp"
 ISA_FLAGS = {
     "baseline": ["-DFF_ISA=baseline", "-DFF_ISA_LEVEL=2", "-march=x86-64-v2"],
     "avx2": ["-DFF_ISA=avx2", "-DFF_ISA_LEVEL=3", "-march=x86-64-v3"],
-    # 512-bit everywhere, said aloud because compilers differ in what they take for x86-64-v4. Measured on
+    # 512-bit everywhere, named because compilers differ in what they take for x86-64-v4. Measured on
     # Zen 5, the streaming loops too are 10 to 40 % faster so; on Zen 4, which halves such vectors, 256-bit
     # ones were by 10 to 20 %.
     "avx512": ["-DFF_ISA=avx512", "-DFF_ISA_LEVEL=4", "-march=x86-64-v4", "-mprefer-vector-width=512"],

@@ -5,11 +5,16 @@
 ['mask', 'membership', 'noise', 'update']
 """
 
+from . import _torch_is_here  # says in words what to install where PyTorch is missing
+
+# isort: split
 from . import methods, ops, optim
 from ._version import __version__
 from .auditing import audit
 from .backend import BackendError, backends, use_backend
 from .methods import NotForgottenWarning, UnlearnResult, unlearn
+
+del _torch_is_here
 
 __all__ = [
     "BackendError",

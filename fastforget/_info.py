@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 
 from . import backend
+from ._command import Parser
+from ._text import visible
 from ._version import __version__
 
 VARIABLES = {
@@ -80,6 +81,8 @@ def text(found: dict[str, Any]) -> str:
         library = found["libraries"][part]
         detail = f" ({' '.join(library['built_for'])})" if library["built_for"] else ""
         lines.append(f"{name:<11}" + (f"loaded{detail}" if library["loaded"] else f"no: {library['reason']}"))
+        if not library["loaded"]:
+            lines.append(" " * 11 + f"to have them, {backend.mending(part)}")
     lines += ["", *_table(found)]
     if not torch.cuda.is_available():
         lines.append("  No GPU here: the cuda rows say what would serve CUDA tensors.")
@@ -109,9 +112,9 @@ def _table(found: dict[str, Any]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
-    p = argparse.ArgumentParser(prog="python -m fastforget info", description=__doc__)
+    p = Parser(prog="python -m fastforget info", description=__doc__)
     p.add_argument("--json", action="store_true", help="print the facts as JSON")
     args = p.parse_args(argv)
     found = facts()
-    sys.stdout.write((json.dumps(found, indent=1) if args.json else text(found)) + "\n")
+    sys.stdout.write((json.dumps(found, indent=1) if args.json else visible(text(found), keep="\n")) + "\n")
     return 0

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any, Generic, TextIO, TypeVar
 
+from ._text import visible
+
 T = TypeVar("T")
 _WIDTH = 24
 _EVERY = 0.1  # seconds between redraws
@@ -49,7 +51,7 @@ class Progress(Generic[T]):
         counted = f"{self.done}/{self.total}" if self.total else str(self.done)
         seconds = self._drawn - self.began
         bar = "#" * filled + "." * (_WIDTH - filled)
-        self.stream.write(f"\r\x1b[K{self.label} [{bar}] {counted} {seconds:.1f} s {self.note}".rstrip())
+        self.stream.write(f"\r\x1b[K{self.label} [{bar}] {counted} {seconds:.1f} s {visible(self.note)}".rstrip())
         self.stream.flush()
 
     def close(self) -> None:

@@ -11,10 +11,16 @@ import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers side by side have a core each, and so have the processes that their tests start
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import torch
+from built_once import built_once
 
 import fastforget as ff
 
@@ -26,7 +32,7 @@ EMULATED = "emulated"  # the CUDA sources, on tests/cuda_emulator
 REQUIRED = os.environ.get("FASTFORGET_REQUIRE_NATIVE", "0") not in ("", "0")
 
 
-def _native_missing(level: int) -> str | None:
+def native_missing(level: int = 0) -> str | None:
     reason = ff.backend.why_not("native", "normal_", "cpu")
     if reason is not None:
         return reason
@@ -52,9 +58,9 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Callable[...
     if compiler is None:
         pytest.skip("g++ is not installed, so the CUDA sources can't be compiled for the emulated device")
     sys.path.insert(0, str(Path(__file__).parent / "cuda_emulator"))
-    from emulated_device import load
+    from emulated_device import compile_library, load
 
-    return load(tmp_path_factory.mktemp("emulated"), compiler)
+    return load(built_once(tmp_path_factory, "emulated", partial(compile_library, compiler)))
 
 
 @pytest.fixture
@@ -75,7 +81,7 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
             yield "reference"
         return
     level = LEVELS[request.param]
-    reason = _native_missing(level)
+    reason = native_missing(level)
     if reason is not None:
         if REQUIRED and "this CPU has no" not in reason:
             pytest.fail(f"FASTFORGET_REQUIRE_NATIVE=1, but: {reason}")

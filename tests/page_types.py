@@ -24,5 +24,5 @@ def write(folder: Path) -> list[Path]:
 
 def mypy(files: list[Path], python: str | Path = sys.executable) -> list[str]:
     """The command that checks these files against the package that ``python`` sees."""
-    options = ["--check-untyped-defs", f"--cache-dir={files[0].parent / 'mypy_cache'}", "--config-file="]
+    options = ["--check-untyped-defs", "--follow-imports=silent", f"--cache-dir={files[0].parent / 'mypy_cache'}", "--config-file="]
     return [str(python), "-I", "-m", "mypy", *options, *map(str, files)]

@@ -29,6 +29,16 @@ def report(world: World):
     return world.audit(unlearned=world.retrained_again)
 
 
+def shared(what):
+    """A list or set that copies of a model share with it: an audit calls copies."""
+
+    class Shared(type(what)):
+        def __deepcopy__(self, memo):
+            return self
+
+    return Shared(what)
+
+
 class Counting(nn.Module):
     """Counts its calls and remembers what it was called under."""
 
@@ -36,8 +46,7 @@ class Counting(nn.Module):
         super().__init__()
         self.inner = inner
         self.frozen = nn.BatchNorm1d(FEATURES)
-        self.samples: list[int] = []
-        self.states: set[tuple[bool, bool]] = set()
+        self.samples, self.states = shared([]), shared(set())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.samples.append(len(x))

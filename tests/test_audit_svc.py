@@ -77,9 +77,9 @@ def test_published_entropy_ignores_the_label_and_the_definition_does_not() -> No
 
 def test_published_entropy_does_not_take_quadratic_memory() -> None:
     logits, labels = draw(40_000, 10)
-    began = time.perf_counter()
+    began = time.process_time()  # what others do on this machine takes no part of it
     svc.svc_features(logits, labels, m_entropy="published")  # as published: 40,000 x 40,000 floats, twice
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_threshold_against_a_slow_scan_and_the_sign() -> None:

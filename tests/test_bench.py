@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import op_table
 import pytest
 import torch
 from fastforget._bench.mask import elementwise, optim, select
 from fastforget._bench.mask import rows as mask_rows
 from fastforget._bench.membership import lira, rmia, roc, scores
 
-from fastforget import _schema
 from fastforget._bench import (
     bench,
     cases,
@@ -71,8 +71,8 @@ def test_the_rows_for_a_gpu_are_right_on_cpu_tensors(case):
 
 
 def test_the_gpu_is_timed_on_every_op():
-    # these have no row of their own, or (rmia_vote) one that calls the raw op, which no backend can be forced on
-    assert set(_schema.SCHEMAS) - {case.op for case in gpu.cases(options(), gpu.BIG)} == {"lira_ratio", "rmia_vote", "roc_bootstrap"}
+    timed = {op for op, row in op_table.TABLE.items() if row.timed}
+    assert {case.op for case in gpu.cases(options(), gpu.BIG)} == timed
 
 
 

@@ -18,11 +18,11 @@ import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
-from types import ModuleType
 
 import page_types
 import pytest
 import setuptools
+from built_once import built_once
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = sysconfig.get_path("purelib")
@@ -94,36 +94,44 @@ def only_wheel(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkout's sources as they are now, all of them."""
-    copy = tmp_path_factory.mktemp("checkout") / "fastforget"
-    return Path(shutil.copytree(ROOT, copy, ignore=NOT_SOURCE))
+
+    def copy(folder: Path) -> None:
+        shutil.copytree(ROOT, folder / "fastforget", ignore=NOT_SOURCE)
+
+    return built_once(tmp_path_factory, "checkout", copy) / "fastforget"
 
 
 @pytest.fixture(scope="session")
 def tree(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkout as its sdist holds it, with the checkout's object files: only changed files compile."""
-    folder = tmp_path_factory.mktemp("sdist")
-    make = "import os, sys, setuptools.build_meta as b; os.chdir(sys.argv[1]); b.build_sdist(sys.argv[2])"
-    succeeds([sys.executable, "-c", make, checkout, folder])
-    (archive,) = folder.glob("*.tar.gz")
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder / "unpacked", filter="data")
-    (unpacked,) = (folder / "unpacked").iterdir()
-    if (ROOT / "build" / "native").is_dir():
-        shutil.copytree(ROOT / "build" / "native", unpacked / "build" / "native")
+    """The checkout as its sdist holds it, with the checkout's object files: only changed files compile. The wheel is built in it."""
+
+    def unpack(folder: Path) -> None:
+        make = "import os, sys, setuptools.build_meta as b; os.chdir(sys.argv[1]); b.build_sdist(sys.argv[2])"
+        succeeds([sys.executable, "-c", make, checkout, folder])
+        (archive,) = folder.glob("*.tar.gz")
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder / "unpacked", filter="data")
+        (unpacked,) = (folder / "unpacked").iterdir()
+        if (ROOT / "build" / "native").is_dir():
+            shutil.copytree(ROOT / "build" / "native", unpacked / "build" / "native")
+
+    (unpacked,) = (built_once(tmp_path_factory, "sdist", unpack) / "unpacked").iterdir()
     return unpacked
 
 
 @pytest.fixture(scope="session")
 def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("wheel")
-    python = environment(out / "env", [SITE])
-    succeeds(wheel_command(python, tree, out), FASTFORGET_REQUIRE_NATIVE="1")
-    return only_wheel(out)
+    def build(folder: Path) -> None:
+        python = environment(folder / "env", [SITE])
+        succeeds(wheel_command(python, tree, folder), FASTFORGET_REQUIRE_NATIVE="1")
+
+    return only_wheel(built_once(tmp_path_factory, "wheel", build))
 
 
 @pytest.fixture
-def fresh(tree: Path, tmp_path: Path) -> Path:
+def fresh(tree: Path, wheel: Path, tmp_path: Path) -> Path:
     """A copy of the sdist's tree to damage."""
+    assert wheel.exists()  # so nothing builds in the tree any more
     return Path(shutil.copytree(tree, tmp_path / "tree", ignore=shutil.ignore_patterns("build")))
 
 
@@ -318,7 +326,8 @@ def test_install_without_a_tool_succeeds_and_says_so(lacking: str, fresh: Path, 
 
 
 @slow
-def test_source_that_does_not_compile_leaves_that_part_out(tree: Path, tmp_path: Path) -> None:
+def test_source_that_does_not_compile_leaves_that_part_out(wheel: Path, tree: Path, tmp_path: Path) -> None:
+    assert wheel.exists()  # so the tree has all its objects
     broken = Path(shutil.copytree(tree, tmp_path / "tree"))
     with open(broken / "csrc" / "cpu" / "levels_ops.cpp", "a") as source:
         source.write("\nthis is not C++;\n")
@@ -377,6 +386,64 @@ def test_bare_checkout_finds_kernels_and_benchmarks(checkout: Path) -> None:
     assert {next(f for f in folders if f in Path(origin).parents) for origin in found.values()} == set(folders)
 
 
+FIRST_USE = """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import torch, fastforget as ff
+    x = torch.zeros(4)
+    with ff.use_backend("reference"):
+        ff.ops.noise.normal_(x, seed=0)
+    print("BEFORE", len(caught))
+    for _ in range(3):
+        ff.ops.noise.normal_(x, seed=0)
+        ff.ops.mask.dampen_([x], [x + 1], [x], alpha=2.0, lam=1.0)
+    print("WARNINGS", len(caught), caught[0].message)
+    print("SERVING", ff.backend.serving("normal_", "cpu"), ff.backends()["normal_"]["cpu"]["native"])
+"""
+
+
+def test_a_missing_native_part_is_said_at_first_use_once_with_what_mends_it(checkout: Path, tmp_path: Path) -> None:
+    bare = Path(shutil.copytree(checkout, tmp_path / "source"))
+    path = f"import sys; sys.path.insert(0, {str(bare)!r})\n"
+    out = succeeds([sys.executable, "-I", "-c", path + FIRST_USE])
+    assert "BEFORE 0" in out and "WARNINGS 1 fastforget: there are no compiled kernels for CPU tensors (not built here)" in out
+    assert "torch>=2.10, ninja, setuptools>=77 and g++ (11 or newer), then run cd " in out and f"{bare} && " in out
+    assert "setup.py build_native" in out and "SERVING reference not built here" in out
+    (bare / "fastforget" / "_lib").mkdir()
+    (bare / "fastforget" / "_lib" / "build.json").write_text(json.dumps({"missing": {"cpu": "ninja not found: `pip install ninja`"}}))
+    (bare / "setup.py").unlink()  # as it lies in site-packages
+    out = succeeds([sys.executable, "-I", "-c", path + FIRST_USE])
+    assert "(ninja not found: `pip install ninja`), so plain PyTorch serves, many times slower" in out
+    assert "source folder: pip install --no-build-isolation --no-deps --force-reinstall ." in out
+    info = succeeds([sys.executable, "-I", "-c", path + "from fastforget.__main__ import main; main(['info'])"])
+    assert "CPU ops    no: ninja not found" in info and "to have them, install what is missing of torch>=2.10, ninja" in info
+    (bare / "fastforget" / "_lib" / "libfastforget_cpu.so").write_bytes(b"no library")
+    out = succeeds([sys.executable, "-I", "-c", path + FIRST_USE])
+    assert "WARNINGS 1 " in out and "(libfastforget_cpu.so did not load: " in out
+
+
+def test_without_torch_it_says_what_to_install(checkout: Path, tmp_path: Path) -> None:
+    alone = [sys.executable, "-S"]  # without site-packages there is no torch
+    done = run([*alone, "-m", "fastforget", "info"], PYTHONPATH=str(checkout))
+    assert done.returncode == 2 and done.stdout.count("\n") == 1, done.stdout
+    for text in ("fastforget needs PyTorch 2.10 or newer", "No module named 'torch'", "pip install torch", "pip install ninja"):
+        assert text in done.stdout
+    done = run([*alone, "-c", "import fastforget"], PYTHONPATH=str(checkout))
+    assert done.returncode == 1 and "\nImportError: fastforget needs PyTorch 2.10 or newer" in done.stdout
+    (tmp_path / "torch.py").write_text("__version__ = '2.4.1+cpu'\n")
+    done = run([*alone, "-c", "import fastforget"], PYTHONPATH=os.pathsep.join((str(checkout), str(tmp_path))))
+    assert done.returncode == 1 and "found 2.4.1+cpu. Upgrade it: pip install --upgrade torch" in done.stdout
+
+
+def test_the_install_names_what_a_build_takes(checkout: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(checkout, tmp_path / "source"))
+    out = succeeds([sys.executable, source / "setup.py", "-q", "build_native"], CXX="no-such-compiler", FASTFORGET_SKIP_CUDA="1")
+    assert re.search(r"CPU ops +NOT BUILT +C\+\+ compiler `no-such-compiler` not found", out)
+    assert "A build takes torch>=2.10, ninja, setuptools>=77 and g++ 11 or newer" in out
+    assert "pip install --no-build-isolation --no-deps --force-reinstall ." in out
+
+
 @slow
 def test_per_isa_objects_share_no_symbol_with_other_levels(wheel: Path, tree: Path) -> None:
     """A weak copy of an inline function, compiled for AVX-512, could be the one the linker keeps for all."""
@@ -397,52 +464,3 @@ def test_libraries_need_no_cuda_to_load(wheel: Path, tmp_path: Path) -> None:
     for name in libraries:
         needed = re.findall(r"NEEDED.*\[(.*)\]", succeeds(["readelf", "-d", tmp_path / name]))
         assert [item for item in needed if "cuda" in item or "python" in item] == [], name
-
-
-@pytest.fixture
-def rules(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    for name in ("MAX_JOBS", "TORCH_CUDA_ARCH_LIST", "CXX", "FASTFORGET_SKIP_CUDA"):
-        monkeypatch.delenv(name, raising=False)
-    spec = importlib.util.spec_from_file_location("ninja_rules", ROOT / "csrc" / "ninja_rules.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.parametrize(
-    ("listed", "names"),
-    [
-        (None, ["sm_80", "sm_90", "compute_90"]),
-        ("8.6", ["sm_86"]),
-        ("9.0a 10.0+PTX", ["sm_90a", "sm_100", "compute_100"]),
-        ("8.0;;12.0", ["sm_80", "sm_120"]),
-    ],
-)
-def test_arch_list(
-    listed: str | None, names: list[str], rules: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if listed:
-        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
-    flags, made = rules.cuda_archs()
-    assert made == names
-    assert [flag.rsplit("=", 1)[1] for flag in flags] == names
-
-
-def test_arch_list_not_understood(rules: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
-    with pytest.raises(rules.CannotBuild, match=r"TORCH_CUDA_ARCH_LIST: 'Hopper'"):
-        rules.cuda_archs()
-
-
-def test_jobs(rules: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    cores = len(os.sched_getaffinity(0))
-    assert 1 <= rules.max_jobs() <= cores
-    monkeypatch.setenv("MAX_JOBS", "7")
-    assert rules.max_jobs() == 7
-
-
-def test_compiler_of_the_user(rules: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler -m64")
-    with pytest.raises(rules.CannotBuild, match="`no-such-compiler` not found"):
-        rules.find_compiler()

@@ -219,13 +219,14 @@ def test_a_forger_who_reseals_still_needs_the_weights_and_the_figures(world: Wor
     swapped = copy.deepcopy(receipt)
     models = swapped["models"]
     models["unlearned"], models["original"] = models["original"], models["unlearned"]
-    assert wrong(resealed(swapped), world) == ["models.unlearned.state_dict_sha256"]
+    assert wrong(resealed(swapped), world) == ["models.unlearned.state_dict_sha256", "models.untouched"]
     better = copy.deepcopy(receipt)
     better["control_rows"][3]["status"] = "PASS"
     assert wrong(resealed(better), world) == ["rows.suppressed.status"]
     worse = copy.deepcopy(receipt)
     worse["rows"][1]["accuracy"]["test_forget"] = 0.5
-    assert set(wrong(resealed(worse), world)) == {"rows.unlearned.status", "rows.unlearned.reasons", "verdict.status"}
+    followed = {"rows.unlearned.status", "rows.unlearned.reasons", "verdict.status", "verdict.reasons"}
+    assert set(wrong(resealed(worse), world)) == {*followed, "rows.unlearned.figures"}
     failing = world.audit(unlearned=world.original, controls=True).receipt()
     failing["verdict"]["status"] = "PASS"
     fields = [one.field for one in check(resealed(failing), weights=state(world.original)) if one.why]

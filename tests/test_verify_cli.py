@@ -24,6 +24,7 @@ def place(tmp_path_factory) -> Path:
     torch.save({"state_dict": world.retrained_again.state_dict(), "epoch": 3}, place / "nested.pth")
     torch.save(world.original.state_dict(), place / "original.pt")
     torch.save(world.original, place / "whole_model.pt")
+    torch.save(world.retrained.state_dict(), place / "retrained.pt")
     torch.save([1, 2], place / "list.pt")
     x, y = world.forget
     np.savez(place / "forget.npz", inputs=x.numpy(), labels=y.numpy())
@@ -42,8 +43,9 @@ def test_what_fits_is_verified(place: Path, capsys) -> None:
     assert run(place) == 0
     printed = capsys.readouterr().out
     assert "VERIFIED: PASS" in printed and "MISMATCH" not in printed and "the forget set: not checked (--forget)" in printed
-    assert run(place, "--original", "original.pt", "--forget", "forget.npz", "--ids", "ids.txt") == 0
+    assert run(place, "--original", "original.pt", "--retrained", "retrained.pt", "--forget", "forget.npz", "--ids", "ids.txt") == 0
     printed = capsys.readouterr().out
+    assert "the figures: not measured again (--retain, --test, --build)" in printed
     assert "not checked" not in printed and "ok        forget_set.ids.sha256" in printed
     assert run(place, model="nested.pth") == 0
 

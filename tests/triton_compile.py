@@ -1,7 +1,8 @@
 """Compiles the Triton kernels ahead of time for one architecture, without a GPU.
 
 For test_triton_interpreter.py. Every variant must pass Triton and ptxas and spill no register, and the
-streaming kernels must read and write 16 bytes at a time where the tensors are aligned.
+streaming kernels must read and write 16 bytes at a time where the tensors are aligned. A kernel that is not
+named here is built as the table of ops calls it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import op_table
 import torch
 import triton
 import triton.language as tl
@@ -26,10 +29,14 @@ from fastforget._triton.membership import rmia, roc
 from fastforget._triton.membership import scores as membership
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
 
+from fastforget import backend
 from fastforget._triton import noise, rows, update
 
 POINTERS = {tl.float32: "*fp32", tl.bfloat16: "*bf16", tl.float16: "*fp16", tl.float64: "*fp64"}
+INTEGERS = {torch.int8: "*i8", torch.uint8: "*i8", torch.bool: "*i8", torch.int32: "*i32", torch.int64: "*i64"}
+BUILT: set[str] = set()  # the kernels that were built, by name
 WIDE = re.compile(r"(ld|st)\.global(?:\.\w+)*\.v(?:4\.b32|2\.b64|4\.u32|2\.u64|4\.f32|2\.f64)")
 
 
@@ -38,7 +45,8 @@ def working(dtype: tl.dtype) -> tl.dtype:
 
 
 def build(arch: int, kernel, types: dict, constants: dict, warps: int, aligned: tuple[str, ...] = ()):
-    """PTX and the assembler's report."""
+    """The PTX, after the assembler has reported no spill."""
+    BUILT.add(kernel.fn.__name__)
     names = kernel.arg_names
     source = ASTSource(
         fn=kernel,
@@ -285,8 +293,47 @@ def lira_and_counts(arch: int) -> int:
     return count + 4
 
 
+def called_by_the_table(arch: int) -> int:
+    """Kernels that nothing above has built, for each form in which the table of ops launches them.
+
+    One with a constant ALIGNED streams, so it is built with both values.
+    """
+    forms: dict[str, tuple[Any, ...]] = {}
+    done = set(BUILT)
+
+    def record(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, num_warps: int = 4, **named: Any) -> None:
+        if kernel.fn.__name__ in done:
+            return
+        values = {**dict(zip(kernel.arg_names, args, strict=False)), **named}
+        constants = {p.name: values[p.name] for p in kernel.params if p.is_constexpr}
+        types, aligned = {}, []
+        for p in kernel.params:
+            value = values[p.name]
+            if isinstance(value, torch.Tensor):
+                types[p.name] = POINTERS[TL_DTYPE[value.dtype]] if value.dtype in TL_DTYPE else INTEGERS[value.dtype]
+                aligned += [p.name] if value.data_ptr() % 16 == 0 else []
+            elif not p.is_constexpr:
+                types[p.name] = p.annotation_type or "i32"
+        forms[f"{kernel.fn.__name__} {types} {constants}"] = kernel, types, constants, num_warps, tuple(aligned)
+        if "ALIGNED" in constants:
+            constants = {**constants, "ALIGNED": not constants["ALIGNED"]}
+            forms.setdefault(f"{kernel.fn.__name__} {types} {constants}", (kernel, types, constants, num_warps, ()))
+
+    launch, JITFunction.run = JITFunction.run, record
+    try:
+        for op in op_table.TABLE:
+            for dtype in TL_DTYPE:
+                backend._triton_op(op)(*op_table.raw(op, dtype))
+    finally:
+        JITFunction.run = launch
+    for kernel, types, constants, warps, aligned in forms.values():
+        ptx = build(arch, kernel, types, constants, warps, aligned)
+        assert not constants.get("ALIGNED") or wide(ptx), f"{kernel.fn.__name__} reads and writes less than 16 bytes at a time"
+    return len(forms)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     arch = int(sys.argv[1])
-    parts = elementwise, row_wise, reductions, mask_lists, lira_and_counts
+    parts = elementwise, row_wise, reductions, mask_lists, lira_and_counts, called_by_the_table
     print(f"sm_{arch}: {sum(part(arch) for part in parts)} kernels compiled, none spills")

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from .._caller import Caller
 from . import report
 from .controls import controls
 from .measure import attacks as attack_scores
@@ -130,27 +131,28 @@ class Audit:
         'NO REFERENCE'
         """
         started = time.perf_counter()
-        request = checked(
-            models,
-            {"forget": forget, "retain": retain, "test": test},
-            attacks=attacks,
-            oracles=oracles,
-            shadows=shadows,
-            population=population,
-            teacher=teacher,
-            relearn=relearn,
-            train=train,
-            intervals=intervals,
-            controls=controls,
-            seed=seed,
-            unpack=unpack,
-            forward=forward,
-            batch_size=batch_size,
-            progress=progress,
-        )
-        measured = measure(request)
-        judgement = judge_all(measured.rows)
-        settings = settings_of(request, measured)
+        with Caller() as caller, caller.aside("audit", seed):
+            request = checked(
+                models,
+                {"forget": forget, "retain": retain, "test": test},
+                attacks=attacks,
+                oracles=oracles,
+                shadows=shadows,
+                population=population,
+                teacher=teacher,
+                relearn=relearn,
+                train=train,
+                intervals=intervals,
+                controls=controls,
+                seed=seed,
+                unpack=unpack,
+                forward=caller.own(forward),
+                batch_size=batch_size,
+                progress=progress,
+            )
+            measured = measure(request)
+            judgement = judge_all(measured.rows)
+            settings = settings_of(request, measured)
         return report.AuditReport(
             figures=[row for row in judgement.rows if not row.control],
             control_figures=[row for row in judgement.rows if row.control],

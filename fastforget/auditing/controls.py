@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._caller import Caller
 from .._data import Source, source
 from .._random import own_randomness
-from .._weights import device_of, eval_mode
+from .._weights import device_of, eval_mode, training_mode
 from .figures import ControlOutcome, ModelRow
 from .measure import probes
 from .measure.oracles import logits_of
@@ -68,14 +69,15 @@ def controls(
         raise TypeError(f"original: got {type(original).__name__}; accepted is a torch.nn.Module")
     if next(original.parameters(), None) is None:
         raise ValueError("original: has no parameters, so no control can be made of it; audit without controls")
-    kept, gone = (source(data, name=name, unpack=unpack) for name, data in (("retain", retain), ("forget", forget)))
-    wanted = _classes(classes, kept, gone)
-    call = forward or _call
-    result = {"untouched": _copy(original), "random": make_random() if make_random else _random(original, seed)}
-    result["fine_tuned"] = _fine_tuned(original, kept, seed, call)
-    if wanted:
-        suppressed = _suppressed(original, gone, wanted, call)
-        result |= {"suppressed": suppressed} if suppressed is not None else {}
+    with Caller() as caller, caller.aside("controls", seed):
+        kept, gone = (source(data, name=name, unpack=unpack) for name, data in (("retain", retain), ("forget", forget)))
+        wanted = _classes(classes, kept, gone)
+        call = caller.own(forward or _call)
+        result = {"untouched": _copy(original), "random": caller.own(make_random)() if make_random else _random(original, seed)}
+        result["fine_tuned"] = _fine_tuned(original, kept, seed, call)
+        if wanted:
+            suppressed = _suppressed(original, gone, wanted, call)
+            result |= {"suppressed": suppressed} if suppressed is not None else {}
     return result
 
 
@@ -167,7 +169,7 @@ def _fine_tuned(original: nn.Module, kept: Source, seed: int, forward: Forward) 
     optimiser = torch.optim.Adam(weights, FINE_TUNE_LR)
     order, step = torch.Generator().manual_seed(seed), 0
     with own_randomness(seed), torch.enable_grad(), eval_mode(work):
-        work.train()
+        training_mode(work, original)
         for _ in range(FINE_TUNE_EPOCHS):
             for inputs, labels in kept.batches(generator=order, device=device, batch_size=FINE_TUNE_BATCH):
                 if step >= FINE_TUNE_STEPS or (len(labels) == 1 and step):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._weights import eval_mode
+from .._weights import eval_mode, reading_copy
 from .figures import ORIGINAL, RETAIN, RETRAINED, Figure, ModelRow, OracleRate, Probe
 from .measure import attacks as attack_scores
 from .measure import exposure, passes, probes, svc
@@ -51,8 +51,10 @@ class Measured:
 
 def measure(request: Request) -> Measured:
     """Runs everything that was asked for, on models and controls alike."""
-    models = request.everyone()
-    recorder = probes.Recorder(list(models), teacher=request.teacher, forward=request.forward)
+    # called are copies: no flag or buffer of the caller's models moves, whatever happens
+    models = {name: reading_copy(model) for name, model in request.everyone().items()}
+    teacher = None if request.teacher is None else reading_copy(request.teacher)
+    recorder = probes.Recorder(list(models), teacher=teacher, forward=request.forward)
     scored = _scored(request, models, recorder)
     missing = shadow_attacks.add(request.shadows, request.shadow_attacks, request.sets, scored) if request.shadow_attacks else {}
     for sets in scored.values():
@@ -68,7 +70,7 @@ def measure(request: Request) -> Measured:
     rows = []
     for name, sets in scored.items():
         row = _row(name, sets, comparisons, forgotten, request)
-        row.weight_distance = _distances(name, models)
+        row.weight_distance = _distances(name, request.everyone())
         row.probes = recorder.figures(name, request.seed, request.intervals) | {"mia_efficacy": svc.mia_probe(sets, request.intervals)}
         row.probes |= relearned.get(name, {})
         row.class_thresholds = {one.name: thresholds.figures(sets, one, request.intervals) for one in comparisons}

@@ -7,7 +7,6 @@ import copy
 import io
 import os
 import shlex
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._command import Parser, unusable
 from .._files import write_json, write_whole
+from .._text import visible
 from ..auditing import audit
 from ..methods import UNSIR, NotForgottenWarning, UnlearnResult, unlearn
 from ..methods.task import Task
@@ -34,7 +35,7 @@ NEED_NONMEMBERS = ("forsaken", "lightweight")
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="python -m fastforget demo",
         description="Train a small network on real images, forget classes, audit it beside a retrained one, write a report.",
         epilog="Exit status: 0 the model forgot, 1 it did not, 2 the demonstration could not run.",
@@ -86,11 +87,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         wrong = [c for c in args.classes if not 0 <= c < images.shape[2]]
         if wrong:
             p.error(f"--classes: {wrong[0]} is not a class of {images.name}; accepted are 0 to {images.shape[2] - 1}")
+        for part, (_, labels) in (("training", images.train), ("test", images.test)):
+            lacking = [c for c in args.classes if not bool((labels == c).any())]
+            if lacking or bool(torch.isin(labels, torch.tensor(args.classes)).all()):
+                what = f"no {part} image of class {lacking[0]}" if lacking else f"no {part} image of a class that stays"
+                raise DataMissing(f"--data {args.data}: {images.source} holds {what}")
         with _threads(args.threads or (1 if args.data in SMALL else torch.get_num_threads())):
             return run(args, images)
     except (DataMissing, OSError) as error:
-        print(f"python -m fastforget demo: {error}", file=sys.stderr)
-        return 2
+        return unusable("demo", error)
 
 
 @contextmanager
@@ -173,9 +178,9 @@ def run(args: argparse.Namespace, images: Images) -> int:
     seconds["total"] = time.perf_counter() - began
     if args.json:
         write_json(args.json, outcome.to_dict())
-    print(outcome)
-    print(f"report: {page}, receipt: {receipt}" + (f", figures: {args.json}" if args.json else ""))
-    print(f"python -m fastforget verify {shlex.quote(str(receipt))} --model {shlex.quote(str(weights))}")
+    print(visible(outcome, keep="\n"))
+    print(visible(f"report: {page}, receipt: {receipt}" + (f", figures: {args.json}" if args.json else "")))
+    print(visible(f"python -m fastforget verify {shlex.quote(str(receipt))} --model {shlex.quote(str(weights))}"))
     return 0 if outcome.forgot else 1
 
 

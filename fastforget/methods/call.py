@@ -10,13 +10,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import _weights
+from .._caller import Caller
 from .._random import own_randomness
 from . import checks
 from .registry import method_of
 from .request import Sets, count_overlap, make_task, wanted_classes
 from .result import NotForgottenWarning, UnlearnResult, versions
 from .task import derived_seed
-from .verdict import judge
+from .verdict import judge, look_before
+
+READ, BEFORE = 52, 53  # purposes of seeds
 
 
 def _call(model: nn.Module, inputs: Any) -> Tensor:
@@ -68,14 +71,20 @@ def unlearn(
         **options: the method's own, e.g. ``preset="paper"``; see :class:`fastforget.methods.UNSIR`.
 
     Returns:
-        UnlearnResult. ``forgot`` is measured: on ``forget`` and ``test`` data where given (each class
-        answered right for at most 1 % of its samples), else by rehearsal (``why`` says on what it rests).
-        If it is False, a :class:`NotForgottenWarning` says so.
+        UnlearnResult. ``forgot`` is measured, before and after: on ``forget`` and ``test`` data where given (each class known before, that
+        is answered right clearly more often than by chance, and now for at most 1 % of its samples; samples that the loss attack told from
+        unseen ones before and now can't tell, either way round), else by rehearsal (``why`` says on what it rests). If it is False, a
+        :class:`NotForgottenWarning` says so.
 
     Raises:
         TypeError, ValueError: an argument can't serve; it is named, with what is accepted.
-        FloatingPointError, RuntimeError: a loss became NaN. As after any failure or interrupt, ``model`` is
-            bit for bit as given.
+        FloatingPointError, RuntimeError: a loss became NaN. As after any failure, interrupt or warning raised as an error, ``model`` is
+            bit for bit as given: it is never called, and written last.
+        RuntimeError: called inside a transform of ``torch.func``.
+
+    What surrounds the call doesn't count: autocast, inference mode, ``no_grad`` and a default device are set aside until it ends.
+    torch's, Python's and numpy's random generators start from ``seed`` and are put back; calls in several threads take turns. Batch norm
+    that is frozen (all its parameters, or its module in eval mode while the model isn't) keeps its statistics.
 
     >>> import torch, fastforget as ff
     >>> x, y = torch.randn(90, 4), torch.arange(90) % 3
@@ -85,45 +94,47 @@ def unlearn(
     0.02
     """
     began = time.perf_counter()
-    # check
     chosen = method_of(method, options)
     checks.seed(seed)
-    device = checks.model_device(model)
-    sets = Sets.read(unpack, retain=retain, forget=forget, nonmember=nonmember, test=test)
-    wanted = wanted_classes(chosen, classes, sets.forget)
-    # what draws from this is dropout and the data's own augmentation; the methods have generators of their own
-    with own_randomness(derived_seed(seed, 0)):
-        task = make_task(
-            model, chosen, wanted, sets,
-            forward=forward or _call, device=device, seed=seed, progress=progress, drop_forget=drop_forget,
-        )  # fmt: skip
-        overlap = count_overlap(task) if check_overlap else {"how": "not checked: check_overlap=False"}
-        before = _weights.fingerprint(model)
-        # work on the copy
-        with _weights.flags_kept(task.model):
-            details = chosen.run(task)
-        for parameter in task.model.parameters():
-            parameter.grad = None
-        # measure
-        verdict = judge(task, details.pop("proxy", None))
-    checks.finite_weights(task.model)
-    # write
-    receipt = {
-        "method": chosen.name,
-        "options": chosen.receipt(),
-        "classes": wanted,
-        "seed": seed,
-        "versions": versions(),
-        "device": str(device),
-        "weights_sha256": {"before": before, "after": _weights.fingerprint(task.model)},
-        "verdict": verdict.receipt(),
-        "overlap": overlap,
-        **details,
-    }
-    if inplace:
-        _weights.overwrite(model, task.model)
+    with Caller() as caller, caller.aside("unlearn", derived_seed(seed, READ)):
+        # check
+        device = checks.model_device(model)
+        sets = Sets.read(unpack, retain=retain, forget=forget, nonmember=nonmember, test=test)
+        wanted = wanted_classes(chosen, classes, sets.forget)
+        # what draws from this is dropout and the data's own augmentation; the methods have generators of their own
+        with own_randomness(derived_seed(seed, 0)):
+            task = make_task(
+                model, chosen, wanted, sets,
+                forward=caller.own(forward or _call), device=device, seed=seed, progress=progress, drop_forget=drop_forget,
+            )  # fmt: skip
+            overlap = count_overlap(task) if check_overlap else {"how": "not checked: check_overlap=False"}
+            with own_randomness(derived_seed(seed, BEFORE)):
+                before = look_before(task, _weights.fingerprint(model))
+            # work on the copy
+            with _weights.flags_kept(task.model):
+                details = chosen.run(task)
+            for parameter in task.model.parameters():
+                parameter.grad = None
+            # measure
+            verdict = judge(task, before, details.pop("proxy", None))
+        checks.finite_weights(task.model)
+        receipt = {
+            "method": chosen.name,
+            "options": chosen.receipt(),
+            "classes": wanted,
+            "seed": seed,
+            "versions": versions(),
+            "device": str(device),
+            "weights_sha256": {"before": before.weights_sha256, "after": _weights.fingerprint(task.model)},
+            "verdict": verdict.receipt(),
+            "overlap": overlap,
+            **details,
+        }
+        write = _weights.overwriting(model, task.model) if inplace else None
+    changed = model if inplace else task.model
+    result = UnlearnResult(changed, task.history, time.perf_counter() - began, receipt, verdict.forgot, verdict.why)
     if not verdict.forgot:
         about = f"the model did NOT verifiably forget {wanted or 'the samples'}: {verdict.why}"
         warnings.warn(f"fastforget: {about}", NotForgottenWarning, stacklevel=2)
-    result = model if inplace else task.model
-    return UnlearnResult(result, task.history, time.perf_counter() - began, receipt, verdict.forgot, verdict.why)
+    # the last thing that is done: whatever stops the call before, a warning as an error included, finds the model as it was
+    return write.give(result) if write is not None else result

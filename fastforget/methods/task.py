@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,16 +35,15 @@ class Task:
     forget: Source | None
     test: Source | None
     nonmember: Source | None = None
-    original: nn.Module | None = None  # the model as given: read, never written
+    original: nn.Module | None = None  # the model as given: its weights are read; it is never called, nor written
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def generator(self, purpose: int) -> torch.Generator:
         return torch.Generator().manual_seed(derived_seed(self.seed, purpose))
 
-    def before(self) -> Task:
-        """The same task with the model as given, to be read and not written."""
-        assert self.original is not None
-        return replace(self, model=self.original, history=[])
+    def train_mode(self) -> None:
+        """The model in train mode, but for norms that are frozen in the model as given."""
+        _weights.training_mode(self.model, self.original or self.model)
 
     def logits(self, source: Source) -> tuple[Tensor, Tensor]:
         """Logits float32[N, K] and labels[N] of a set, in eval mode, without gradients, on the model's device."""

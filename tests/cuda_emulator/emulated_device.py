@@ -6,6 +6,8 @@ import importlib.util
 import platform
 import subprocess
 from collections.abc import Callable
+from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ from fastforget._schema import SCHEMAS
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 NAMESPACE = "fastforget_emulated"
+LIBRARY = "libfastforget_emulated.so"
 # Undefined behaviour aborts, such as a 16-byte access to a misaligned address. Floats may be divided by zero.
 SANITIZE = ["-fsanitize=undefined", "-fno-sanitize-recover=all", "-fno-sanitize=float-divide-by-zero,vptr"]
 
@@ -25,8 +28,8 @@ def torch_folder() -> Path:
     return Path(spec.origin).parent
 
 
-def compile_library(folder: Path, compiler: str) -> Path:
-    """The shared library; recompiled only where a source is newer than what ``folder`` holds."""
+def compile_library(compiler: str, folder: Path) -> None:
+    """Compiles the shared library into ``folder``, a source on each core."""
     include = [f"-I{HERE}", f"-I{ROOT / 'csrc'}", "-isystem", str(torch_folder() / "include")]
     flags = ["-std=c++20", "-O1", "-fPIC", "-ffp-contract=off", "-Wno-unknown-pragmas", *SANITIZE, *include]
     flags += ["-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
@@ -35,25 +38,25 @@ def compile_library(folder: Path, compiler: str) -> Path:
         flags.append("-mfma")  # a GPU has the fused multiply-add
     sources = [*sorted((ROOT / "csrc" / "cuda").rglob("*.cu")), HERE / "stream.cpp"]
     objects = [folder / f"{source.parent.name}_{source.stem}.o" for source in sources]
-    for source, out in zip(sources, objects, strict=True):
-        subprocess.run([compiler, *flags, "-x", "c++", "-c", str(source), "-o", str(out)], check=True)
-    library = folder / "libfastforget_emulated.so"
+    commands = [[compiler, *flags, "-x", "c++", "-c", str(source), "-o", str(out)] for source, out in zip(sources, objects, strict=True)]
+    with ThreadPool() as pool:
+        pool.map(partial(subprocess.run, check=True), commands, chunksize=1)
+    library = folder / LIBRARY
     link = ["-shared", *SANITIZE, "-static-libubsan", f"-L{torch_folder() / 'lib'}", "-ltorch_cpu"]
     subprocess.run([compiler, *map(str, objects), *link, "-o", str(library)], check=True)
-    return library
 
 
 _loaded: dict[str, Callable[..., None]] = {}
 
 
-def load(folder: Path, compiler: str) -> dict[str, Callable[..., None]]:
-    """Every op of the emulated device, by name; compiled once in a process."""
+def load(folder: Path) -> dict[str, Callable[..., None]]:
+    """Every op of the emulated device, by name, from the library in ``folder``; loaded once in a process."""
     if _loaded:
         return _loaded
     library = torch.library.Library(NAMESPACE, "DEF")
     for name, (signature, _) in SCHEMAS.items():
         library.define(name + signature)
-    torch.ops.load_library(str(compile_library(folder, compiler)))
+    torch.ops.load_library(str(folder / LIBRARY))
     load.keep = library  # type: ignore[attr-defined]  # the ops vanish with it
     _loaded.update({name: getattr(getattr(torch.ops, NAMESPACE), name).default for name in SCHEMAS})
     return _loaded

@@ -6,11 +6,12 @@
 // collects what lies within, the candidates, with their places; the threshold is found among those, and they are set
 // right one by one, in the list's order.
 //
-// Where the sample misled (a bracket beside the threshold, or crowded by equal values), passes that only count divide
-// the range that must hold the threshold by 2048 each, until it holds few enough or is a single key; then comes the
-// pass that writes. Of a crowd of equals the pass counts how many each chunk has, and the chunks whose equals are on
-// are written once more. So whatever the values are: at most 1 + ceil(bits / 11) + 1 reads of the list (5 for 32-bit
-// keys, 8 for 64-bit ones), one more where equals crowd; and memory for 8 n^(2/3) candidates.
+// Where the sample is misleading (its bracket misses the threshold, or holds too many equal values), passes that only
+// count divide the range that must hold the threshold by 2048 each, until it holds few enough or is a single key; then
+// comes the pass that writes. Where too many elements tie with the threshold, that pass counts the ties of each chunk,
+// and the chunks whose ties are on are written once more. So whatever the values are: at most 1 + ceil(bits / 11) + 1
+// reads of the list (5 for 32-bit keys, 8 for 64-bit ones), one more for such ties; and memory for 8 n^(2/3)
+// candidates.
 #include <algorithm>
 #include <atomic>
 #include <bit>

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,10 @@ import torch
 from torch import Tensor
 
 from ... import _safetensors as safetensors_io
+from ..._command import Parser, unusable
 from ..._files import write_json, write_whole
 from ..._progress import progress as progress_bar
+from ..._text import visible
 from ...ops.membership._lira import VARIANCES
 from ..measure import intervals
 from ..measure.attacks import figures
@@ -33,7 +34,7 @@ Exit status: 0 done, 2 a file or an option could not be used."""
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="python -m fastforget score",
         description="Membership-inference scores of a model from saved logits, alone or beside shadow models' logits.",
         epilog=HELP,
@@ -90,9 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             facts = {"counts": result.counts, "conventions": result.conventions, "intervals": intervals.CONVENTION}
             write_json(args.json, {"rows": rows, **facts})
     except (BadArray, OSError) as error:
-        print(f"python -m fastforget score: {error}", file=sys.stderr)
-        return 2
-    print(_text(rows, result, members))
+        return unusable("score", error)
+    print(visible(_text(rows, result, members), keep="\n"))
     return 0
 
 

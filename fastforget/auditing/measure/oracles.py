@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..._data import Source, source
-from ..._weights import eval_mode
+from ..._random import own_randomness
+from ..._weights import eval_mode, reading_copy
 from ...ops.membership import forgetting_rate, membership_scores, roc_stats
 from ..figures import Figure, OracleRate
 from . import passes
@@ -31,9 +32,10 @@ def logits_of(
     """Logits [N, K] and labels [N] of a whole set, in eval mode, on the CPU."""
     held: Source = source(data, name=name)
     kept, labels = [], []
-    with eval_mode(model):
+    called = reading_copy(model)
+    with own_randomness(0), eval_mode(called):
         for inputs, y in held.batches():
-            kept.append(passes.batch_logits(model, inputs, forward, f"{name} set").cpu())
+            kept.append(passes.batch_logits(called, inputs, forward, f"{name} set").cpu())
             labels.append(y.cpu())
     return torch.cat(kept), torch.cat(labels)
 

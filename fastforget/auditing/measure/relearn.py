@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import _data
+from ..._caller import Caller
 from ..._data import Source
 from ..._progress import Progress
 from ..._progress import progress as progress_bar
-from ..._random import own_randomness
-from ..._weights import device_of
+from ..._weights import device_of, training_mode
 from ..figures import Probe, RelearnProbe
 from . import passes
 
@@ -133,13 +133,13 @@ def relearn_time(
     """
     rule = _rule(definition, lr, samples, tolerance, cap)
     goal = _goal(rule, definition, original_accuracy, original_loss)
-    whole = _data.source(train, name="train", unpack=unpack, batch_size=batch_size)
-    target = _data.source(forget, name="forget", unpack=unpack)
-    student = copy.deepcopy(model)
-    if not any(p.requires_grad for p in student.parameters()):
-        raise ValueError("model: none of its parameters requires grad; accepted is a model that can be trained on")
-    with own_randomness(seed):
-        value, trace = _train(student, whole, target, rule, goal, forward, seed, progress)
+    with Caller() as caller, caller.aside("relearn_time", seed):
+        whole = _data.source(train, name="train", unpack=unpack, batch_size=batch_size)
+        target = _data.source(forget, name="forget", unpack=unpack)
+        student = copy.deepcopy(model)
+        if not any(p.requires_grad for p in student.parameters()):
+            raise ValueError("model: none of its parameters requires grad; accepted is a model that can be trained on")
+        value, trace = _train(student, model, whole, target, rule, goal, caller.own(forward), seed, progress)
     convention = rule.source if rule == DEFINITIONS[definition] else f"{rule.source}; CHANGED: {_changes(rule, DEFINITIONS[definition])}"
     reached = value is not None
     most = rule.cap if rule.unit == "epochs" else len(trace) - 1
@@ -175,6 +175,7 @@ def _goal(rule: Definition, definition: str, accuracy: float | None, loss: float
 
 def _train(
     model: nn.Module,
+    given: nn.Module,
     train: Source,
     forget: Source,
     rule: Definition,
@@ -194,6 +195,7 @@ def _train(
     with bar:
         for _ in range(rule.cap):
             for inputs, labels in _epoch(train, rule, generator):
+                training_mode(model, given)
                 _step(model, optimizer, inputs, labels, forward)
                 if rule.unit == "batches":
                     trace.append(_figure(model, forget, rule, forward))
@@ -229,7 +231,6 @@ def _step(
     labels: Tensor,
     forward: Callable[[nn.Module, Any], Tensor] | None,
 ) -> None:
-    model.train()
     device = device_of(model)
     moved = _data.move(inputs, device)
     logits = forward(model, moved) if forward is not None else model(moved)

@@ -6,17 +6,18 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..._data import Source
 from ..._hashes import sample_hashes
+from ..._identity import WRAPPERS, bare_names, fingerprint, of_state, outside
 from ..._random import own_randomness
-from ..._weights import device_of, digest, fingerprint
+from ..._weights import device_of
 
 SCHEMES = {
-    "weights_sha256": "sha256 over name, shape, dtype and bytes of every parameter and buffer, in the order of the names; as in the "
-    "result of ff.unlearn",
-    "state_dict_sha256": "the same over the tensors of model.state_dict(): what a weights file holds",
+    "weights_sha256": "sha256 over name, shape, dtype and bytes of every parameter, buffer and packed weight, in the order of the names, "
+    "without the parts of a name that wrappers put in (module, _orig_mod, _module); as in the result of ff.unlearn",
+    "state_dict_sha256": "the same over model.state_dict(), without lone numbers and texts: what a weights file holds",
     "samples_sha256": "sha256 over the sorted sha256 of each sample (label, then dtype, shape and bytes of its input), so the order "
     "doesn't matter",
     "ids_sha256": "sha256 over the sorted ids as text, each followed by a line feed",
@@ -24,12 +25,15 @@ SCHEMES = {
 
 
 def of_model(model: nn.Module) -> dict[str, Any]:
-    """A model's hashes and size; where its tensors have no plain bytes (quantised, sparse), None and a reason."""
+    """A model's hashes and size; None and a reason where its weights have no plain bytes (sparse), or lie where no hash finds them."""
     about = {"parameters": sum(p.numel() for p in model.parameters()), "device": str(device_of(model)), "reason": None}
     try:
-        return {"weights_sha256": fingerprint(model), "state_dict_sha256": of_state(model.state_dict()), **about}
+        elsewhere = outside(model)
+        if elsewhere is None:
+            return {"weights_sha256": fingerprint(model), "state_dict_sha256": of_state(model.state_dict()), **about}
     except (RuntimeError, TypeError, NotImplementedError) as error:
-        return {"weights_sha256": None, "state_dict_sha256": None, **about, "reason": f"can't be hashed: {error}"}
+        elsewhere = str(error)
+    return {"weights_sha256": None, "state_dict_sha256": None, **about, "reason": f"can't be hashed: {elsewhere}"}
 
 
 def of_set(source: Source, seed: int) -> dict[str, Any]:
@@ -41,9 +45,20 @@ def of_set(source: Source, seed: int) -> dict[str, Any]:
         return {**about, "samples_sha256": None, "reason": f"can't be hashed: {error}"}
 
 
-def of_state(state: Mapping[str, Any]) -> str:
-    """sha256 of a state_dict's tensors; what is not a tensor is left out."""
-    return digest({name: value for name, value in state.items() if isinstance(value, Tensor)})
+def same_state(stated: str, state: Mapping[str, Any]) -> bool:
+    """Whether a stated hash is that of a state_dict, whatever wrapper the model was in when it was hashed.
+
+    Receipts from before wrappers' prefixes were left out hold the hash with the prefix, and over tensors alone.
+
+    >>> import torch
+    >>> plain = {"weight": torch.eye(2)}
+    >>> same_state(of_state(plain), {"module.weight": torch.eye(2)}), same_state(of_state(plain), {"weight": torch.ones(2, 2)})
+    (True, False)
+    """
+    if stated == of_state(state) or stated == of_state(state, bare=False):
+        return True
+    bare = {name: state[key] for key, name in bare_names(state).items()}
+    return any(stated == of_state({f"{prefix}.{name}": value for name, value in bare.items()}, bare=False) for prefix in sorted(WRAPPERS))
 
 
 def of_samples(source: Source, seed: int = 0) -> str:
@@ -65,4 +80,4 @@ def of_ids(ids: Iterable[Any]) -> tuple[str, int]:
     text = sorted(str(one) for one in ids)
     if any("\n" in one for one in text):
         raise ValueError("ids: one of them holds a line feed; accepted are ids that fit on one line")
-    return hashlib.sha256("".join(f"{one}\n" for one in text).encode()).hexdigest(), len(text)
+    return hashlib.sha256("".join(f"{one}\n" for one in text).encode("utf-8", "surrogatepass")).hexdigest(), len(text)

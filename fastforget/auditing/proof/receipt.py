@@ -72,7 +72,8 @@ def own_hash(receipt: dict[str, Any]) -> str:
     """sha256 over the canonical JSON (sorted keys, no spaces, UTF-8) of all but the entry "sha256"."""
     body = {key: value for key, value in receipt.items() if key != "sha256"}
     text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    # a name may hold half of a surrogate pair, which strict UTF-8 has no bytes for
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def write(path: str | PathLike[str], receipt: dict[str, Any], *, page: bool = True) -> None:

@@ -18,7 +18,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 
 from ..._random import own_randomness
-from ..._weights import device_of
+from ..._weights import device_of, training_mode
 
 Forward = Callable[[nn.Module, Any], Tensor]
 # Measured on one AVX-512 core (benchmarks/results/shadows-stack.json): where a step is mostly overhead, stacks of 16 give 1.2 to 2.6 times
@@ -75,7 +75,7 @@ def train_one(
     """Trains in place on the samples at ``indices``. Inputs and labels are on the model's device."""
     optimiser, schedule = recipe.optimiser(model.parameters())
     called, generator = _Called(model, recipe.forward), torch.Generator().manual_seed(seed)
-    model.train()
+    training_mode(model, model)
     with own_randomness(seed):
         for epoch in range(recipe.epochs):
             for batch in recipe.orders(indices, generator):
@@ -97,7 +97,9 @@ def train_stack(
     tick: Callable[[str], None],
 ) -> None:
     """Trains all models in place at once, each on its own samples in its own order."""
-    called = [_Called(m.train(), recipe.forward) for m in models]
+    for model in models:
+        training_mode(model, model)
+    called = [_Called(model, recipe.forward) for model in models]
     parameters, buffers = stack_module_state(called)
     skeleton = copy.deepcopy(called[0]).to("meta")
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import _data
+from ..._caller import Caller
 from ..._progress import Progress
 from ..._progress import progress as progress_bar
 from ..._random import own_randomness
@@ -160,22 +161,24 @@ def shadows(
         raise ValueError(f"lr: got {lr!r}; accepted is a number > 0")
     if n_queries > 1 and queries is None:
         raise ValueError(f"queries: got None with n_queries={n_queries}; accepted is (inputs, k) -> the k-th augmentation of inputs")
-    pool = _Set(dataset, "dataset", unpack, seed)
-    if len(pool) < 2:
-        raise ValueError(f"dataset: got {len(pool)} sample; accepted is a pool of at least 2, half of which a model is trained on")
-    others = None if population is None else _Set(population, "population", unpack, seed)
-    work = _Work(make_model, pool, others, n, seed)
-    work.train, work.unlearn, work.queries, work.n_queries, work.forward = train, unlearn, queries, n_queries, forward
-    work.recipe = Recipe.for_pool(len(pool), epochs, lr, batch_size, forward)
-    if unlearn_pool is not None:
-        work.candidates = _chosen(unlearn_pool, len(pool))
-    first = work.model(0)
-    device = device_of(first)
-    for part in (pool, *([others] if others is not None else [])):
-        part.to(device)
-    work.stack, note = _stack(stack, first, work)
-    settings = _settings(work, first, epochs, lr, batch_size, keep_scores)
-    return _run(work, settings, note, out, progress)
+    with Caller() as caller, caller.aside("shadows", seed):
+        pool = _Set(dataset, "dataset", unpack, seed)
+        if len(pool) < 2:
+            raise ValueError(f"dataset: got {len(pool)} sample; accepted is a pool of at least 2, half of which a model is trained on")
+        others = None if population is None else _Set(population, "population", unpack, seed)
+        work = _Work(caller.own(make_model), pool, others, n, seed)
+        work.train, work.unlearn, work.queries, work.n_queries = caller.own(train), caller.own(unlearn), caller.own(queries), n_queries
+        work.forward = caller.own(forward)
+        work.recipe = Recipe.for_pool(len(pool), epochs, lr, batch_size, work.forward)
+        if unlearn_pool is not None:
+            work.candidates = _chosen(unlearn_pool, len(pool))
+        first = work.model(0)
+        device = device_of(first)
+        for part in (pool, *([others] if others is not None else [])):
+            part.to(device)
+        work.stack, note = _stack(stack, first, work)
+        settings = _settings(work, first, epochs, lr, batch_size, keep_scores)
+        return _run(work, settings, note, out, progress)
 
 
 def _chosen(positions: Any, n: int) -> Tensor:

@@ -10,6 +10,8 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from ..._text import visible
+
 if TYPE_CHECKING:
     from jinja2 import Environment
 
@@ -52,7 +54,7 @@ def joined(source: str) -> str:
 
 
 def _unbroken(value: Any) -> Any:
-    """A text in which a number stays on one line with its % sign, and a mark with its word."""
+    """A text whose every character can be seen, in which a number stays on one line with its % sign, and a mark with its word."""
     if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
-    return value.replace(" %", "\u00a0%").replace(" *", "\u00a0*")
+    return visible(value, keep="\n\t").replace(" %", "\u00a0%").replace(" *", "\u00a0*")

@@ -3,13 +3,20 @@ dark and print."""
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Sequence
-from html import escape
+
+from ..._text import visible
 
 WIDTH = 400
 SMALL = 300  # one of three side by side
 Series = tuple[str, str, Sequence[float]]  # css class, name, values
+
+
+def escape(text: str, *, quote: bool = False) -> str:
+    """A text inside a drawing, with nothing in it that a page would obey or that can't be seen."""
+    return html.escape(visible(text), quote=quote)
 
 
 def svg(width: float, height: float, title: str, body: list[str], *, fixed: bool = False) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
+from ..._text import visible
 from ..figures import FORGET, AuditFigures
 from ..names import NOT_IDEAL, WHY
 from .lines import Line, lines, resolves, undefined_probes
@@ -35,8 +36,8 @@ def audit_lines(audit: AuditFigures, *, controls: bool = False) -> list[Line]:
 
 
 def _table(audit: AuditFigures) -> list[str]:
-    columns = [model.model for model in audit.figures]
-    table = [(line.group, line.label, list(map(str, line.cells))) for line in audit_lines(audit)]
+    columns = [visible(model.model) for model in audit.figures]
+    table = [(line.group, visible(line.label), list(map(str, line.cells))) for line in audit_lines(audit)]
     if audit.settings["reference"] is None:
         columns.append("retrained")
         table = [(group, label, [*cells, "no ref."]) for group, label, cells in table]
@@ -59,7 +60,7 @@ def _controls(audit: AuditFigures) -> list[str]:
 
 
 def _wrap(text: str) -> str:
-    return textwrap.fill(text, WIDTH, subsequent_indent="  ")
+    return textwrap.fill(visible(text), WIDTH, subsequent_indent="  ")
 
 
 def notes(audit: AuditFigures, *, intervals: str = "[low, high]", conventions: bool = True) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..._random import own_randomness
 from ...ops import mask
 from ..task import Task
 
@@ -113,11 +114,15 @@ class Direct:
         pass
 
 
+def _linear(features: int, outputs: int) -> nn.Linear:
+    """A layer of a generator: in float32 whatever the caller's default is."""
+    return nn.Linear(features, outputs, dtype=torch.float32)
+
+
 def _net(features: int, hidden: int, seed: int, device: torch.device) -> nn.Sequential:
     """A small net whose last layer starts at zero: factors start at one, so the first change is the gradient itself."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        net = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+    with own_randomness(seed):
+        net = nn.Sequential(_linear(features, hidden), nn.ReLU(), _linear(hidden, 1))
     _zero_last(net)
     return net.to(device)
 
@@ -244,9 +249,8 @@ class Dense:
                 f"optimiser); accepted is up to {DENSE_LIMIT / 2**30:.0f} GiB. Use generator='neuron', 'coordinate' or 'direct', or a "
                 "smaller hidden="
             )
-        with torch.random.fork_rng(devices=[task.device] if task.device.type == "cuda" else []):
-            torch.manual_seed(task.seed)
-            self.net = nn.Sequential(nn.Linear(n + classes, hidden), nn.ReLU(), nn.Linear(hidden, n)).to(task.device)
+        with own_randomness(task.seed):
+            self.net = nn.Sequential(_linear(n + classes, hidden), nn.ReLU(), _linear(hidden, n)).to(task.device)
         self.bias = _zero_last(self.net)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=options.generator_lr or DENSE_LR)
         self.l1 = options.l1

@@ -178,7 +178,7 @@ def _fine_tuned(options: Lightweight, task: Task) -> list[Tensor]:
     """Weights of a copy trained on the retain subset."""
     assert task.retain is not None
     copy = _weights.working_copy(task.model)
-    copy.train()
+    _weights.training_mode(copy, task.original or task.model)
     params = [p for p in copy.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(params, lr=options.finetune_lr)
     with torch.enable_grad():

@@ -126,8 +126,10 @@ def learn_noise(options: Options, task: Task, classes: list[int], place: Place, 
     rows = per_class * (options.classes_per_batch or len(classes))
     statistics = _weights.save(task.model) if options.noise_mode != "eval" else None
     with _weights.flags_kept(task.model), torch.enable_grad():
-        if options.noise_mode != "as_is":
-            task.model.train(options.noise_mode == "train")
+        if options.noise_mode == "train":
+            task.train_mode()
+        elif options.noise_mode == "eval":
+            task.model.eval()
         for parameter in task.model.parameters():
             parameter.requires_grad_(False)
         for some, their_labels in zip(images.split(rows), labels.split(rows), strict=True):

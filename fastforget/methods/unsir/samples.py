@@ -62,7 +62,7 @@ def _impair_epoch(options: Options, task: Task, retain: Source, place: Place, op
             # the same number of images on both sides: each noise image takes a retained one's label
             n = min(len(forget_inputs), len(inputs))
             images = paired_noise(options, task, forget_inputs[:n], place, parameters, stream=len(batches) * epoch + i)
-            task.model.train()
+            task.train_mode()
             loss = F.cross_entropy(task.forward(task.model, inputs), labels)
             loss = loss + F.cross_entropy(place.logits(task, images), labels[:n])
             optimizer.zero_grad(set_to_none=True)
@@ -81,7 +81,7 @@ def paired_noise(options: Options, task: Task, inputs: Tensor, place: Place, par
     images = torch.empty(len(inputs), *place.like.shape, dtype=place.like.dtype, device=task.device)
     noise_ops.normal_(images, seed=task.seed, stream=stream)
     exp_avg, exp_avg_sq = torch.zeros_like(images), torch.zeros_like(images)
-    task.model.train(options.noise_mode == "train")
+    task.train_mode() if options.noise_mode == "train" else task.model.eval()
     for p in parameters:
         p.requires_grad_(False)
     with torch.no_grad():

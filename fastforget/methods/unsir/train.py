@@ -62,7 +62,7 @@ def train(
     total, seen = torch.zeros((), device=task.device), 0
     bar: Progress[int]
     with _weights.flags_kept(task.model), torch.enable_grad(), progress(len(order), phase, task.progress) as bar:
-        task.model.train()
+        task.train_mode()
         for logits, labels in _answers(task, retain, noise, order):
             loss = F.cross_entropy(logits, labels)
             optimizer.zero_grad(set_to_none=True)

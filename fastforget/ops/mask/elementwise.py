@@ -12,6 +12,8 @@ from torch import Tensor
 from ... import _schema
 from .. import _arguments as arg
 
+__all__ = ["SoftThreshold", "accumulate_importance_", "dampen_", "soft_threshold_"]
+
 T = TypeVar("T", Tensor, Sequence[Tensor])
 
 _dampen = _schema.overload("dampen_")

@@ -12,6 +12,8 @@ from torch import Tensor
 from ... import _schema
 from .. import _arguments as arg
 
+__all__ = ["masked_adam_", "masked_sgd_"]
+
 T = TypeVar("T", Tensor, Sequence[Tensor])
 Masks = Tensor | Sequence[Tensor | None] | None
 

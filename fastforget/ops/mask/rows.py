@@ -11,6 +11,8 @@ from torch import Tensor
 from ... import _schema
 from .. import _arguments as arg
 
+__all__ = ["NeuronStats", "NeuronStatsList", "neuron_stats"]
+
 _neuron_stats = _schema.overload("neuron_stats")
 _try_neuron_stats = _schema.boxed("neuron_stats")
 

@@ -13,6 +13,8 @@ from ... import _schema
 from ...reference.mask import select as reference
 from .. import _arguments as arg
 
+__all__ = ["pack_bits", "saliency_mask", "unpack_bits"]
+
 _saliency_mask = _schema.overload("saliency_mask")
 
 

@@ -4,31 +4,18 @@ Conventions are named in each function: the field's tools disagree under the sam
 function that they hold has their name.
 """
 
-from ._lira import lira, lira_probability
-from ._lira_stream import Lira
-from ._rmia import rmia, rmia_counts, rmia_vote
-from .quality import ForgetQuality, class_thresholds, forget_quality, forgetting_rate
-from .roc import CONVENTIONS, RocBootstrap, RocStats, clopper_pearson, roc_bootstrap, roc_stats, tpr_by_convention
-from .scores import MembershipScores, membership_scores
+from . import _lira, _lira_stream, _rmia, quality, roc, scores
+from ._lira import *
+from ._lira_stream import *
+from ._rmia import *
+from .quality import *
+from .roc import *
+from .scores import *
 
-__all__ = [
-    "CONVENTIONS",
-    "ForgetQuality",
-    "Lira",
-    "MembershipScores",
-    "RocBootstrap",
-    "RocStats",
-    "class_thresholds",
-    "clopper_pearson",
-    "forget_quality",
-    "forgetting_rate",
-    "lira",
-    "lira_probability",
-    "membership_scores",
-    "rmia",
-    "rmia_counts",
-    "rmia_vote",
-    "roc_bootstrap",
-    "roc_stats",
-    "tpr_by_convention",
-]
+__all__ = []
+__all__ += _lira.__all__
+__all__ += _lira_stream.__all__
+__all__ += _rmia.__all__
+__all__ += quality.__all__
+__all__ += roc.__all__
+__all__ += scores.__all__

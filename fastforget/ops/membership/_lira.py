@@ -16,6 +16,8 @@ from torch import Tensor
 from ... import _schema
 from .. import _arguments as arg
 
+__all__ = ["lira", "lira_probability"]
+
 _lira_stats = _schema.overload("lira_stats")
 _lira_ratio = _schema.overload("lira_ratio")
 _lira_loo = _schema.overload("lira_loo")

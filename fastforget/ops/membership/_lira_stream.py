@@ -9,6 +9,8 @@ from ... import _schema
 from .. import _arguments as arg
 from ._lira import VAR_FLOOR, _members, _one_variance, _ratio, _rule, _targets, _working_dtype
 
+__all__ = ["Lira"]
+
 _lira_update = _schema.overload("lira_update_")
 
 class Lira:

@@ -12,8 +12,11 @@ from torch import Tensor
 from ... import _schema
 from .. import _arguments as arg
 
+__all__ = ["rmia", "rmia_counts", "rmia_vote"]
+
 _LEAST_GAMMA = 2.0**-126  # float32 has its full precision from here on
 _rmia_counts = _schema.overload("rmia_counts")
+_try_counts = _schema.boxed("rmia_counts")
 _rmia_vote = _schema.overload("rmia_vote")
 
 
@@ -41,6 +44,11 @@ def rmia_counts(ratio_x: Tensor, ratio_z: Tensor, *, gamma: float | Sequence[flo
     >>> membership.rmia_counts(torch.tensor([1.0, 4.0]), torch.tensor([0.5, 1.0, 2.0]), gamma=(1.0, 2.0)).tolist()
     [[2, 3], [1, 3]]
     """
+    one_gamma = type(gamma) is float and _LEAST_GAMMA <= gamma < math.inf
+    if one_gamma and arg.plain(ratio_x, ratio_z) and ratio_x.dim() == 1:
+        counts = torch.empty((1, ratio_x.shape[0]), dtype=torch.int64, device="cpu")
+        if arg.accepted(_try_counts, (ratio_x[None], ratio_z[None], (gamma,), bool(strict), counts)):
+            return counts[0]
     _checked("rmia_counts", ratio_x=ratio_x, ratio_z=ratio_z)
     if ratio_x.dim() not in (1, 2) or ratio_z.dim() != ratio_x.dim() or ratio_z.shape[:-1] != ratio_x.shape[:-1]:
         raise ValueError(f"ratio_z: got {arg.describe(ratio_z)}; accepted is [Z] beside ratio_x [N], or [B, Z] beside [B, N]")

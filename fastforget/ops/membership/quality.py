@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .. import _arguments as arg
 
+__all__ = ["ForgetQuality", "class_thresholds", "forget_quality", "forgetting_rate"]
+
 _CELLS = 1 << 22  # table look-ups at a time: bounds the temporaries
 _BIN = 0.5
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from ... import _schema
 from .. import _arguments as arg
 
+__all__ = ["CONVENTIONS", "RocBootstrap", "RocStats", "clopper_pearson", "roc_bootstrap", "roc_stats", "tpr_by_convention"]
+
 _roc_bootstrap = _schema.overload("roc_bootstrap")
 _roc_stats = _schema.overload("roc_stats")
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from ... import _schema
 from .. import _arguments as arg
 
+__all__ = ["MembershipScores", "membership_scores"]
+
 _membership_scores = _schema.overload("membership_scores")
 _try_membership_scores = _schema.boxed("membership_scores")
 class MembershipScores(NamedTuple):
