@@ -226,7 +226,7 @@ def use_backend(name: str) -> Iterator[None]:
     """
     check_name(name)
     compiling = torch.compiler.is_compiling()
-    before, traced_before = None if compiling else in_force(), forced_in_trace()
+    before = forced_in_trace() if compiling else in_force()
     if not compiling:
         _forced.set(name)
     _traced.forced = name
@@ -235,7 +235,7 @@ def use_backend(name: str) -> Iterator[None]:
     finally:
         if not compiling:
             _forced.set(before)
-        _traced.forced = traced_before
+        _traced.forced = before
 
 
 def call_forced(name: str, device: str, args: tuple[Any, ...]) -> None:

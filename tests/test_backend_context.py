@@ -65,7 +65,7 @@ def test_tasks_that_take_turns_keep_their_own():
         return await asyncio.gather(run("reference"), run("native"))
 
     assert asyncio.run(both()) == [(["reference"] * 3, None), (["native"] * 3, None)]
-    assert ff.backend.forced is None
+    assert ff.backend.forced is None and ff.backend.forced_in_trace() is None
 
 
 def test_compiled_code_is_compiled_again_where_another_one_is_forced():
@@ -81,7 +81,8 @@ def test_compiled_code_is_compiled_again_where_another_one_is_forced():
         thread = threading.Thread(target=lambda: seen.append(compiled(torch.zeros(1000))))
         thread.start()
         thread.join()
-    assert torch.equal(seen[0], free) and torch.equal(compiled(torch.zeros(1000)), free)
+    assert torch.equal(seen[0], free)
+    assert torch.equal(compiled(torch.zeros(1000)), free)
     assert torch.equal(free, f(torch.zeros(1000)))
 
 

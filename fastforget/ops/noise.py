@@ -279,7 +279,9 @@ def perturb_step_(
         raise TypeError(f"lr: got {arg.describe(lr)}; accepted is a float")
     if not math.isfinite(lr):
         raise ValueError(f"lr: got {lr}; accepted is a finite number")
-    if isinstance(std, _NUMBER) and _fast(_try_perturb_step, (params, grads), (lr, (std,), ()), seed, stream, step, start):
+    # the op takes no gradients at all for a step without them
+    some = isinstance(grads, Tensor) or (isinstance(grads, (list, tuple)) and len(grads) > 0)
+    if some and isinstance(std, _NUMBER) and _fast(_try_perturb_step, (params, grads), (lr, (std,), ()), seed, stream, step, start):
         return params
     xs, staged, (key, stream, step, starts) = _prepared("params", params, seed, stream, step, start)
     gradients = arg.same_list("grads", grads, "params", xs)

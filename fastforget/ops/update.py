@@ -44,6 +44,10 @@ class _ErrorMaxLoss(torch.autograd.Function):
         raise _schema.no_vmap("error_max_loss")
 
     @staticmethod
+    def jvp(_ctx: Any, *_tangents: Any) -> None:
+        raise _schema.no_rule_for_tangents("error_max_loss")
+
+    @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _grad_dlogits: Tensor) -> tuple[Tensor, None]:
         logits, labels, dlogits = ctx.saved_tensors
         batch = dlogits.shape[0]

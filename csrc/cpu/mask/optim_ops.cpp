@@ -103,6 +103,8 @@ void masked_adam_(const std::vector<Tensor>& params, const std::vector<Tensor>& 
   check_count(exp_avgs, params.size(), op, "exp_avgs");
   check_count(exp_avg_sqs, params.size(), op, "exp_avg_sqs");
   if (step < 1) fail("fastforget.", op, ": step is ", step, "; accepted: 1 or more");
+  check_beta(beta1, op, "beta1");
+  check_beta(beta2, op, "beta2");
   refuse_tangents(op, params, grads, masks, exp_avgs, exp_avg_sqs);
   std::vector<Typed<MaskedAdamItem>> items;
   items.reserve(params.size());

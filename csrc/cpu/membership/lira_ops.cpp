@@ -36,6 +36,7 @@ LiraScores checked_scores(const Tensor& scores, const Tensor& member, const Shap
 
 LiraRule checked_rule(int64_t mode, double var_floor, int64_t min_count, const char* op) {
   if (mode < 0 || mode > 2) fail("fastforget.", op, ": mode is ", mode, "; accepted: 0, 1, 2");
+  if (!(var_floor >= 0)) fail("fastforget.", op, ": var_floor is ", var_floor, "; accepted: 0 or more");
   return {static_cast<int>(mode), var_floor, min_count};
 }
 

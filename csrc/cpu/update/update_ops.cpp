@@ -19,6 +19,7 @@ void error_max_loss(const Tensor& logits, const Tensor& labels, const Tensor& lo
   check_layout(logits, type, batch * classes, op, "logits");
   check_layout(dlogits, type, batch * classes, op, "dlogits");
   check_layout(labels, ScalarType::Long, batch, op, "labels");
+  if (labels.dim() != 1) fail("fastforget.", op, ": labels has ", labels.dim(), " dimensions; expected [B]");
   check_layout(loss, dtype == kFloat64 ? ScalarType::Double : ScalarType::Float, batch, op, "loss");
   refuse_tangents(op, logits, labels, loss, dlogits);
   Ranges ranges(op, 4);
@@ -52,6 +53,9 @@ void error_max_step_(const Tensor& x, const Tensor& grad, const Tensor& exp_avg,
   check_like(exp_avg_sq, leader, op, "exp_avg_sq");
   if (leader.dims < 1) fail("fastforget.", op, ": x has no batch dimension; expected [B, ...]");
   if (step < 1) fail("fastforget.", op, ": step is ", step, "; accepted: 1 or more");
+  check_beta(beta1, op, "beta1");
+  check_beta(beta2, op, "beta2");
+  if (!std::isfinite(l2)) fail("fastforget.", op, ": l2 is ", l2, "; accepted: a finite number");
   const int dtype = leader.index;
   check_layout(sum_sq, dtype == kFloat64 ? ScalarType::Double : ScalarType::Float, 1, op, "sum_sq");
   refuse_tangents(op, x, grad, exp_avg, exp_avg_sq, sum_sq);

@@ -244,6 +244,8 @@ void masked_adam_(std::vector<Tensor> params, std::vector<Tensor> grads, std::ve
                exp_avg_sqs.size() == params.size(),
            "masked_adam_: ", params.size(), " params, ", grads.size(), " grads, ", masks.size(), " masks, ",
            exp_avgs.size(), " exp_avgs and ", exp_avg_sqs.size(), " exp_avg_sqs; give as many of each");
+  check_beta(beta1, kOp, "beta1");
+  check_beta(beta2, kOp, "beta2");
   for (size_t i = 0; i < params.size(); ++i) {
     check_param(params[i], grads[i], kOp);
     check_layout(exp_avgs[i], params[i].scalar_type(), params[i].numel(), kOp, "exp_avgs");

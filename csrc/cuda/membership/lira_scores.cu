@@ -232,8 +232,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-void check_mode(int64_t mode, const char* op) {
+void check_rule(int64_t mode, double var_floor, const char* op) {
   if (mode < kOnline || mode > kDensity) fail("fastforget.", op, ": mode is ", mode, "; accepted: 0, 1, 2");
+  if (!(var_floor >= 0)) fail("fastforget.", op, ": var_floor is ", var_floor, "; accepted: 0 or more");
 }
 
 template <class T, class Source>
@@ -247,7 +248,7 @@ void lira_ratio(Tensor target, Tensor center, Tensor variance, Tensor count, int
                 int64_t min_count, Tensor out) {
   constexpr const char* kOp = "lira_ratio";
   const ScalarType dtype = score_dtype(target, kOp, "target");
-  check_mode(mode, kOp);
+  check_rule(mode, var_floor, kOp);
   const int64_t rows = target.size(0), samples = target.size(1), queries = target.size(2);
   const int64_t columns = samples * queries;
   const bool one_variance = variance.numel() == 2 && columns != 1;
@@ -292,7 +293,7 @@ void lira_loo(Tensor scores, Tensor member, bool median, Tensor variance, int64_
               int64_t min_count, Tensor out) {
   constexpr const char* kOp = "lira_loo";
   const ScalarType dtype = score_dtype(scores, kOp, "scores");
-  check_mode(mode, kOp);
+  check_rule(mode, var_floor, kOp);
   const int64_t models = scores.size(0), samples = scores.size(1);
   check_layout(variance, dtype, variance.numel() == 0 ? 0 : 2, kOp, "variance");
   check_layout(out, dtype, models * samples, kOp, "out");

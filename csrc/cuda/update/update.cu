@@ -104,6 +104,9 @@ void error_max_step_(Tensor x, Tensor grad, Tensor exp_avg, Tensor exp_avg_sq, T
   const ScalarType dtype = x.scalar_type();
   const int64_t size = x.numel();
   float_dtype(x, kOp, "x");
+  check_beta(beta1, kOp, "beta1");
+  check_beta(beta2, kOp, "beta2");
+  if (!std::isfinite(l2)) fail("fastforget.", kOp, ": l2 is ", l2, "; accepted: a finite number");
   check_layout(x, dtype, size, kOp, "x");
   check_layout(grad, dtype, size, kOp, "grad");
   check_layout(exp_avg, dtype, size, kOp, "exp_avg");
@@ -287,6 +290,7 @@ void error_max_loss(Tensor logits, Tensor labels, Tensor loss, Tensor dlogits) {
   const int64_t rows = logits.size(0), classes = logits.size(1);
   check_layout(logits, dtype, rows * classes, kOp, "logits");
   check_layout(labels, ScalarType::Long, rows, kOp, "labels");
+  if (labels.dim() != 1) fail("fastforget.", kOp, ": labels has ", labels.dim(), " dimensions; expected [batch]");
   check_layout(loss, dtype == ScalarType::Double ? dtype : ScalarType::Float, rows, kOp, "loss");
   check_layout(dlogits, dtype, rows * classes, kOp, "dlogits");
   check_call(kOp, false,
