@@ -1,7 +1,7 @@
 """Whether what an op changes lies apart from everything else that it was given.
 
-The compiled ops ask themselves (``csrc/common/apart.h``, the same rule). This is for the ops in Python, and for strided tensors, of which the
-compiled ops see a contiguous copy.
+The compiled ops ask themselves (``csrc/common/apart.h``, the same rule). This is for the ops in Python, and for strided tensors, of which
+the compiled ops see a contiguous copy.
 """
 
 from __future__ import annotations

@@ -210,8 +210,8 @@ def serving(name: str, device: str) -> str:
 def use_backend(name: str) -> Iterator[None]:
     """Forces one backend for all ops inside the block: for this thread or task, and for no other that runs meanwhile.
 
-    A thread that is started inside the block begins without it. (An asyncio task keeps what was in force where it was made; code compiled by
-    torch.compile goes by the thread alone.)
+    A thread that is started inside the block begins without it. (An asyncio task keeps what was in force where it was made; code compiled
+    by torch.compile goes by the thread alone.)
 
     Args:
         name: ``"reference"`` (plain PyTorch), ``"native"`` (C++ on CPU tensors, CUDA C++ on CUDA tensors) or ``"triton"``.

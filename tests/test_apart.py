@@ -66,9 +66,9 @@ def test_a_changed_tensor_one_byte_into_another_is_refused(implementation, op, w
         if start >= target.storage_offset() * target.element_size() + target.numel() * target.element_size():
             continue
         placed[which] = [moved, *placed[which][1:]] if isinstance(placed[which], list) else moved
-        if moved.data_ptr() == target.data_ptr() and moved.shape == target.shape and moved.dtype == target.dtype:
-            if op in _apart.ELEMENTWISE and arguments_of(op)[other].alias_info is None:
-                continue  # the same tensor, read and changed element by element
+        same = moved.data_ptr() == target.data_ptr() and moved.shape == target.shape and moved.dtype == target.dtype
+        if same and op in _apart.ELEMENTWISE and arguments_of(op)[other].alias_info is None:
+            continue  # the same tensor, read and changed element by element
         refused(lambda placed=placed: call(*placed), *flat(placed))
 
 
@@ -130,7 +130,7 @@ def test_a_tensor_twice_in_a_list_is_refused(implementation, count):
     xs = [torch.rand(9) for _ in range(count)]
     xs[-1] = xs[0]
     ones = [torch.ones(9) for _ in xs]
-    refused(lambda: mask.accumulate_importance_(xs, ones), *xs, match=r"importances\[0\].*importances\[\d+\]|importances\[\d+\].*importances\[0\]")
+    refused(lambda: mask.accumulate_importance_(xs, ones), *xs, match=r"importances\[\d+\].*shares memory with importances\[\d+\]")
     refused(lambda: noise.normal_(xs, seed=1), *xs)
     refused(lambda: mask.masked_adam_(xs, ones, None, [t.clone() for t in ones], [t.clone() for t in ones], step=1, lr=0.1), *xs)
 

@@ -45,7 +45,8 @@ while time.time() < end:
         mask.saliency_mask(x, 0.1, packed=True)
         mask.saliency_mask([x[:1000], x[1000:]], 0.3)
     else:
-        for op, args in ((OPS.error_max_loss, (logits, labels, loss, dlogits)), (OPS.membership_scores, (logits, labels, 1.0, scores, correct))):
+        calls = {OPS.error_max_loss: (logits, labels, loss, dlogits), OPS.membership_scores: (logits, labels, 1.0, scores, correct)}
+        for op, args in calls.items():
             try:
                 op(*args)
             except RuntimeError as error:
