@@ -12,7 +12,7 @@ PYTEST := OMP_WAIT_POLICY=passive $(PY) -m pytest
 CSRC := $(shell find csrc -type f)
 CSRC_FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(CSRC))
 
-.PHONY: demo test-quick test test-slow test-all lint format bench docs info native setup clean
+.PHONY: demo test-quick test test-slow test-all cases lint format bench docs info native setup clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -30,6 +30,10 @@ test-slow: setup $(VENV)/.test
 	$(PYTEST) -n auto --maxprocesses 8 --dist load --maxschedchunk 1 -m slow $(ARGS)
 
 test-all: test test-slow
+
+# Set-ups as people have them: case, expected, got.
+cases: setup $(VENV)/.test
+	OMP_WAIT_POLICY=passive $(PY) -m tests.field_cases $(ARGS)
 
 lint: setup $(VENV)/.test $(VENV)/.lint
 	$(PY) -m ruff check .

@@ -122,17 +122,17 @@ def audited(w: World, models: list[nn.Module]) -> list[dict[str, Any]]:
     """What the audit's rule without the figures below the answers says, each of the three references being "retrained" in turn."""
     names = {f"m{i}": m for i, m in enumerate(models)} | {"original": models[0], "retrained": models[1]}
     report = ff.audit(names, forget=w.forget, retain=w.retain, test=w.test, intervals=False, progress=False)
-    by_name = {row["model"]: row for row in report.rows}
+    by_name = {row.model: row for row in report.figures}
     found = []
     for i in range(len(models)):
         row = by_name[f"m{i}"]
         judged = [verdict.judge(row, by_name["original"], by_name[f"m{k}"]) for k in (1, 2, 3)]
-        logit = row["probes"]["class_logit_auc"]["value"]
+        logit = row.probes["class_logit_auc"].value
         found.append({
             "status": [status for status, _ in judged],
             "reasons": [[r for r in reasons if not r.startswith("PASS")] for _, reasons in judged],
             "class_logit_auc": None if math.isnan(logit) else logit,
-            "accuracy": row["accuracy"],
+            "accuracy": {part: figure.value for part, figure in row.accuracy.items()},
         })
     return found
 

@@ -158,12 +158,12 @@ def _aucs(model: nn.Module, w: World, unseen: Pair) -> Row:
 
 def _moved(model: nn.Module, original: nn.Module) -> Row:
     """Distance from the original below the last layer, as a share of both norms together: 1 for unrelated weights of one norm."""
-    found = weight_distance(model, original)
-    if found["reason"]:
-        return {"reason": found["reason"]}
+    moved = weight_distance(model, original)
+    if moved.reason:
+        return {"reason": moved.reason}
     last = layer_rows(original)[-1][0]
-    below = [layer for layer in found["layers"] if layer["layer"] != last]
+    below = [layer for layer in moved.layers if layer.layer != last]
     held = [p for m in (model, original) for n, p in m.named_parameters() if not n.startswith(f"{last}.")]
     norms = [float((p.detach().double() ** 2).sum()) for p in held]
-    distance = math.sqrt(sum(layer["l2"] ** 2 for layer in below))
-    return {"distance": distance, "relative": distance / math.sqrt(sum(norms)), "identical": found["identical"], "reason": None}
+    distance = math.sqrt(sum(layer.l2**2 for layer in below))
+    return {"distance": distance, "relative": distance / math.sqrt(sum(norms)), "identical": moved.identical, "reason": None}

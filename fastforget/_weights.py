@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from . import _identity
 from ._identity import digest
+from ._modules import copy_of
 
 __all__ = [
     "device_of",
@@ -89,7 +89,7 @@ class Overwriting:
 def working_copy(model: nn.Module) -> nn.Module:
     """A copy to work on, without gradients."""
     try:
-        work = copy.deepcopy(model)
+        work = copy_of(model)
     except Exception as error:
         raise TypeError(
             f"model: {type(model).__name__} can't be copied ({error}), and unlearning works on a copy so that a failed run changes "
@@ -192,12 +192,12 @@ def reading_copy(model: nn.Module) -> nn.Module:
     keeps of its own. Where that can't be made, the model itself."""
     if any(_shared_with_others(module) for module in model.modules()):
         return model
-    shared: dict[int, object] = {}
+    shared: dict[int, Any] = {}
     for parameter in model.parameters():
         plain = type(parameter) is nn.Parameter and not parameter.is_inference()
         shared[id(parameter)] = nn.Parameter(parameter.detach(), parameter.requires_grad) if plain else parameter
     try:
-        return copy.deepcopy(model, shared)
+        return copy_of(model, shared)
     except Exception:
         return model
 

@@ -28,6 +28,8 @@ def take(batch):
     [
         ((X, Y), None),
         ([X, Y.int()], None),
+        ((X.numpy(), Y.numpy()), None),
+        ((X, Y[:, None]), None),
         (TensorDataset(X, Y), None),
         (TensorDataset(X, torch.zeros(10), Y), None),
         (ROWS, None),
@@ -41,7 +43,7 @@ def take(batch):
         (DataLoader(ROWS, batch_size=4, num_workers=1), None),
     ],
     ids=[
-        "pair", "int32", "tensors", "three_tensors", "list", "triples", "dicts", "shuffling_loader", "loader",
+        "pair", "int32", "numpy", "column", "tensors", "three_tensors", "list", "triples", "dicts", "shuffling_loader", "loader",
         "dict_loader", "unpacked_loader", "batch_sampler", "workers",
     ],
 )  # fmt: skip
@@ -105,7 +107,7 @@ def test_split_and_subset_partition():
         (None, TypeError, "accepted is a DataLoader"),
         ("retain", TypeError, "accepted is a DataLoader"),
         ({"x": X}, TypeError, "accepted is a DataLoader"),
-        ((X.numpy(), Y.numpy()), TypeError, "torch.from_numpy"),
+        ((Y.numpy().astype(str), Y.numpy()), TypeError, "accepted are numbers"),
         ((X, Y.float()), TypeError, "integer class ids"),
         ((X, torch.nn.functional.one_hot(Y).float()), TypeError, "argmax"),
         ((X, Y[:4]), ValueError, "both must have N rows"),

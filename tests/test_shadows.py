@@ -245,7 +245,7 @@ REFUSED = {
     "make_model": (lambda h: ff.audit.shadows(lambda s: None, POOL, 2), TypeError, "make_model: returned NoneType for seed"),
     "unlearn": (lambda h: train(2, unlearn=lambda *_: None), TypeError, "unlearn: returned NoneType"),
     "diverged": (lambda h: train(2, lr=1e30), ValueError, "shadow model 0, dataset: .* losses are NaN; its training diverged.*lr"),
-    "inputs": (lambda h: train(2, pool=[((POOL[0][0], POOL[0][0]), 1)] * 4), TypeError, "dataset: inputs are a list"),
+    "inputs": (lambda h: train(2, pool=[("a text", 1)] * 4), TypeError, "dataset: inputs are a tuple"),
 }  # fmt: skip
 
 

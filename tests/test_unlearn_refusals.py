@@ -39,7 +39,7 @@ def refusals():
         "all frozen": ({"model": frozen}, ValueError, "no parameter requires a gradient"),
         "not a model": ({"model": len}, TypeError, "torch.nn.Module"),
         "NaN logits": ({"model": broken}, ValueError, "aren't finite"),
-        "no logits": ({"forward": lambda m, x: m(x).sum(1)}, TypeError, r"accepted are logits \[batch, classes\]"),
+        "no logits": ({"forward": lambda m, x: m(x).sum()}, TypeError, r"accepted are logits \[batch, classes\]"),
         "method": ({"method": "scrub"}, ValueError, "method: got 'scrub'"),
         "option": ({"copy": 3}, TypeError, "unknown option 'copy', did you mean 'copies'"),
         "preset": ({"preset": "papers"}, ValueError, "preset: got 'papers'"),

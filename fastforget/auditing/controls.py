@@ -4,7 +4,6 @@ can't be trusted.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +13,10 @@ from torch.nn import functional as F
 
 from .._caller import Caller
 from .._data import Source, source
+from .._modules import copy_of, dense_gradients, refuse_half, refuse_kind
+from .._outputs import reading
 from .._random import own_randomness
+from .._trial import explained, least_of, refuse_single_gradients
 from .._weights import device_of, eval_mode, training_mode
 from .figures import ControlOutcome, ModelRow
 from .measure import probes
@@ -65,6 +67,7 @@ def controls(
     >>> list(ff.audit.controls(net, retain=(x[keep], y[keep]), forget=(x[~keep], y[~keep])))
     ['untouched', 'random', 'fine_tuned', 'suppressed']
     """
+    refuse_kind("original", original)
     if not isinstance(original, nn.Module):
         raise TypeError(f"original: got {type(original).__name__}; accepted is a torch.nn.Module")
     if next(original.parameters(), None) is None:
@@ -72,7 +75,7 @@ def controls(
     with Caller() as caller, caller.aside("controls", seed):
         kept, gone = (source(data, name=name, unpack=unpack) for name, data in (("retain", retain), ("forget", forget)))
         wanted = _classes(classes, kept, gone)
-        call = caller.own(forward or _call)
+        call = reading(caller.own(forward))
         result = {"untouched": _copy(original), "random": caller.own(make_random)() if make_random else _random(original, seed)}
         result["fine_tuned"] = _fine_tuned(original, kept, seed, call)
         if wanted:
@@ -124,10 +127,6 @@ def distrust(outcomes: dict[str, ControlOutcome]) -> list[str]:
     return reasons
 
 
-def _call(model: nn.Module, inputs: Any) -> Tensor:
-    return model(inputs)
-
-
 def _classes(given: Any, kept: Source, gone: Source) -> list[int]:
     if given is not None:
         return [int(c) for c in given]
@@ -136,7 +135,7 @@ def _classes(given: Any, kept: Source, gone: Source) -> list[int]:
 
 def _copy(model: nn.Module) -> nn.Module:
     try:
-        work = copy.deepcopy(model)
+        work = copy_of(model)
     except Exception as error:
         raise TypeError(f"original: {type(model).__name__} can't be copied ({error}), and the controls are changed copies") from error
     for parameter in work.parameters():
@@ -166,16 +165,20 @@ def _fine_tuned(original: nn.Module, kept: Source, seed: int, forward: Forward) 
     device = device_of(work)
     weights = [p.requires_grad_(True) for p in work.parameters() if p.is_floating_point()]
     flags = {name: p.requires_grad for name, p in original.named_parameters()}
+    least = least_of(work, kept, forward) if len(kept) == 1 else 1
+    refuse_half("controls, original", work)
     optimiser = torch.optim.Adam(weights, FINE_TUNE_LR)
     order, step = torch.Generator().manual_seed(seed), 0
-    with own_randomness(seed), torch.enable_grad(), eval_mode(work):
+    with own_randomness(seed), torch.enable_grad(), eval_mode(work), dense_gradients(work):
         training_mode(work, original)
         for _ in range(FINE_TUNE_EPOCHS):
             for inputs, labels in kept.batches(generator=order, device=device, batch_size=FINE_TUNE_BATCH):
-                if step >= FINE_TUNE_STEPS or (len(labels) == 1 and step):
+                if step >= FINE_TUNE_STEPS or (len(labels) == 1 and (step or least > 1)):
                     break  # a last batch of one sample is none for batch normalisation
                 optimiser.zero_grad(set_to_none=True)
-                F.cross_entropy(forward(work, inputs).float(), labels).backward()
+                with explained("controls, original"):
+                    F.cross_entropy(forward(work, inputs).float(), labels).backward()
+                    refuse_single_gradients("controls, original", work)
                 optimiser.step()
                 step += 1
     for name, parameter in work.named_parameters():
@@ -194,7 +197,7 @@ def _suppressed(original: nn.Module, gone: Source, classes: list[int], forward: 
     last = head(layer_rows(work), logits.shape[1])
     if last is None:
         return None
-    module = work.get_submodule(last)
+    module = dict(work.named_modules())[last]  # scripted modules have no get_submodule
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     with torch.no_grad():
         if isinstance(bias, nn.Parameter):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import _data
+from .._modules import refuse_kind
 from .controls import chosen
 from .figures import ORIGINAL, RETRAINED
 from .measure import attacks as attack_scores
@@ -87,6 +89,7 @@ def checked(
         TypeError, ValueError: as ``ff.audit``.
     """
     models, names = _models(models), _attacks(attacks)
+    seed = _seed(seed)
     definitions = _probes(teacher, relearn, train)
     by_shadows = shadow_attacks.chosen(names, shadows, population is not None)
     names = (*(name for name in names if name not in shadow_attacks.NAMES), *by_shadows)
@@ -103,7 +106,7 @@ def checked(
         oracles=oracles or {},
         teacher=teacher,
         relearn=definitions,
-        train=train,
+        train=None if train is None else _data.source(train, name="train", unpack=unpack),
         intervals=intervals,
         seed=seed,
         unpack=unpack,
@@ -117,10 +120,18 @@ def _models(models: dict[str, nn.Module]) -> dict[str, nn.Module]:
     if not isinstance(models, dict) or not models:
         raise TypeError(f'models: got {type(models).__name__}; accepted is a dict such as {{"original": net, "unlearned": net2}}')
     for name, model in models.items():
+        refuse_kind(f"models[{name!r}]", model)
         if not isinstance(name, str) or not isinstance(model, nn.Module):
             raise TypeError(f"models[{name!r}]: got {type(model).__name__}; accepted is a name and a torch.nn.Module")
     order = sorted(models, key=lambda name: (name != ORIGINAL) + (name == RETRAINED))
     return {name: models[name] for name in order}
+
+
+def _seed(seed: Any) -> int:
+    try:
+        return operator.index(seed)
+    except TypeError:
+        raise TypeError(f"seed: got {seed!r}; accepted is an int") from None
 
 
 def _attacks(attacks: Sequence[str]) -> tuple[str, ...]:

@@ -6,6 +6,8 @@ import math
 
 from torch import Tensor
 
+from .. import _weights
+from .._columns import Column
 from .._data import Source
 from ..ops import membership
 from .task import Task
@@ -25,5 +27,9 @@ def auc_of(members: Tensor, others: Tensor) -> tuple[float, float]:
 
 
 def _losses(task: Task, data: Source) -> Tensor:
-    """The cross-entropy of every sample of a set, float32[N]."""
-    return membership.membership_scores(*task.logits(data)).loss
+    """The cross-entropy of every sample of a set, float32[N]: batch by batch, as a large set's logits may not fit in memory."""
+    with _weights.evaluating(task.model):
+        losses = Column()
+        for x, y in data.batches(device=task.device):
+            losses.add(membership.membership_scores(task.forward(task.model, x).float(), y).loss)
+        return losses.joined()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import _weights
 from .._caller import Caller
+from .._modules import dense_gradients
 from .._random import own_randomness
 from . import checks
 from .registry import method_of
@@ -95,7 +96,7 @@ def unlearn(
     """
     began = time.perf_counter()
     chosen = method_of(method, options)
-    checks.seed(seed)
+    seed = checks.seed(seed)
     with Caller() as caller, caller.aside("unlearn", derived_seed(seed, READ)):
         # check
         device = checks.model_device(model)
@@ -111,7 +112,7 @@ def unlearn(
             with own_randomness(derived_seed(seed, BEFORE)):
                 before = look_before(task, _weights.fingerprint(model))
             # work on the copy
-            with _weights.flags_kept(task.model):
+            with _weights.flags_kept(task.model), dense_gradients(task.model):
                 details = chosen.run(task)
             for parameter in task.model.parameters():
                 parameter.grad = None

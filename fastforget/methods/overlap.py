@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .._data import Pair, Source, unwrap_subsets
+from .._data import Loaded, Pair, Source, unwrap_subsets
+from .._hashes import set_hashes
 
 READ_LIMIT = 20_000  # samples of a Dataset that are read one by one for this; tensors are always compared
 SHARE = 0.01  # of the forget set may be shared without a question
@@ -57,9 +59,13 @@ def compare(forget: Source, other: Source) -> Shared:
     size = sum(len(data) for data in (forget, other) if not isinstance(data.samples, Pair))
     if size > READ_LIMIT:
         return Shared(0, 0.0, f"not checked: {size} samples would be read one by one (at most {READ_LIMIT})")
-    forget_prints, other_prints = fingerprints(forget), fingerprints(other)
+    forget_prints = fingerprints(forget)
+    other_prints = None if forget_prints is None else fingerprints(other)
     if forget_prints is None or other_prints is None:
-        return Shared(0, 0.0, "not checked: samples are not tensors of one shape")
+        try:
+            forget_prints, other_prints = _by_hash(forget), _by_hash(other)
+        except TypeError as error:
+            return Shared(0, 0.0, f"not checked: {error}")
     count = int(torch.isin(forget_prints, other_prints).sum())
     return Shared(count, allowed(len(forget), other_prints) if count else SHARE * len(forget), "contents")
 
@@ -82,11 +88,14 @@ def _base(data: Source) -> tuple[tuple[Any, ...], Tensor]:
 
 
 def fingerprints(data: Source) -> Tensor | None:
-    """int64[N]: one number a sample, from the bytes of its inputs and its label; ``None`` where inputs have no common shape.
+    """int64[N]: one number a sample, from the bytes of its inputs and its label; ``None`` where inputs aren't tensors of one shape, or
+    where the user's own function makes the batches, so that a sample's shape may depend on its batch.
 
     A sum of words times odd random numbers, with their halves folded before and after: two different samples agree by chance about once
     in 2**40 pairs or rarer.
     """
+    if isinstance(data.samples, Loaded) and data.samples.collated:
+        return None
     out, keys, like = [], torch.empty(0, dtype=torch.int64), None
     order = torch.arange(len(data)).split(_ROWS)
     for inputs, labels in data.at(order):
@@ -98,6 +107,11 @@ def fingerprints(data: Source) -> Tensor | None:
             keys = torch.randint(-(2**62), 2**62, (words.shape[1],), generator=torch.Generator().manual_seed(0)) * 2 + 1
         out.append(_folded(_folded(words) * keys).sum(dim=1) + labels.cpu() * _MIX)
     return torch.cat(out)
+
+
+def _by_hash(data: Source) -> Tensor:
+    """int64[N]: the first eight bytes of each sample's hash, which is the same for any batching."""
+    return torch.from_numpy(np.frombuffer(b"".join(one[:8] for one in set_hashes(data)), np.int64).copy())
 
 
 def _folded(x: Tensor) -> Tensor:

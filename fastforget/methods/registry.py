@@ -16,6 +16,7 @@ class Method(Protocol):
     name: str
     scope: str  # "classes": classes as a whole; "samples": also any set of samples, given as forget=
     learns_noise: bool  # in the inputs' place: they must be floating point
+    gradients: tuple[str, ...]  # what a first step on a copy tries before the run: "train", "eval" (fastforget/_trial.py)
 
     def run(self, task: Task) -> dict[str, Any]: ...
 
@@ -29,6 +30,7 @@ class Nothing:
     name = "none"
     scope = "samples"
     learns_noise = False
+    gradients = ()
 
     def run(self, task: Task) -> dict[str, Any]:
         return {}

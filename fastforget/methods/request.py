@@ -11,6 +11,8 @@ from torch import nn
 
 from .. import _weights
 from .._data import Source, source
+from .._outputs import reading
+from .._trial import first_step
 from . import checks, overlap
 from .registry import Method
 from .task import Forward, Task
@@ -59,12 +61,15 @@ def make_task(
     if not given:
         raise ValueError("retain: not given; accepted is a DataLoader, a Dataset or an (inputs, labels) pair of data to keep")
     work = _weights.working_copy(model)
-    outputs = checks.probe(work, forward, given[0], device, getattr(method, "learns_noise", True))
+    forward = reading(forward)
+    probed = checks.probe(work, forward, given[0], device, getattr(method, "learns_noise", True))
+    outputs = probed.outputs
     checks.known_classes(classes, outputs)
     for data in given:
         checks.label_range(data, outputs)
     if classes:
         sets = _by_class(sets, classes, drop_forget)
+    first_step(work, probed.inputs, probed.labels, forward, modes=getattr(method, "gradients", ()))
     return Task(
         work, forward, classes, outputs, device, seed, progress, sets.retain, sets.forget, sets.test, sets.nonmember, original=model
     )

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import _weights
-from .._data import Source
+from .._columns import Column
+from .._data import Source, cut
+from .._trial import least_of
 
 Forward = Callable[[nn.Module, Any], Tensor]
 
@@ -41,23 +43,31 @@ class Task:
     def generator(self, purpose: int) -> torch.Generator:
         return torch.Generator().manual_seed(derived_seed(self.seed, purpose))
 
+    def cut(self, order: Tensor, size: int, data: Source) -> list[Tensor]:
+        """Training batches of ``size`` of the positions ``order`` in ``data``, none of one sample where batch norm can't train on that."""
+        alone = len(order) % size == 1 or size == 1
+        return cut(order, size, least_of(self.model, data, self.forward) if alone else 1)
+
     def train_mode(self) -> None:
         """The model in train mode, but for norms that are frozen in the model as given."""
         _weights.training_mode(self.model, self.original or self.model)
 
     def logits(self, source: Source) -> tuple[Tensor, Tensor]:
         """Logits float32[N, K] and labels[N] of a set, in eval mode, without gradients, on the model's device."""
-        logits, labels = [], []
+        logits, labels = Column(), Column()
         with _weights.evaluating(self.model):
             for x, y in source.batches(device=self.device):
-                logits.append(self.forward(self.model, x).float())
-                labels.append(y)
-        return torch.cat(logits), torch.cat(labels)
+                logits.add(self.forward(self.model, x).float())
+                labels.add(y)
+        return logits.joined(), labels.joined()
 
     def answers(self, source: Source) -> Tensor:
         """The model's answer for every sample of a set, in eval mode, on the CPU."""
         with _weights.evaluating(self.model):
-            return torch.cat([self.forward(self.model, x).argmax(1).cpu() for x, _ in source.batches(device=self.device)])
+            answers = Column()
+            for x, _ in source.batches(device=self.device):
+                answers.add(self.forward(self.model, x).argmax(1).cpu())
+            return answers.joined()
 
     def right(self, source: Source) -> float:
         """Share of right answers on a set."""

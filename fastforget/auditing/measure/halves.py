@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..._data import Source, source
+from ..._modules import copy_of, dense_gradients
+from ..._outputs import reading
 from ..._random import own_randomness
 from ..._weights import device_of, eval_mode
 from ...ops.membership import membership_scores, roc_stats
@@ -54,18 +55,18 @@ class Neighbours(NamedTuple):
 @contextmanager
 def _student(model: nn.Module) -> Iterator[nn.Module]:
     """A copy to be trained, in eval mode (batch norm and dropout as they are in use), all floating-point parameters training."""
-    student = copy.deepcopy(model)
+    student = copy_of(model)
     for parameter in student.parameters():
         parameter.grad = None
         if parameter.is_floating_point():
             parameter.requires_grad_(True)
     student.eval()
-    with torch.enable_grad():
+    with torch.enable_grad(), dense_gradients(student):
         yield student
 
 
 def _logits(model: nn.Module, inputs: Any, forward: Forward | None) -> Tensor:
-    return forward(model, inputs) if forward is not None else model(inputs)
+    return reading(forward)(model, inputs)
 
 
 def _unteachable(model: nn.Module) -> str | None:

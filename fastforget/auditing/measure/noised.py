@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..._data import Source, source
 from ..._random import own_randomness
+from ..._tree import like
 from ..._weights import eval_mode
 from ...ops.membership import membership_scores, roc_stats
 from ...ops.noise import normal_
@@ -80,7 +81,8 @@ def add_noise(value: Any, std: float, *, seed: int, step: int, first: int, strea
         return value + noise.to(value.device, value.dtype)
     how: dict[str, Any] = {"seed": seed, "step": step, "first": first}
     if isinstance(value, Mapping):
-        return {k: add_noise(v, std, stream=stream + i, **how) for i, (k, v) in enumerate(value.items())}
+        noised = {k: add_noise(v, std, stream=stream + i, **how) for i, (k, v) in enumerate(value.items())}
+        return noised if type(value) is dict else like(value, noised)
     if isinstance(value, (tuple, list)):
         parts = [add_noise(v, std, stream=stream + i, **how) for i, v in enumerate(value)]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..._columns import Column
 from ..._data import Source, source
 from ..._random import own_randomness
 from ..._weights import eval_mode, reading_copy
@@ -31,13 +32,13 @@ def logits_of(
 ) -> tuple[Tensor, Tensor]:
     """Logits [N, K] and labels [N] of a whole set, in eval mode, on the CPU."""
     held: Source = source(data, name=name)
-    kept, labels = [], []
+    kept, labels = Column(), Column()
     called = reading_copy(model)
     with own_randomness(0), eval_mode(called):
         for inputs, y in held.batches():
-            kept.append(passes.batch_logits(called, inputs, forward, f"{name} set").cpu())
-            labels.append(y.cpu())
-    return torch.cat(kept), torch.cat(labels)
+            kept.add(passes.batch_logits(called, inputs, forward, f"{name} set").cpu())
+            labels.add(y.cpu())
+    return kept.joined(), labels.joined()
 
 
 class LossThreshold:

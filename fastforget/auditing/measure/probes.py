@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..._columns import Column
 from ...ops.membership import roc_stats
 from ..figures import ClassProbe, Probe
 from . import divergences as dv
@@ -96,10 +97,10 @@ class ClassMargins:
     def __init__(self, forgotten: Tensor) -> None:
         self.forgotten = forgotten[:CLASSES_KEPT]
         self.all_forgotten = forgotten
-        self.kept: list[Tensor] = []
+        self.kept = Column()
 
     def add(self, logits: Tensor) -> None:
-        self.kept.append(margins(logits, self.forgotten).cpu())
+        self.kept.add(margins(logits, self.forgotten).cpu())
 
     def figure(self, labels: Tensor, seed: int, with_interval: bool) -> ClassProbe:
         """The worst forgotten class's AUC; ``labels`` are the test set's."""
@@ -108,7 +109,7 @@ class ClassMargins:
         others = ~torch.isin(labels, self.all_forgotten)
         if not bool(others.any()):
             return _no_margin("the test set holds no sample of a kept class")
-        columns = torch.cat(self.kept)
+        columns = self.kept.joined()
         aucs = {}
         for column, c in zip(columns.T, self.forgotten.tolist(), strict=True):
             of_class = labels == c
@@ -136,8 +137,8 @@ class _Pair:
     """One model's answers to the forget set beside another's."""
 
     def __init__(self, probes: list[str]) -> None:
-        self.values: dict[str, list[Tensor]] = {name: [] for name in probes}
-        self.sums: list[Tensor] = []
+        self.values = {name: Column() for name in probes}
+        self.sums = Column()
         self.reason: str | None = None
 
     def add(self, logits: Tensor, others: Tensor) -> None:
@@ -145,14 +146,14 @@ class _Pair:
             self.reason = f"the models have {logits.shape[1]} and {others.shape[1]} classes: their answers can't be compared"
             return
         for name, kept in self.values.items():
-            kept.append(DISTANCES[name].between(logits, others))
-        self.sums.append(torch.stack([z.detach().cpu().double().softmax(dim=1).sum(dim=0) for z in (logits, others)]))
+            kept.add(DISTANCES[name].between(logits, others))
+        self.sums.add(torch.stack([z.detach().cpu().double().softmax(dim=1).sum(dim=0) for z in (logits, others)])[None])
 
     def figure(self, name: str, with_interval: bool) -> Probe:
         distance = DISTANCES[name]
         if self.reason:
             return Probe(math.nan, reason=self.reason, convention=distance.convention)
-        values = torch.cat(self.values[name])
+        values = self.values[name].joined()
         value = float(values.mean())
         if math.isinf(value):
             return Probe(value, reason="a model gives a class a probability of exactly 0", convention=distance.convention)
@@ -162,8 +163,8 @@ class _Pair:
     def of_means(self) -> Probe:
         if self.reason:
             return Probe(math.nan, reason=self.reason, convention=JS_OF_MEANS)
-        n = len(torch.cat(next(iter(self.values.values()))))
-        return Probe(dv.js_of_means(*(torch.stack(self.sums).sum(dim=0) / n)), convention=JS_OF_MEANS)
+        n = len(next(iter(self.values.values())))
+        return Probe(dv.js_of_means(*(self.sums.joined().sum(dim=0) / n)), convention=JS_OF_MEANS)
 
 
 class Recorder:
@@ -178,7 +179,7 @@ class Recorder:
         forward: Callable[[nn.Module, Any], Tensor] | None = None,
     ) -> None:
         self.names, self.reference, self.teacher, self.forward = names, reference, teacher, forward
-        self.labels: dict[str, list[Tensor]] = {}
+        self.labels: dict[str, Column] = {}
         self.margins: dict[str, ClassMargins] = {}
         self.pairs: dict[tuple[str, str], _Pair] = {}
         others = {"retrained": reference in names, "teacher": teacher is not None}
@@ -187,20 +188,20 @@ class Recorder:
             self.pairs |= {(name, other): _Pair(distances) for name in names if (name, other) != (reference, "retrained")}
 
     def __call__(self, set_name: str, inputs: Any, labels: Tensor, logits: dict[str, Tensor]) -> None:
-        seen = self.labels.setdefault(set_name, [])
+        seen = self.labels.setdefault(set_name, Column())
         if set_name == "forget":
             others = {"retrained": logits.get(self.reference)}
             if self.teacher is not None:
-                others["teacher"] = passes.batch_logits(self.teacher, inputs, self.forward, f"teacher, forget set, batch {len(seen)}")
+                others["teacher"] = passes.batch_logits(self.teacher, inputs, self.forward, f"teacher, forget set, sample {len(seen)}")
             for (name, other), pair in self.pairs.items():
                 their = others[other]
                 assert their is not None
                 pair.add(logits[name], their)
-        seen.append(labels)
+        seen.add(labels)
         if set_name == "test":
             if not self.margins:
                 # the forget and the retain set come first
-                forgotten = only_in(torch.cat(self.labels["forget"]), torch.cat(self.labels["retain"]))
+                forgotten = only_in(self.labels["forget"].joined(), self.labels["retain"].joined())
                 self.margins = {name: ClassMargins(forgotten) for name in self.names}
             for name, model in self.margins.items():
                 model.add(logits[name])
@@ -208,7 +209,7 @@ class Recorder:
     def figures(self, name: str, seed: int, with_intervals: bool) -> dict[str, Probe]:
         """One model's probes by name."""
         probes: dict[str, Probe] = {}
-        probes["class_logit_auc"] = self.margins[name].figure(torch.cat(self.labels["test"]), seed, with_intervals)
+        probes["class_logit_auc"] = self.margins[name].figure(self.labels["test"].joined(), seed, with_intervals)
         for probe, distance in DISTANCES.items():
             pair = self.pairs.get((name, distance.other))
             if pair:

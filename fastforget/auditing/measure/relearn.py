@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -14,8 +13,11 @@ from torch.nn import functional as F
 from ... import _data
 from ..._caller import Caller
 from ..._data import Source
+from ..._modules import copy_of, dense_gradients, refuse_half, refuse_kind
+from ..._outputs import Forward, reading
 from ..._progress import Progress
 from ..._progress import progress as progress_bar
+from ..._trial import explained, least_of, refuse_single_gradients
 from ..._weights import device_of, training_mode
 from ..figures import Probe, RelearnProbe
 from . import passes
@@ -131,15 +133,21 @@ def relearn_time(
     >>> time.reached, time.unit, time.value > 0, time.trace[0]
     (True, 'epochs', True, 0.0)
     """
+    refuse_kind("model", model)
     rule = _rule(definition, lr, samples, tolerance, cap)
     goal = _goal(rule, definition, original_accuracy, original_loss)
     with Caller() as caller, caller.aside("relearn_time", seed):
         whole = _data.source(train, name="train", unpack=unpack, batch_size=batch_size)
         target = _data.source(forget, name="forget", unpack=unpack)
-        student = copy.deepcopy(model)
+        student = copy_of(model)
         if not any(p.requires_grad for p in student.parameters()):
             raise ValueError("model: none of its parameters requires grad; accepted is a model that can be trained on")
-        value, trace = _train(student, model, whole, target, rule, goal, caller.own(forward), seed, progress)
+        refuse_half("relearn, model", student)
+        call = reading(caller.own(forward))
+        epoch = rule.samples if rule.samples and rule.replacement else min(len(whole), rule.samples or len(whole))
+        least = least_of(student, whole, call) if epoch % whole.batch_size == 1 else 1
+        with dense_gradients(student):
+            value, trace = _train(student, model, whole, target, rule, goal, call, seed, progress, least)
     convention = rule.source if rule == DEFINITIONS[definition] else f"{rule.source}; CHANGED: {_changes(rule, DEFINITIONS[definition])}"
     reached = value is not None
     most = rule.cap if rule.unit == "epochs" else len(trace) - 1
@@ -180,9 +188,10 @@ def _train(
     forget: Source,
     rule: Definition,
     goal: float,
-    forward: Callable[[nn.Module, Any], Tensor] | None,
+    forward: Forward,
     seed: int,
     progress: bool,
+    least: int,
 ) -> tuple[int | None, list[float]]:
     """The count at which the goal was reached (None: never), and the goal's figure all along."""
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -194,7 +203,7 @@ def _train(
     bar: Progress[int] = progress_bar(rule.cap, f"relearn, {rule.unit}", progress)
     with bar:
         for _ in range(rule.cap):
-            for inputs, labels in _epoch(train, rule, generator):
+            for inputs, labels in _epoch(train, rule, generator, least):
                 training_mode(model, given)
                 _step(model, optimizer, inputs, labels, forward)
                 if rule.unit == "batches":
@@ -214,14 +223,14 @@ def _reached(figure: float, goal: float, rule: Definition) -> bool:
     return figure <= goal if rule.goal == "loss" else figure >= goal - 1e-12
 
 
-def _epoch(train: Source, rule: Definition, generator: torch.Generator) -> Iterator[tuple[Any, Tensor]]:
+def _epoch(train: Source, rule: Definition, generator: torch.Generator, least: int) -> Iterator[tuple[Any, Tensor]]:
     if rule.samples is None:
-        return train.batches(generator=generator)
+        return train.batches(generator=generator, least=least)
     if rule.replacement:
         order = torch.randint(len(train), (rule.samples,), generator=generator)
     else:
         order = torch.randperm(len(train), generator=generator)[: rule.samples]
-    return train.at(order.split(train.batch_size))
+    return train.at(_data.cut(order, train.batch_size, least))
 
 
 def _step(
@@ -229,18 +238,20 @@ def _step(
     optimizer: torch.optim.Optimizer,
     inputs: Any,
     labels: Tensor,
-    forward: Callable[[nn.Module, Any], Tensor] | None,
+    forward: Forward,
 ) -> None:
     device = device_of(model)
     moved = _data.move(inputs, device)
-    logits = forward(model, moved) if forward is not None else model(moved)
-    optimizer.zero_grad()
-    F.cross_entropy(logits, labels.to(device)).backward()
+    with explained("relearn, model"):
+        logits = forward(model, moved)
+        optimizer.zero_grad()
+        F.cross_entropy(logits, labels.to(device)).backward()
+        refuse_single_gradients("relearn, model", model)
     optimizer.step()
 
 
 @torch.no_grad()
-def _figure(model: nn.Module, forget: Source, rule: Definition, forward: Callable[[nn.Module, Any], Tensor] | None) -> float:
+def _figure(model: nn.Module, forget: Source, rule: Definition, forward: Forward) -> float:
     model.eval()
     total, n = 0.0, 0
     for inputs, labels in forget.batches():

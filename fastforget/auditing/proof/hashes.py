@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..._data import Source
-from ..._hashes import sample_hashes
+from ..._hashes import set_hashes
 from ..._identity import WRAPPERS, bare_names, fingerprint, of_state, outside
 from ..._random import own_randomness
 from ..._weights import device_of
@@ -71,7 +71,7 @@ def of_samples(source: Source, seed: int = 0) -> str:
     True
     """
     with own_randomness(seed):
-        digests = [one for inputs, labels in source.batches() for one in sample_hashes(inputs, labels)]
+        digests = list(set_hashes(source))
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ... import _data
 from ... import _safetensors as safetensors_io
+from ..._hashes import set_hashes
 from .attacks import ShadowAttacks
-from .design import digests, positions_of
+from .design import augments, digests, positions_of
 from .sums import Probabilities, ShadowSums
 
 FORMAT = "fastforget shadows 1"
@@ -207,7 +208,13 @@ class Shadows(ShadowAttacks):
             ValueError: samples that are not in the pool; the message counts them.
         """
         held = _data.source(source, name="source", unpack=unpack)
-        positions, missing = positions_of(torch.cat([digests(x, y, "source") for x, y in held.batches()]), self.digests)
+        positions, missing = positions_of(digests(set_hashes(held)), self.digests)
+        if missing and augments(held):
+            raise ValueError(
+                f"source: {len(missing)} of {len(held)} samples are not in the shadow models' pool of {self.n_samples}, and the set "
+                "augments at random: read twice, its first samples differ. Give the samples without random transforms, here and to "
+                "shadows(); there augmentations go into train= and queries="
+            )
         if missing:
             raise ValueError(
                 f"source: {len(missing)} of {len(held)} samples are not in the shadow models' pool of {self.n_samples} (the first at "

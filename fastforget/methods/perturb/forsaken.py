@@ -82,6 +82,7 @@ class Forsaken:
     name = "forsaken"
     scope = "samples"
     learns_noise = False
+    gradients = ("eval",)
 
     def __post_init__(self) -> None:
         choices = {

@@ -178,12 +178,12 @@ class Neuron:
             used = context.importance[first]
             kept = (used / used.mean().clamp_min(1e-12)).clamp_min(1e-6).log()
         flat = torch.ones_like(own)
-        return torch.stack((own, kept, flat * self.depth[group], flat * context.distance), dim=1)
+        return torch.stack((own, kept, flat * self.depth[group], flat * context.distance), dim=1).float()
 
     def learn(self, grads: list[Tensor]) -> None:
         if self.last is None:
             return
-        upstream = [torch.zeros(len(f), device=f.device) for f in self.features]
+        upstream = [torch.zeros(len(f), dtype=torch.float32, device=f.device) for f in self.features]
         for g, d, k, w in zip(grads, self.last, self.group, self.scale, strict=True):
             now, before = matrix(g), matrix(d)
             norm = (now.norm() * before.norm()).clamp_min(1e-12)
@@ -216,9 +216,12 @@ class Coordinate:
         self.before = params  # read again by learn(): theta' = theta - eta * delta, and theta is near enough to it as a feature
         with torch.no_grad():
             for i, (p, g, w) in enumerate(zip(params, grads, weight, strict=True)):
-                for a, b in zip(p.view(-1).split(_CHUNK), g.view(-1).split(_CHUNK), strict=True):
+                ordered = p.detach().contiguous()  # the parameter itself, unless its memory has another order (channels_last)
+                for a, b in zip(ordered.view(-1).split(_CHUNK), g.view(-1).split(_CHUNK), strict=True):
                     factor = 2 * torch.sigmoid(self.net(self._features(a, b, w, i / len(params), context.distance))[:, 0])
                     a.sub_(context.eta * factor.to(b.dtype) * b)
+                if not p.is_contiguous():
+                    p.copy_(ordered)
         return figures
 
     def learn(self, grads: list[Tensor]) -> None:

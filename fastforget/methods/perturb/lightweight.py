@@ -78,6 +78,11 @@ class Lightweight:
     scope = "samples"
     learns_noise = False
 
+    @property
+    def gradients(self) -> tuple[str, ...]:
+        """Where the steps are taken: the copy to go towards is trained, the model itself stays in eval mode."""
+        return ("train", "eval") if self.direction == "interpolate" else ("eval",)
+
     def __post_init__(self) -> None:
         choices = {
             "direction": ("gradient", "interpolate"),
@@ -183,8 +188,8 @@ def _fine_tuned(options: Lightweight, task: Task) -> list[Tensor]:
     optimizer = torch.optim.Adam(params, lr=options.finetune_lr)
     with torch.enable_grad():
         for epoch in range(options.finetune_epochs):
-            order = task.generator(RETAIN_ORDER + 100 + epoch)
-            for x, y in task.retain.batches(generator=order, device=task.device, batch_size=options.batch_size):
+            order = torch.randperm(len(task.retain), generator=task.generator(RETAIN_ORDER + 100 + epoch))
+            for x, y in task.retain.at(task.cut(order, options.batch_size, task.retain), device=task.device):
                 optimizer.zero_grad()
                 F.cross_entropy(task.forward(copy, x), y).backward()
                 optimizer.step()

@@ -119,9 +119,9 @@ class Evidence:
 
 def _table(classes: int, kind: str, logits: Tensor, labels: Tensor) -> Tensor:
     if kind == "uniform":
-        return torch.full((classes, classes), 1.0 / classes, device=logits.device)
+        return torch.full((classes, classes), 1.0 / classes, dtype=logits.dtype, device=logits.device)
     if kind == "confidence":
-        total = torch.zeros(classes, device=logits.device).index_add_(0, labels, logits.amax(dim=1))
+        total = torch.zeros(classes, dtype=logits.dtype, device=logits.device).index_add_(0, labels, logits.amax(dim=1))
         mean = (total / torch.bincount(labels, minlength=classes).clamp_min(1)).clamp_min(0)
         return (mean / mean.sum().clamp_min(_SMALL)).expand(classes, classes).clone()
     posterior = logits.softmax(dim=1)

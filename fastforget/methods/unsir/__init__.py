@@ -39,6 +39,7 @@ class UNSIR(Options):
     """
 
     name = "unsir"
+    gradients = ("train", "eval")
 
     @property
     def learns_noise(self) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ... import _weights
+from ... import _tree, _weights
 from ..._data import Source
 from ..._progress import Progress, progress
 from ...ops import noise as noise_ops
@@ -39,23 +39,23 @@ class Place:
 
     like: Tensor
     layer: str | None = None
-    stand_in: Tensor | None = None
+    stand_in: Any = None
     mean: float = 0.0
     deviation: float = 1.0
 
-    def logits(self, task: Task, noise: Tensor, inputs: Tensor | None = None) -> Tensor:
+    def logits(self, task: Task, noise: Tensor, inputs: Any = None) -> Tensor:
         """The model's answers to ``inputs`` (none: to no samples), and after them those to the noise."""
         if self.layer is None:
             return task.forward(task.model, noise if inputs is None else torch.cat((inputs, noise)))
         assert self.stand_in is not None
-        stand_ins = self.stand_in.expand(len(noise), *self.stand_in.shape)
-        first = 0 if inputs is None else len(inputs)
+        stand_ins = _tree.repeat(self.stand_in, len(noise))
+        first = 0 if inputs is None else _tree.rows(inputs)
         values = noise * self.deviation + self.mean
 
         def replace_rows(output: Tensor) -> Tensor:
             return torch.cat((output[:first], values.to(output.dtype)))
 
-        whole = stand_ins if inputs is None else torch.cat((inputs, stand_ins))
+        whole = stand_ins if inputs is None else _tree.cat([inputs, stand_ins])
         return _with_output(task, self.layer, whole, replace_rows)
 
 
@@ -81,7 +81,14 @@ def find_place(task: Task, layer: str | None, retain: Source) -> Place:
     if layer not in dict(task.model.named_modules()) or not layer:
         names = [name for name, _ in task.model.named_modules() if name]
         raise ValueError(f"noise_at: got {layer!r}; accepted is a layer of the model: {', '.join(names[:20])}")
-    inputs, _ = next(iter(retain.at([torch.arange(min(LOOK, len(retain)))], device=task.device)))
+    if isinstance(dict(task.model.named_modules())[layer], torch.jit.ScriptModule):
+        raise TypeError(f"noise_at: layer {layer!r} is scripted, and such layers take no hooks; accepted is the module that was scripted")
+    inputs, labels = next(iter(retain.at([torch.arange(min(LOOK, len(retain)))], device=task.device)))
+    if _tree.rows(inputs) is None:
+        raise TypeError(
+            f"retain: inputs are {_tree.describe(inputs)}, whose rows aren't samples, so noise can't be put beside them; accepted for "
+            "UNSIR are tensors with the samples as rows, also in dicts and lists. Use method='forsaken' or 'lightweight'"
+        )
     seen: list[Tensor] = []
 
     def note(output: Tensor) -> Tensor:
@@ -93,18 +100,20 @@ def find_place(task: Task, layer: str | None, retain: Source) -> Place:
     if len(seen) != 1:
         raise ValueError(f"noise_at: layer {layer!r} ran {len(seen)} times in one pass; accepted is a layer that runs once")
     output = seen[0]
-    if not isinstance(output, Tensor) or not output.is_floating_point() or output.dim() < 1 or len(output) != len(inputs):
+    if not isinstance(output, Tensor) or not output.is_floating_point() or output.dim() < 1 or len(output) != len(labels):
         got = f"{tuple(output.shape)}, {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
         raise TypeError(
-            f"noise_at: layer {layer!r} gives {got} for {len(inputs)} samples; accepted is a floating point tensor [samples, ...]"
+            f"noise_at: layer {layer!r} gives {got} for {len(labels)} samples; accepted is a floating point tensor [samples, ...]"
         )
     deviation, mean = torch.std_mean(output.double(), correction=0)
     if not (torch.isfinite(deviation) and deviation > 0):
         raise ValueError(f"noise_at: layer {layer!r} gives the same or no finite values for all samples, so noise can't stand in for it")
-    return Place(output[0].detach(), layer, inputs[0], float(mean), float(deviation))
+    # where texts are padded, one without padding: what stands where a mask hides it has no effect
+    stand_in = _tree.index(inputs, 0) if retain.longest is None else retain.longest_sample(task.device)
+    return Place(output[0].detach(), layer, stand_in, float(mean), float(deviation))
 
 
-def _with_output(task: Task, layer: str, inputs: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+def _with_output(task: Task, layer: str, inputs: Any, change: Callable[[Tensor], Tensor]) -> Tensor:
     """The model's answers when ``layer``'s output is changed on the way."""
     handle = task.model.get_submodule(layer).register_forward_hook(lambda _module, _args, output: change(output))
     try:

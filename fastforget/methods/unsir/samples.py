@@ -10,16 +10,19 @@ alone is of the same order), and noise with labels of its own costs accuracy. Pr
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ... import _weights
+from ... import _tree, _weights
 from ..._data import Source
 from ..._progress import Progress, progress
+from ..._trial import least_of
 from ...ops import noise as noise_ops
 from ...ops import update
 from ..task import Task
@@ -27,6 +30,7 @@ from .noise import Place, find_place
 from .options import Options
 from .train import KEEP, capped, repair, trainable
 
+HELD = 64 << 20  # bytes of the forget set that are read at once
 FORGET_ORDER, RETAIN_ORDER = 41, 42  # purposes of seeds
 
 
@@ -52,16 +56,19 @@ def _impair_epoch(options: Options, task: Task, retain: Source, place: Place, op
     """One pass over the forget set, each batch with noise of its own; returns the mean loss."""
     assert task.forget is not None and options.batch_size is not None
     order = task.generator(FORGET_ORDER + 1000 * epoch)
-    batches = list(task.forget.batches(generator=order, device=task.device, batch_size=options.batch_size))
-    retained = retain.cycle(options.batch_size, task.generator(RETAIN_ORDER + 1000 * epoch), task.device)
+    positions = task.cut(torch.randperm(len(task.forget), generator=order), options.batch_size, task.forget)
+    batches = _read(task.forget.at(positions, device=task.device), len(positions))
+    least = least_of(task.model, retain, task.forward) if len(retain) % options.batch_size == 1 else 1
+    retained = retain.cycle(options.batch_size, task.generator(RETAIN_ORDER + 1000 * epoch), task.device, least)
     parameters = trainable(task.model)
     total = 0.0
     bar: Progress[int]
-    with _weights.flags_kept(task.model), torch.enable_grad(), progress(len(batches), f"impair {epoch + 1}", task.progress) as bar:
-        for i, ((forget_inputs, _), (inputs, labels)) in enumerate(zip(batches, retained, strict=False)):
+    with _weights.flags_kept(task.model), torch.enable_grad(), progress(len(positions), f"impair {epoch + 1}", task.progress) as bar:
+        for i, ((forget_inputs, forget_labels), (inputs, labels)) in enumerate(zip(batches, retained, strict=False)):
             # the same number of images on both sides: each noise image takes a retained one's label
-            n = min(len(forget_inputs), len(inputs))
-            images = paired_noise(options, task, forget_inputs[:n], place, parameters, stream=len(batches) * epoch + i)
+            n = min(len(forget_labels), len(labels))
+            forgotten = forget_inputs if n == len(forget_labels) else _tree.index(forget_inputs, slice(0, n))
+            images = paired_noise(options, task, forgotten, n, place, parameters, stream=len(positions) * epoch + i)
             task.train_mode()
             loss = F.cross_entropy(task.forward(task.model, inputs), labels)
             loss = loss + F.cross_entropy(place.logits(task, images), labels[:n])
@@ -70,15 +77,26 @@ def _impair_epoch(options: Options, task: Task, retain: Source, place: Place, op
             optimizer.step()
             total += float(loss.detach())
             bar.step()
-    return total / len(batches)
+    return total / len(positions)
 
 
-def paired_noise(options: Options, task: Task, inputs: Tensor, place: Place, parameters: list[nn.Parameter], *, stream: int) -> Tensor:
-    """Images [B, ...] (or what stands in for a layer's output) whose logits are as far from those of ``inputs`` as ``noise_steps`` of
+def _read(batches: Iterator[tuple[Any, Tensor]], count: int) -> Iterable[tuple[Any, Tensor]]:
+    """All batches at once where they are small, so that a set that augments at random draws for them before it does for the retained ones;
+    a large set one by one.
+    """
+    first = next(batches)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in _tree.tensors(first[0]))
+    return [first, *batches] if size * count <= HELD else itertools.chain([first], batches)
+
+
+def paired_noise(
+    options: Options, task: Task, inputs: Any, count: int, place: Place, parameters: list[nn.Parameter], *, stream: int
+) -> Tensor:
+    """Images [count, ...] (or what stands in for a layer's output) whose logits are as far from those of ``inputs`` as ``noise_steps`` of
     Adam get them."""
     assert options.l2 is not None
     l2 = options.l2 / (place.like.numel() if options.l2_reduction == "mean" else 1)
-    images = torch.empty(len(inputs), *place.like.shape, dtype=place.like.dtype, device=task.device)
+    images = torch.empty(count, *place.like.shape, dtype=place.like.dtype, device=task.device)
     noise_ops.normal_(images, seed=task.seed, stream=stream)
     exp_avg, exp_avg_sq = torch.zeros_like(images), torch.zeros_like(images)
     task.train_mode() if options.noise_mode == "train" else task.model.eval()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import _weights
-from ..._data import Source
+from ..._data import Source, cut
 from ..._progress import Progress, progress
 from ..task import Task
 from .noise import Noise, find_place, learn_noise
@@ -58,7 +58,7 @@ def train(
     """One epoch of cross-entropy in train mode; a loss that isn't finite ends the run."""
     assert options.batch_size is not None
     copies = options.copies or 1
-    order = _shuffled(len(retain), len(noise.images) * copies if noise else 0, options.batch_size, task)
+    order = _shuffled(retain, len(noise.images) * copies if noise else 0, options.batch_size, task)
     total, seen = torch.zeros((), device=task.device), 0
     bar: Progress[int]
     with _weights.flags_kept(task.model), torch.enable_grad(), progress(len(order), phase, task.progress) as bar:
@@ -77,13 +77,12 @@ def train(
         raise FloatingPointError(f"{phase}: the loss became {mean} at rate {lr:g}; the model is unchanged. Lower the rate")
 
 
-def _shuffled(retained: int, noisy: int, batch_size: int, task: Task) -> list[Tensor]:
+def _shuffled(retain: Source, noisy: int, batch_size: int, task: Task) -> list[Tensor]:
     """Batches of the numbers of all samples: retained ones first, noise after them. A new shuffle each epoch."""
     purpose = SHUFFLE + 1000 * (1 + len(task.history))  # what was done so far makes the epoch's seed
-    batches = list(torch.randperm(retained + noisy, generator=task.generator(purpose)).split(batch_size))
-    if len(batches) > 1 and len(batches[-1]) == 1:  # batch norm can't train on a single sample
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
+    order = torch.randperm(len(retain) + noisy, generator=task.generator(purpose))
+    # batch norm can't train on a single sample
+    return cut(order, batch_size, least=2) if len(order) > 1 else task.cut(order, batch_size, retain)
 
 
 def _answers(task: Task, retain: Source, noise: Noise | None, order: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -110,7 +109,8 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 def capped(retain: Source, per_class: int | None, generator: torch.Generator) -> Source:
-    """At most ``per_class`` samples of each class, drawn at random, in the set's order."""
+    """At most ``per_class`` samples of each class, drawn at random, in the set's order; in batches of one shape, as noise joins them."""
+    retain = retain.padded()
     if per_class is None:
         return retain
     labels = retain.labels()
