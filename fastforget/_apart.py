@@ -28,7 +28,7 @@ class _Place(NamedTuple):
     end: int
     tensor: Tensor
     name: str
-    index: int  # in its list, _SINGLE without one; _ALONE for a tensor that may not even be the same as another one
+    position: int  # in its list, _SINGLE without one; _ALONE for a tensor that may not even be the same as another one
     written: bool
 
 
@@ -71,7 +71,7 @@ def _share(a: _Place, b: _Place) -> bool:
 
 def _same(a: _Place, b: _Place) -> bool:
     x, y = a.tensor, b.tensor
-    return a.begin == b.begin and a.index == b.index != _ALONE and x.dtype == y.dtype and x.shape == y.shape and x.stride() == y.stride()
+    return a.begin == b.begin and a.position == b.position != _ALONE and x.dtype == y.dtype and x.shape == y.shape and x.stride() == y.stride()
 
 
 def refuse_shared(op: str, arguments: Sequence[Any], values: Sequence[Any]) -> None:
@@ -110,4 +110,4 @@ def refuse_shared(op: str, arguments: Sequence[Any], values: Sequence[Any]) -> N
 
 
 def _words(place: _Place) -> str:
-    return place.name if place.index < 0 else f"{place.name}[{place.index}]"
+    return place.name if place.position < 0 else f"{place.name}[{place.position}]"

@@ -45,6 +45,7 @@ _everywhere = os.environ.get("FASTFORGET_BACKEND") or None
 if _everywhere is not None:
     check_name(_everywhere)
 _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("fastforget backend", default=_everywhere)
+_blocks: contextvars.ContextVar[tuple[list[str], ...]] = contextvars.ContextVar("fastforget backend's open blocks", default=())
 in_force = _forced.get  # what fastforget.backend.forced is; a call spares the look-up of a module's attribute that isn't there
 # The same for code that is being traced: torch.compile can't read a context variable, but guards what it reads of a thread.
 _traced = threading.local()
@@ -225,17 +226,30 @@ def use_backend(name: str) -> Iterator[None]:
     ...     x = ff.ops.noise.normal_(torch.empty(2), seed=0)
     """
     check_name(name)
-    compiling = torch.compiler.is_compiling()
-    before = forced_in_trace() if compiling else in_force()
-    if not compiling:
-        _forced.set(name)
-    _traced.forced = name
+    if torch.compiler.is_compiling():
+        before = forced_in_trace()
+        _traced.forced = name
+        try:
+            yield
+        finally:
+            _traced.forced = before
+        return
+    block = [name]  # itself, whatever others hold the same name
+    _blocks.set((*_blocks.get(), block))
+    _force_innermost()
     try:
         yield
     finally:
-        if not compiling:
-            _forced.set(before)
-        _traced.forced = before
+        # Not "as it was before": a generator that holds a block ends it when it likes, beside blocks that were opened later.
+        _blocks.set(tuple(one for one in _blocks.get() if one is not block))
+        _force_innermost()
+
+
+def _force_innermost() -> None:
+    blocks = _blocks.get()
+    name = blocks[-1][0] if blocks else _everywhere
+    _forced.set(name)
+    _traced.forced = name
 
 
 def call_forced(name: str, device: str, args: tuple[Any, ...]) -> None:

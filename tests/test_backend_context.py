@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 
 import torch
@@ -66,6 +67,27 @@ def test_tasks_that_take_turns_keep_their_own():
 
     assert asyncio.run(both()) == [(["reference"] * 3, None), (["native"] * 3, None)]
     assert ff.backend.forced is None and ff.backend.forced_in_trace() is None
+
+
+def test_blocks_of_generators_that_end_crosswise_leave_nothing_forced():
+    def held(name):
+        with ff.use_backend(name):
+            yield ff.backend.forced
+
+    first, second = held("reference"), held("native")
+    assert (next(first), next(second)) == ("reference", "native")
+    first.close()
+    assert ff.backend.forced == "native"
+    second.close()
+    assert ff.backend.forced is None and ff.backend.forced_in_trace() is None
+
+
+def test_blocks_within_each_other_and_an_error():
+    with ff.use_backend("native"):
+        with contextlib.suppress(KeyError), ff.use_backend("reference"):
+            raise KeyError
+        assert ff.backend.forced == "native"
+    assert ff.backend.forced is None
 
 
 def test_compiled_code_is_compiled_again_where_another_one_is_forced():

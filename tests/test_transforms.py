@@ -116,6 +116,21 @@ def test_fake_and_meta_tensors_are_traced(op, name):
         assert not op and "meta" in str(error)
 
 
+@pytest.mark.skipif(not ff.backend.native_cpu, reason="the compiled CPU ops are not loaded")
+@pytest.mark.parametrize("op", op_table.TABLE)
+def test_a_tensor_whose_storage_was_freed_is_refused(op):
+    """As sharding frees parameters that are not in use; a view of one lies at a small address, not at null."""
+    for at, tensor in enumerate(flat(raw(op))):
+        if tensor.numel() == 0:
+            continue
+        room = torch.cat((tensor.flatten()[:1], tensor.flatten()))
+        freed, left = room[1:].view(tensor.shape), iter(range(len(flat(raw(op)))))
+        args = mapped(raw(op), lambda x, freed=freed, at=at, left=left: freed if next(left) == at else x)
+        room.untyped_storage().resize_(0)
+        with pytest.raises(RuntimeError, match="storage was freed"):
+            getattr(OPS, op)(*args)
+
+
 # ---- the one op with a gradient
 
 

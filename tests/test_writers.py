@@ -26,6 +26,10 @@ kind = sys.argv[1]
 x, labels = torch.randn(300_000), torch.randint(0, 10, (4000,))
 logits, loss, dlogits = torch.randn(4000, 10), torch.empty(4000), torch.empty(4000, 10)
 scores, correct = torch.empty(6, 4000), torch.empty(4000, dtype=torch.bool)
+shadow, members = torch.randn(90, 700), torch.rand(90, 700) < 0.5
+center, variance, count, loo = torch.empty(2, 700), torch.empty(2, 700), torch.zeros(2, 700, dtype=torch.int64), torch.empty(90, 700)
+single, roc, boot = torch.randn(20_000), torch.empty(6, dtype=torch.float64), torch.empty(3, 2, dtype=torch.float64)
+tally, votes = torch.empty(1, 90, 700, dtype=torch.int64), torch.empty(700, dtype=torch.int64)
 stop = False
 def write():
     wild = torch.full((4000,), 1 << 40)
@@ -33,6 +37,14 @@ def write():
         if kind == "values":
             x.copy_(torch.randn(300_000) * 10.0 ** torch.randint(-3, 4, (1,)).item())
             x[:150_000] = 1.0
+        elif kind == "scores":
+            for written in (shadow, single):
+                written.view(torch.int32).random_()  # any bits
+                written.fill_(1.0)
+                written.normal_()
+            members.view(torch.uint8).random_(0, 256)
+            members.fill_(True)
+            count.random_(0, 9)
         else:
             labels.copy_(wild)
             labels.random_(0, 10)
@@ -44,6 +56,16 @@ while time.time() < end:
         mask.saliency_mask(x, 0.5)
         mask.saliency_mask(x, 0.1, packed=True)
         mask.saliency_mask([x[:1000], x[1000:]], 0.3)
+    elif kind == "scores":
+        for median in (False, True):
+            OPS.lira_stats(shadow[..., None], members, median, center, variance, count)
+            OPS.lira_loo(shadow[..., None], members, median, center[:0], 0, 1e-6, 2, loo)
+        OPS.lira_ratio(shadow[..., None], center, variance, count, 0, 1e-6, 1, loo)
+        OPS.lira_update_(shadow[..., None], members.view(torch.int8), count, *torch.zeros(2, 2, 700, 1).double())
+        OPS.rmia_counts(shadow, shadow, [1.0], True, tally)
+        OPS.rmia_vote(shadow, shadow, 1.0, False, votes)
+        OPS.roc_stats(single[:9000], single[9000:], [0.1], roc)
+        OPS.roc_bootstrap(single[:9000], single[9000:], [0.1], 1, boot)
     else:
         calls = {OPS.error_max_loss: (logits, labels, loss, dlogits), OPS.membership_scores: (logits, labels, 1.0, scores, correct)}
         for op, args in calls.items():
@@ -58,7 +80,7 @@ print("survived")
 
 
 @pytest.mark.skipif(not ff.backend.native_cpu, reason="the compiled CPU ops are not loaded")
-@pytest.mark.parametrize("kind", ["values", "labels"])
+@pytest.mark.parametrize("kind", ["values", "labels", "scores"])
 def test_values_that_change_meanwhile(kind):
     done = subprocess.run([sys.executable, "-c", RACE, kind, "4"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout.strip() == "survived", (done.returncode, done.stderr[-2000:])
