@@ -71,7 +71,8 @@ def _share(a: _Place, b: _Place) -> bool:
 
 def _same(a: _Place, b: _Place) -> bool:
     x, y = a.tensor, b.tensor
-    return a.begin == b.begin and a.position == b.position != _ALONE and x.dtype == y.dtype and x.shape == y.shape and x.stride() == y.stride()
+    alike = x.dtype == y.dtype and x.shape == y.shape and x.stride() == y.stride()
+    return a.begin == b.begin and a.position == b.position != _ALONE and alike
 
 
 def refuse_shared(op: str, arguments: Sequence[Any], values: Sequence[Any]) -> None:

@@ -29,7 +29,10 @@ class Draw:
         return self.random.choice(options)
 
     def shape(self, most: int = 3) -> tuple[int, ...]:
-        return tuple(self.pick(0, 1, 2, 3, 5, 7, 17, 33) if self.chance(0.9) else 600 for _ in range(self.random.randrange(most + 1)))
+        sizes = [self.pick(0, 1, 2, 3, 5, 7, 17, 33) for _ in range(self.random.randrange(most + 1))]
+        if sizes and self.chance(0.1):
+            sizes[self.random.randrange(len(sizes))] = 600  # one at most: three would be gigabytes
+        return tuple(sizes)
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         x = torch.randn(shape, generator=self.generator, dtype=torch.float64)
@@ -85,12 +88,14 @@ class Draw:
         return torch.tensor([], dtype=like.dtype).set_(base.untyped_storage(), start, like.shape)
 
     def spoiled_tensor(self, x: Tensor, every: list[Tensor]) -> Any:
+        if not isinstance(x, Tensor) or x.layout != torch.strided or x.device.type == "meta":  # spoiled already
+            return x
         kind = self.random.randrange(12)
-        if kind < 4 and x.layout == torch.strided:
+        if kind < 4:
             return self.strided(x)
         if kind < 8:
             others = [t for t in every if self.public or t.shape == x.shape]  # see kind 10
-            like = self.pick(*every) if self.public or x.layout != torch.strided else x
+            like = self.pick(*every) if self.public else x
             return self.overlapping(every, like) if kind < 6 else self.pick(*others) if others else x
         if kind == 8:
             return x.to(self.pick(*FLOATS, *OTHERS))
@@ -196,7 +201,9 @@ def step(d: Draw) -> list[Any]:
     dtype, shape = d.dtype(), (d.pick(0, 1, 3, 9), *d.shape(2))
     # an infinite x has no penalty's gradient: the constant is multiplied in two parts
     tensors = [d.normal(shape, dtype).nan_to_num(1.0, 1.0, 1.0), *(d.normal(shape, dtype) for _ in range(2))]
-    numbers = (d.pick(1, 2, 50), 0.125, d.pick(0.0, 0.3, 0.9), d.pick(0.0, 0.5, 0.999), 1e-8, 0.25, -math.inf, math.inf)
+    beta2 = d.pick(0.0, 0.5, 0.999)
+    # with beta2 = 0 the step divides by the gradient itself: a penalty that nearly cancels it would leave its rounding alone
+    numbers = (d.pick(1, 2, 50), 0.125, d.pick(0.0, 0.3, 0.9), beta2, 1e-8, 0.25 if beta2 else 0.0, -math.inf, math.inf)
     return [*tensors, d.positive(shape, dtype), out(d, (), single(dtype)), *numbers]
 
 
@@ -241,7 +248,8 @@ def adam(d: Draw) -> list[Any]:
     betas = d.pick(0.0, 0.3, 0.9), d.pick(0.0, 0.5, 0.999)
     state = beside(d, xs), beside(d, xs, d.positive)
     flags = d.chance(0.5), d.chance(0.3)
-    return [xs, beside(d, xs), masks(d, xs, False), *state, d.pick(1, 2, 50), 0.125, *betas, 1e-8, d.pick(0.0, 0.25), *flags]
+    decay = d.pick(0.0, 0.25) if betas[1] else 0.0  # as in step
+    return [xs, beside(d, xs), masks(d, xs, False), *state, d.pick(1, 2, 50), 0.125, *betas, 1e-8, decay, *flags]
 
 
 def scores(d: Draw) -> list[Any]:

@@ -79,3 +79,13 @@ def test_raw_betas_out_of_range(op, betas):
         else:
             torch.ops.fastforget.error_max_step_(*x, torch.zeros(()), 1, 0.1, *betas, 1e-8, 0.1, -1.0, 1.0)
     assert all(torch.equal(t, torch.ones(1, 3)) for t in x)
+
+
+@pytest.mark.parametrize("clamp", [(float("nan"), 1.0), (-1.0, float("nan")), (1.0, -1.0)])
+def test_raw_clamps_that_no_value_can_keep(clamp):
+    if not ff.backend.native_cpu:
+        pytest.skip("the compiled CPU ops are not loaded")
+    x = [torch.ones(1, 3) for _ in range(4)]
+    with pytest.raises(RuntimeError, match=r"the clamp is .*; accepted: lowest <= highest"):
+        torch.ops.fastforget.error_max_step_(*x, torch.zeros(()), 1, 0.1, 0.9, 0.9, 1e-8, 0.1, *clamp)
+    assert all(torch.equal(t, torch.ones(1, 3)) for t in x)

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-#include <initializer_list>
-#include <memory>
+#include <numeric>
+#include <sstream>
 #include <vector>
 
 #include "common/torch_glue.h"
@@ -18,10 +18,12 @@ namespace ff {
 class Ranges {
  public:
   // `tensors`: as many as will be added, at most.
-  Ranges(const char* op, size_t tensors) : op_(op), few_(tensors <= kFew) {
-    if (few_) return;
-    room_.lists = 0;
-    room_.read.clear();
+  Ranges(const char* op, size_t tensors) : op_(op), room_(tensors <= kFew ? nullptr : &kept_room()) {
+    if (room_ == nullptr) return;
+    room_->written.clear();
+    room_->read.clear();
+    room_->written.reserve(tensors);
+    room_->read.reserve(tensors);
   }
 
   static constexpr int32_t kAlone = -1;   // of a tensor that may not even be the same as another one
@@ -40,7 +42,7 @@ class Ranges {
   void read(const Tensor& t, const char* name, int64_t place = kAlone) { read(t.data_ptr(), bytes_of(t), name, place); }
 
   void check() {
-    if (few_) {
+    if (room_ == nullptr) {
       check_pairs();
     } else {
       check_many();
@@ -55,14 +57,16 @@ class Ranges {
     bool written;
   };
   // Of long lists, kept from call to call: taking so much memory and giving it back would cost more than the
-  // comparisons.
+  // comparisons. So are the places that were found: the next call mostly has the same tensors, as an optimiser's steps.
   struct Room {
-    std::array<std::vector<Range>, 4> written;  // a list each
-    std::array<const char*, 4> names;
-    size_t lists;
-    std::vector<Range> read, sorted, other;
-    std::vector<size_t> runs, merged;
+    std::vector<Range> written, read, sorted;
+    std::vector<size_t> order;   // of what is written, by the addresses
+    std::vector<size_t> before;  // of each range that is read, how many of those begin before its end
   };
+  static Room& kept_room() {
+    static thread_local Room room;
+    return room;
+  }
   static constexpr size_t kFew = 10;  // that are compared each with each
 
   static int64_t bytes_of(const Tensor& t) { return t.numel() * static_cast<int64_t>(t.element_size()); }
@@ -71,22 +75,11 @@ class Ranges {
     if (bytes == 0) return;
     const auto begin = reinterpret_cast<uintptr_t>(data);
     const Range range = {begin, begin + static_cast<uintptr_t>(bytes), name, static_cast<int32_t>(place), written};
-    if (few_) {
+    if (room_ == nullptr) {
       pairs_[count_++] = range;
     } else {
-      (written ? written_list(name) : room_.read).push_back(range);
+      (written ? room_->written : room_->read).push_back(range);
     }
-  }
-
-  std::vector<Range>& written_list(const char* name) {
-    size_t list = 0;
-    while (list < room_.lists && room_.names[list] != name) ++list;
-    if (list == room_.lists && list < room_.written.size()) {
-      room_.names[list] = name;
-      room_.written[list].clear();
-      ++room_.lists;
-    }
-    return room_.written[std::min(list, room_.written.size() - 1)];
   }
 
   static bool collide(const Range& a, const Range& b) {
@@ -107,59 +100,50 @@ class Ranges {
   // What is written in order of its addresses; then each range that is read beside the written one that begins last
   // before its end. What is written lies apart, so no other can reach into the range unless this one does.
   void check_many() {
-    sort();
-    const std::vector<Range>& written = room_.sorted;
+    if (!sorted_as_before()) sort();
+    const std::vector<Range>& written = room_->sorted;
     for (size_t i = 1; i < written.size(); ++i) {
       if (__builtin_expect(written[i - 1].end > written[i].begin, 0)) refuse(written[i - 1], written[i]);
     }
-    size_t before = 0;  // of those written, how many begin before the end of the range
-    for (const Range& range : room_.read) {
-      const auto fits = [&](size_t at) {
-        return (at == 0 || written[at - 1].begin < range.end) &&
-               (at == written.size() || written[at].begin >= range.end);
-      };
-      if (!fits(
-              before)) {  // lists lie in order, mostly: neighbours are apart from what is written, or a step further on
-        if (before < written.size() && fits(before + 1)) {
-          ++before;
-        } else {
-          const auto first = std::partition_point(written.begin(), written.end(),
-                                                  [&](const Range& other) { return other.begin < range.end; });
-          before = static_cast<size_t>(first - written.begin());
-        }
+    const size_t count = written.size();
+    room_->before.resize(room_->read.size());
+    for (size_t i = 0; i < room_->read.size(); ++i) {
+      const Range& range = room_->read[i];
+      size_t& before = room_->before[i];
+      const bool fits = before <= count && (before == 0 || written[before - 1].begin < range.end) &&
+                        (before == count || written[before].begin >= range.end);
+      if (__builtin_expect(!fits, 0)) {
+        const auto first = std::partition_point(written.begin(), written.end(),
+                                                [&](const Range& other) { return other.begin < range.end; });
+        before = static_cast<size_t>(first - written.begin());
       }
       if (before > 0 && __builtin_expect(collide(written[before - 1], range), 0)) refuse(written[before - 1], range);
     }
   }
 
-  // What is written, by the addresses; from runs that are in order, of which lists of tensors made one after another
-  // have few.
-  void sort() {
-    std::vector<Range>&sorted = room_.sorted, &other = room_.other;
-    sorted.clear();
-    for (size_t i = 0; i < room_.lists; ++i) {
-      sorted.insert(sorted.end(), room_.written[i].begin(), room_.written[i].end());
+  // Whether what is written, in the order of the call before, lies by its addresses.
+  bool sorted_as_before() {
+    const std::vector<Range>& written = room_->written;
+    if (room_->order.size() != written.size()) return false;
+    room_->sorted.clear();
+    uintptr_t last = 0;
+    bool ascends = true;
+    for (const size_t i : room_->order) {
+      ascends &= last <= written[i].begin;
+      last = written[i].begin;
+      room_->sorted.push_back(written[i]);
     }
-    const auto before = [](const Range& a, const Range& b) { return a.begin < b.begin; };
-    std::vector<size_t>&runs = room_.runs, &merged = room_.merged;
-    runs.assign(1, 0);
-    for (size_t i = 1; i < sorted.size(); ++i) {
-      if (before(sorted[i], sorted[i - 1])) runs.push_back(i);
-    }
-    runs.push_back(sorted.size());
-    other.resize(sorted.size());
-    while (runs.size() > 2) {
-      merged.assign(1, 0);
-      for (size_t i = 0; i + 1 < runs.size(); i += 2) {
-        const size_t middle = runs[i + 1], end = runs[std::min(i + 2, runs.size() - 1)];
-        const auto at = [&](size_t k) { return sorted.begin() + static_cast<std::ptrdiff_t>(k); };
-        std::merge(at(runs[i]), at(middle), at(middle), at(end), other.begin() + static_cast<std::ptrdiff_t>(runs[i]),
-                   before);
-        merged.push_back(end);
-      }
-      sorted.swap(other);
-      runs.swap(merged);
-    }
+    return ascends;
+  }
+
+  __attribute__((noinline)) void sort() {
+    const std::vector<Range>& written = room_->written;
+    std::vector<size_t>& order = room_->order;
+    order.resize(written.size());
+    std::iota(order.begin(), order.end(), size_t{0});
+    std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return written[a].begin < written[b].begin; });
+    room_->sorted.clear();
+    for (const size_t i : order) room_->sorted.push_back(written[i]);
   }
 
   [[noreturn]] __attribute__((noinline, cold)) void refuse(const Range& a, const Range& b) const {
@@ -175,10 +159,9 @@ class Ranges {
   }
 
   const char* op_;
-  const bool few_;
+  Room* const room_;  // null for a few
   size_t count_ = 0;
   std::array<Range, kFew> pairs_;
-  static inline thread_local Room room_;
 };
 
 }  // namespace ff

@@ -117,8 +117,8 @@ void soft_threshold_(const std::vector<Tensor>& xs, const std::vector<double>& t
     const int dtype = float_dtype(x, op, "xs");
     const int64_t n = x.numel();
     check_layout(x, kFloatTypes[dtype], n, op, "xs");
-    ranges.write(x.data_ptr(), n * dtype_size(dtype), "xs", static_cast<int64_t>(items.size()));
     items.push_back({static_cast<char*>(x.data_ptr()), dtype});
+    ranges.write(items.back().data, n * dtype_size(dtype), "xs", static_cast<int64_t>(items.size()));
     total += n;
   }
   ranges.check();

@@ -56,6 +56,9 @@ void error_max_step_(const Tensor& x, const Tensor& grad, const Tensor& exp_avg,
   check_beta(beta1, op, "beta1");
   check_beta(beta2, op, "beta2");
   if (!std::isfinite(l2)) fail("fastforget.", op, ": l2 is ", l2, "; accepted: a finite number");
+  if (!(clamp_min <= clamp_max)) {
+    fail("fastforget.", op, ": the clamp is ", clamp_min, " to ", clamp_max, "; accepted: lowest <= highest");
+  }
   const int dtype = leader.index;
   check_layout(sum_sq, dtype == kFloat64 ? ScalarType::Double : ScalarType::Float, 1, op, "sum_sq");
   refuse_tangents(op, x, grad, exp_avg, exp_avg_sq, sum_sq);

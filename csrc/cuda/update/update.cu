@@ -107,6 +107,9 @@ void error_max_step_(Tensor x, Tensor grad, Tensor exp_avg, Tensor exp_avg_sq, T
   check_beta(beta1, kOp, "beta1");
   check_beta(beta2, kOp, "beta2");
   if (!std::isfinite(l2)) fail("fastforget.", kOp, ": l2 is ", l2, "; accepted: a finite number");
+  if (!(clamp_min <= clamp_max)) {
+    fail("fastforget.", kOp, ": the clamp is ", clamp_min, " to ", clamp_max, "; accepted: lowest <= highest");
+  }
   check_layout(x, dtype, size, kOp, "x");
   check_layout(grad, dtype, size, kOp, "grad");
   check_layout(exp_avg, dtype, size, kOp, "exp_avg");
