@@ -75,7 +75,10 @@ def look_before(task: Task, weights_sha256: str) -> Before:
 
 def judge(task: Task, before: Before, proxy: dict[str, Any] | None) -> Verdict:
     """The verdict on the task's model. ``proxy``: the method's own, for classes of which no data is at hand."""
-    return _still_of_use(task, before, _on_classes(task, before, proxy) if task.classes else _on_samples(task, before))
+    verdict = _still_of_use(task, before, _on_classes(task, before, proxy) if task.classes else _on_samples(task, before))
+    if task.cost.stopped_by_budget:
+        verdict.why += f"; the budget of {task.cost.budget:,} sample passes ended the run"
+    return verdict
 
 
 def _on_classes(task: Task, before: Before, proxy: dict[str, Any] | None) -> Verdict:

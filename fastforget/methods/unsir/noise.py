@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from ... import _tree, _weights
 from ..._data import Source
-from ..._progress import Progress, progress
 from ...ops import noise as noise_ops
 from ...ops import update
+from ..engine.loop import steps
 from ..task import Task
 from .options import Options
 
@@ -142,9 +142,7 @@ def learn_noise(options: Options, task: Task, classes: list[int], place: Place, 
         for parameter in task.model.parameters():
             parameter.requires_grad_(False)
         for some, their_labels in zip(images.split(rows), labels.split(rows), strict=True):
-            bar: Progress[int]
-            with progress(options.noise_steps, "learning noise" if sign > 0 else "learning images", task.progress) as bar:
-                _learn_in_place(options, task, Noise(some, their_labels, place), sign, bar)
+            _learn_in_place(options, task, Noise(some, their_labels, place), sign)
     if statistics is not None and options.noise_statistics == "restore":
         _weights.put_back(task.model, statistics)
     if options.label_rule == "zero":
@@ -168,7 +166,7 @@ def _answers_alone(model: nn.Module) -> bool:
     return all(m.running_mean is not None for m in norms)
 
 
-def _learn_in_place(options: Options, task: Task, noise: Noise, sign: float, bar: Any) -> None:
+def _learn_in_place(options: Options, task: Task, noise: Noise, sign: float) -> None:
     """Adam on the images themselves: ``noise_steps`` times up the error and down the squared norm."""
     assert options.l2 is not None
     images = noise.images
@@ -177,12 +175,16 @@ def _learn_in_place(options: Options, task: Task, noise: Noise, sign: float, bar
     # l2 is a mean over one class's noise_batch images; the kernel divides by all the images that it is given
     scale = len(images) / options.noise_batch
     rows = []
-    for step in range(1, options.noise_steps + 1):
+    label = "learning noise" if sign > 0 else "learning images"
+    for done in steps(task, options.noise_steps, "noise", each=len(images), label=label):
+        step = done + 1
         loss, gradient = _error_and_gradient(options, task, noise, sign)
         lr = options.noise_lr * (1 - (step - 1) / options.noise_steps if options.noise_lr_decay == "linear" else 1)
-        sum_sq = update.error_max_step_(images, gradient, exp_avg, exp_avg_sq, step=step, lr=lr, l2=l2 * scale, clamp=options.noise_clamp)
+        with task.cost.at("ops"):
+            sum_sq = update.error_max_step_(
+                images, gradient, exp_avg, exp_avg_sq, step=step, lr=lr, l2=l2 * scale, clamp=options.noise_clamp
+            )
         rows.append((step, sign * loss.mean() + l2 * sum_sq / len(images), -loss.mean()))
-        bar.step()
     phase = "noise" if sign > 0 else "images"
     task.history += [{"phase": phase, "step": s, "objective": float(j), "error": float(e)} for s, j, e in rows]
     if not all(math.isfinite(float(j)) for _, j, _ in rows):
@@ -198,8 +200,10 @@ def _error_and_gradient(options: Options, task: Task, noise: Noise, sign: float)
     for some, labels, out in zip(images.split(part), noise.labels.split(part), gradient.split(part), strict=True):
         leaf = some.detach().requires_grad_()
         logits = noise.place.logits(task, leaf)
-        loss, dlogits = update.error_max_loss(logits.detach(), labels)
-        dlogits.mul_(sign * len(some) / options.noise_batch)
-        out.copy_(torch.autograd.grad(logits, leaf, dlogits)[0])
+        with task.cost.at("ops"):
+            loss, dlogits = update.error_max_loss(logits.detach(), labels)
+            dlogits.mul_(sign * len(some) / options.noise_batch)
+        with task.cost.at("model"):
+            out.copy_(torch.autograd.grad(logits, leaf, dlogits)[0])
         losses.append(loss)
     return torch.cat(losses), gradient

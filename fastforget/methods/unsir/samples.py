@@ -19,16 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ... import _tree, _weights
+from ... import _tree
 from ..._data import Source
-from ..._progress import Progress, progress
 from ..._trial import least_of
 from ...ops import noise as noise_ops
 from ...ops import update
+from ..cost import FORWARD
+from ..engine.loop import backward, gradients, steps, trainable, training
 from ..task import Task
 from .noise import Place, find_place
 from .options import Options
-from .train import KEEP, capped, repair, trainable
+from .train import KEEP, capped, repair
 
 HELD = 64 << 20  # bytes of the forget set that are read at once
 FORGET_ORDER, RETAIN_ORDER = 41, 42  # purposes of seeds
@@ -43,41 +44,49 @@ def run(options: Options, task: Task) -> dict[str, Any]:
     place = find_place(task, options.noise_at, retain)
     optimizer = options.impair_optimizer(trainable(task.model), options.impair_lr)
     for epoch in range(options.impair_epochs):
-        mean = _impair_epoch(options, task, retain, place, optimizer, epoch)
+        mean, seen = _impair_epoch(options, task, retain, place, optimizer, epoch)
+        if not seen:  # no room in the budget
+            break
         phase = f"impair {epoch + 1}"
-        task.history.append({"phase": phase, "lr": options.impair_lr, "loss": mean, "samples": len(task.forget)})
+        task.history.append({"phase": phase, "lr": options.impair_lr, "loss": mean, "samples": seen})
         if not math.isfinite(mean):
             raise FloatingPointError(f"{phase}: the loss became {mean}; the model is unchanged. Lower impair_lr")
     repair(options, task, retain)
     return {}
 
 
-def _impair_epoch(options: Options, task: Task, retain: Source, place: Place, optimizer: torch.optim.Optimizer, epoch: int) -> float:
-    """One pass over the forget set, each batch with noise of its own; returns the mean loss."""
+def _impair_epoch(
+    options: Options, task: Task, retain: Source, place: Place, optimizer: torch.optim.Optimizer, epoch: int
+) -> tuple[float, int]:
+    """One pass over the forget set, each batch with noise of its own; returns the mean loss and the samples that were passed."""
     assert task.forget is not None and options.batch_size is not None
     order = task.generator(FORGET_ORDER + 1000 * epoch)
     positions = task.cut(torch.randperm(len(task.forget), generator=order), options.batch_size, task.forget)
-    batches = _read(task.forget.at(positions, device=task.device), len(positions))
+    batches = _read(task.cost.reading(task.forget.at(positions, device=task.device)), len(positions))
     least = least_of(task.model, retain, task.forward) if len(retain) % options.batch_size == 1 else 1
-    retained = retain.cycle(options.batch_size, task.generator(RETAIN_ORDER + 1000 * epoch), task.device, least)
+    retained = task.cost.reading(retain.cycle(options.batch_size, task.generator(RETAIN_ORDER + 1000 * epoch), task.device, least))
     parameters = trainable(task.model)
-    total = 0.0
-    bar: Progress[int]
-    with _weights.flags_kept(task.model), torch.enable_grad(), progress(len(positions), f"impair {epoch + 1}", task.progress) as bar:
-        for i, ((forget_inputs, forget_labels), (inputs, labels)) in enumerate(zip(batches, retained, strict=False)):
+    pairs, total, done, seen = zip(batches, retained, strict=False), 0.0, 0, 0
+    # noise of the batch's size goes forward and backward at every noise step and in the training step, beside the retained batch
+    each = (2 + options.noise_steps) * min(options.batch_size, len(positions[0])) + len(positions[0]) // FORWARD
+    with training(task, "train"):
+        for i in steps(task, len(positions), "impair", each=each, label=f"impair {epoch + 1}"):
+            (forget_inputs, forget_labels), (inputs, labels) = next(pairs)
             # the same number of images on both sides: each noise image takes a retained one's label
             n = min(len(forget_labels), len(labels))
             forgotten = forget_inputs if n == len(forget_labels) else _tree.index(forget_inputs, slice(0, n))
-            images = paired_noise(options, task, forgotten, n, place, parameters, stream=len(positions) * epoch + i)
+            with task.cost.phase("noise"):
+                images = paired_noise(options, task, forgotten, n, place, parameters, stream=len(positions) * epoch + i)
             task.train_mode()
             loss = F.cross_entropy(task.forward(task.model, inputs), labels)
             loss = loss + F.cross_entropy(place.logits(task, images), labels[:n])
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            backward(task, loss)
+            with task.cost.at("ops"):
+                optimizer.step()
             total += float(loss.detach())
-            bar.step()
-    return total / len(positions)
+            done, seen = done + 1, seen + len(forget_labels)
+    return total / max(done, 1), seen
 
 
 def _read(batches: Iterator[tuple[Any, Tensor]], count: int) -> Iterable[tuple[Any, Tensor]]:
@@ -107,10 +116,11 @@ def paired_noise(
     for step in range(1, options.noise_steps + 1):
         leaf = images.detach().requires_grad_()
         away = -F.mse_loss(place.logits(task, leaf), target)
-        gradient = torch.autograd.grad(away, leaf)[0]
-        update.error_max_step_(
-            images, gradient, exp_avg, exp_avg_sq, step=step, lr=options.noise_lr, l2=l2, clamp=options.noise_clamp
-        )
+        gradient = gradients(task, away, [leaf])[0]
+        with task.cost.at("ops"):
+            update.error_max_step_(
+                images, gradient, exp_avg, exp_avg_sq, step=step, lr=options.noise_lr, l2=l2, clamp=options.noise_clamp
+            )
     for p in parameters:
         p.requires_grad_(True)
     return images

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from ... import _weights
 from ..._data import Source, cut
-from ..._progress import Progress, progress
+from ..engine.loop import backward, steps, trainable, training
 from ..task import Task
 from .noise import Noise, find_place, learn_noise
 from .options import Options
@@ -60,17 +59,19 @@ def train(
     copies = options.copies or 1
     order = _shuffled(retain, len(noise.images) * copies if noise else 0, options.batch_size, task)
     total, seen = torch.zeros((), device=task.device), 0
-    bar: Progress[int]
-    with _weights.flags_kept(task.model), torch.enable_grad(), progress(len(order), phase, task.progress) as bar:
-        task.train_mode()
-        for logits, labels in _answers(task, retain, noise, order):
+    answers = _answers(task, retain, noise, order)
+    with training(task, "train"):
+        for _ in steps(task, len(order), phase.split()[0], each=min(options.batch_size, len(order[0])), label=phase):
+            logits, labels = next(answers)
             loss = F.cross_entropy(logits, labels)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            backward(task, loss)
+            with task.cost.at("ops"):
+                optimizer.step()
             total += loss.detach() * len(labels)
             seen += len(labels)
-            bar.step()
+    if not seen:  # no room in the budget
+        return
     mean = float(total) / seen
     task.history.append({"phase": phase, "lr": lr, "loss": mean, "samples": seen})
     if not math.isfinite(mean):
@@ -90,7 +91,7 @@ def _answers(task: Task, retain: Source, noise: Noise | None, order: list[Tensor
     by index.
     """
     retained = [batch[batch < len(retain)] for batch in order]
-    samples = retain.at([part for part in retained if len(part)], device=task.device)
+    samples = task.cost.reading(retain.at([part for part in retained if len(part)], device=task.device))
     for batch, part in zip(order, retained, strict=True):
         inputs, labels = next(samples) if len(part) else (None, None)
         if noise is None or len(part) == len(batch):
@@ -101,11 +102,6 @@ def _answers(task: Task, retain: Source, noise: Noise | None, order: list[Tensor
         noise_labels = noise.labels[index]
         logits = noise.place.logits(task, noise.images[index], inputs)
         yield logits, noise_labels if labels is None else torch.cat((labels, noise_labels))
-
-
-def trainable(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that the passes may change."""
-    return [p for p in model.parameters() if p.requires_grad]
 
 
 def capped(retain: Source, per_class: int | None, generator: torch.Generator) -> Source:
