@@ -1,23 +1,34 @@
-"""UNSIR without numbers from the user: the rate is found from the model and the retained data at hand.
+"""UNSIR without numbers from the user, at no more than twice the sample passes of the published procedure on the same data.
 
 No published rate survives another network or request, and the forgotten class's data isn't there to look at. So the search rehearses: a
-few *retained* classes are forgotten together with the wanted ones, by the same noise and passes, and the rate rises until
+few *retained* classes are forgotten together with the wanted ones, by the same noise. A rate is tried on a prefix: :attr:`impair_steps`
+steps of impair and a short repair, always from the original weights. The lowest rate is looked for by halving on a log scale, from
+``first_rate`` to ``last_rate`` in steps of two, at which
 
 * the rehearsed classes, whose real samples are at hand and weren't trained on in the rehearsal, are gone, and
 * the images that the original model is surest to be of the wanted classes (error-minimising noise) are no longer answered so, or the
-  rehearsed classes are gone at the next rate too: such images can mislead, in batch-norm nets above all, while real samples of a class
+  rehearsed classes are gone at twice that rate too: such images can mislead, in batch-norm nets above all, while real samples of a class
   never did.
 
-Each trial starts from the original weights; the noise is learned once. The run itself then uses ``margin`` times that rate (the higher of
-the two rates in the last case), for the wanted classes alone, and repairs until the accuracy on held-back retained samples stops rising,
-each pass at half the last one's rate, going back to the best state in which the class had not returned. With ``forget=`` data no rehearsal
-is needed: it is looked at directly, and no margin is added.
+What is learned is learned once: the noise, the images, and the original model's answers on the samples that repair will use. A look stops
+as soon as its samples have decided it.
+
+The run itself is one impair, as long as those on trial, at ``margin`` times the rate found, for the wanted classes alone, and one repair,
+whose rate falls to zero and which holds the model by the original's own answers without the wanted classes (``hold="anchor"``). Where a
+wanted class comes back, impair and repair go on from there for half as long, at twice the rate, while the budget has room. With ``forget=``
+data no rehearsal is needed: it is looked at directly, no margin is added, and the weights that the rate left on trial are kept.
+
+The budget, if none is given, is twice the passes of ``paper``; the search may use what the run itself doesn't need. Where no rate makes the
+classes go, a warning says so before the run, which is then made at the highest rate that the model bore.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,16 +37,28 @@ from torch import Tensor
 from ... import _weights
 from ..._data import Source
 from ..._text import percent
+from ..cost import FORWARD
+from ..engine import norms
+from ..engine.drawn import Batch, Drawn
+from ..engine.loop import trainable, training
+from ..result import NotForgottenWarning
 from ..task import Task
 from .noise import Noise, find_place, learn_noise
 from .options import Options
-from .train import KEEP, capped, impair, repair
+from .train import KEEP, capped, hold_on, to_hold, train
 
-SPLIT, CHOOSE = 11, 12  # purposes of seeds
+SPLIT, CHOOSE, LOOK_ORDER, SETTLE_ORDER = 11, 12, 13, 14  # purposes of seeds
 IMAGE_STREAM = 1 << 20  # noise streams of the error-minimising images
 IMAGES_GONE_AT = 0.05  # they are synthetic and hold on longer than real samples do, so they may be forgiven a few
 RETRIES = 2
 NOISE_SHARE = 1.0  # noise items of a class in an impair epoch, over the samples of a retained class
+TRIAL_REPAIR = 10  # steps
+SETTLE = 8  # batches
+HOPELESS = 0.9  # a class of which impair leaves more than this doesn't go by repair
+FIRST = 2  # of the rates: where the search begins
+BUDGET = 2  # times the passes of "paper"
+LOOK, LOOK_PART = 256, 64  # samples of a class that are looked at: at most, and at a time
+Tensors = dict[str, Tensor]
 
 
 @dataclasses.dataclass
@@ -46,6 +69,7 @@ class Search:
     task: Task
     train: Source
     held: Source  # never trained on
+    kept: Drawn  # repair's batches, with the original model's answers
     start: dict[str, Tensor]
     images: Noise  # error-minimising: what the original model is surest to be of the wanted classes
     before: float  # the original model's accuracy on ``held``
@@ -53,59 +77,99 @@ class Search:
 
     def images_kept(self) -> float:
         """Of the wanted classes' synthetic images, the share still answered so (the worst class)."""
-        with _weights.evaluating(self.task.model):
+        with _weights.evaluating(self.task.model), self.task.cost.phase("looks"):
             parts = self.images.images.split(256)
             answers = torch.cat([self.images.place.logits(self.task, part).argmax(1).cpu() for part in parts])
         labels = self.images.labels.cpu()
         right = answers.eq(labels).double()
         return max(right[labels == c].mean().item() for c in self.task.classes)
 
-    def impair(self, rate: float, data: Source, noise: Noise) -> None:
-        """Impair at ``rate``, from the original weights."""
-        _weights.put_back(self.task.model, self.start)
-        impair(dataclasses.replace(self.options, impair_lr=rate), self.task, data, noise)
+    def impair(self, rate: float, data: Source, noise: Noise, phase: str, most: int) -> None:
+        """So many steps of impair at ``rate``, from the weights as they are."""
+        optimizer = self.options.impair_optimizer(trainable(self.task.model), rate)
+        done = 0
+        while done < most:
+            done += train(self.options, self.task, optimizer, data, noise, phase, rate, most - done)
 
-    def repair(self, rate: float, data: Source) -> None:
-        """One epoch of repair."""
-        repair(dataclasses.replace(self.options, repair_lr=rate, repair_epochs=1), self.task, data)
+    def repair(self, rate: float, batches: Iterator[Batch], phase: str, most: int) -> None:
+        """Repair, at a rate that falls to zero."""
+        hold_on(self.options, self.task, batches, most, rate, phase, falling=True)
 
 
 def run(options: Options, task: Task) -> dict[str, Any]:
     """Searches, unlearns, and returns what was measured and chosen."""
     assert task.retain is not None
     data = capped(task.retain, options.retain_per_class, task.generator(KEEP))
-    train, held = _hold_back(data, options.held_back, task.generator(SPLIT))
-    rehearsed = [] if task.forget is not None else _rehearsed(train, options.rehearsal_classes, task)
-    place = find_place(task, options.noise_at, train)
-    options = _amounts(options, train, place.like)
-    noise = learn_noise(options, task, task.classes + rehearsed, place)
-    plain = dataclasses.replace(options, label_rule="class", images_used=None)
-    images = learn_noise(plain, task, task.classes, place, sign=-1, stream=IMAGE_STREAM)
-    search = Search(options, task, train, held, _weights.save(task.model), images, task.right(held))
-    rate, trials = _find_rate(search, rehearsed, noise)
-    last = trials[-1]
+    if task.cost.budget is None:
+        task.cost.budget = BUDGET * paper_passes(task)
+    train_set, held = _hold_back(data, options.held_back, task.generator(SPLIT))
+    with task.cost.phase("looks"):
+        rehearsed = [] if task.forget is not None else _rehearsed(train_set, options.rehearsal_classes, task)
+    place = find_place(task, options.noise_at, train_set)
+    options = _amounts(options, train_set, place.like)
+    kept = to_hold(options, task, train_set, options.repair_epochs)
+    with _reserved(task, _final_passes(options, kept)):
+        noise = learn_noise(options, task, task.classes + rehearsed, place)
+        plain = dataclasses.replace(options, label_rule="class", images_used=None)
+        images = learn_noise(plain, task, task.classes, place, sign=-1, stream=IMAGE_STREAM)
+        with task.cost.phase("looks"):
+            before = task.right(held)
+        search = Search(options, task, train_set, held, kept, _weights.save(task.model), images, before)
+        found = _find_rate(search, rehearsed, noise)
+    last = found.row
     # "twice": the images misled, and the rehearsed classes were gone at two rates in a row, of which this is the higher one
     exact = task.forget is not None or options.impair_lr is not None or last.get("twice", False)
     search.images_count = not last.get("twice", False)
-    final = _final(search, rate if exact else rate * options.margin, _wanted_only(noise, task.classes, rehearsed))
+    if not last["gone"]:
+        warnings.warn(f"fastforget: UNSIR: {_not_found(search, rehearsed, found)}", NotForgottenWarning, stacklevel=2)
+    final = _final(search, found, found.rate if exact else found.rate * options.margin, _wanted_only(noise, task.classes, rehearsed))
     return {
         "chosen": {
             "impair_lr": final["rate"],
             "repair_lr": options.repair_lr or final["rate"] / 2,
-            "repair_epochs": final["epochs"],
+            "impair_steps": options.impair_steps,
+            "repair_steps": len(kept.order),
             **{name: getattr(options, name) for name in ("l2", "copies", "batch_size")},
             "rehearsed_classes": rehearsed,
         },
         "measured": {
-            "trials": trials,
+            "trials": found.trials,
             "rate_found": last["gone"],
             "held_back_samples": len(held),
             "held_back_accuracy_before": search.before,
             "held_back_accuracy": final["held"],
             "images_kept": final["images"],
         },
-        "proxy": _proxy(search, rehearsed, last, final),
+        "proxy": _proxy(search, rehearsed, found, final),
     }
+
+
+def paper_passes(task: Task) -> int:
+    """Sample passes of preset "paper" on the task's data: noise, and an epoch each of impair and repair."""
+    assert task.retain is not None
+    paper = Options("paper")
+    counts = torch.bincount(task.retain.labels())
+    retain = int(counts.clamp_max(paper.retain_per_class or len(task.retain)).sum())
+    noise = paper.noise_batch * len(task.classes)
+    return noise * (paper.noise_steps + (paper.copies or 1)) + 2 * retain
+
+
+@contextlib.contextmanager
+def _reserved(task: Task, passes: int) -> Iterator[None]:
+    """Inside, the budget has no room for the last ``passes``; but for half of it always."""
+    whole = task.cost.budget
+    assert whole is not None
+    task.cost.budget = max(whole - passes, whole // 2)
+    try:
+        yield
+    finally:
+        task.cost.budget = whole
+
+
+def _final_passes(options: Options, kept: Drawn) -> int:
+    """Sample passes of the run itself, and of its look."""
+    assert options.batch_size is not None
+    return options.batch_size * (options.impair_steps + len(kept.order)) + len(kept.data) // FORWARD
 
 
 def _hold_back(data: Source, part: float, generator: torch.Generator) -> tuple[Source, Source]:
@@ -121,23 +185,28 @@ def _hold_back(data: Source, part: float, generator: torch.Generator) -> tuple[S
     return data.subset((~held).nonzero()[:, 0]), data.subset(held.nonzero()[:, 0])
 
 
-def _rehearsed(train: Source, wanted: int, task: Task) -> list[int]:
+def _rehearsed(train_set: Source, wanted: int, task: Task) -> list[int]:
     """Retained classes to rehearse on: enough samples to measure, right at first, and two others left to train on."""
-    counts = torch.bincount(train.labels(), minlength=task.outputs)
+    counts = torch.bincount(train_set.labels(), minlength=task.outputs)
     present = int((counts > 0).sum())
     able = [c for c in range(task.outputs) if counts[c] >= 20]
-    able = [c for c, right in task.right_by_class(train, able).items() if right > 0.5]
     wanted = max(wanted, len(task.classes)) if wanted else 0  # the hardest of few is easier than that of many
+    wanted = max(min(wanted, present - 2), 0)
     order = torch.randperm(len(able), generator=task.generator(CHOOSE)).tolist()
-    return sorted(able[i] for i in order[: max(min(wanted, present - 2), 0)])
+    chosen: list[int] = []
+    for c in (able[i] for i in order):
+        if len(chosen) == wanted:
+            break
+        if _known(task, train_set, [c], limit=0.5) > 0.5:
+            chosen.append(c)
+    return sorted(chosen)
 
 
-def _amounts(options: Options, train: Source, like: Tensor) -> Options:
+def _amounts(options: Options, train_set: Source, like: Tensor) -> Options:
     """Numbers that follow from the data's size, where the user gave none."""
-    classes = len(train.labels().unique())
-    copies = options.copies or max(1, round(NOISE_SHARE * len(train) / classes / options.noise_batch))
-    # about fifty steps in an epoch: fewer and one epoch can't impair, many more and it only costs time
-    size = options.batch_size or max(32, min(256, 1 << ((len(train) // 50) or 1).bit_length()))
+    classes = len(train_set.labels().unique())
+    copies = options.copies or max(1, round(NOISE_SHARE * len(train_set) / classes / options.noise_batch))
+    size = options.batch_size or max(32, min(64, 1 << ((len(train_set) // 50) or 1).bit_length()))
     # the published 0.1 at 32x32x3, and no larger a pull on larger images, where it would drown the error term
     l2 = options.l2 if options.l2 is not None else 0.1 * min(1.0, 3072 / like.numel())
     return dataclasses.replace(options, copies=copies, batch_size=size, l2=l2)
@@ -149,111 +218,192 @@ def _wanted_only(noise: Noise, classes: list[int], rehearsed: list[int]) -> Nois
     return Noise(noise.images[:n], noise.labels[:n], noise.place)
 
 
-def _find_rate(search: Search, rehearsed: list[int], noise: Noise) -> tuple[float, list[dict[str, Any]]]:
-    """The lowest rate of the search that made the classes go, with one row for each trial."""
-    options, task = search.options, search.task
-    inside = torch.isin(search.train.labels(), torch.tensor(rehearsed, dtype=torch.int64))
-    data = search.train.subset((~inside).nonzero()[:, 0]) if rehearsed else search.train
-    # real samples of classes that are to be gone, where there are any
-    samples = task.forget or (search.train.subset(inside.nonzero()[:, 0]) if rehearsed else None)
-    classes = task.classes if task.forget else rehearsed
-    rate, trials = options.impair_lr or options.first_rate, []
-    while True:
-        row: dict[str, Any] = {"rate": rate}
-        trials.append(row)
+@dataclasses.dataclass
+class Found:
+    """The rate that the search ended with, its row among those of the trials, and the weights that its impair left."""
+
+    rate: float
+    row: dict[str, Any]
+    trials: list[dict[str, Any]]
+    impaired: dict[str, Tensor] | None = None
+
+
+def _rates(options: Options) -> list[float]:
+    """What the search may try, from low to high."""
+    if options.impair_lr:
+        return [options.impair_lr]
+    most = max(0, math.floor(math.log2(options.last_rate / options.first_rate) + 1e-9))
+    return [options.first_rate * 2**i for i in range(most + 1)]
+
+
+def _find_rate(search: Search, rehearsed: list[int], noise: Noise) -> Found:
+    """The lowest rate at which the classes go: halving among the rates, as far as the budget allows."""
+    rates, trial = _rates(search.options), _Trial(search, rehearsed, noise)
+    low, high, at = -1, len(rates), min(FIRST, len(rates) - 1)  # ``low`` is too low; at ``high`` the classes go, or the model breaks
+    best: tuple[int, Tensors] | None = None
+    while high - low > 1 and (weights := trial.run(rates[at])) is not None:
+        row = trial.rows[-1]
+        if row["gone"]:
+            high, best = at, (at, weights)
+        elif "stopped" in row:
+            high = at
+        else:
+            low = at
+        at = (low + high) // 2
+    if best is None:
+        row = next((row for row in trial.rows if row["rate"] == rates[max(low, 0)]), {"rate": rates[0], "gone": False})
+        return Found(row["rate"], row, trial.rows)
+    index, weights = best
+    row = next(row for row in trial.rows if row["rate"] == rates[index])
+    if not trial.misled(row):
+        return Found(rates[index], row, trial.rows, weights)
+    return _at_twice(trial, rates[index], row)
+
+
+def _at_twice(trial: _Trial, rate: float, row: dict[str, Any]) -> Found:
+    """The images are still answered where the rehearsed classes are gone: it rests on the images going, or the classes staying away, at
+    twice the rate."""
+    above = next((other for other in trial.rows if other["rate"] == 2 * rate), None)
+    if above is None and 2 * rate <= trial.search.options.last_rate and trial.run(2 * rate) is not None:
+        above = trial.rows[-1]
+    if above is None or not above["gone"]:
+        row["gone"] = False
+        return Found(rate, row, trial.rows)
+    above["twice"] = trial.misled(above)
+    return Found(2 * rate, above, trial.rows)
+
+
+class _Trial:
+    """Tries rates on a prefix. ``rows`` has what each showed."""
+
+    def __init__(self, search: Search, rehearsed: list[int], noise: Noise) -> None:
+        task = search.task
+        inside = torch.isin(search.train.labels(), torch.tensor(rehearsed, dtype=torch.int64))
+        self.search, self.noise, self.rows = search, noise, list[dict[str, Any]]()
+        self.data = search.train.subset((~inside).nonzero()[:, 0]) if rehearsed else search.train
+        # real samples of classes that are to be gone, where there are any
+        self.samples = task.forget or (search.train.subset(inside.nonzero()[:, 0]) if rehearsed else None)
+        self.classes = task.classes if task.forget else rehearsed
+
+    def run(self, rate: float) -> Tensors | None:
+        """The weights that impair leaves; ``None`` where the budget has no room for a trial."""
+        search, options, task = self.search, self.search.options, self.search.task
+        assert options.batch_size is not None
+        if not task.cost.has_room(options.batch_size * (options.impair_steps + TRIAL_REPAIR)):
+            return None
+        row: dict[str, Any] = {"rate": rate, "gone": False}
+        self.rows.append(row)
+        weights: Tensors = {}
         try:
-            search.impair(rate, data, noise)
-            row["kept_after_impair"] = _worst(task, samples, classes)
-            if samples is None or row["kept_after_impair"] < 0.9:
-                search.repair(rate / 2, data)
-                row["kept"] = _worst(task, samples, classes)
+            _weights.put_back(task.model, search.start)
+            search.impair(rate, self.data, self.noise, "trial impair", options.impair_steps)
+            weights = _weights.save(task.model)
+            if self.samples is not None:
+                row["kept_after_impair"] = _known(task, self.samples, self.classes, HOPELESS)
+            if row.get("kept_after_impair", 0.0) < HOPELESS:
+                self._repair(rate / 2)
+                row["kept"] = None if self.samples is None else _known(task, self.samples, self.classes, options.gone_at)
                 row["images_kept"] = search.images_kept()
-            row["gone"] = _gone(search, trials)
+                gone, limit = (row["images_kept"], IMAGES_GONE_AT) if row["kept"] is None else (row["kept"], options.gone_at)
+                row["gone"] = gone <= limit
         except FloatingPointError as error:
-            row |= {"gone": False, "stopped": str(error)}
+            row["stopped"] = str(error)
         task.history.append({"phase": "trial", **row})
-        if row["gone"] or "stopped" in row or options.impair_lr:
-            return rate, trials
-        rate *= 2 if "kept" in row else 4
-        if rate > options.last_rate:
-            return trials[-1]["rate"], trials
+        return weights
+
+    def _repair(self, rate: float) -> None:
+        """A short repair, by labels, as nothing need be kept of a model on trial; batch norm's running statistics, which impair moved towards
+        those of noise, are taken anew, or a class would seem gone that a longer repair brings back.
+        """
+        search = self.search
+        optimizer = search.options.repair_optimizer(trainable(search.task.model), rate)
+        train(search.options, search.task, optimizer, self.data, None, "trial repair", rate, TRIAL_REPAIR)
+        assert search.options.batch_size is not None
+        size = min(search.options.batch_size, len(self.data))
+        order = torch.randperm(len(self.data), generator=search.task.generator(SETTLE_ORDER))[: SETTLE * size]
+        batches = search.task.cost.reading(self.data.at(list(order[: len(order) // size * size].split(size)), device=search.task.device))
+        with training(search.task, "train"), search.task.cost.phase("trial"):
+            norms.settle(search.task, (inputs for inputs, _ in batches))
+
+    def misled(self, row: dict[str, Any]) -> bool:
+        """Whether the images are still answered as the wanted classes although real samples show that classes are gone."""
+        return self.search.task.forget is None and bool(row["images_kept"] > IMAGES_GONE_AT)
 
 
-def _worst(task: Task, samples: Source | None, classes: list[int]) -> float | None:
-    """The share of a class's samples that is still answered right, of the class that is best remembered."""
-    return max(task.right_by_class(samples, classes).values()) if samples is not None else None
+def _known(task: Task, samples: Source, classes: list[int], limit: float) -> float:
+    """The share of a class's samples that is answered right, of the class that is known best. A look at a class ends when it is clear that
+    the share is above ``limit``."""
+    labels, worst = samples.labels(), 0.0
+    with task.cost.phase("looks"):
+        for c in classes:
+            own = (labels == c).nonzero()[:, 0]
+            own = own[torch.randperm(len(own), generator=task.generator(LOOK_ORDER))[:LOOK]]
+            right = seen = 0
+            for part in own.split(LOOK_PART):
+                right += int(task.answers(samples.subset(part)).eq(c).sum())
+                seen += len(part)
+                if right > limit * len(own):
+                    break
+            worst = max(worst, right / max(seen, 1))
+    return worst
 
 
-def _gone(search: Search, trials: list[dict[str, Any]]) -> bool:
-    """Whether the last trial's classes are gone. Adds to its row whether that rests on two trials in a row."""
-    row, limit = trials[-1], search.options.gone_at
-    if "images_kept" not in row:
-        return False
-    samples_gone = row["kept"] is None or row["kept"] <= limit
-    if search.task.forget is not None or (samples_gone and row["images_kept"] <= IMAGES_GONE_AT):
-        return samples_gone
-    before = trials[-2].get("kept") if len(trials) > 1 else None
-    row["twice"] = row["kept"] is not None and samples_gone and before is not None and before <= limit
-    return bool(row["twice"])
-
-
-def _final(search: Search, rate: float, noise: Noise) -> dict[str, Any]:
-    """The run itself: impair, then repair as long as it helps and the class stays away. Returns what it ended with."""
-    for retry in range(RETRIES + 1):
-        search.impair(rate, search.train, noise)
-        best = _repaired(search, rate)
-        if not best["back"] or retry == RETRIES or search.options.impair_lr:
+def _final(search: Search, found: Found, rate: float, noise: Noise) -> dict[str, Any]:
+    """The run itself: impair, repair; and again from there, while a class comes back. Returns what it ended with."""
+    task, options = search.task, search.options
+    impair, repair, first = options.impair_steps, len(search.kept.order), rate
+    if found.impaired is not None and rate == found.rate and task.forget is not None:
+        _weights.put_back(task.model, found.impaired)  # the trial was this very impair
+    else:
+        _weights.put_back(task.model, search.start)
+        search.impair(rate, search.train, noise, "impair 1", impair)
+    for number in range(1, RETRIES + 2):
+        search.repair(options.repair_lr or first / 2, iter(search.kept), f"repair {number}", repair)
+        state = _state(search, rate)
+        task.history.append({"phase": "repaired", **state})
+        impair = max(1, impair // 2)
+        each = options.batch_size or 1
+        if not state["back"] or number > RETRIES or options.impair_lr or not task.cost.has_room(each * (impair + repair)):
             break
         rate *= 2
-    return best
+        search.impair(rate, search.train, noise, f"impair {number + 1}", impair)
+    return state
 
 
-def _repaired(search: Search, rate: float) -> dict[str, Any]:
-    """Repairs by halving rates and leaves the model in the best state: without the class, accuracy as high as it got (to within its
-    standard error, where the later, better settled state is taken).
-    """
-    task, options = search.task, search.options
-    lr, top, stale = options.repair_lr or rate / 2, 0.0, 0
-    best, weights = _state(search, rate, 0, 0.0), _weights.save(task.model)
-    for epoch in range(1, options.repair_epochs + 1):
-        search.repair(lr, search.train)
-        row = _state(search, rate, epoch, lr)
-        task.history.append({"phase": "repaired", **row})
-        stale = 0 if row["held"] > top else stale + 1
-        top = max(top, row["held"])
-        error = math.sqrt(top * (1 - top) / len(search.held))
-        as_good = row["held"] >= top - error and not row["back"]
-        if as_good or (best["back"] and not row["back"]) or (best["back"] and row["held"] >= best["held"]):
-            best, weights = row, _weights.save(task.model)
-        if stale == 2:
-            break
-        lr /= 2
-    _weights.put_back(task.model, weights)
-    return best
-
-
-def _state(search: Search, rate: float, epoch: int, lr: float) -> dict[str, Any]:
-    """What the model answers after so many epochs of repair."""
-    held, images = search.task.right(search.held), search.images_kept()
-    return {"rate": rate, "repair_lr": lr, "epochs": epoch, "held": held, "images": images, "back": _returned(search, images)}
+def _state(search: Search, rate: float) -> dict[str, Any]:
+    """What the model answers after repair."""
+    images = search.images_kept()
+    with search.task.cost.phase("looks"):
+        held = search.task.right(search.held)
+    return {"rate": rate, "held": held, "images": images, "back": _returned(search, images)}
 
 
 def _returned(search: Search, images: float) -> bool:
     """Whether a wanted class is answered again: its real samples where there are any, else its images (``images``: the share kept)."""
-    if search.task.forget is not None:
-        return (_worst(search.task, search.task.forget, search.task.classes) or 0.0) > search.options.gone_at
+    task, limit = search.task, search.options.gone_at
+    if task.forget is not None:
+        return _known(task, task.forget, task.classes, limit) > limit
     return search.images_count and images > IMAGES_GONE_AT
 
 
-def _proxy(search: Search, rehearsed: list[int], trial: dict[str, Any], final: dict[str, Any]) -> dict[str, Any]:
+def _not_found(search: Search, rehearsed: list[int], found: Found) -> str:
+    """That no rate made the classes go, and which were tried."""
+    what = f"the rehearsed classes {rehearsed}" if rehearsed else f"the classes {search.task.classes}"
+    if search.task.cost.stopped_by_budget:
+        return f"the budget had room for {len(found.trials)} trial rates, and none of them made {what} go"
+    tried = max([row["rate"] for row in found.trials if "stopped" not in row], default=found.rate)
+    return f"no rate up to {tried:g} made {what} go"
+
+
+def _proxy(search: Search, rehearsed: list[int], found: Found, final: dict[str, Any]) -> dict[str, Any]:
     """The verdict where no data of the classes is at hand, and what it rests on."""
+    trial = found.row
     images = f"of the images that the original model was surest of, {percent(final['images'])} are still answered so"
     if not rehearsed:
         why = f"not shown: {images}, but too few retained classes are left to rehearse on. "
         return {"gone": False, "why": why + "Pass forget= or test= with samples of the classes"}
     if not trial["gone"]:
-        why = f"no rate up to {search.options.last_rate:g} made the rehearsed classes {rehearsed} go; {images}"
-        return {"gone": False, "why": why}
+        return {"gone": False, "why": f"{_not_found(search, rehearsed, found)}; {images}"}
     twice = " (and at half of it)" if trial.get("twice") else ""
     why = (
         f"no data of the classes was given; by rehearsal: at rate {trial['rate']:g}{twice} the retained classes {rehearsed} went "

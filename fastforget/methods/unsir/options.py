@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..engine.terms import HOLDS
 from ..options import check, given
 
 OptimizerFactory = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
@@ -56,14 +57,15 @@ _SUPREME: dict[str, Any] = {
 
 # Rates, copies, batch size and regularisation are found from the model and data at hand: see auto.py.
 _AUTO: dict[str, Any] = {
-    "noise_batch": 64,
+    "noise_batch": 32,
     "retain_per_class": 1000,
     "l2": None,
     "copies": None,
     "batch_size": None,
     "impair_lr": None,
     "repair_lr": None,
-    "repair_epochs": 6,
+    "repair_epochs": 2,
+    "hold": "anchor",
 }
 
 # Single samples, by noise paired with the forget set's batches: see samples.py.
@@ -110,17 +112,19 @@ class Options:
     impair_lr: float | None = 0.02
     repair_lr: float | None = 0.01
     impair_epochs: int = 1
-    repair_epochs: int = 1  # auto: at most
+    repair_epochs: int = 1
+    hold: str = "labels"  # what repair holds the model by: "labels", or "anchor", the original's own answers without the wanted classes
     batch_size: int | None = 256
     impair_optimizer: OptimizerFactory = adam
     repair_optimizer: OptimizerFactory = adam
     # auto only
+    impair_steps: int = 30  # of impair, on trial as in the run itself
     held_back: float = 0.1  # share of the retain set that is never trained on
     # retained classes forgotten on trial, to see on real data which rate forgets (more, if more are to be forgotten)
     rehearsal_classes: int = 3
     first_rate: float = 5e-4
     last_rate: float = 0.05
-    margin: float = 2.0  # final impair rate over the lowest one that forgot on trial
+    margin: float = 2.0  # impair rate of the run itself over the lowest one that forgot on trial
     gone_at: float = 0.01  # a class is gone when at most this share of its samples is answered with it
 
     def __init__(self, preset: str = "auto", **options: Any) -> None:
@@ -145,8 +149,9 @@ class Options:
             "label_rule": ("class", "zero"),
             "noise_mode": ("eval", "train", "as_is"),
             "noise_statistics": ("restore", "drift"),
+            "hold": HOLDS,
         }
-        whole = ("noise_batch", "noise_steps", "classes_per_batch", "images_used", "copies", "retain_per_class", "batch_size")
+        whole = ("noise_batch", "noise_steps", "impair_steps", "classes_per_batch", "images_used", "copies", "retain_per_class", "batch_size")
         numbers = ("noise_lr", "l2", "impair_lr", "repair_lr", "first_rate", "last_rate", "margin", "gone_at")
         check(self, choices, given(self, whole))
         for name in ("impair_epochs", "repair_epochs", "rehearsal_classes"):

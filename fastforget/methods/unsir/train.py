@@ -11,21 +11,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..._data import Source, cut
-from ..engine.loop import backward, steps, trainable, training
+from ..engine.drawn import Batch, Drawn
+from ..engine.loop import backward, cosine, steps, trainable, training
+from ..engine.terms import hold
 from ..task import Task
 from .noise import Noise, find_place, learn_noise
 from .options import Options
 
-SHUFFLE, KEEP = 1, 2  # purposes of seeds
+SHUFFLE, KEEP, HOLD_ORDER = 1, 2, 3  # purposes of seeds
 
 
 def run(options: Options, task: Task) -> dict[str, Any]:
     """The paper's procedure, and its published variants."""
     assert task.retain is not None
     retain = capped(task.retain, options.retain_per_class, task.generator(KEEP))
+    kept = to_hold(options, task, retain, options.repair_epochs) if options.hold == "anchor" else None
     noise = learn_noise(options, task, task.classes, find_place(task, options.noise_at, retain))
     impair(options, task, retain, noise)
-    repair(options, task, retain)
+    if kept is None:
+        repair(options, task, retain)
+    else:
+        assert options.repair_lr is not None
+        hold_on(options, task, iter(kept), len(kept.order), options.repair_lr, "repair")
     return {}
 
 
@@ -45,6 +52,34 @@ def repair(options: Options, task: Task, retain: Source) -> None:
         train(options, task, optimizer, retain, None, f"repair {epoch + 1}", options.repair_lr)
 
 
+def to_hold(options: Options, task: Task, retain: Source, epochs: int) -> Drawn:
+    """Repair's batches with the answers of the model as it is now."""
+    assert options.batch_size is not None
+    size = min(options.batch_size, len(retain))
+    return Drawn(task, retain, size, epochs * max(1, len(retain) // size), HOLD_ORDER)
+
+
+def hold_on(
+    options: Options, task: Task, batches: Iterator[Batch], most: int, rate: float, phase: str, *, falling: bool = False
+) -> None:
+    """Repair on drawn batches, held by ``options.hold``; ``falling``: the rate goes to zero by a cosine."""
+    optimizer = options.repair_optimizer(trainable(task.model), rate)
+    total, seen = torch.zeros((), device=task.device), 0
+    with training(task, "train"):
+        for step in steps(task, most, phase.split()[0], each=options.batch_size or 1, label=phase):
+            for group in optimizer.param_groups if falling else ():
+                group["lr"] = rate * cosine(step, most)
+            batch = next(batches)
+            loss = hold(options.hold, task.forward(task.model, batch.inputs).float(), batch.teacher, batch.labels)
+            optimizer.zero_grad(set_to_none=True)
+            backward(task, loss)
+            with task.cost.at("ops"):
+                optimizer.step()
+            total += loss.detach() * len(batch)
+            seen += len(batch)
+    _note(task, phase, rate, total, seen)
+
+
 def train(
     options: Options,
     task: Task,
@@ -53,11 +88,14 @@ def train(
     noise: Noise | None,
     phase: str,
     lr: float,
-) -> None:
-    """One epoch of cross-entropy in train mode; a loss that isn't finite ends the run."""
+    most: int | None = None,
+) -> int:
+    """One epoch of cross-entropy in train mode, or its first ``most`` steps; returns how many that were. A loss that isn't finite ends the
+    run.
+    """
     assert options.batch_size is not None
     copies = options.copies or 1
-    order = _shuffled(retain, len(noise.images) * copies if noise else 0, options.batch_size, task)
+    order = _shuffled(retain, len(noise.images) * copies if noise else 0, options.batch_size, task)[:most]
     total, seen = torch.zeros((), device=task.device), 0
     answers = _answers(task, retain, noise, order)
     with training(task, "train"):
@@ -70,7 +108,13 @@ def train(
                 optimizer.step()
             total += loss.detach() * len(labels)
             seen += len(labels)
-    if not seen:  # no room in the budget
+    _note(task, phase, lr, total, seen)
+    return len(order)
+
+
+def _note(task: Task, phase: str, lr: float, total: Tensor, seen: int) -> None:
+    """The mean loss of what the budget had room for; one that isn't finite ends the run."""
+    if not seen:
         return
     mean = float(total) / seen
     task.history.append({"phase": phase, "lr": lr, "loss": mean, "samples": seen})
