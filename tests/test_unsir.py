@@ -143,6 +143,73 @@ def test_without_any_data_of_the_class_a_published_preset_is_not_believed(world)
     assert not result.forgot
 
 
+def test_a_rate_that_is_not_found_is_said_before_the_run(world):
+    """The first warning comes from the search, before the run itself; the last one is the verdict's."""
+    with pytest.warns(NotForgottenWarning) as caught:
+        unlearn(world.net("mlp"), UNSIR(last_rate=5e-4), retain=world.part(world.train, [3], False), classes=[3])
+    texts = [str(warning.message) for warning in caught]
+    assert len(texts) == 2 and "UNSIR: no rate up to 0.0005 made the rehearsed classes" in texts[0]
+
+
+# The budget
+
+
+@pytest.mark.parametrize("classes", [[3], [1, 4, 7]], ids=["one", "three"])
+def test_default_costs_at_most_twice_the_published_passes(world, classes):
+    retain = world.part(world.train, classes, False)
+    result, paper = (quiet(world.net("cnn"), preset=preset, retain=retain, classes=classes).cost for preset in ("auto", "paper"))
+    assert result.budget == 2 * paper.passes
+    assert result.passes <= 2 * paper.passes and not result.stopped_by_budget
+    noise, epochs = 256 * len(classes), 2 * len(retain[1])
+    assert paper.phases["noise"].trained == 40 * noise
+    assert paper.phases["impair"].trained + paper.phases["repair"].trained == 20 * noise + epochs
+    assert paper.passes == 60 * noise + epochs
+    # no whole run is repeated: the search costs a fraction of the published epoch, noise excepted
+    assert result.phases["trial"].trained <= 5 * 40 * 32
+
+
+@pytest.mark.parametrize("budget", [1_000, 4_000, "2 epochs"])
+@pytest.mark.parametrize("preset", ["auto", "paper", "notebook"])
+def test_a_budget_is_kept_and_said(world, preset, budget):
+    retain, forget = (world.part(world.train, [3], inside) for inside in (False, True))
+    for extra in ({}, {"forget": forget}):
+        result = quiet(world.net("cnn"), preset=preset, retain=retain, classes=[3], budget=budget, **extra)
+        most = 2 * len(retain[1]) if budget == "2 epochs" else budget
+        assert result.cost.passes <= most and result.receipt["cost"]["stopped_by_budget"]
+        assert f"the budget of {most:,} sample passes ended the run" in result.why
+
+
+def test_samples_keep_a_budget(world):
+    forget, rest = [tuple(t[part] for t in world.train) for part in (slice(100), slice(100, None))]
+    result = quiet(world.net("mlp"), preset="samples", forget=forget, retain=rest, test=world.test, budget=1_000)
+    assert result.cost.phases["impair"].trained > 0 and result.cost.passes <= 1_000
+    assert "the budget of 1,000 sample passes ended the run" in result.why
+    free = quiet(world.net("mlp"), preset="samples", forget=forget, retain=rest, test=world.test)
+    assert not free.cost.stopped_by_budget and "budget" not in free.why
+    assert free.cost.phases["noise"].trained == 5 * 100 and free.cost.phases["impair"].trained == 64 + 64 + 36 + 64
+
+
+def test_repair_is_held_by_the_original_s_answers(world):
+    """With an anchor, retained samples under wrong labels don't mislead repair."""
+    x, y = world.part(world.train, [3], False)
+    wrong = x, torch.where(y == 9, 8, 9)
+    options = {"preset": "paper", "classes": [3], "noise_steps": 2, "noise_batch": 8, "impair_lr": 1e-5, "repair_epochs": 4}
+    kept = world.part(world.test, [3], False)
+    anchored, labelled = (right(quiet(world.net("mlp"), retain=wrong, hold=hold, **options).model, kept) for hold in ("anchor", "labels"))
+    assert anchored > 0.9 > 0.5 > labelled
+    assert UNSIR().hold == "anchor" and {UNSIR(preset).hold for preset in ("paper", "notebook", "ssd", "supreme", "samples")} == {"labels"}
+    with pytest.raises(ValueError, match="hold"):
+        UNSIR(hold="nothing")
+
+
+def test_running_statistics_of_noise_do_not_pass_for_forgetting(world):
+    """Right after impair a batch norm's statistics are those of noise, by which no class is answered; on trial they are taken anew."""
+    classes = [0, 2]
+    result = quiet(world.net("cnn"), retain=world.part(world.train, classes, False), classes=classes)
+    assert result.forgot and right(result.model, world.part(world.train, classes, True)) <= 0.01
+    assert any(row["kept_after_impair"] < 0.01 and row.get("kept", 0) > 0.1 for row in result.receipt["measured"]["trials"])
+
+
 def test_two_classes_leave_nothing_to_rehearse_on(world):
     retain = world.part(world.train, [0, 1], True)
     with pytest.warns(NotForgottenWarning, match="too few retained classes"):

@@ -1,9 +1,9 @@
 """UNSIR without numbers from the user, at no more than twice the sample passes of the published procedure on the same data.
 
 No published rate survives another network or request, and the forgotten class's data isn't there to look at. So the search rehearses: a
-few *retained* classes are forgotten together with the wanted ones, by the same noise. A rate is tried on a prefix: :attr:`impair_steps`
-steps of impair and a short repair, always from the original weights. The lowest rate is looked for by halving on a log scale, from
-``first_rate`` to ``last_rate`` in steps of two, at which
+few *retained* classes are forgotten together with the wanted ones, by the same noise. A rate is tried on a prefix, always from the original
+weights: ``impair_steps`` steps of impair and a short repair, after which batch norm's statistics are taken anew. Looked for, by halving on
+a log scale between ``first_rate`` and ``last_rate``, is the lowest rate at which
 
 * the rehearsed classes, whose real samples are at hand and weren't trained on in the rehearsal, are gone, and
 * the images that the original model is surest to be of the wanted classes (error-minimising noise) are no longer answered so, or the
@@ -15,8 +15,8 @@ as soon as its samples have decided it.
 
 The run itself is one impair, as long as those on trial, at ``margin`` times the rate found, for the wanted classes alone, and one repair,
 whose rate falls to zero and which holds the model by the original's own answers without the wanted classes (``hold="anchor"``). Where a
-wanted class comes back, impair and repair go on from there for half as long, at twice the rate, while the budget has room. With ``forget=``
-data no rehearsal is needed: it is looked at directly, no margin is added, and the weights that the rate left on trial are kept.
+wanted class comes back, half as much impair at twice the rate and another repair go on from there, while the budget has room. With
+``forget=`` data no rehearsal is needed: it is looked at directly, no margin is added, and the weights that the rate left on trial are kept.
 
 The budget, if none is given, is twice the passes of ``paper``; the search may use what the run itself doesn't need. Where no rate makes the
 classes go, a warning says so before the run, which is then made at the highest rate that the model bore.
@@ -56,6 +56,8 @@ TRIAL_REPAIR = 10  # steps
 SETTLE = 8  # batches
 HOPELESS = 0.9  # a class of which impair leaves more than this doesn't go by repair
 FIRST = 2  # of the rates: where the search begins
+REPAIR_SHARE = 0.3  # of the budget, at most
+NOISE_BUDGET = 0.4  # of the budget, at most
 BUDGET = 2  # times the passes of "paper"
 LOOK, LOOK_PART = 256, 64  # samples of a class that are looked at: at most, and at a time
 Tensors = dict[str, Tensor]
@@ -106,9 +108,9 @@ def run(options: Options, task: Task) -> dict[str, Any]:
     with task.cost.phase("looks"):
         rehearsed = [] if task.forget is not None else _rehearsed(train_set, options.rehearsal_classes, task)
     place = find_place(task, options.noise_at, train_set)
-    options = _amounts(options, train_set, place.like)
-    kept = to_hold(options, task, train_set, options.repair_epochs)
-    with _reserved(task, _final_passes(options, kept)):
+    options = _amounts(_affordable(options, task, len(rehearsed)), train_set, place.like)
+    kept = to_hold(options, task, train_set, round(REPAIR_SHARE * task.cost.budget))
+    with _reserved(task, _final_passes(options, kept) + _look_passes(options, task, held)):
         noise = learn_noise(options, task, task.classes + rehearsed, place)
         plain = dataclasses.replace(options, label_rule="class", images_used=None)
         images = learn_noise(plain, task, task.classes, place, sign=-1, stream=IMAGE_STREAM)
@@ -167,9 +169,15 @@ def _reserved(task: Task, passes: int) -> Iterator[None]:
 
 
 def _final_passes(options: Options, kept: Drawn) -> int:
-    """Sample passes of the run itself, and of its look."""
+    """Sample passes of the run itself."""
     assert options.batch_size is not None
-    return options.batch_size * (options.impair_steps + len(kept.order)) + len(kept.data) // FORWARD
+    return options.batch_size * options.impair_steps + kept.size * len(kept.order)
+
+
+def _look_passes(options: Options, task: Task, held: Source) -> int:
+    """Sample passes of a look at images, held-back samples and, where there are any, samples of the classes; at most."""
+    samples = LOOK if task.forget is not None else 0
+    return -(-(len(held) + (options.noise_batch + samples) * len(task.classes)) // FORWARD) + 3  # each part is rounded up
 
 
 def _hold_back(data: Source, part: float, generator: torch.Generator) -> tuple[Source, Source]:
@@ -195,11 +203,18 @@ def _rehearsed(train_set: Source, wanted: int, task: Task) -> list[int]:
     order = torch.randperm(len(able), generator=task.generator(CHOOSE)).tolist()
     chosen: list[int] = []
     for c in (able[i] for i in order):
-        if len(chosen) == wanted:
+        if len(chosen) == wanted or not task.cost.has_room(LOOK):
             break
         if _known(task, train_set, [c], limit=0.5) > 0.5:
             chosen.append(c)
     return sorted(chosen)
+
+
+def _affordable(options: Options, task: Task, rehearsed: int) -> Options:
+    """As much noise as a share of the budget has room for: for the wanted classes twice, as there are images of them as well."""
+    assert task.cost.budget is not None
+    room = round(NOISE_BUDGET * task.cost.budget) // (options.noise_steps * (2 * len(task.classes) + rehearsed))
+    return dataclasses.replace(options, noise_batch=max(1, min(options.noise_batch, room)))
 
 
 def _amounts(options: Options, train_set: Source, like: Tensor) -> Options:
@@ -251,8 +266,9 @@ def _find_rate(search: Search, rehearsed: list[int], noise: Noise) -> Found:
             low = at
         at = (low + high) // 2
     if best is None:
-        row = next((row for row in trial.rows if row["rate"] == rates[max(low, 0)]), {"rate": rates[0], "gone": False})
-        return Found(row["rate"], row, trial.rows)
+        # the next to be tried where the budget ended the search, else the highest that the model bore
+        rate = rates[at] if high - low > 1 else rates[max(low, 0)]
+        return Found(rate, {"rate": rate, "gone": False}, trial.rows)
     index, weights = best
     row = next(row for row in trial.rows if row["rate"] == rates[index])
     if not trial.misled(row):
@@ -289,7 +305,8 @@ class _Trial:
         """The weights that impair leaves; ``None`` where the budget has no room for a trial."""
         search, options, task = self.search, self.search.options, self.search.task
         assert options.batch_size is not None
-        if not task.cost.has_room(options.batch_size * (options.impair_steps + TRIAL_REPAIR)):
+        looks = options.noise_batch * len(task.classes) + 2 * LOOK * len(self.classes) + SETTLE * options.batch_size
+        if not task.cost.has_room(options.batch_size * (options.impair_steps + TRIAL_REPAIR) + looks // FORWARD):
             return None
         row: dict[str, Any] = {"rate": rate, "gone": False}
         self.rows.append(row)
@@ -312,8 +329,8 @@ class _Trial:
         return weights
 
     def _repair(self, rate: float) -> None:
-        """A short repair, by labels, as nothing need be kept of a model on trial; batch norm's running statistics, which impair moved towards
-        those of noise, are taken anew, or a class would seem gone that a longer repair brings back.
+        """A short repair, by labels, as nothing need be kept of a model on trial. Batch norm's running statistics, which impair moved
+        towards those of noise, are taken anew, or a class would seem gone that a longer repair brings back.
         """
         search = self.search
         optimizer = search.options.repair_optimizer(trainable(search.task.model), rate)
@@ -321,7 +338,8 @@ class _Trial:
         assert search.options.batch_size is not None
         size = min(search.options.batch_size, len(self.data))
         order = torch.randperm(len(self.data), generator=search.task.generator(SETTLE_ORDER))[: SETTLE * size]
-        batches = search.task.cost.reading(self.data.at(list(order[: len(order) // size * size].split(size)), device=search.task.device))
+        parts = list(order[: len(order) // size * size].split(size))
+        batches = search.task.cost.reading(self.data.at(parts, device=search.task.device))
         with training(search.task, "train"), search.task.cost.phase("trial"):
             norms.settle(search.task, (inputs for inputs, _ in batches))
 
@@ -352,18 +370,21 @@ def _final(search: Search, found: Found, rate: float, noise: Noise) -> dict[str,
     """The run itself: impair, repair; and again from there, while a class comes back. Returns what it ended with."""
     task, options = search.task, search.options
     impair, repair, first = options.impair_steps, len(search.kept.order), rate
+    look = _look_passes(options, task, search.held)
     if found.impaired is not None and rate == found.rate and task.forget is not None:
         _weights.put_back(task.model, found.impaired)  # the trial was this very impair
     else:
         _weights.put_back(task.model, search.start)
-        search.impair(rate, search.train, noise, "impair 1", impair)
+        with _reserved(task, look + search.kept.size * repair):
+            search.impair(rate, search.train, noise, "impair 1", impair)
     for number in range(1, RETRIES + 2):
-        search.repair(options.repair_lr or first / 2, iter(search.kept), f"repair {number}", repair)
+        with _reserved(task, look):
+            search.repair(options.repair_lr or first / 2, iter(search.kept), f"repair {number}", repair)
         state = _state(search, rate)
         task.history.append({"phase": "repaired", **state})
         impair = max(1, impair // 2)
-        each = options.batch_size or 1
-        if not state["back"] or number > RETRIES or options.impair_lr or not task.cost.has_room(each * (impair + repair)):
+        again = (options.batch_size or 1) * impair + search.kept.size * repair + look
+        if not state["back"] or number > RETRIES or options.impair_lr or not task.cost.has_room(again):
             break
         rate *= 2
         search.impair(rate, search.train, noise, f"impair {number + 1}", impair)
@@ -390,9 +411,8 @@ def _not_found(search: Search, rehearsed: list[int], found: Found) -> str:
     """That no rate made the classes go, and which were tried."""
     what = f"the rehearsed classes {rehearsed}" if rehearsed else f"the classes {search.task.classes}"
     if search.task.cost.stopped_by_budget:
-        return f"the budget had room for {len(found.trials)} trial rates, and none of them made {what} go"
-    tried = max([row["rate"] for row in found.trials if "stopped" not in row], default=found.rate)
-    return f"no rate up to {tried:g} made {what} go"
+        return f"not found by rehearsal: the budget had room for {len(found.trials)} trial rates, and none of them made {what} go"
+    return f"no rate up to {found.rate:g} made {what} go"
 
 
 def _proxy(search: Search, rehearsed: list[int], found: Found, final: dict[str, Any]) -> dict[str, Any]:

@@ -151,7 +151,8 @@ class Options:
             "noise_statistics": ("restore", "drift"),
             "hold": HOLDS,
         }
-        whole = ("noise_batch", "noise_steps", "impair_steps", "classes_per_batch", "images_used", "copies", "retain_per_class", "batch_size")
+        steps = ("noise_steps", "impair_steps")
+        whole = (*steps, "noise_batch", "classes_per_batch", "images_used", "copies", "retain_per_class", "batch_size")
         numbers = ("noise_lr", "l2", "impair_lr", "repair_lr", "first_rate", "last_rate", "margin", "gone_at")
         check(self, choices, given(self, whole))
         for name in ("impair_epochs", "repair_epochs", "rehearsal_classes"):

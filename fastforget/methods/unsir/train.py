@@ -25,7 +25,7 @@ def run(options: Options, task: Task) -> dict[str, Any]:
     """The paper's procedure, and its published variants."""
     assert task.retain is not None
     retain = capped(task.retain, options.retain_per_class, task.generator(KEEP))
-    kept = to_hold(options, task, retain, options.repair_epochs) if options.hold == "anchor" else None
+    kept = to_hold(options, task, retain) if options.hold == "anchor" else None
     noise = learn_noise(options, task, task.classes, find_place(task, options.noise_at, retain))
     impair(options, task, retain, noise)
     if kept is None:
@@ -52,11 +52,12 @@ def repair(options: Options, task: Task, retain: Source) -> None:
         train(options, task, optimizer, retain, None, f"repair {epoch + 1}", options.repair_lr)
 
 
-def to_hold(options: Options, task: Task, retain: Source, epochs: int) -> Drawn:
-    """Repair's batches with the answers of the model as it is now."""
+def to_hold(options: Options, task: Task, retain: Source, passes: int | None = None) -> Drawn:
+    """Repair's batches with the answers of the model as it is now; no more than ``passes`` samples."""
     assert options.batch_size is not None
     size = min(options.batch_size, len(retain))
-    return Drawn(task, retain, size, epochs * max(1, len(retain) // size), HOLD_ORDER)
+    most = options.repair_epochs * max(1, len(retain) // size)
+    return Drawn(task, retain, size, most if passes is None else max(1, min(most, passes // size)), HOLD_ORDER)
 
 
 def hold_on(
