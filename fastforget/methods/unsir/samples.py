@@ -108,9 +108,7 @@ def paired_noise(
         leaf = images.detach().requires_grad_()
         away = -F.mse_loss(place.logits(task, leaf), target)
         gradient = torch.autograd.grad(away, leaf)[0]
-        update.error_max_step_(
-            images, gradient, exp_avg, exp_avg_sq, step=step, lr=options.noise_lr, l2=l2, clamp=options.noise_clamp
-        )
+        update.error_max_step_(images, gradient, exp_avg, exp_avg_sq, step=step, lr=options.noise_lr, l2=l2, clamp=options.noise_clamp)
     for p in parameters:
         p.requires_grad_(True)
     return images
