@@ -18,6 +18,8 @@ from .cost import budget_of
 from .registry import Method
 from .task import Forward, Task
 
+HELD, HOLD_BACK = 1_024, 55  # unseen samples that a method doesn't train on, at most, and the purpose of their seed
+
 
 @dataclass
 class Sets:
@@ -76,6 +78,9 @@ def make_task(
     task = Task(
         work, forward, classes, outputs, device, seed, progress, sets.retain, sets.forget, sets.test, sets.nonmember, original=model
     )
+    if getattr(method, "holds_back", False) and not classes and task.nonmember is not None and len(task.nonmember) > 3:
+        held = min(HELD, len(task.nonmember) // 3)
+        task.nonmember, task.held = task.nonmember.split(held, task.generator(HOLD_BACK))
     task.cost.budget = budget_of(budget, None if sets.retain is None else len(sets.retain))
     task.precision = checks.precision(precision) or ("auto" if method.name == "sweep" else "float32")
     return task

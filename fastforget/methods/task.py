@@ -24,10 +24,10 @@ def derived_seed(seed: int, purpose: int) -> int:
 
 
 def _cast(task: Task, forward: Forward) -> Forward:
-    """Training passes (those with gradients) under the task's autocast; logits are float32 then."""
+    """Training passes (those with gradients, and the teacher's) under the task's autocast; logits are float32 then."""
 
     def cast(model: nn.Module, inputs: Any) -> Tensor:
-        if task.autocast is None or not torch.is_grad_enabled():
+        if task.autocast is None or not (torch.is_grad_enabled() or task.teaching):
             return forward(model, inputs)
         with torch.autocast(task.device.type, task.autocast):
             logits = forward(model, inputs)
@@ -51,14 +51,21 @@ class Task:
     forget: Source | None
     test: Source | None
     nonmember: Source | None = None
+    held: Source | None = None  # non-members that the method doesn't train on
     original: nn.Module | None = None  # the model as given: its weights are read; it is never called, nor written
     history: list[dict[str, Any]] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
     precision: str = "float32"  # of training passes: see engine/precision.py
     autocast: torch.dtype | None = None  # what training passes are computed in, where it isn't the weights' own
+    teaching: bool = False  # passes without gradients are the teacher's
 
     def __post_init__(self) -> None:
         self.forward = self.cost.counting(_cast(self, self.forward))
+
+    @property
+    def unseen(self) -> Source | None:
+        """What forget samples are compared with: data that nothing was trained on."""
+        return self.test or self.held or self.nonmember
 
     def generator(self, purpose: int) -> torch.Generator:
         return torch.Generator().manual_seed(derived_seed(self.seed, purpose))

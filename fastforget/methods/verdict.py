@@ -68,7 +68,7 @@ def look_before(task: Task, weights_sha256: str) -> Before:
             before.retain = answers.eq(some.labels()).double().mean().item()
     if task.classes:
         before.by_class = {data.name: task.right_by_class(data, task.classes) for data in (task.forget, task.test) if data is not None}
-    elif task.forget is not None and (unseen := task.test or task.nonmember) is not None:
+    elif task.forget is not None and (unseen := task.unseen) is not None:
         before.auc, _ = attack_auc(task, task.forget, unseen)
     return before
 
@@ -130,7 +130,7 @@ def _on_samples(task: Task, before: Before) -> Verdict:
     """Forgotten when the loss attack could tell the samples from unseen data before and can't any more, either way round: samples that
     are fitted worse than unseen ones stand out as well."""
     assert task.forget is not None
-    unseen = task.test or task.nonmember
+    unseen = task.unseen
     if unseen is None:
         return Verdict(False, "not shown: no unseen data was given to compare with. Pass test= or nonmember=", {"rests_on": "nothing"})
     auc, error = attack_auc(task, task.forget, unseen)

@@ -56,10 +56,11 @@ class Drawn:
 
     def _answers(self) -> Tensor:
         """The teacher's logits of every sample that was drawn."""
-        logits = Column()
+        logits, self.task.teaching = Column(), True
         with _weights.evaluating(self.task.model), self.task.cost.phase("teacher"):
             for x, _ in self.task.cost.reading(self.data.at(self.used.split(256), device=self.task.device)):
                 logits.add(self.task.forward(self.task.model, x).float())
+        self.task.teaching = False
         return logits.joined()
 
     def __iter__(self) -> Iterator[Batch]:

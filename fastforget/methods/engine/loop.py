@@ -1,11 +1,11 @@
 """The training loop of every method: numbered steps that are counted, shown, and ended by the budget.
 
-    with training(task, "train"):
-        for step in steps(task, most, "sweep", each=3 * 64):
-            ...
-            backward(task, loss)
-            with task.cost.at("ops"):
-                optimizer.step()
+with training(task, "train"):
+    for step in steps(task, most, "sweep", each=3 * 64):
+        ...
+        backward(task, loss)
+        with task.cost.at("ops"):
+            optimizer.step()
 """
 
 from __future__ import annotations

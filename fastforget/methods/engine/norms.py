@@ -1,12 +1,8 @@
-"""How batch norm behaves while a model forgets.
-
-A batch norm in train mode normalises by the batch's own mean and variance, and moves its running statistics towards them.
-"""
+"""Batch norm's running statistics, taken anew: training steps on other data than the model is for leave them where that data was."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -19,19 +15,6 @@ def moving(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     """The batch norms that normalise by the batch and move their running statistics, as the model's modes are."""
     kinds = nn.modules.batchnorm._BatchNorm
     return [m for m in model.modules() if isinstance(m, kinds) and m.training and m.track_running_stats and m.running_mean is not None]
-
-
-@contextlib.contextmanager
-def apart(model: nn.Module) -> Iterator[None]:
-    """Batch norms normalise by the batch and leave their running statistics alone."""
-    norms = moving(model)
-    try:
-        for norm in norms:
-            norm.track_running_stats = False
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
 
 
 def settle(task: Task, batches: Iterable[Any]) -> None:

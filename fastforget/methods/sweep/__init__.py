@@ -4,77 +4,52 @@ A method of our own. What impair and repair do one after the other, a falling ra
 fall brings the answers back. Each step takes a batch of data to keep, one of data never seen (if there is any), and one of data to forget:
 
 - **hold**: on kept and unseen data the model answers as the original did (KL to the original's own answers, classes to forget left out);
-- **push**, classes: on their samples too the model answers as the original would without these classes, and -log(1 - p) of the classes;
-  where the model has memorised its data, the classes' log-odds on their samples are also made like those on unseen data, quantile by quantile;
+  a small cross-entropy on the kept data keeps it learning from what is left;
+- **push**, classes: on their samples too the model answers as the original would without these classes, and -log(1 - p) of the
+  classes; where the model has memorised its data, the classes' log-odds on their samples are also made like those on unseen data,
+  quantile by quantile;
 - **push**, samples: the log-odds of their labels are made like those of unseen data, quantile by quantile.
 
-Batch norm: samples to forget are normalised by themselves and leave the running statistics alone; at the end the statistics are taken anew
-from data that is kept. The rate is found from the model (:func:`memorised`), relative to the size of each tensor's weights; after each sweep
-two-sided evidence decides whether another one, at a higher rate, is needed.
+The three go through the model as one batch, half as many samples to forget as of each of the others: batch norm, in train mode, then
+normalises all by much the same statistics as at the end, when it uses the running ones. The rate is found from the model
+(:func:`memorised`, :func:`steady`), relative to the size of each tensor's weights; after each sweep two-sided evidence decides whether
+another one, at a higher rate, is needed.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
-from ... import _weights
-from ..._data import Source
-from ...ops import membership
-from ...optim import MaskedAdam
-from ..attack import attack_auc, auc_of
-from ..engine import norms, precision
-from ..engine.drawn import Batch, Drawn, joined
-from ..engine.loop import backward, cosine, must_be_finite, steps, trainable, training
-from ..engine.terms import HOLDS, alike, anchor, away_from, confidence, hold, log_odds
-from ..options import check, given
 from ..task import Task
-from ..unsir.noise import Noise, find_place, learn_noise
-from ..unsir.options import Options as NoiseOptions
+from .options import SweepOptions
+from .run import Run
 
-BUDGET, EPOCHS = 15_000, 2.0  # sample passes of a run without a budget of its own: at most, and epochs over the data to keep
-SETTLE = 8  # batches that the running statistics of batch norm are taken from
-RETAIN_ORDER, UNSEEN_ORDER, FORGET_ORDER, LOOK_ORDER = 61, 62, 63, 64  # purposes of seeds
-GONE = 0.005  # a class is gone when at most this share of its samples is answered right: half of what the verdict allows
-LOOK = 512  # samples that a look takes of a set, at most
-MARGIN = 1.0  # standard errors that the loss attack's AUC may be from a half
-AGAIN = 2.0  # each further sweep's rate over the last one's
+__all__ = ["Sweep"]
 
 
-@dataclasses.dataclass
-class Sweep:
+class Sweep(SweepOptions):
     """Options of the sweep.
 
     Args:
         rate: the first step's size of every weight, relative to the root mean square of its tensor; ``None``: found from the model.
-        steps: of the first sweep; ``None``: what two thirds of the budget have room for.
-        sweeps: at most so many; each further one is half as long, at twice the rate, and starts where the last one ended.
-        batch_size: samples of each of the sets in a step; ``None``: 64, or 32 where the budget is small.
+        steps: of the first sweep; ``None``: what the budget has room for, once for classes, twice for samples.
+        sweeps: at most so many; each further one starts where the last one ended, at a higher rate.
+        batch_size: unseen samples in a step, with half as many more to keep, and half as many to forget; ``None``: 64, or 32 where the
+            budget is small.
         hold: ``"anchor"`` (the original's answers) or ``"labels"`` (cross-entropy; unseen data is held by the anchor anyhow).
-        alike: weight of the quantile term; ``None``: 1 for samples; for classes by how much the model has memorised.
+        alike: weight of the quantile term; ``None``: 3 for samples; for classes up to 1, by how much the model has memorised.
 
-    Needs ``retain``; ``nonmember`` for samples, and better results with it for classes. For classes ``forget`` may be missing: then noise as
-    UNSIR learns it stands in for their samples.
+    Needs ``retain``; ``nonmember`` for samples, and for better results with classes. For classes ``forget`` may be missing: then noise
+    as UNSIR learns it stands in for their samples.
 
     >>> from fastforget.methods import Sweep
     >>> Sweep(steps=30).hold
     'anchor'
     """
 
-    rate: float | None = None
-    steps: int | None = None
-    sweeps: int = 3
-    batch_size: int | None = None
-    hold: str = "anchor"
-    alike: float | None = None
-
     name = "sweep"
     scope = "samples"
+    holds_back = True  # a part of the unseen data that it never trains on, for its looks and the verdict
     needs_forget = False  # of classes
     gradients = ("train",)
 
@@ -83,165 +58,10 @@ class Sweep:
         """Only where there are no samples of the classes; whether inputs can be learned is found out then."""
         return False
 
-    def __post_init__(self) -> None:
-        check(self, {"hold": HOLDS}, ("sweeps", *given(self, ("steps", "batch_size"))), given(self, ("rate", "alike")))
-
-    def receipt(self) -> dict[str, Any]:
-        """Every option as given, JSON-able; what was found instead of ``None`` is the receipt's ``chosen``."""
-        return dataclasses.asdict(self)
-
     def run(self, task: Task) -> dict[str, Any]:
         """Unlearns ``task.classes``, or the samples of ``task.forget``, in ``task.model``; returns what was measured and chosen."""
         if task.retain is None:
             raise ValueError("retain: not given; the sweep needs data to keep, to hold the model by")
         if not task.classes and task.nonmember is None:
-            raise ValueError("nonmember: not given; for samples the sweep needs data the model never saw, to learn how it answers such data")
-        if task.cost.budget is None:
-            task.cost.budget = round(min(BUDGET, EPOCHS * len(task.retain)))
-        return _Run(self, task).run()
-
-
-class _Run:
-    """One run: batches, rate, and what the looks see."""
-
-    def __init__(self, options: Sweep, task: Task) -> None:
-        assert task.retain is not None and task.cost.budget is not None
-        self.options, self.task = options, task
-        sets = 2 + (task.nonmember is not None)
-        self.size = options.batch_size or (64 if task.cost.budget >= 9_000 else 32)
-        # a third of the budget is kept for the teacher, looks, and a second sweep
-        self.steps = options.steps or max(2, round(task.cost.budget * 2 / 3 / (sets * self.size)))
-        self.each = sets * self.size
-        self.classes = torch.tensor(task.classes, dtype=torch.int64, device=task.device)
-        most = self.steps
-        self.kept = Drawn(task, task.retain, self.size, most, RETAIN_ORDER)
-        self.unseen = Drawn(task, task.nonmember, self.size, most, UNSEEN_ORDER) if task.nonmember is not None else None
-        self.memory = memorised(self.kept, self.unseen)
-        self.rate, self.alike = self._found()
-        self.looked = task.forget.at_most(LOOK, task.generator(LOOK_ORDER)) if task.forget is not None else None
-        self.done: list[dict[str, Any]] = []
-
-    def _found(self) -> tuple[float, float]:
-        """The rate, and the weight of the quantile term."""
-        options, strength = self.options, min(1.0, self.memory / 0.1)
-        rate = options.rate or (0.01 + 0.02 * strength if self.task.classes else 0.03)
-        return rate, options.alike if options.alike is not None else (0.3 * strength if self.task.classes else 1.0)
-
-    def run(self) -> dict[str, Any]:
-        task, rate, most = self.task, self.rate, self.steps
-        form = self._precision()
-        for number in range(self.options.sweeps):
-            if number:
-                rate, most = rate * AGAIN, max(1, most // 2)
-            if not self._sweep(rate, most, number):
-                break
-            self.done.append({"rate": rate, "steps": most, **self._look()})
-            task.history.append({"phase": "look", **self.done[-1]})
-            if self.done[-1]["gone"] is not False:
-                break
-        return {
-            "chosen": {"rate": self.rate, "alike": self.alike, "steps": self.steps, "batch_size": self.size, "form": form},
-            "measured": {"memorised": self.memory, "sweeps": self.done},
-        }
-
-    def _precision(self) -> dict[str, Any]:
-        batch = next(iter(self.kept))
-        return precision.choose(self.task, batch.inputs, batch.labels)
-
-    def _sweep(self, rate: float, most: int, number: int) -> bool:
-        """One sweep from the weights as they are; whether the budget had room for a step of it."""
-        task = self.task
-        groups = [{"params": [p], "lr": rate * size(p)} for p in trainable(task.model)]
-        first = [group["lr"] for group in groups]
-        optimizer = MaskedAdam(groups, betas=(0.9, 0.99))
-        kept, unseen, forget = iter(self.kept), iter(self.unseen or ()), self._to_forget(most, number)
-        total, step = torch.zeros((), device=task.device), -1
-        with training(task, "train"):
-            for step in steps(task, most, "sweep", each=self.each, label=f"sweep {number + 1}"):
-                for group, lr in zip(optimizer.param_groups, first, strict=True):
-                    group["lr"] = lr * cosine(step, most)
-                batches = [next(kept), *([next(unseen)] if self.unseen is not None else [])]
-                loss = self._loss(batches, next(forget))
-                optimizer.zero_grad(set_to_none=True)
-                backward(task, loss)
-                with task.cost.at("ops"):
-                    optimizer.step()
-                total += loss.detach()
-            if step >= 0:
-                norms.settle(task, (batch.inputs for batch in itertools.islice(self.kept, min(SETTLE, step + 1))))
-        if step >= 0:
-            mean = must_be_finite(total / (step + 1), f"sweep {number + 1}", rate, "Lower rate=")
-            task.history.append({"phase": "sweep", "rate": rate, "loss": mean, "steps": step + 1})
-        return step >= 0
-
-    def _loss(self, batches: list[Batch], forget: Batch | Noise) -> Tensor:
-        """Hold and push, all terms with the weight of one but for the quantile term."""
-        task = self.task
-        logits = self._logits(batches)
-        kept = hold(self.options.hold, logits[0], batches[0].teacher, batches[0].labels)
-        if len(batches) > 1:
-            kept = (kept + anchor(logits[1], batches[1].teacher)) / 2
-        others = logits[-1]
-        with norms.apart(task.model):
-            if isinstance(forget, Noise):  # the model is taught noise as the classes: UNSIR's impair
-                return kept + F.cross_entropy(forget.place.logits(task, forget.images), forget.labels)
-            z = task.forward(task.model, forget.inputs).float()
-        if not task.classes:
-            like = confidence(others, batches[-1].labels)
-            return kept + self.alike * alike(confidence(z, forget.labels), like, self.spread)
-        push = (anchor(z, forget.teacher) + away_from(z, self.classes)) / 2
-        if self.alike:
-            like = log_odds(others, self.classes)
-            push = push + self.alike * alike(log_odds(z, self.classes), like, like.detach().var())
-        return kept + push
-
-    def _logits(self, batches: list[Batch]) -> list[Tensor]:
-        """The model's answers to batches that are kept: in one pass where they can be joined."""
-        task = self.task
-        whole = joined([batch.inputs for batch in batches]) if len(batches) > 1 else None
-        if whole is None:
-            return [task.forward(task.model, batch.inputs).float() for batch in batches]
-        return list(task.forward(task.model, whole).float().split([len(batch) for batch in batches]))
-
-    def _to_forget(self, most: int, number: int) -> Any:
-        """Batches to forget: of the samples where there are any, else of noise in their place."""
-        task = self.task
-        if task.forget is not None:
-            drawn = Drawn(task, task.forget, self.size, most, FORGET_ORDER + 10 * number)
-            if not task.classes and self.unseen is not None:
-                self.spread = confidence(self.unseen.logits, self.unseen.labels().to(task.device)).var()
-            return iter(drawn)
-        assert task.retain is not None
-        own = NoiseOptions(preset="auto", noise_batch=max(1, self.size // len(task.classes)), l2=0.1)
-        with task.cost.phase("noise"):
-            noise = learn_noise(own, task, task.classes, find_place(task, None, task.retain))
-        return itertools.repeat(noise)
-
-    def _look(self) -> dict[str, Any]:
-        """What is still known, and whether it is gone (None: there are no samples to look at)."""
-        task = self.task
-        if self.looked is None:
-            return {"gone": None}
-        with task.cost.phase("looks"):
-            if task.classes:
-                known = max(task.right_by_class(self.looked, task.classes).values())
-                return {"known": known, "gone": known <= GONE}
-            assert task.nonmember is not None
-            auc, error = attack_auc(task, self.looked, task.nonmember.at_most(LOOK, task.generator(LOOK_ORDER)))
-            return {"known": auc, "gone": abs(auc - 0.5) <= MARGIN * error}
-
-
-def size(weight: Tensor) -> float:
-    """The root mean square of a tensor's weights, by which its steps are scaled; small tensors and biases that start at zero have a floor."""
-    least = 1e-3 if weight.dim() > 1 else 0.02
-    return max(float(weight.detach().float().square().mean().sqrt()), least)
-
-
-def memorised(kept: Drawn, unseen: Drawn | None) -> float:
-    """How far the original model's losses tell data it was trained on from data it never saw: the loss attack's AUC above a half, less one
-    standard error; 0.05 where there is no unseen data to tell."""
-    if unseen is None:
-        return 0.05
-    losses = [membership.membership_scores(d.logits, d.labels().to(d.logits.device)).loss for d in (kept, unseen)]
-    auc, error = auc_of(*losses)
-    return max(0.0, auc - 0.5 - error)
+            raise ValueError("nonmember: not given; for samples the sweep needs data the model never saw, to learn how it answers it")
+        return Run(self, task).run()

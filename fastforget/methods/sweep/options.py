@@ -1,0 +1,88 @@
+"""The sweep's options, and how a budget of sample passes becomes steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ..cost import FORWARD
+from ..engine.terms import HOLDS
+from ..options import check, given
+from ..task import Task
+from ..unsir.options import Options as NoiseOptions
+
+BUDGET, EPOCHS = 15_000, 2.0  # sample passes of a run without a budget of its own: at most, and epochs over the data to keep
+LARGE = 9_000  # a budget that has room for batches of 64
+TRIALS = 7  # training steps that finding precision and rate costs, at most
+LEAST = 3  # steps: fewer bring nothing
+# of the steps that the budget has room for, those of one sweep: samples may need a second one, classes hardly ever do
+SHARE = {"classes": 0.95, "samples": 0.48}
+
+
+@dataclasses.dataclass
+class SweepOptions:
+    """Every option of :class:`fastforget.methods.Sweep`."""
+
+    rate: float | None = None
+    steps: int | None = None
+    sweeps: int = 3
+    batch_size: int | None = None
+    hold: str = "anchor"
+    alike: float | None = None
+
+    def __post_init__(self) -> None:
+        check(self, {"hold": HOLDS}, ("sweeps", *given(self, ("steps", "batch_size"))), given(self, ("rate", "alike")))
+
+    def receipt(self) -> dict[str, Any]:
+        """Every option as given, JSON-able; what was found instead of ``None`` is the receipt's ``chosen``."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run does: ``steps`` of each sweep (0: the budget has room for none), unseen samples in a step, samples in a step
+    altogether, samples in a trial step, and how noise is learned where there are no samples."""
+
+    steps: int
+    batch_size: int
+    each: int
+    trial: int
+    noise: NoiseOptions | None = None
+
+
+def kept_size(batch_size: int) -> int:
+    """Samples to keep in a step: half as many again as unseen ones."""
+    return batch_size + batch_size // 2
+
+
+def forget_size(batch_size: int) -> int:
+    """Samples to forget in a step: half as many as unseen ones, so that they don't rule the statistics of batch norm."""
+    return max(1, batch_size // 2)
+
+
+def plan(options: SweepOptions, task: Task, look: int) -> Plan:
+    """The most steps that the budget has room for, with the teacher's passes, trials and a look (of ``look`` sample passes) beside them.
+
+    Sets the run's own budget where the user gave none.
+    """
+    assert task.retain is not None
+    if task.cost.budget is None:
+        task.cost.budget = round(min(BUDGET, EPOCHS * len(task.retain)))
+    b = options.batch_size or (64 if task.cost.budget >= LARGE else 32)
+    sizes = {"retain": kept_size(b), "nonmember": b if task.nonmember is not None else 0, "forget": forget_size(b)}
+    each, trial = sum(sizes.values()), forget_size(b)
+    noise = None if task.forget is not None else NoiseOptions(noise_batch=max(1, forget_size(b) // len(task.classes)), l2=0.1)
+    room = task.cost.budget - task.cost.passes - look - TRIALS * trial
+    if noise is not None:
+        room -= noise.noise_steps * noise.noise_batch * len(task.classes)
+
+    def costs(steps: int) -> int:
+        """Steps, and what the teacher is asked for them: every sample once."""
+        asked = sum(min(steps * n, len(getattr(task, name))) for name, n in sizes.items() if getattr(task, name) is not None)
+        return steps * each + -(-asked // FORWARD)
+
+    most = max(room, 0) // each
+    while most and costs(most) > room:
+        most -= 1
+    steps = min(options.steps, most) if options.steps else round(SHARE["classes" if task.classes else "samples"] * most)
+    return Plan(steps if steps >= min(LEAST, options.steps or LEAST) else 0, b, each, trial, noise)
