@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from .._weights import eval_mode, reading_copy
-from .figures import ORIGINAL, RETAIN, RETRAINED, Figure, ModelRow, OracleRate, Probe
+from .figures import ORIGINAL, RETAIN, RETRAINED, Below, Figure, ModelRow, OracleRate, Probe, is_reference
 from .measure import attacks as attack_scores
+from .measure import below as below_answers
 from .measure import exposure, passes, probes, svc
 from .measure import intervals as ends
 from .measure.attacks import Comparison, share_of
 from .measure.class_rule import ClassThresholds
+from .measure.halves import nearest_classes, neighbours
 from .measure.histogram import loss_histograms
 from .measure.oracles import rates as oracle_rates
 from .measure.relearn import probes as relearn_probes
@@ -38,6 +40,7 @@ class Measured:
         sizes: samples of each set.
         curves: what the page draws, as plain values.
         exposed_by: the attack behind ``curves["exposed"]``.
+        near: the kept classes nearest the forgotten ones.
     """
 
     rows: list[ModelRow]
@@ -47,6 +50,7 @@ class Measured:
     sizes: dict[str, int]
     curves: dict[str, Any]
     exposed_by: str
+    near: tuple[int, ...] = ()
 
 
 def measure(request: Request) -> Measured:
@@ -60,6 +64,8 @@ def measure(request: Request) -> Measured:
     for sets in scored.values():
         sets.pop("population", None)
     labels = {name: one.labels for name, one in next(iter(scored.values())).items()}
+    for name, of_set in labels.items():
+        request.sets[name].remember(of_set)
     forgotten = probes.only_in(labels["forget"], labels["retain"])
     original, comparisons = scored.get(ORIGINAL), attack_scores.comparisons(labels)
     forget, retain = comparisons
@@ -67,12 +73,15 @@ def measure(request: Request) -> Measured:
     thresholds = ClassThresholds(original, retain, request.attacks)
     by_oracle = _by_oracle(request, models)
     relearned = _relearned(request, original)
+    near = _near(scored, forgotten)
+    below = _below(request, models, scored, forgotten, near)
     rows = []
     for name, sets in scored.items():
         row = _row(name, sets, comparisons, forgotten, request)
         row.weight_distance = _distances(name, request.everyone())
         row.probes = recorder.figures(name, request.seed, request.intervals) | {"mia_efficacy": svc.mia_probe(sets, request.intervals)}
         row.probes |= relearned.get(name, {})
+        row.below = below.get(name)
         row.class_thresholds = {one.name: thresholds.figures(sets, one, request.intervals) for one in comparisons}
         row.forgetting_rate = attack_scores.rate(original, sets, oracle, request.intervals)
         row.forgetting_rates = by_oracle[name]
@@ -81,7 +90,7 @@ def measure(request: Request) -> Measured:
             attacks = row.attacks[RETAIN]
             attacks |= {attack: replace(attacks[attack], reason=missing["retain"]) for attack in request.shadow_attacks}
         rows.append(row)
-    judged = [name for name in request.models if name not in (ORIGINAL, RETRAINED)]
+    judged = [name for name in request.models if name != ORIGINAL and not is_reference(name)]
     exposed_by, exposed = exposure.exposed(scored, judged, request.attacks)
     curves = {
         "roc": {one.name: {attack: _curves(scored, one, attack) for attack in request.attacks} for one in comparisons},
@@ -89,7 +98,7 @@ def measure(request: Request) -> Measured:
         "exposed": [sample.to_dict() for sample in exposed],
     }
     sizes = {name: len(y) for name, y in labels.items()}
-    return Measured(rows, comparisons, oracle, forgotten, sizes, curves, exposed_by)
+    return Measured(rows, comparisons, oracle, forgotten, sizes, curves, exposed_by, near)
 
 
 def _scored(request: Request, models: dict[str, nn.Module], recorder: probes.Recorder) -> dict[str, Scores]:
@@ -108,6 +117,39 @@ def _scored(request: Request, models: dict[str, nn.Module], recorder: probes.Rec
             progress=request.progress,
             watch=recorder,
         )
+
+
+def _near(scored: dict[str, Scores], forgotten: Tensor) -> tuple[int, ...]:
+    """The classes nearest the forgotten ones, which only a retrained model can say."""
+    if RETRAINED not in scored or not len(forgotten):
+        return ()
+    test = scored[RETRAINED]["test"]
+    return nearest_classes(test.predicted, test.labels, forgotten.tolist())
+
+
+def _below(
+    request: Request, models: dict[str, nn.Module], scored: dict[str, Scores], forgotten: Tensor, near: tuple[int, ...]
+) -> dict[str, Below]:
+    """The figures below the answers; none without an original model, beside which most of them are taken."""
+    if ORIGINAL not in models:
+        return {}
+    found = below_answers.measure(
+        models,
+        original=models[ORIGINAL],
+        forget=request.sets["forget"],
+        retain=request.sets["retain"],
+        test=request.sets["test"],
+        forgotten=forgotten.tolist(),
+        seed=request.seed,
+        forward=request.forward,
+        relearning=True,
+        progress=request.progress,
+    )
+    for name, row in found.items():
+        beside = neighbours(scored[name]["test"].predicted, scored[name]["test"].labels, near)
+        row.neighbours = beside.accuracy
+        row.reasons |= {"neighbours": beside.reason} if beside.reason else {}
+    return found
 
 
 def _by_oracle(request: Request, models: dict[str, nn.Module]) -> dict[str, dict[str, OracleRate]]:

@@ -25,6 +25,8 @@ def settings_of(request: Request, measured: Measured) -> dict[str, Any]:
         "attacks": list(request.attacks),
         "seed": request.seed,
         "intervals": bool(request.intervals),
+        "frozen_body": request.frozen_body,
+        "near_classes": list(measured.near),
         "reference": RETRAINED if RETRAINED in models else None,
         "oracle_threshold": measured.oracle.threshold,
         "oracle_reason": measured.oracle.reason,

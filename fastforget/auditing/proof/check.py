@@ -173,7 +173,7 @@ def _judged_again(receipt: dict[str, Any], rows: list[ModelRow]) -> Iterator[Fin
     """The figures, judged again, give the verdict that the receipt states."""
     stated_verdict, rule = receipt["verdict"], receipt["verdict"]["rule"]
     if rule == verdict.RULE:
-        judgement = verdict.judge_all(rows)
+        judgement = verdict.judge_all(rows, frozen_body=receipt["settings"].get("frozen_body", False))
     elif hashlib.sha256(rule.encode("utf-8", "surrogatepass")).hexdigest() in first_rule.WORDS:
         judgement = first_rule.judge_all(rows)
         yield Finding("verdict.rule", unchecked="that of the first version, by which the figures are judged here; today's may ask more")
