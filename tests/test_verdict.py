@@ -247,37 +247,52 @@ def test_lira_counts_where_shadow_models_were_given(rows: dict[str, dict], lira:
 
 
 def test_the_rule_is_a_numbered_list_of_what_the_code_does() -> None:
-    assert [entry.number for entry in verdict.ENTRIES] == list(range(1, 8))
+    assert [entry.number for entry in verdict.ENTRIES] == list(range(1, 10))
     functions = [entry.function for entry in verdict.ENTRIES]
-    names = ("check_weights", "check_forgetting", "check_knowledge", "check_power", "check_use", "judge", "overall")
-    assert functions == [getattr(verdict, name) for name in names]
-    assert verdict.ENTRIES[:5] == verdict.CHECKS
+    names = ("weights", "reference", "forgetting", "knowledge", "below", "power", "use")
+    assert functions == [*(getattr(verdict, f"check_{name}") for name in names), verdict.judge, verdict.overall]
+    assert verdict.ENTRIES[:7] == verdict.CHECKS
     lines = verdict.RULE.splitlines()
     assert lines[1:-1] == [f"{entry.number}. {entry.title}: {entry.text}" for entry in verdict.ENTRIES]
 
 
 @pytest.mark.parametrize(
     ("number", "about"),
-    [(1, "nothing was forgotten"), (2, "accuracy on the forget set"), (3, "still recognises"), (4, "so a model that"), (5, "points lost")],
+    [
+        (1, "nothing was forgotten"),
+        (2, "not believed to be retrained"),
+        (3, "accuracy on the forget set"),
+        (4, "still recognises"),
+        (5, "linear probe"),
+        (6, "so a model that"),
+        (7, "points lost"),
+    ],
 )
 def test_each_check_speaks_of_its_own_sentence(rows: dict[str, dict], number: int, about: str) -> None:
     """One thing is wrong with the model (or the audit) at a time; the check of that number says so, and no other check changes its mind."""
     row, original, retrained = (copy.deepcopy(ModelRow.from_dict(rows[name])) for name in ("unlearned", "original", "retrained"))
+    distrust: dict[str, str] = {}
     before = [entry.function(verdict.Case(row, original, retrained)) for entry in verdict.CHECKS]
     if number == 1:
         row.weight_distance["original"].identical = True
     elif number == 2:
-        row.accuracy["forget"].value = 1.0
+        distrust["retrained"] = "why"
     elif number == 3:
-        row.probes["class_logit_auc"].value, retrained.probes["class_logit_auc"].value = 0.9999, 0.5
+        row.accuracy["forget"].value = 1.0
     elif number == 4:
+        row.probes["class_logit_auc"].value, retrained.probes["class_logit_auc"].value = 0.9999, 0.5
+    elif number == 5:
+        row.below.probe_auc = 0.99999
+    elif number == 6:
         original.accuracy, original.attacks = copy.deepcopy(retrained.accuracy), copy.deepcopy(retrained.attacks)
-        before[1] = verdict.check_forgetting(verdict.Case(row, original, retrained))  # the way to go is another
+        original.below = copy.deepcopy(retrained.below)
+        blind = verdict.Case(row, original, retrained)  # the way to go is another
+        before[2], before[4] = verdict.check_forgetting(blind), verdict.check_below(blind)
     else:
         row.accuracy["test_retain"].value = 0.1
-    after = [entry.function(verdict.Case(row, original, retrained)) for entry in verdict.CHECKS]
+    after = [entry.function(verdict.Case(row, original, retrained, distrust=distrust)) for entry in verdict.CHECKS]
     changed = [entry.number for entry, was, now in zip(verdict.CHECKS, before, after, strict=True) if was != now]
     assert changed == [number]
     worst = max(after[number - 1], key=lambda finding: verdict.ORDER.index(finding[0]))
     assert worst[0] in ("PARTIAL", "FAIL") and about in worst[1]
-    assert verdict.judge(row, original, retrained)[0] == worst[0]
+    assert verdict.judge(row, original, retrained, distrust=distrust)[0] == worst[0]

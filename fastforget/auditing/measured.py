@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from array import array
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .._data import Source
+from .._hashes import sample_hashes
 from .._weights import eval_mode, reading_copy
 from .figures import ORIGINAL, RETAIN, RETRAINED, Below, Figure, ModelRow, OracleRate, Probe, is_reference
 from .measure import attacks as attack_scores
@@ -26,6 +30,7 @@ from .request import Request
 from .shadow import attacks as shadow_attacks
 
 Scores = dict[str, passes.Scored]
+NO_NEAR = "only a retrained model says which classes are nearest: how it answers samples of the forgotten ones"
 
 
 @dataclass
@@ -53,13 +58,47 @@ class Measured:
     near: tuple[int, ...] = ()
 
 
+class SampleKeys:
+    """What orders a set's samples whatever order they came in, so that noise, halves and samples drawn at random are the same for all."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, array[int] | None] = {}
+
+    def add(self, set_name: str, inputs: Any, labels: Tensor) -> None:
+        """A batch, in the set's order. Samples that have no hash keep the order in which they came."""
+        held = self.keys.setdefault(set_name, array("Q"))
+        if held is None:
+            return
+        try:
+            held.extend(int.from_bytes(digest[:8], "big") for digest in sample_hashes(inputs, labels))
+        except (RuntimeError, TypeError):
+            self.keys[set_name] = None
+
+    def ordered(self, sets: dict[str, Source]) -> Ordered:
+        """The three sets, each in the order of its samples' keys."""
+        found = {}
+        for name in ("forget", "retain", "test"):
+            held = self.keys.get(name)
+            whole = held is not None and len(held) == len(sets[name])
+            found[name] = sets[name].subset(torch.from_numpy(np.argsort(np.array(held), kind="stable"))) if whole else sets[name]
+        return Ordered(**found)  # type: ignore[typeddict-item]
+
+
+class Ordered(TypedDict):
+    """The three sets."""
+
+    forget: Source
+    retain: Source
+    test: Source
+
+
 def measure(request: Request) -> Measured:
     """Runs everything that was asked for, on models and controls alike."""
     # called are copies: no flag or buffer of the caller's models moves, whatever happens
     models = {name: reading_copy(model) for name, model in request.everyone().items()}
     teacher = None if request.teacher is None else reading_copy(request.teacher)
-    recorder = probes.Recorder(list(models), teacher=teacher, forward=request.forward)
-    scored = _scored(request, models, recorder)
+    recorder, keys = probes.Recorder(list(models), teacher=teacher, forward=request.forward), SampleKeys()
+    scored = _scored(request, models, recorder, keys)
     missing = shadow_attacks.add(request.shadows, request.shadow_attacks, request.sets, scored) if request.shadow_attacks else {}
     for sets in scored.values():
         sets.pop("population", None)
@@ -74,7 +113,7 @@ def measure(request: Request) -> Measured:
     by_oracle = _by_oracle(request, models)
     relearned = _relearned(request, original)
     near = _near(scored, forgotten)
-    below = _below(request, models, scored, forgotten, near)
+    below = _below(request, models, scored, forgotten, near, keys)
     rows = []
     for name, sets in scored.items():
         row = _row(name, sets, comparisons, forgotten, request)
@@ -101,11 +140,16 @@ def measure(request: Request) -> Measured:
     return Measured(rows, comparisons, oracle, forgotten, sizes, curves, exposed_by, near)
 
 
-def _scored(request: Request, models: dict[str, nn.Module], recorder: probes.Recorder) -> dict[str, Scores]:
+def _scored(request: Request, models: dict[str, nn.Module], recorder: probes.Recorder, keys: SampleKeys) -> dict[str, Scores]:
     """The one pass of all models over all sets, with the scores that the attacks read."""
     read = [name for name in request.attacks if name in attack_scores.DIRECTION]
     if request.shadow_attacks:
         read.append("logit_confidence")
+
+    def watch(set_name: str, inputs: Any, labels: Tensor, logits: dict[str, Tensor]) -> None:
+        recorder(set_name, inputs, labels, logits)
+        keys.add(set_name, inputs, labels)
+
     teacher = {"teacher": recorder.teacher} if recorder.teacher is not None else {}
     with eval_mode(*teacher.values()):
         return passes.run(
@@ -115,7 +159,7 @@ def _scored(request: Request, models: dict[str, nn.Module], recorder: probes.Rec
             forward=request.forward,
             seed=request.seed,
             progress=request.progress,
-            watch=recorder,
+            watch=watch,
         )
 
 
@@ -128,7 +172,12 @@ def _near(scored: dict[str, Scores], forgotten: Tensor) -> tuple[int, ...]:
 
 
 def _below(
-    request: Request, models: dict[str, nn.Module], scored: dict[str, Scores], forgotten: Tensor, near: tuple[int, ...]
+    request: Request,
+    models: dict[str, nn.Module],
+    scored: dict[str, Scores],
+    forgotten: Tensor,
+    near: tuple[int, ...],
+    keys: SampleKeys,
 ) -> dict[str, Below]:
     """The figures below the answers; none without an original model, beside which most of them are taken."""
     if ORIGINAL not in models:
@@ -136,9 +185,7 @@ def _below(
     found = below_answers.measure(
         models,
         original=models[ORIGINAL],
-        forget=request.sets["forget"],
-        retain=request.sets["retain"],
-        test=request.sets["test"],
+        **keys.ordered(request.sets),
         forgotten=forgotten.tolist(),
         seed=request.seed,
         forward=request.forward,
@@ -146,9 +193,11 @@ def _below(
         progress=request.progress,
     )
     for name, row in found.items():
-        beside = neighbours(scored[name]["test"].predicted, scored[name]["test"].labels, near)
-        row.neighbours = beside.accuracy
-        row.reasons |= {"neighbours": beside.reason} if beside.reason else {}
+        if len(forgotten):
+            beside = neighbours(scored[name]["test"].predicted, scored[name]["test"].labels, near)
+            row.neighbours = beside.accuracy
+            row.reasons.pop("neighbours", None)
+            row.reasons |= {"neighbours": beside.reason if near else NO_NEAR} if beside.reason else {}
     return found
 
 

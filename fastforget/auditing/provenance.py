@@ -55,14 +55,16 @@ def check_weights(case: Case) -> list[Finding]:
         return [("PARTIAL", f"its weights can't be compared with the original's: {moved.reason}")]
     if moved.identical:
         return [("FAIL", "the weights are those of the original model: nothing was forgotten")]
+    kept = "the representation is still that of a model trained on the forget set"
     last = _last_layer(row, moved)
     below = {layer.layer: layer.l2 for layer in moved.layers if layer.layer.partition(".parametrizations")[0] != last}
     # Where training leaves these layers alone (a frozen backbone, by the caller's word), they hold nothing of the forget set.
     usual = _moved_by_retraining(case.retrained, list(below))
-    if not below or (usual == 0 and case.frozen_body):
+    if usual == 0 and case.frozen_body:
         return []
+    if not below:
+        return [("FAIL", "only biases were changed: the weights are still those trained on the forget set")] if moved.biases_only else []
     distance = math.hypot(*below.values())
-    kept = "the representation is still that of a model trained on the forget set"
     if distance == 0:
         advice = f" ({SAYING_SO})" if usual == 0 else ""
         return [("FAIL", f"only the last layer ({last}) was changed: {kept}{advice}")]

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,6 +15,9 @@ from .controls import behaviour, distrust
 from .figures import ORIGINAL, RETRAINED, Below, ControlOutcome, ModelRow, is_reference
 from .limits import Finding
 from .provenance import STILL, Case, check_reference, check_weights, distrusted
+
+T = TypeVar("T")
+Findings = list[Finding]
 
 ORDER = ("PASS", "PARTIAL", "FAIL")
 NO_REFERENCE = "NO REFERENCE"
@@ -50,7 +53,8 @@ def check_below(case: Case) -> list[Finding]:
 
 def _belows(case: Case) -> list[Below]:
     """The references' figures; without a further reference's own where it is judged."""
-    others = [one for one in case.references if one is not case.row or one is case.references[0]]
+    references = case.references or (case.retrained,)
+    others = [one for one in references if one is not case.row or one is references[0]]
     return [one.below or Below() for one in others]
 
 
@@ -104,19 +108,20 @@ def judge(
             by_reference.append((case, [entry.function(case) for entry in CHECKS]))
     case, findings = nearest(by_reference)
     beside = "" if case.retrained is retrained else f" (beside {case.retrained.model!r}, the nearest)"
-    worst, reasons = "PASS", []
+    reasons = []
     for entry, of_check in zip(CHECKS, findings, strict=True):
-        worst = max((worst, *(status for status, _ in of_check)), key=ORDER.index)
         reasons += [f"{status}: {text}{beside if entry.function in BESIDE_ONE else ''}" for status, text in of_check]
-    return worst, reasons
+    return worst(findings), reasons
 
 
-T = TypeVar("T")
-
-
-def nearest(by_reference: Sequence[tuple[T, list[list[Finding]]]]) -> tuple[T, list[list[Finding]]]:
+def nearest(by_reference: Sequence[tuple[T, list[Findings]]]) -> tuple[T, list[Findings]]:
     """Of the findings beside each retrained model those that speak best of a model; the first of equals."""
-    return min(by_reference, key=lambda one: max((ORDER.index(s) for found in one[1] for s, _ in found), default=0))
+    return min(by_reference, key=lambda one: ORDER.index(worst(one[1])))
+
+
+def worst(findings: Iterable[Findings]) -> str:
+    """The worst status among the checks' findings."""
+    return max((status for of_check in findings for status, _ in of_check), key=ORDER.index, default="PASS")
 
 
 # ------------------------------------------------------------------ 9. the verdict
@@ -128,8 +133,8 @@ def overall(statuses: list[str], *, trusted: bool = True) -> str:
         return "NOTHING TO JUDGE"
     if NO_REFERENCE in statuses:
         return NO_REFERENCE
-    worst = max(statuses, key=ORDER.index)
-    return worst if trusted or worst != "PASS" else "PARTIAL"
+    of_all = max(statuses, key=ORDER.index)
+    return of_all if trusted or of_all != "PASS" else "PARTIAL"
 
 
 # ------------------------------------------------------------------ the rule
@@ -178,9 +183,9 @@ CHECKS = (
         f"where its features went less than {100 * limits.WAY:.0f} % of retraining's way from the original's inside these classes, by CKA "
         "or by what can be read off them, or where a linear probe's log-odds lie more than "
         f"{100 * limits.KNOWN:.0f} % of the way from the retrained model's to the original's (at least {limits.ERRORS:g} standard errors "
-        f"or {limits.ODDS:g} times the odds). For samples, where the loss attack's AUC on noised samples, or on the other half after steps on "
-        f"one half, lies more than {limits.EXCESS:g} or {limits.EXCESS_ERRORS:g} standard errors above the retrained model's (never more "
-        f"than half of the original's gap), or under a fresh last layer more than {100 * limits.HEAD_WAY:.0f} % of that gap.",
+        f"or {limits.ODDS:g} times the odds). For samples, where the loss attack's AUC on noised samples, or on the other half after steps "
+        f"on one half, lies more than {limits.EXCESS:g} or {limits.EXCESS_ERRORS:g} standard errors above the retrained model's (never "
+        f"more than half of the original's gap), or under a fresh last layer more than {100 * limits.HEAD_WAY:.0f} % of that gap.",
         check_below,
     ),
     Entry(

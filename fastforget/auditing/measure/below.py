@@ -15,7 +15,7 @@ from ..._progress import Progress
 from ..._progress import progress as progress_bar
 from ..._random import own_randomness
 from ...ops.membership import roc_stats
-from ..figures_below import Below
+from ..figures_below import NUMBERS, Below
 from . import features as ft
 from . import halves as hv
 from . import linear as ln
@@ -81,7 +81,7 @@ def measure(
     >>> sets = {"forget": (x[:9], y[:9]), "retain": (x[9:60], y[9:60]), "test": (x[60:], y[60:])}
     >>> found = measure({"same": net}, original=net, **sets)["same"]
     >>> found.structure is None, 0 <= found.noised_auc <= 1, list(found.reasons)
-    (True, True, ['class_cka', 'readable', 'probe_auc'])
+    (True, True, ['class_cka', 'readable', 'probe_auc', 'neighbours'])
     """
     sets = {name: source(data, name=name) for name, data in (("forget", forget), ("retain", retain), ("test", test))}
     labels = sets["test"].labels()
@@ -112,7 +112,16 @@ def measure(
                 beside = sets["test"].subset(torch.isin(labels, torch.tensor(sorted(near))).nonzero()[:, 0])
                 row.neighbours = hv.accuracy(model, beside, forward)
             bar.step(note=name)
+            _explain(row, bool(len(wanted)))
     return found
+
+
+def _explain(row: Below, class_wise: bool) -> None:
+    """A reason for every figure that has no value."""
+    other = {"new_head_auc": "it is taken of single samples"} if class_wise else {"neighbours": "no class is forgotten whole"}
+    for name in NUMBERS:
+        if math.isnan(getattr(row, name)):
+            row.reasons.setdefault(name, other.get(name, "it has no value (features that never move?)"))
 
 
 def _attempt(row: Below, names: Iterable[str], figure: Callable[[], None]) -> None:
