@@ -120,7 +120,12 @@ def test_false_references():
 
     assert why(0.9, 0.98) is None and why(0.9, 0.01) is None and why(0.97, None) is None and why(math.nan, 0.0) is None
     assert "CKA 0.999" in why(0.999, 0.98) and "weights" not in why(0.999, None)
-    assert "weights" in why(0.97, 0.1)
+    unread = why(0.97, 0.1)
+    assert unread is None  # readable .6: another view of the forgotten classes
+    old = dataclasses.replace(RETRAINED, cka=0.97, readable=0.95)
+    assert "weights" in limits.believed(old, 0.1) and limits.believed(old, 0.3) is None
+    of_samples = dataclasses.replace(RETRAINED, readable=math.nan)
+    assert [limits.believed(dataclasses.replace(of_samples, cka=c), 0.1) is None for c in (0.98, 0.99)] == [True, False]
     assert why(0.999, 0.0, frozen_body=True) is None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from .measure import intervals
-from .measure.below import CONVENTIONS as BELOW
 from .measure.class_rule import CONVENTION as CLASS_THRESHOLDS
 from .measure.svc import CONVENTION as MIA_EFFICACY
 
@@ -29,6 +28,5 @@ CONVENTIONS = {
     "weight distance": "Euclidean, per module that owns parameters (weight and bias together); buffers left "
     "out; relative = divided by the norm of the other model's layer",
     "prediction spread": "exp(entropy) of the predicted classes' shares: 1 = one class takes every forget sample",
-    **BELOW,
     "order": "models see each batch in the same pass, in eval mode, without gradients",
 }

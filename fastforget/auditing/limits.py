@@ -27,10 +27,11 @@ HEAD_WAY = 1 / 3  # of the original's AUC above the retrained model's, by a fres
 HEAD_ERRORS = 0.5  # a model may be that far above in any case, in standard errors of an AUC; honest ones differ by .2 to .5
 TELLING = 1.2  # the original's AUC above the retrained model's, in standard errors, from which on that tells anything
 SPREAD = 1.5  # times what one retrained model was seen to differ from the others
-# A retrained model isn't believed whose features lie that near the original's (1 - CKA over the test set), or nearer than the second where
-# its weights below the last layer lie nearer than STILL as well. Of honest ones those from the original's own initial weights come nearest:
-# at .027 with weights at .24, and, one wide layer on six inputs, at .016 with weights at .50.
-SAME_FEATURES, NEAR_FEATURES, STILL = 0.005, 0.045, 0.2
+# A retrained model isn't believed whose features lie SAME_FEATURES near the original's (1 - CKA over the test set). Nor one that lies
+# NEAR_FEATURES near with weights below the last layer that moved less than STILL, if the original's features can be read off its own but
+# for UNREAD, or NEARER_FEATURES near where that isn't measured (single samples). Short training from the original's own initial weights
+# comes nearest of what is honest: CKA .984 with weights at .50, CKA .979 with weights at .16 and .18 unread.
+SAME_FEATURES, NEAR_FEATURES, NEARER_FEATURES, STILL, UNREAD = 0.005, 0.045, 0.015, 0.2, 0.1
 
 
 def judge(row: Below, original: Below, references: Sequence[Below], *, class_wise: bool, frozen_body: bool = False) -> list[Finding]:
@@ -209,7 +210,8 @@ def believed(reference: Below, moved: float | None, *, frozen_body: bool = False
     if frozen_body or math.isnan(reference.cka):
         return None
     distance, still = 1 - reference.cka, moved is not None and moved < STILL
-    if distance < SAME_FEATURES or (still and distance < NEAR_FEATURES):
+    alike = distance < NEARER_FEATURES if math.isnan(reference.readable) else distance < NEAR_FEATURES and 1 - reference.readable < UNREAD
+    if distance < SAME_FEATURES or (still and alike):
         near = f", and its weights below the last layer {100 * (moved or 0):.2g} % of their size" if still else ""
         return f"its features are nearly the original's (CKA {reference.cka:.3f}){near}: it was not retrained from the start"
     return None

@@ -111,4 +111,4 @@ def distrusted(reference: ModelRow, *, frozen_body: bool) -> str | None:
     if below is None:
         return None
     why = limits.believed(below, None if math.isnan(below.moved) else below.moved, frozen_body=frozen_body)
-    return None if why is None else f"{why}; {SAYING_SO}"
+    return None if why is None else f"{why} ({SAYING_SO})"

@@ -153,8 +153,8 @@ CHECKS = (
         2,
         "Reference",
         "at most PARTIAL beside a retrained model that is not believed: by its weights, because its features are nearly the original's "
-        f"(1 - CKA over the test set under {limits.SAME_FEATURES:g}, or under {limits.NEAR_FEATURES:g} where its weights lie near too), "
-        "or, of a further one, because it did not forget beside the one named retrained.",
+        f"(1 - CKA over the test set under {limits.SAME_FEATURES:g}, or under {limits.NEAR_FEATURES:g} where its weights lie near too "
+        "and they can be read off it), or, of a further one, because it did not forget beside the one named retrained.",
         check_reference,
     ),
     Entry(

@@ -31,17 +31,17 @@ MOST = 4096  # samples read of a set for features, and of each side of an attack
 NOTHING_BELOW = "the model has one layer: below it lie the inputs, which hold nothing of its training"
 FAILED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 CONVENTIONS = {
-    "features like the original's (CKA)": "linear CKA of what the last layers read, every feature at one deviation, on unseen samples "
+    "class_cka": "linear CKA of what the last layers read, every feature at one deviation, on unseen samples "
     "of the forgotten classes; 1 = the original's own. Retraining moves away from it",
-    "read off its features": "share (R^2) of the original's features that a ridge regression reads off the model's, on these samples",
-    "linear probe": "AUC by which a logistic regression on what the last layer reads tells the forgotten classes from the kept ones, on "
+    "readable": "share (R^2) of the original's features that a ridge regression reads off the model's, on these samples",
+    "probe_auc": "AUC by which a logistic regression on what the last layer reads tells the forgotten classes from the kept ones, on "
     "unseen samples. A retrained model can be probed for a class it never saw, too",
     "relearned": hv.RELEARNING,
     "neighbours": hv.NEIGHBOURS,
-    "noised samples": nz.CONVENTION,
-    "other half": hv.HALVES,
-    "fresh last layer": "AUC of the loss attack after the last layer was trained anew on the model's features of retain samples alone",
-    "samples below the answers": f"of sets with more than {MOST} samples as many as that are read, spread evenly",
+    "noised_auc": nz.CONVENTION,
+    "halves_auc": hv.HALVES,
+    "new_head_auc": "AUC of the loss attack after the last layer was trained anew on the model's features of retain samples alone",
+    "below": f"of sets with more than {MOST} samples as many as that are read, spread evenly",
 }
 
 

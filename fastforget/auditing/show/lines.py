@@ -106,6 +106,14 @@ def resolves(models: list[ModelRow], fpr: str, attack: str) -> bool:
     return models[0].attacks[FORGET][attack].tpr_at[fpr].resolves
 
 
+def below_labels(models: list[ModelRow]) -> dict[str, str]:
+    """How the lines name the figures below the answers that they show."""
+    labels = {name: label for name, label, _ in _shown_below(models)}
+    if any(model.below is not None and not math.isnan(model.below.neighbours) for model in models):
+        labels |= {"relearned": "class relearned", "neighbours": "accuracy on the nearest kept classes"}
+    return labels | ({"below": "below the answers"} if labels else {})
+
+
 def _below(models: list[ModelRow]) -> list[Line]:
     """What features and a few steps still show; the lines that some model has a figure for."""
     group = "below the answers"
