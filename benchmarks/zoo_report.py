@@ -175,13 +175,14 @@ chosen with all worlds but the last two clean ones in view. The rule, below the 
 - single samples: AUC of the loss attack on noised samples, and on the other half after three steps on one half, at most {limits.EXCESS:g}
   (or {limits.EXCESS_ERRORS:g} standard errors) above the retrained model's, never more than half of the original's gap; under a fresh last
   layer at most {limits.HEAD_WAY:.0%} of that gap (or {limits.HEAD_ERRORS:g} standard errors)
-- a "retrained" model isn't believed whose features lie within {limits.SAME_FEATURES:g} of the original's by 1 - CKA over the test set; or, with
-  weights below the last layer that moved less than {limits.STILL:g} of both norms, within {limits.NEAR_FEATURES:g} where less than {limits.UNREAD:.0%}
-  of the original's features can't be read off it, or within {limits.NEARER_FEATURES:g} for single samples. (First {0.02:g} and {limits.NEAR_FEATURES:g}
-  alone: a wide layer on six inputs, and short training, both from the original's own initial weights, came too near.)
+- a "retrained" model isn't believed whose features lie within {limits.SAME_FEATURES:g} of the original's by 1 - CKA over the
+  test set; or, with weights below the last layer that moved less than {limits.STILL:g} of both norms, within
+  {limits.NEAR_FEATURES:g} where less than {limits.UNREAD:.0%} of the original's features can't be read off it, or within
+  {limits.NEARER_FEATURES:g} for single samples. (First .02, and {limits.NEAR_FEATURES:g} alone: a wide layer on six inputs, and
+  short training, both from the original's own initial weights, came too near.)
 - with several retrained models: their mean, and limits widened to {limits.SPREAD:g} times what one of them differs from the others
 
-The rows are the audit's own, and so is the rule that judges them (`fastforget.auditing.verdict`).
+The figures are the audit's own, and so is the rule that judges them (`fastforget.auditing.verdict`).
 "without below": the rule by answers and weights alone, as it was. "use left out": a loss of accuracy on what is kept doesn't count; some of
 the honest recipes (plain SGD on texts, half the epochs) do lose it. Worlds in which nothing tells the original from the retrained model
 count for the dressed-up ones alone.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import math
 
 import pytest
@@ -14,6 +15,8 @@ from torch import nn
 import fastforget as ff
 from fastforget.auditing import answers, verdict
 from fastforget.auditing.figures import ModelRow
+from fastforget.auditing.proof.receipt import own_hash
+from fastforget.auditing.proof.verify import check
 
 
 @pytest.fixture(scope="module")
@@ -270,3 +273,67 @@ def test_models_are_left_as_they_are_and_the_seed_gives_the_same_figures(world: 
     assert reports[0].row("unlearned")["below"] == reports[1].row("unlearned")["below"]
     # a hook can hold a rule of its own
     assert reports[0].row("unlearned")["status"] == "PARTIAL" and "hooks" in reports[0].row("unlearned")["below"]["structure"]
+
+
+# ------------------------------------------------------------------ receipts
+
+
+def sealed(receipt: dict) -> dict:
+    return {**receipt, "sha256": own_hash(receipt)}
+
+
+def wrong(receipt: dict) -> list[str]:
+    return [one.field for one in check(sealed(receipt), weights={}) if one.why]
+
+
+@pytest.fixture(scope="module")
+def receipt(world: World) -> dict:
+    return audited(world, {"unlearned": world.retrained_again}).receipt()
+
+
+ROW = "rows.unlearned"
+CHANGES = {
+    "all figures left out": (lambda row: row.pop("below"), f"{ROW}.figures"),
+    "one left out": (lambda row: row["below"].pop("probe_auc"), "receipt"),
+    "another likeness": (lambda row: row["below"].update(class_cka=0.2), f"{ROW}.reasons"),
+    "an AUC of no pairs": (lambda row: row["below"].update(noised_auc=0.51234567), f"{ROW}.figures"),
+    "a figure made a reason": (lambda row: row["below"].update(probe_auc=None, reasons={"probe_auc": "why"}), f"{ROW}.status"),
+    "a value less": (lambda row: row["below"].update(cka=None), f"{ROW}.figures"),
+    "a reason more": (lambda row: row["below"]["reasons"].update(cka="why"), f"{ROW}.figures"),
+    "other samples": (lambda row: row["below"].update(members=99, others=301), f"{ROW}.figures"),
+    "a relearned share": (lambda row: row["below"]["relearned"].update({"5": 0.123}), f"{ROW}.figures"),
+    "neighbours": (lambda row: row["below"].update(neighbours=0.01), f"{ROW}.figures"),
+    "another structure": (lambda row: row["below"].update(structure="hooks"), f"{ROW}.status"),
+    "weights that never moved": (lambda row: row["weight_distance"]["original"].update(biases_only=True), f"{ROW}.status"),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_altered_or_deleted_figures_are_named(receipt: dict, kind: str) -> None:
+    assert wrong(receipt) == []
+    changed = json.loads(json.dumps(receipt))
+    change, field = CHANGES[kind]
+    change(next(row for row in changed["rows"] if row["model"] == "unlearned"))
+    assert field in wrong(changed)
+
+
+def test_the_auditors_word_stays_a_word(world: World, receipt: dict) -> None:
+    claimed = json.loads(json.dumps(receipt))
+    claimed["settings"]["frozen_body"] = True
+    assert f"{ROW}.reasons" in wrong(claimed)
+    honest = audited(world, {"unlearned": world.retrained_again}, frozen_body=True).receipt()
+    findings_of = check(honest, weights={})
+    assert not any(one.why for one in findings_of)
+    assert any(one.field == "settings.frozen_body" and "word" in one.unchecked for one in findings_of)
+
+
+def test_the_same_figures_whatever_the_order_of_the_samples(world: World, receipt: dict) -> None:
+    """Noise, halves and the samples that are shown go by what the samples are."""
+    order = {name: torch.randperm(len(getattr(world, name)[1])) for name in ("forget", "retain", "test")}
+    sets = {name: tuple(part[order[name]] for part in getattr(world, name)) for name in order}
+    models = {"original": world.original, "unlearned": world.retrained_again, "retrained": world.retrained}
+    row = ff.audit(models, **sets).row("unlearned")["below"]
+    stated = next(one for one in receipt["rows"] if one["model"] == "unlearned")["below"]
+    for name in ("class_cka", "readable", "probe_auc", "noised_auc", "halves_auc", "neighbours"):
+        assert row[name] == pytest.approx(stated[name], abs=1e-4), name
+    assert list(row["relearned"].values()) == pytest.approx(list(stated["relearned"].values()), abs=0.011)
