@@ -32,8 +32,8 @@ python -m fastforget experiment --section            # the part of docs/experime
 ```
 """
 OLDER_RULE = (
-    "The audit's rule here is that by answers and weights alone, as it was when these rows were measured; what it asks below the answers is "
-    "in docs/audit.md."
+    "The audit's rule here is that by answers and weights alone, as it was when these rows were measured; what it asks below the answers "
+    "is in docs/audit.md."
 )
 MEANING = f"""\
 Requests: {"; ".join(f"`{k}`: {v}" for k, v in REQUESTS.items())}
@@ -41,7 +41,8 @@ Requests: {"; ".join(f"`{k}`: {v}" for k, v in REQUESTS.items())}
 seeds ± half the range. `attack AUC` and `TPR` are the loss attack's, forget set against unseen samples of its kind: the aim is the
 retrained model's figure, not 0.5. `FR`: the forgetting rate by a loss threshold fixed on the original model; the aim is again the
 retrained model's. `s`: processor seconds, one thread. `forgot`: how often the method's own verdict says so; `audit`: how often the audit,
-which knows the retrained model, says PASS. {OLDER_RULE} `retrained again` is a second retrained model from another seed (for classes, whose data is
+which knows the retrained model, says PASS. {OLDER_RULE} `retrained again` is
+a second retrained model from another seed (for classes, whose data is
 the same for all seeds, the next seed's: only single runs say how far apart exact retraining itself is). `untouched` and `random` (a net
 with fresh weights) are controls.
 """
