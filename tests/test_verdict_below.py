@@ -178,6 +178,18 @@ def test_features_that_cant_be_read_have_not_passed(world: World) -> None:
     assert all("can't be measured" in reason for reason in findings(report))
 
 
+def test_a_class_that_nobody_knew_was_not_forgotten(world: World) -> None:
+    """The original's features are its own although it knows nothing; that tells no knowledge."""
+    nets = {}
+    for name, seed in (("original", 1), ("unlearned", 2), ("retrained", 3)):
+        torch.manual_seed(seed)
+        nets[name] = nn.Sequential(nn.Linear(FEATURES, 64), nn.ReLU(), nn.Linear(64, CLASSES))
+        with torch.no_grad():
+            nets[name][2].bias[FORGOTTEN] -= 30
+    report = audited(world, nets)
+    assert report.verdict != "PASS" and any("can't tell the original from the retrained model" in r for r in report.reasons)
+
+
 # ------------------------------------------------------------------ references
 
 

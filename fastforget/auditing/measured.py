@@ -30,7 +30,7 @@ from .request import Request
 from .shadow import attacks as shadow_attacks
 
 Scores = dict[str, passes.Scored]
-NO_NEAR = "only a retrained model says which classes are nearest: how it answers samples of the forgotten ones"
+NO_NEAR = "there is no retrained model that answers samples of the forgotten classes with kept ones, so that none is the nearest"
 
 
 @dataclass

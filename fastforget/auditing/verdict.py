@@ -70,9 +70,7 @@ def check_power(case: Case) -> list[Finding]:
         return [("PARTIAL", "no original model was given: nothing shows that these checks can tell it from the retrained model")]
     if any(abs(near.value_of(original) - near.value_of(retrained)) > near.tolerance for near in figures_of_forgetting(retrained)):
         return []
-    if original.below is not None and limits.telling(
-        original.below, _belows(case), class_wise=retrained.class_wise, frozen_body=case.frozen_body
-    ):
+    if original.below is not None and limits.telling(original.below, _belows(case), class_wise=retrained.class_wise):
         return []
     text = f"{POWERLESS}: every figure of forgetting is within its tolerance"
     return [("PARTIAL", f"{text} for both, so a model that forgot nothing could pass")]
@@ -191,8 +189,8 @@ CHECKS = (
     Entry(
         6,
         "Power",
-        "at most PARTIAL if the original itself lies within the tolerance in every figure of forgetting and below the answers, since a "
-        "model that forgot nothing could pass; the same without an original.",
+        "at most PARTIAL if the original itself lies within the tolerance in every figure of forgetting, and, below the answers, in every "
+        "figure of samples or by the probe for classes, since a model that forgot nothing could pass; the same without an original.",
         check_power,
     ),
     Entry(
