@@ -14,7 +14,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch._C import _functorch as functorch
+from torch._functorch import pyfunctorch
+from torch.autograd import forward_ad
 
+from . import _apart
 from .reference import noise, update
 from .reference.mask import elementwise, optim, rows, select
 from .reference.membership import lira, rmia, roc, scores
@@ -155,21 +159,84 @@ def _refuse_mixed(name: str, args: Sequence[Any]) -> None:
                 raise RuntimeError(f"fastforget.{name}: a tensor is {form}; accepted is torch.strided")
 
 
+def has_tangent(x: torch.Tensor) -> bool:
+    """Whether it is a dual tensor of forward mode; to be asked where a level is open (``forward_ad._current_level >= 0``)."""
+    return x.is_floating_point() and forward_ad.unpack_dual(x).tangent is not None
+
+
+def no_rule_for_tangents(name: str) -> RuntimeError:
+    return RuntimeError(
+        f"fastforget.{name} can't run in forward mode (torch.func.jvp, torch.autograd.forward_ad): a tensor has a tangent, and the op has "
+        "no rule for it. Pass x.detach(), or call it outside"
+    )
+
+
+def refuse_tangents(name: str, args: Sequence[Any]) -> None:
+    """In place, an op would leave them as they were: silently wrong."""
+    if forward_ad._current_level < 0:
+        return
+    for value in args:
+        for x in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(x, torch.Tensor) and has_tangent(x):
+                raise no_rule_for_tangents(name)
+
+
+def refuse_shared(name: str, args: Sequence[Any]) -> None:
+    """:func:`fastforget._apart.refuse_shared` for op ``name``."""
+    _apart.refuse_shared(name, overload(name)._schema.arguments, args)
+
+
 def _no_output(name: str) -> Callable[..., None]:
     def shapes(*args: Any) -> None:  # nothing is returned, so there is nothing to infer
         _refuse_mixed(name, args)
+        refuse_tangents(name, args)
 
     return shapes
 
 
+def no_vmap(name: str) -> RuntimeError:
+    return RuntimeError(
+        f"fastforget.{name} can't run under torch.vmap: it works in place on whole tensors. "
+        "Call it once on the stacked tensor, or on a list of tensors, outside vmap."
+    )
+
+
 def _refuse_vmap(name: str) -> Callable[..., None]:
     def refuse(_info: Any, _in_dims: Any, *_args: Any) -> None:
-        raise RuntimeError(
-            f"fastforget.{name} can't run under torch.vmap: it works in place on whole tensors. "
-            "Call it once on the stacked tensor, or on a list of tensors, outside vmap."
-        )
+        raise no_vmap(name)
 
     return refuse
+
+
+def _outside_transforms(name: str) -> Callable[..., None]:
+    """What torch.func's transforms call: refuses the tensors that they track, and hands on the others as they are beneath."""
+
+    def bare(x: Any) -> Any:
+        if isinstance(x, (list, tuple)):
+            return [bare(one) for one in x]
+        if not isinstance(x, torch.Tensor):
+            return x
+        if functorch.is_batchedtensor(x):
+            raise no_vmap(name)
+        if functorch.is_functionaltensor(x):
+            raise RuntimeError(
+                f"fastforget.{name} can't run under torch.func.functionalize: it works in place, and torch has no form of it that doesn't. "
+                "Call it outside"
+            )
+        if forward_ad._current_level >= 0 and has_tangent(x):
+            raise no_rule_for_tangents(name)
+        if x.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"fastforget.{name} has no rule for torch.func.grad: a tensor is differentiated. Pass x.detach(), or call it outside"
+            )
+        return bare(functorch.get_unwrapped(x)) if functorch.is_functorch_wrapped_tensor(x) else x
+
+    def call(*args: Any) -> None:
+        plain = bare(args)
+        with pyfunctorch.temporarily_clear_interpreter_stack():
+            overload(name)(*plain)
+
+    return call
 
 
 def _guarded(name: str, implementation: Callable[..., None]) -> Callable[..., None]:
@@ -177,6 +244,8 @@ def _guarded(name: str, implementation: Callable[..., None]) -> Callable[..., No
 
     def call(*args: Any) -> None:  # torch leaves out trailing arguments that have their default value
         _refuse_mixed(name, args)
+        refuse_tangents(name, args)
+        refuse_shared(name, args)
         implementation(*args, *defaults[len(args) :])
 
     return call
@@ -194,6 +263,7 @@ for _name, (_signature, _definition) in SCHEMAS.items():
     torch.library.register_fake(f"{NAMESPACE}::{_name}", _no_output(_name), lib=_library)
     torch.library.register_vmap(f"{NAMESPACE}::{_name}", _refuse_vmap(_name), lib=_library)
     _library.impl(_name, _guarded(_name, _definition), "CompositeExplicitAutograd")
+    _library.impl(_name, _outside_transforms(_name), "FuncTorchDynamicLayerFrontMode")
 
 
 # Torch would compute on a copy of such a view, change the other tensors, and fail to copy the result back. (A list of them it refuses.)

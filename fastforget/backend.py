@@ -1,18 +1,20 @@
 """Which implementation serves an op: loading, choosing, explaining.
 
-The dispatcher picks by the tensors' device. ``use_backend`` and ``FASTFORGET_BACKEND`` force one; ``backends()`` says, for every op and
-device, which can serve and why another can't.
+The dispatcher picks by the tensors' device. ``use_backend`` (in its context) and ``FASTFORGET_BACKEND`` (in the process) force one;
+``forced`` is the one in force here. ``backends()`` says, for every op and device, which can serve and why another can't.
 """
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import importlib
 import importlib.util
 import json
 import os
 import shlex
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,12 +29,37 @@ _LIB = Path(__file__).parent / "_lib"
 _load_errors: dict[str, str] = {}
 _missing_ops: set[tuple[str, str]] = set()  # (op, part): neither compiled nor served by Triton
 
-forced: str | None = None
 native_cpu = False  # whether the compiled ops for CPU tensors are loaded
 
 
 class BackendError(RuntimeError):
     """The backend that was asked for can't serve this op on this device."""
+
+
+def check_name(name: str) -> None:
+    if name not in NAMES:
+        raise ValueError(f"backend: got {name!r}; accepted are {', '.join(map(repr, NAMES))}")
+
+
+_everywhere = os.environ.get("FASTFORGET_BACKEND") or None
+if _everywhere is not None:
+    check_name(_everywhere)
+_forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("fastforget backend", default=_everywhere)
+_blocks: contextvars.ContextVar[tuple[list[str], ...]] = contextvars.ContextVar("fastforget backend's open blocks", default=())
+in_force = _forced.get  # what fastforget.backend.forced is; a call spares the look-up of a module's attribute that isn't there
+# The same for code that is being traced: torch.compile can't read a context variable, but guards what it reads of a thread.
+_traced = threading.local()
+
+
+def forced_in_trace() -> str | None:
+    """:func:`in_force`, for torch.compile: it compiles again where another thread, or another block, has forced another one."""
+    return getattr(_traced, "forced", _everywhere)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "forced":
+        return in_force()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def build_facts() -> dict[str, Any]:
@@ -180,14 +207,12 @@ def serving(name: str, device: str) -> str:
     return next(b for b in order if why_not(b, name, device) is None)
 
 
-def check_name(name: str) -> None:
-    if name not in NAMES:
-        raise ValueError(f"backend: got {name!r}; accepted are {', '.join(map(repr, NAMES))}")
-
-
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Forces one backend for all ops inside the block (for the whole process; not per thread).
+    """Forces one backend for all ops inside the block: for this thread or task, and for no other that runs meanwhile.
+
+    A thread that is started inside the block begins without it. (An asyncio task keeps what was in force where it was made; code compiled
+    by torch.compile goes by the thread alone.)
 
     Args:
         name: ``"reference"`` (plain PyTorch), ``"native"`` (C++ on CPU tensors, CUDA C++ on CUDA tensors) or ``"triton"``.
@@ -200,18 +225,36 @@ def use_backend(name: str) -> Iterator[None]:
     >>> with ff.use_backend("reference"):
     ...     x = ff.ops.noise.normal_(torch.empty(2), seed=0)
     """
-    global forced
     check_name(name)
-    before, forced = forced, name
+    if torch.compiler.is_compiling():
+        before = forced_in_trace()
+        _traced.forced = name
+        try:
+            yield
+        finally:
+            _traced.forced = before
+        return
+    block = [name]  # itself, whatever others hold the same name
+    _blocks.set((*_blocks.get(), block))
+    _force_innermost()
     try:
         yield
     finally:
-        forced = before
+        # Not "as it was before": a generator that holds a block ends it when it likes, beside blocks that were opened later.
+        _blocks.set(tuple(one for one in _blocks.get() if one is not block))
+        _force_innermost()
+
+
+def _force_innermost() -> None:
+    blocks = _blocks.get()
+    name = blocks[-1][0] if blocks else _everywhere
+    _forced.set(name)
+    _traced.forced = name
 
 
 def call_forced(name: str, device: str, args: tuple[Any, ...]) -> None:
     """Runs op ``name`` on the forced backend or raises one error that says what could serve."""
-    backend = forced
+    backend = forced_in_trace() if torch.compiler.is_compiling() else in_force()
     assert backend is not None
     if why_not(backend, name, device) is not None:
         lines = [f"  {b}: {why_not(b, name, device) or 'ok'}" for b in NAMES]
@@ -220,6 +263,8 @@ def call_forced(name: str, device: str, args: tuple[Any, ...]) -> None:
             + "\n".join(lines)
             + "\nChoose one that is ok, or see `python -m fastforget info`."
         )
+    if backend != "native" and not torch.compiler.is_compiling():
+        _schema.refuse_shared(name, args)
     if backend == "reference":
         _schema.SCHEMAS[name][1](*args)
     elif backend == "triton":
@@ -229,6 +274,3 @@ def call_forced(name: str, device: str, args: tuple[Any, ...]) -> None:
 
 
 _set_up()
-if os.environ.get("FASTFORGET_BACKEND"):
-    forced = os.environ["FASTFORGET_BACKEND"]
-    check_name(forced)

@@ -72,9 +72,9 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     """
     if request.param == EMULATED:
         ops = request.getfixturevalue("emulated")
-        monkeypatch.setattr(ff.backend, "forced", "native")
         monkeypatch.setattr(ff.backend, "call_forced", lambda name, _device, args: ops[name](*args))
-        yield EMULATED
+        with ff.use_backend("native"):
+            yield EMULATED
         return
     if request.param == "reference":
         with ff.use_backend("reference"):

@@ -1,4 +1,4 @@
-"""The CPU library under AddressSanitizer and UndefinedBehaviorSanitizer: the parity tests at every instruction-set level.
+"""The CPU library under AddressSanitizer and UndefinedBehaviorSanitizer: the parity tests at every level, and 5,000 random calls.
 
 The library is built a second time, with instrumented code, in a copy of the sources; Python itself is not instrumented, so the
 sanitizer's runtime is preloaded.
@@ -81,3 +81,14 @@ def test_parity_tests_under_the_sanitizers(instrumented, name):
     done = subprocess.run(command, cwd=instrumented, env=environment(FASTFORGET_REQUIRE_NATIVE="1"), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert " passed" in done.stdout
+
+
+def test_random_calls_under_the_sanitizers(instrumented, tmp_path):
+    """5,000 of them, other ones with another FASTFORGET_TEST_SEED; a failure prints the command that makes its call alone."""
+    in_hand = tmp_path / "call"
+    more = {"FASTFORGET_CALL_FILE": str(in_hand), "PYTHONPATH": f"{instrumented}{os.pathsep}{instrumented / 'tests'}"}
+    command = [sys.executable, "-W", "ignore", "tests/random_calls.py", "--count", "5000"]
+    done = subprocess.run(command, cwd=instrumented, env=environment(**more), capture_output=True, text=True)
+    replay = in_hand.read_text() if in_hand.exists() else "none was made"
+    assert done.returncode == 0, f"replay: {replay}\n" + done.stdout[-4000:] + done.stderr[-4000:]
+    assert done.stdout.startswith("5000 calls: ")

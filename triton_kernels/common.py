@@ -139,6 +139,14 @@ def narrow(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def lerp(start, end, weight):
+    """The weighted mean of Adam's first moment in torch.lerp's form, from the nearer end: from the old value
+    alone, a weight of 1 (beta1 = 0) would lose an end that is small beside it."""
+    near = weight < 0.5
+    return tl.fma(end - start, tl.where(near, weight, weight - 1.0), tl.where(near, start, end))
+
+
+@triton.jit
 def divide(a, b):
     """a / b rounded to nearest: Triton's own float32 division may be 2 ulp off."""
     if a.dtype == tl.float64:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import compute_dtype, divide, float_bits, narrow, on_device, scalar, square_root
+from .common import compute_dtype, divide, float_bits, lerp, narrow, on_device, scalar, square_root
 from .rows import (
     distance,
     exp_of_negative,
@@ -138,7 +138,7 @@ def error_max_step_kernel(
     tl.store(partials + program, tl.sum(wide * wide, 0))
 
     g = tl.fma(value, scalar(l2, COMPUTE), g)
-    m = tl.fma(g - m, scalar(take1, COMPUTE), m)
+    m = lerp(m, g, scalar(take1, COMPUTE))
     v = tl.fma(g * g, scalar(take2, COMPUTE), v * scalar(beta2, COMPUTE))
     denominator = divide(square_root(v), scalar(root_bc2, COMPUTE)) + scalar(eps, COMPUTE)
     value -= scalar(step_size, COMPUTE) * divide(m, denominator)

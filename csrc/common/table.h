@@ -25,6 +25,7 @@
 #define FF_EACH_TABLE(use) \
   use(Noise, noise) \
   use(Update, update) \
+  use(UpdateLoss, update_loss) \
   use(MaskElementwise, mask_elementwise) \
   use(MaskRows, mask_rows) \
   use(MaskSelect, mask_select) \

@@ -41,7 +41,13 @@ class Tensor {
   operator torch::stable::Tensor() const { return torch::stable::Tensor(duplicate(handle_)); }  // and what they take
 
   AtenTensorHandle get() const { return handle_; }
-  void* data_ptr() const { return ask<void*>(aoti_torch_get_data_ptr); }
+  void* data_ptr() const {
+    void* const data = ask<void*>(aoti_torch_get_data_ptr);
+    // A storage resized to nothing has a null pointer, or the view's offset from it, which is small.
+    constexpr uintptr_t kDoubtful = uintptr_t{1} << 40;
+    if (__builtin_expect(reinterpret_cast<uintptr_t>(data) < kDoubtful, 0)) check_storage();
+    return data;
+  }
   int64_t numel() const { return ask<int64_t>(aoti_torch_get_numel); }
   int64_t dim() const { return ask<int64_t>(aoti_torch_get_dim); }
   int64_t size(int64_t dim) const {
@@ -59,6 +65,12 @@ class Tensor {
   }
 
  private:
+  __attribute__((noinline, cold)) void check_storage() const {
+    if (numel() > 0 && ask<int64_t>(aoti_torch_get_storage_size) == 0)
+      throw std::runtime_error(
+          "fastforget: a tensor's storage was freed (untyped_storage().resize_(0), as sharding does with parameters "
+          "that are not in use); accepted are tensors that have their memory. Gather or make the values first");
+  }
   template <class T>
   T ask(AOTITorchError (*question)(AtenTensorHandle, T*)) const {
     T answer;

@@ -159,6 +159,10 @@ void check_per_tensor(const std::vector<T>& values, size_t tensors, const char* 
   }
 }
 
+inline void check_beta(double beta, const char* op, const char* name) {
+  if (!(beta >= 0 && beta < 1)) fail("fastforget.", op, ": ", name, " is ", beta, "; accepted: 0 or more, below 1");
+}
+
 // An optional list of tensors: empty, or one for each tensor of the op's first list.
 template <class T>
 void check_none_or_each(const std::vector<T>& list, size_t tensors, const char* op, const char* name) {

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from .. import backend
+from .. import _schema, backend
 
 FLOATS = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 
@@ -23,6 +24,7 @@ _STRIDED = {torch.strided}
 _dtype, _layout, _device = attrgetter("dtype"), attrgetter("layout"), attrgetter("device")
 _is_cpu, _requires_grad = attrgetter("is_cpu"), attrgetter("requires_grad")
 _is_compiling = torch.compiler.is_compiling
+_in_force = backend.in_force
 # what torch.autograd.graph.increment_version calls with a list of tensors
 increment_version = getattr(torch._C, "_increment_version", torch.autograd.graph.increment_version)
 
@@ -179,19 +181,48 @@ def _overlaps(x: Tensor) -> bool:
     return False
 
 
+def _flat(args: Sequence[Any]) -> Iterator[Tensor]:
+    for value in args:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _flat(value)
+
+
+def apart(op: str, *args: Any) -> None:
+    """Refuses tensors that share memory with one that is changed. ``args``: the op's first arguments, as the caller gave them. A compiled
+    op asks the same of contiguous tensors itself, but of others it is given copies."""
+    if not _is_compiling() and not (
+        _in_force() in (None, "native") and all(map(_dense, _flat(args)))
+    ):
+        _schema.refuse_shared(op, args)
+
+
 def readable(xs: Sequence[Tensor]) -> list[Tensor]:
     """Contiguous inputs, outside autograd's sight (no op records a gradient for them)."""
     if len(xs) == 1 and _dense(xs[0]) and not xs[0].requires_grad:
         return list(xs)
     xs = xs if isinstance(xs, list) else list(xs)
     if torch.is_grad_enabled() and _any_requires_grad(xs):
-        xs = [x.detach() if x.requires_grad else x for x in xs]
+        # a tangent stays, so that run() refuses it
+        xs = [x if not x.requires_grad or _dual(x) else x.detach() for x in xs]
     if _all_dense(xs):
         return xs
     return [x if _dense(x) else x.resolve_neg().contiguous() for x in xs]
 
 
+def _dual(x: Tensor) -> bool:
+    return forward_ad._current_level >= 0 and not _is_compiling() and _schema.has_tangent(x)
+
+
+def no_tangents(op: str, *tensors: Tensor) -> None:
+    """For what a function computes before its op is called."""
+    if any(map(_dual, tensors)):
+        raise _schema.no_rule_for_tangents(op)
+
+
 def not_differentiable(op: str, **tensors: Tensor) -> None:
+    no_tangents(op, *tensors.values())
     if torch.is_grad_enabled():
         for name, x in tensors.items():
             if x.requires_grad:
@@ -202,6 +233,7 @@ def not_differentiable(op: str, **tensors: Tensor) -> None:
 
 def no_gradient(op: str, name: str, xs: Sequence[Tensor]) -> None:
     """:func:`not_differentiable` for a tensor or each tensor of a list."""
+    no_tangents(op, *xs)
     if torch.is_grad_enabled():
         for i, x in enumerate(xs):
             if x.requires_grad:
@@ -228,7 +260,7 @@ def signed64(seed: int) -> int:
 
 def plain(first: Any, *others: Any) -> bool:
     """Whether the fast path may be tried with these arguments."""
-    if type(first) not in _TYPES or _is_compiling() or backend.forced is not None or not backend.native_cpu:
+    if type(first) not in _TYPES or _is_compiling() or _in_force() is not None or not backend.native_cpu:
         return False
     if torch.is_grad_enabled():
         for x in (first, *others):
@@ -239,7 +271,7 @@ def plain(first: Any, *others: Any) -> bool:
 
 def plain_lists(*values: Any) -> list[Sequence[Tensor]] | None:
     """The arguments as lists of tensors, a tensor alone as a list of one; None if the fast path may not be tried with them."""
-    if _is_compiling() or backend.forced is not None or not backend.native_cpu:
+    if _is_compiling() or _in_force() is not None or not backend.native_cpu:
         return None
     lists: list[Sequence[Tensor]] = []
     for value in values:
@@ -279,7 +311,9 @@ def unset_scalar(dtype: torch.dtype) -> Tensor:
 def run(name: str, op: Callable[..., None], mutated: list[Tensor], args: tuple[Any, ...]) -> None:
     """Calls the op on the backend in force and tells autograd what it changed."""
     compiling = _is_compiling()
-    if backend.forced is not None:
+    if not compiling:
+        _schema.refuse_tangents(name, args)
+    if (backend.forced_in_trace() if compiling else _in_force()) is not None:
         backend.call_forced(name, mutated[0].device.type, args)
     elif compiling:
         op(*args)

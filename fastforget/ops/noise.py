@@ -177,6 +177,7 @@ def normal_(
         return x
     xs, staged, (key, stream, step, starts) = _prepared("x", x, seed, stream, step, start)
     if xs:
+        arg.apart("normal_", xs)
         means, stds = _floats("mean", mean, len(xs)), _floats("std", std, len(xs))
         arg.run("normal_", _normal, staged, (staged, means, stds, key, stream, step, starts))
         arg.write_back(xs, staged)
@@ -222,9 +223,11 @@ def add_normal_(
     if xs:
         stds, elements = _stds(std, "x", xs)
         if elements:
+            arg.apart("perturb_step_", xs, [], 0.0, [], arg.same_list("std", std, "x", xs))
             # no gradient term is a step without grads
             arg.run("perturb_step_", _perturb_step, staged, (staged, [], 0.0, stds, elements, key, stream, step, starts))
         else:
+            arg.apart("add_normal_", xs)
             arg.run("add_normal_", _add_normal, staged, (staged, stds, key, stream, step, starts))
         arg.write_back(xs, staged)
     return x
@@ -276,12 +279,16 @@ def perturb_step_(
         raise TypeError(f"lr: got {arg.describe(lr)}; accepted is a float")
     if not math.isfinite(lr):
         raise ValueError(f"lr: got {lr}; accepted is a finite number")
-    if isinstance(std, _NUMBER) and _fast(_try_perturb_step, (params, grads), (lr, (std,), ()), seed, stream, step, start):
+    # the op takes no gradients at all for a step without them
+    some = isinstance(grads, Tensor) or (isinstance(grads, (list, tuple)) and len(grads) > 0)
+    if some and isinstance(std, _NUMBER) and _fast(_try_perturb_step, (params, grads), (lr, (std,), ()), seed, stream, step, start):
         return params
     xs, staged, (key, stream, step, starts) = _prepared("params", params, seed, stream, step, start)
-    slopes = arg.readable(arg.same_list("grads", grads, "params", xs))
+    gradients = arg.same_list("grads", grads, "params", xs)
+    slopes = arg.readable(gradients)
     if xs:
         stds, elements = _stds(std, "params", xs)
+        arg.apart("perturb_step_", xs, gradients, 0.0, [], arg.same_list("std", std, "params", xs) if elements else [])
         arg.run("perturb_step_", _perturb_step, staged, (staged, slopes, float(lr), stds, elements, key, stream, step, starts))
         arg.write_back(xs, staged)
     return params

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .. import _schema
 from . import _arguments as arg
 
 _error_max_loss = _schema.overload("error_max_loss")
 _error_max_step = _schema.overload("error_max_step_")
-_try_step = _schema.boxed("error_max_step_")
+_try_loss, _try_step = _schema.boxed("error_max_loss"), _schema.boxed("error_max_step_")
 
 
 def _loss_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,16 +31,32 @@ class _ErrorMaxLoss(torch.autograd.Function):
     """loss_b = log p_y, so d loss_b / d logits = onehot - softmax = batch * dlogits."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        loss, dlogits = _loss_and_gradient(logits, labels)
-        ctx.save_for_backward(dlogits)
-        ctx.mark_non_differentiable(dlogits)
-        return loss, dlogits
+    def forward(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return _loss_and_gradient(logits, labels)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*inputs, output[1])
+
+    @staticmethod
+    def vmap(_info: Any, _in_dims: Any, *_args: Any) -> None:
+        raise _schema.no_vmap("error_max_loss")
+
+    @staticmethod
+    def jvp(_ctx: Any, *_tangents: Any) -> None:
+        raise _schema.no_rule_for_tangents("error_max_loss")
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _grad_dlogits: Tensor) -> tuple[Tensor, None]:
-        (dlogits,) = ctx.saved_tensors
-        return grad_loss[:, None].to(dlogits.dtype) * dlogits * dlogits.shape[0], None
+        logits, labels, dlogits = ctx.saved_tensors
+        batch = dlogits.shape[0]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # Somebody may differentiate again (create_graph): the same values, with the derivative of onehot - softmax.
+            formula = F.one_hot(labels, logits.shape[1]) - logits.to(grad_loss.dtype).softmax(dim=1)
+            slope = formula + (dlogits.to(formula.dtype) * batch - formula).detach()
+            return (grad_loss[:, None] * slope).to(logits.dtype), None
+        return grad_loss[:, None].to(dlogits.dtype) * dlogits * batch, None
 
 
 def error_max_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,7 +84,13 @@ def error_max_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     >>> loss.item(), dlogits.tolist()
     (-0.6931471824645996, [[0.5, -0.5]])
     """
+    if arg.plain(logits, labels) and logits.dim() == 2 and logits.shape[1] > 0:
+        dlogits = torch.empty_like(logits)
+        loss = torch.empty(logits.shape[0], dtype=torch.float64 if logits.dtype is torch.float64 else torch.float32, device="cpu")
+        if arg.accepted(_try_loss, (logits, labels, loss, dlogits)):
+            return loss, dlogits
     arg.floating("logits", logits)
+    arg.no_tangents("error_max_loss", logits)
     if logits.dim() != 2 or logits.shape[1] < 1:
         raise ValueError(f"logits: got {arg.describe(logits)}; accepted is [batch, classes]")
     labels = arg.label_vector(labels, logits.shape[:1], logits)
@@ -170,6 +193,7 @@ def error_max_step_(
     staged = [
         t for name, c in zip(("x", "exp_avg", "exp_avg_sq"), changed, strict=True) for t in arg.writable(name, (c,))
     ]
+    arg.apart("error_max_step_", x, grad, exp_avg, exp_avg_sq)
     sum_sq = torch.empty((), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=x.device)
     (gradient,) = arg.readable((grad,))
     inputs = (staged[0], gradient, staged[1], staged[2], sum_sq, step, *numbers)

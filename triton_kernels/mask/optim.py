@@ -15,7 +15,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common import TL_DTYPE, compute_dtype, divide, find_tensor, float_bits, narrow, on_device, scalar, square_root, work_table
+from ..common import (
+    TL_DTYPE,
+    compute_dtype,
+    divide,
+    find_tensor,
+    float_bits,
+    lerp,
+    narrow,
+    on_device,
+    scalar,
+    square_root,
+    work_table,
+)
 
 CHUNK = 2048
 NUM_WARPS = 8
@@ -148,8 +160,7 @@ def _adam(
         p = p * decay
     else:
         g = tl.fma(p, decay, g)
-    m = old_m.to(COMPUTE)
-    m = tl.fma(g - m, take1, m)
+    m = lerp(old_m.to(COMPUTE), g, take1)
     v = tl.fma(g * g, take2, old_v.to(COMPUTE) * beta2)
     p -= rate * divide(m, divide(square_root(v), root) + eps)
     tl.store(m_at, tl.where(on, narrow(m, DTYPE), old_m), mask=read)

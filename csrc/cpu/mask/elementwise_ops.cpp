@@ -1,8 +1,10 @@
 // dampen_, accumulate_importance_ and soft_threshold_ on CPU tensors: checks and the cut for torch's threads.
 #include <atomic>
 
+#include "common/apart.h"
 #include "common/lists.h"
 #include "common/table.h"
+#include "common/tangents.h"
 #include "common/torch_glue.h"
 
 namespace ff {
@@ -21,8 +23,11 @@ void dampen_(const std::vector<Tensor>& params, const std::vector<Tensor>& forge
          " retain_importance tensors; the numbers must agree");
   }
   check_layout(count, ScalarType::Long, 1, op, "count");
+  refuse_tangents(op, params, forget, retain, count);
   std::vector<DampenItem> items;
   items.reserve(params.size());
+  Ranges ranges(op, 3 * params.size() + 1);
+  ranges.write(count, "count");
   FlatList elements(params.size());
   for (size_t i = 0; i < params.size(); ++i) {
     const Leader leader(params[i], op, "params");
@@ -31,7 +36,12 @@ void dampen_(const std::vector<Tensor>& params, const std::vector<Tensor>& forge
     items.push_back({static_cast<char*>(params[i].data_ptr()), static_cast<char*>(forget[i].data_ptr()),
                      static_cast<char*>(retain[i].data_ptr()), leader.index});
     elements.add(leader.numel);
+    const int64_t bytes = leader.numel * dtype_size(leader.index), place = static_cast<int64_t>(i);
+    ranges.write(items[i].param, bytes, "params", place);
+    ranges.read(items[i].forget, bytes, "forget_importance", place);
+    ranges.read(items[i].retain, bytes, "retain_importance", place);
   }
+  ranges.check();
   std::atomic<int64_t> selected{0};  // whole numbers: the order of the additions doesn't matter
   const MaskElementwiseTable& kernels = table().mask_elementwise;
   elements.parallel(kStreamGrain, [&](size_t i, int64_t begin, int64_t end) {
@@ -60,8 +70,10 @@ void accumulate_importance_(const std::vector<Tensor>& importances, const std::v
          " grads; the numbers must agree");
   }
   if (power != 1 && power != 2) fail("fastforget.", op, ": power is ", power, "; accepted: 1, 2");
+  refuse_tangents(op, importances, grads);
   std::vector<ImportanceItem> items;
   items.reserve(grads.size());
+  Ranges ranges(op, 2 * grads.size());
   for (size_t i = 0; i < grads.size(); ++i) {
     const int dtype = float_dtype(grads[i], op, "grads");
     const int64_t n = grads[i].numel();
@@ -70,7 +82,10 @@ void accumulate_importance_(const std::vector<Tensor>& importances, const std::v
     check_like(importances[i], Like(grads[i], widened ? ScalarType::Float : kFloatTypes[dtype]), op, "importances");
     items.push_back({static_cast<char*>(importances[i].data_ptr()), static_cast<const char*>(grads[i].data_ptr()),
                      widened ? 4 : dtype_size(dtype), dtype, widened});
+    ranges.write(items[i].importance, n * items[i].importance_size, "importances", static_cast<int64_t>(i));
+    ranges.read(items[i].grad, n * dtype_size(dtype), "grads", static_cast<int64_t>(i));
   }
+  ranges.check();
   const MaskElementwiseTable& kernels = table().mask_elementwise;
   FlatList(grads).parallel(kStreamGrain, [&](size_t i, int64_t begin, int64_t end) {
     const ImportanceItem& item = items[i];
@@ -87,6 +102,10 @@ void soft_threshold_(const std::vector<Tensor>& xs, const std::vector<double>& t
   check_per_tensor(threshold, xs.size(), op, "threshold");
   check_layout(l1, ScalarType::Double, 1, op, "l1");
   check_layout(nnz, ScalarType::Long, 1, op, "nnz");
+  refuse_tangents(op, xs, l1, nnz);
+  Ranges ranges(op, xs.size() + 2);
+  ranges.write(l1, "l1");
+  ranges.write(nnz, "nnz");
   struct Item {
     char* data;
     int dtype;
@@ -99,8 +118,10 @@ void soft_threshold_(const std::vector<Tensor>& xs, const std::vector<double>& t
     const int64_t n = x.numel();
     check_layout(x, kFloatTypes[dtype], n, op, "xs");
     items.push_back({static_cast<char*>(x.data_ptr()), dtype});
+    ranges.write(items.back().data, n * dtype_size(dtype), "xs", static_cast<int64_t>(items.size()));
     total += n;
   }
+  ranges.check();
   const std::vector<Chunk> chunks = fixed_chunks(xs, kChunk);
   std::vector<double> sums(chunks.size());
   std::atomic<int64_t> nonzero{0};  // whole numbers: the order of the additions doesn't matter

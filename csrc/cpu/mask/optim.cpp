@@ -4,6 +4,7 @@
 // a block that stays in L1, and the new values are selected by them: plain loops, bound by memory, for every form of
 // mask.
 #include "common/floats.h"
+#include "common/lerp.h"
 #include "common/normal.h"
 #include "common/storage.h"
 #include "common/table.h"
@@ -216,33 +217,35 @@ void sgd(const SgdItem& item, int64_t begin, int64_t end, const SgdStep& step) {
 
 template <class C>
 struct MaskedAdamConstants {
-  C sign, l2, shrink, one_minus_beta1, beta2, one_minus_beta2, inverse_bias2, eps, step_size;
-  Lane<C> decays;
+  C sign, l2, shrink, factor, beta2, one_minus_beta2, inverse_bias2, eps, step_size;
+  Lane<C> decays, from_end;
 
   FF_INLINE MaskedAdamConstants from(const MaskedAdamStep& s) {
+    const Lerp<C> average(1.0 - s.beta1);
     return {C(s.maximize ? -1 : 1),
             static_cast<C>(s.l2),
             static_cast<C>(s.shrink),
-            static_cast<C>(1.0 - s.beta1),
+            average.factor,
             static_cast<C>(s.beta2),
             static_cast<C>(1.0 - s.beta2),
             static_cast<C>(1.0 / s.sqrt_bias2),
             static_cast<C>(s.eps),
             static_cast<C>(s.step_size),
-            s.l2 != 0.0 ? -1 : 0};
+            s.l2 != 0.0 ? -1 : 0,
+            average.from_end ? -1 : 0};
   }
 };
 
 template <bool kMasked, class C>
 FF_INLINE void adam_values(C* p, const C* grad, C* exp_avg, C* exp_avg_sq, const Lane<C>* on, int64_t n,
                            const MaskedAdamConstants<C>& c) {
-  const Lane<C> decays = c.decays;
+  const Lane<C> decays = c.decays, from_end = c.from_end;
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     const C x = p[i], old_m = exp_avg[i], old_v = exp_avg_sq[i];
     C g = grad[i] * c.sign;
     g = pick(decays, once(c.l2, x, g), g);
-    const C m = once(c.one_minus_beta1, g - old_m, old_m);
+    const C m = once(c.factor, g - old_m, pick(from_end, g, old_m));
     const C v = once(c.beta2, old_v, c.one_minus_beta2 * g * g);
     const C moved = once(c.shrink, x, -(c.step_size * m / once(root(v), c.inverse_bias2, c.eps)));
     p[i] = kMasked ? pick(on[i], moved, x) : moved;

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cmath>
 
+#include "common/apart.h"
 #include "common/lists.h"
 #include "common/table.h"
+#include "common/tangents.h"
 #include "common/torch_glue.h"
 
 namespace ff {
@@ -48,6 +50,13 @@ struct Typed {
   int dtype;
 };
 
+// A mask is read by rows or by bits, so it may be no part of what is changed.
+void read_mask(Ranges& ranges, const Tensor& mask, const OptimMask& form) {
+  if (form.form == MaskForm::kAllOn) return;
+  const int64_t bytes = mask.numel() * (form.form == MaskForm::kFactors ? int64_t{sizeof(float)} : 1);
+  ranges.read(form.data, bytes, "masks");
+}
+
 void masked_sgd_(const std::vector<Tensor>& params, const std::vector<Tensor>& grads, const std::vector<Tensor>& masks,
                  const std::vector<Tensor>& momentum_buffers, double lr, double momentum, double dampening,
                  double weight_decay, bool nesterov, bool maximize, bool first) {
@@ -56,8 +65,10 @@ void masked_sgd_(const std::vector<Tensor>& params, const std::vector<Tensor>& g
   check_count(masks, params.size(), op, "masks");
   const bool buffers = !momentum_buffers.empty();
   if (buffers) check_count(momentum_buffers, params.size(), op, "momentum_buffers");
+  refuse_tangents(op, params, grads, masks, momentum_buffers);
   std::vector<Typed<SgdItem>> items;
   items.reserve(params.size());
+  Ranges ranges(op, (buffers ? 4 : 3) * params.size());
   FlatList elements(params.size());
   for (size_t i = 0; i < params.size(); ++i) {
     const Tensor& p = params[i];
@@ -68,7 +79,14 @@ void masked_sgd_(const std::vector<Tensor>& params, const std::vector<Tensor>& g
                       mask_form(masks[i], leader, i, op, true)},
                      leader.index});
     elements.add(leader.numel);
+    const int64_t bytes = leader.numel * dtype_size(leader.index), place = static_cast<int64_t>(i);
+    const SgdItem& item = items[i].item;
+    ranges.write(item.p, bytes, "params", place);
+    ranges.read(item.grad, bytes, "grads", place);
+    if (buffers) ranges.write(item.buffer, bytes, "momentum_buffers", place);
+    read_mask(ranges, masks[i], item.mask);
   }
+  ranges.check();
   const SgdStep step{lr, momentum, dampening, weight_decay, nesterov, maximize, first};
   const MaskOptimTable& kernels = table().mask_optim;
   elements.parallel(kStreamGrain, [&](size_t i, int64_t begin, int64_t end) {
@@ -85,8 +103,12 @@ void masked_adam_(const std::vector<Tensor>& params, const std::vector<Tensor>& 
   check_count(exp_avgs, params.size(), op, "exp_avgs");
   check_count(exp_avg_sqs, params.size(), op, "exp_avg_sqs");
   if (step < 1) fail("fastforget.", op, ": step is ", step, "; accepted: 1 or more");
+  check_beta(beta1, op, "beta1");
+  check_beta(beta2, op, "beta2");
+  refuse_tangents(op, params, grads, masks, exp_avgs, exp_avg_sqs);
   std::vector<Typed<MaskedAdamItem>> items;
   items.reserve(params.size());
+  Ranges ranges(op, 5 * params.size());
   FlatList elements(params.size());
   for (size_t i = 0; i < params.size(); ++i) {
     const Tensor& p = params[i];
@@ -98,7 +120,15 @@ void masked_adam_(const std::vector<Tensor>& params, const std::vector<Tensor>& 
                       mask_form(masks[i], leader, i, op, false)},
                      leader.index});
     elements.add(leader.numel);
+    const int64_t bytes = leader.numel * dtype_size(leader.index), place = static_cast<int64_t>(i);
+    const MaskedAdamItem& item = items[i].item;
+    ranges.write(item.p, bytes, "params", place);
+    ranges.read(item.grad, bytes, "grads", place);
+    ranges.write(item.exp_avg, bytes, "exp_avgs", place);
+    ranges.write(item.exp_avg_sq, bytes, "exp_avg_sqs", place);
+    read_mask(ranges, masks[i], item.mask);
   }
+  ranges.check();
   const double power = static_cast<double>(step);
   const MaskedAdamStep constants{
       lr / (1.0 - std::pow(beta1, power)), std::sqrt(1.0 - std::pow(beta2, power)),   beta1,   beta2, eps,

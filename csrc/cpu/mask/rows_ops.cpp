@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <limits>
 
+#include "common/apart.h"
 #include "common/lists.h"
 #include "common/table.h"
+#include "common/tangents.h"
 #include "common/torch_glue.h"
 
 namespace ff {
@@ -142,8 +144,10 @@ void neuron_stats(const std::vector<Tensor>& xs, int64_t dim, const std::vector<
     fail("fastforget.", op, ": ", xs.size(), " xs, ", mean_abs.size(), " mean_abs and ", sum_sq.size(),
          " sum_sq; the numbers must agree");
   }
+  refuse_tangents(op, xs, mean_abs, sum_sq);
   std::vector<Item> items;
   items.reserve(xs.size());
+  Ranges ranges(op, 3 * xs.size());
   for (size_t i = 0; i < xs.size(); ++i) {
     Item item = checked_item(xs[i], i, dim);
     check_layout(mean_abs[i], out_type(item), item.shape.rows, op, "mean_abs");
@@ -151,7 +155,11 @@ void neuron_stats(const std::vector<Tensor>& xs, int64_t dim, const std::vector<
     item.mean_abs = mean_abs[i].data_ptr();
     item.sum_sq = sum_sq[i].data_ptr();
     items.push_back(item);
+    ranges.read(xs[i], "xs");
+    ranges.write(mean_abs[i], "mean_abs");
+    ranges.write(sum_sq[i], "sum_sq");
   }
+  ranges.check();
   run(items);
 }
 

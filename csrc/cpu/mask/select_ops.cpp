@@ -21,8 +21,10 @@
 #include <memory>
 #include <mutex>
 
+#include "common/apart.h"
 #include "common/lists.h"
 #include "common/table.h"
+#include "common/tangents.h"
 #include "common/torch_glue.h"
 #include "cpu/mask/select_rank.h"
 
@@ -56,10 +58,12 @@ class Search {
     candidates_.resize(chunks_.size());
   }
 
-  // Writes the masks; returns the k-th largest key.
+  // Writes the masks; returns the k-th largest key. Two rounds are enough, unless somebody else writes values
+  // meanwhile: then the passes disagree, and any mask will do.
   Key choose(int64_t k) {
+    constexpr int kRounds = 16;
     Bracket<Key> bracket = proposed(k);
-    for (;;) {
+    for (int round = 0; round < kRounds; ++round) {
       sift(bracket);
       if (bracket.above >= k) {
         bracket = {bracket.high, KeyOrder<Key>::kEnd, 0, bracket.above};
@@ -76,6 +80,7 @@ class Search {
       }
       while (bracket.within > capacity_ && bracket.high - bracket.low > 1) bracket = counted(bracket, k);
     }
+    return bracket.low;
   }
 
  private:
@@ -222,7 +227,12 @@ class Search {
       candidates_[c] = {begin, found.within};
       if (room && begin + found.within <= capacity_) {
         std::copy(places, places + found.within, places_.get() + begin);
-        kernels_.pick[item.dtype](x, places, found.within, keys_.get() + begin);
+        Key* const keys = keys_.get() + begin;
+        kernels_.pick[item.dtype](x, places, found.within, keys);
+        // a value may have changed since it was sifted, and the search counts keys by their distance from `low`
+        for (int64_t j = 0; j < found.within; ++j) {
+          keys[j] = std::min(std::max(keys[j], bracket.low), static_cast<Key>(bracket.high - 1));
+        }
       }
     });
     bracket.above = above;
@@ -307,8 +317,11 @@ void saliency_mask(const std::vector<Tensor>& xs, int64_t k, const std::vector<T
   if (masks.size() != xs.size()) {
     fail("fastforget.", op, ": ", xs.size(), " xs and ", masks.size(), " masks; the numbers must agree");
   }
+  refuse_tangents(op, xs, masks, threshold);
   std::vector<Item> items;
   items.reserve(xs.size());
+  Ranges ranges(op, 2 * xs.size() + 1);
+  ranges.write(threshold, "threshold");
   int64_t total = 0;
   bool wide = false;
   for (size_t i = 0; i < xs.size(); ++i) {
@@ -319,10 +332,13 @@ void saliency_mask(const std::vector<Tensor>& xs, int64_t k, const std::vector<T
     check_layout(masks[i], packed ? ScalarType::Byte : ScalarType::Bool, packed ? (n + 7) / 8 : n, op, "masks");
     items.push_back(
         {static_cast<const char*>(xs[i].data_ptr()), static_cast<uint8_t*>(masks[i].data_ptr()), n, dtype, packed});
+    ranges.read(items[i].x, n * dtype_size(dtype), "xs");
+    ranges.write(items[i].mask, masks[i].numel(), "masks");
     total += n;
     wide = wide || dtype == kFloat64;
   }
   check_layout(threshold, wide ? ScalarType::Double : ScalarType::Float, 1, op, "threshold");
+  ranges.check();
   if (k < 0 || k > total) fail("fastforget.", op, ": k is ", k, "; accepted: 0 to ", total, ", the number of elements");
   double value = std::numeric_limits<double>::infinity();
   if (k == 0) {

@@ -33,12 +33,13 @@ inline int digit_shift(uint64_t span, int digit_bits) {
   return bits > digit_bits ? bits - digit_bits : 0;
 }
 
-// The part of the bracket that holds the k-th largest key, by the counts of its parts.
+// The part of the bracket that holds the k-th largest key, by the counts of its parts. Counts of values that change
+// meanwhile may not reach k: then the lowest part.
 template <class Key>
 Bracket<Key> narrowed(const Bracket<Key>& bracket, const std::vector<int64_t>& counts, int shift, int64_t k) {
   int64_t above = bracket.above;
   size_t digit = counts.size() - 1;
-  while (above + counts[digit] < k) above += counts[digit--];
+  while (digit > 0 && above + counts[digit] < k) above += counts[digit--];
   const Key low = bracket.low + (static_cast<Key>(digit) << shift);
   const Key width = std::min(static_cast<Key>(Key(1) << shift), static_cast<Key>(bracket.high - low));
   return {low, low + width, above, counts[digit]};

@@ -10,7 +10,7 @@ namespace ff {
 // Scores are [models, samples, queries] of float or double; side 0 is OUT, side 1 is IN.
 struct LiraScores {
   const void* scores;
-  const uint8_t* member;  // [models, samples], 0 or 1
+  const uint8_t* member;  // [models, samples], 0 or any other byte
   int64_t models, samples, queries;
 };
 

@@ -154,7 +154,7 @@ void loo(const LiraLoo& job, int64_t begin, int64_t end, void* memory) {
       const uint8_t* member = in.member + t * in.samples + span.sample;
       finish(span, in.queries, score, scratch.sums[t], static_cast<S*>(job.out) + t * in.samples + span.sample,
              [&](int64_t n) {
-               const int64_t others = in_count[n] - member[n];
+               const int64_t others = in_count[n] - (member[n] != 0);
                return enough(in.models - 1 - others, others, job.rule);
              });
     }

@@ -1,7 +1,9 @@
 // lira_stats, lira_ratio, lira_loo and lira_update_ on CPU tensors: checks, the cut into ranges of samples, and nothing
 // else.
+#include "common/apart.h"
 #include "common/scratch.h"
 #include "common/table.h"
+#include "common/tangents.h"
 #include "common/torch_glue.h"
 
 namespace ff {
@@ -34,6 +36,7 @@ LiraScores checked_scores(const Tensor& scores, const Tensor& member, const Shap
 
 LiraRule checked_rule(int64_t mode, double var_floor, int64_t min_count, const char* op) {
   if (mode < 0 || mode > 2) fail("fastforget.", op, ": mode is ", mode, "; accepted: 0, 1, 2");
+  if (!(var_floor >= 0)) fail("fastforget.", op, ": var_floor is ", var_floor, "; accepted: 0 or more");
   return {static_cast<int>(mode), var_floor, min_count};
 }
 
@@ -52,6 +55,14 @@ void lira_stats(Tensor scores, Tensor member, bool median, Tensor center, Tensor
   const LiraScores in = checked_scores(scores, member, s, kOp);
   check_layout(center, s.type, 2 * s.samples * s.queries, kOp, "center");
   check_layout(variance, s.type, 2 * s.samples * s.queries, kOp, "variance");
+  refuse_tangents(kOp, scores, member, center, variance, count);
+  Ranges ranges(kOp, 5);
+  ranges.read(scores, "scores");
+  ranges.read(member, "member");
+  ranges.write(center, "center");
+  ranges.write(variance, "variance");
+  ranges.write(count, "count");
+  ranges.check();
   check_layout(count, ScalarType::Long, 2 * s.samples, kOp, "count");
   const LiraStats out = {center.data_ptr(), variance.data_ptr(), static_cast<int64_t*>(count.data_ptr())};
   const MembershipLiraTable& kernels = table().membership_lira;
@@ -71,6 +82,14 @@ void lira_ratio(Tensor target, Tensor center, Tensor variance, Tensor count, int
   check_layout(variance, s.type, one_variance ? 2 : each, kOp, "variance");
   check_layout(count, ScalarType::Long, 2 * s.samples, kOp, "count");
   check_layout(out, s.type, s.models * s.samples, kOp, "out");
+  refuse_tangents(kOp, target, center, variance, count, out);
+  Ranges ranges(kOp, 5);
+  ranges.read(target, "target");
+  ranges.read(center, "center");
+  ranges.read(variance, "variance");
+  ranges.read(count, "count");
+  ranges.write(out, "out");
+  ranges.check();
   const LiraRatio job = {target.data_ptr(),
                          center.data_ptr(),
                          variance.data_ptr(),
@@ -95,6 +114,13 @@ void lira_loo(Tensor scores, Tensor member, bool median, Tensor variance, int64_
   const bool given = variance.numel() != 0;
   check_layout(variance, s.type, given ? 2 : 0, kOp, "variance");
   check_layout(out, s.type, s.models * s.samples, kOp, "out");
+  refuse_tangents(kOp, scores, member, variance, out);
+  Ranges ranges(kOp, 4);
+  ranges.read(scores, "scores");
+  ranges.read(member, "member");
+  ranges.read(variance, "variance");
+  ranges.write(out, "out");
+  ranges.check();
   const LiraLoo job = {in, median, given ? variance.data_ptr() : nullptr, checked_rule(mode, var_floor, min_count, kOp),
                        out.data_ptr()};
   const MembershipLiraTable& kernels = table().membership_lira;
@@ -113,6 +139,14 @@ void lira_update_(Tensor scores, Tensor member, Tensor count, Tensor mean, Tenso
   check_layout(count, ScalarType::Long, 2 * s.samples, kOp, "count");
   check_layout(mean, ScalarType::Double, 2 * s.samples * s.queries, kOp, "mean");
   check_layout(m2, ScalarType::Double, 2 * s.samples * s.queries, kOp, "m2");
+  refuse_tangents(kOp, scores, member, count, mean, m2);
+  Ranges ranges(kOp, 5);
+  ranges.read(scores, "scores");
+  ranges.read(member, "member");
+  ranges.write(count, "count");
+  ranges.write(mean, "mean");
+  ranges.write(m2, "m2");
+  ranges.check();
   const LiraUpdate job = {scores.data_ptr(),
                           static_cast<const int8_t*>(member.data_ptr()),
                           s.models,

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 
+#include "common/exp_log.h"
 #include "cpu/membership/lira.h"
 #include "cpu/membership/lira_moments.h"
 
@@ -46,15 +47,15 @@ FF_INLINE void repeat(const T* from, const Span& span, int64_t queries, To* to) 
   }
 }
 
-// Makes a line of members, 1 or 0, a block's, and adds them to sums.
+// Makes a line of members, 0 or any other byte, a block's, 0xff where there was one, and adds them to sums.
 FF_INLINE void add_line(const uint8_t* from, uint8_t* to, uint8_t* sums) {
   using Bytes = uint8_t __attribute__((vector_size(kVectorBytes)));
   for (int64_t i = 0; i < kLine; i += kVectorBytes) {
     Bytes x, sum;
     __builtin_memcpy(&x, from + i, sizeof x);
     __builtin_memcpy(&sum, sums + i, sizeof sum);
-    sum += x;
-    x = -x;
+    x = (Bytes)(x != 0);
+    sum -= x;
     __builtin_memcpy(to + i, &x, sizeof x);
     __builtin_memcpy(sums + i, &sum, sizeof sum);
   }
@@ -121,33 +122,9 @@ struct Scratch {
 
 // ---- per sample -----------------------------------------------------------------------------------------------------
 
-constexpr double kInfinity = __builtin_inf();
 constexpr double kTwoPi = 6.283185307179586;
 
-FF_INLINE uint64_t bits_of(double x) { return __builtin_bit_cast(uint64_t, x); }
-FF_INLINE double from_bits(uint64_t x) { return __builtin_bit_cast(double, x); }
-
-// Natural logarithm in a form that loops of it vectorise; below 1 ulp. (FreeBSD's e_log.c has the same polynomial.)
-FF_INLINE double log_of(double x) {
-  constexpr uint64_t kRootHalf = 0x3fe6a09e667f3bcd;
-  const bool small = x < 0x1p-1022;
-  const uint64_t i = bits_of(small ? x * 0x1p54 : x) - kRootHalf;
-  // the exponent as a double: 1024 added while it is an integer keeps it positive, 2^52 in front makes it a double
-  const double k = from_bits(((i + (1024ull << 52)) >> 52) | 0x4330000000000000) - (0x1p52 + 1024.0) - (small ? 54 : 0);
-  const double f = from_bits((i & 0xfffffffffffff) + kRootHalf) - 1.0;
-  const double s = f / (2.0 + f), z = s * s, half = 0.5 * f * f;
-  double r = z * 1.479819860511658591e-01 + 1.531383769920937332e-01;
-  r = z * r + 1.818357216161805012e-01;
-  r = z * r + 2.222219843214978396e-01;
-  r = z * r + 2.857142874366239149e-01;
-  r = z * r + 3.999999999940941908e-01;
-  r = z * r + 6.666666666666735130e-01;
-  r = z * r;
-  const double y = k * 6.93147180369123816490e-01 - ((half - (s * (half + r) + k * 1.90821492927058770002e-10)) - f);
-  return x > 0.0 && x < kInfinity ? y : x == 0.0 ? -kInfinity : x < 0.0 ? __builtin_nan("") : x;
-}
-
-// The same of a normal x > 0 in float: 1 + t in [2/3, 4/3) keeps the relative accuracy near 1.
+// Natural logarithm of a normal x > 0 in float: 1 + t in [2/3, 4/3) keeps the relative accuracy near 1.
 FF_INLINE float log_of(float x) {
   constexpr uint32_t kTwoThirds = 0x3f2aaaab;
   const uint32_t i = __builtin_bit_cast(uint32_t, x) - kTwoThirds;

@@ -2,8 +2,10 @@
 #include <algorithm>
 #include <limits>
 
+#include "common/apart.h"
 #include "common/radix.h"
 #include "common/table.h"
+#include "common/tangents.h"
 #include "common/torch_glue.h"
 
 namespace ff {
@@ -48,8 +50,9 @@ class IndexedKeys {
     size_t kept = 0;
     Unsigned low = std::numeric_limits<Unsigned>::max(), high = 0;
     for (int64_t i = 0; i < n; ++i) {
-      const bool counts = bits[i] >= 0 && bits[i] <= kInfinity;
-      const auto key = static_cast<Unsigned>(bits[i]);
+      const Key bit = bits[i];
+      const bool counts = bit >= 0 && bit <= kInfinity;
+      const auto key = static_cast<Unsigned>(bit);
       keys[kept] = key;
       kept += counts;
       low = counts && key < low ? key : low;
@@ -162,6 +165,12 @@ void rmia_counts(const Tensor& ratio_x, const Tensor& ratio_z, const std::vector
   check_matrix(ratio_z, type, rows, kOp, "ratio_z");
   for (const double gamma : gammas) check_gamma(gamma, is_double, kOp);
   check_layout(counts, ScalarType::Long, static_cast<int64_t>(gammas.size()) * ratio_x.numel(), kOp, "counts");
+  refuse_tangents(kOp, ratio_x, ratio_z, counts);
+  Ranges ranges(kOp, 3);
+  ranges.read(ratio_x, "ratio_x");
+  ranges.read(ratio_z, "ratio_z");
+  ranges.write(counts, "counts");
+  ranges.check();
   const CountJob job = {rows,   ratio_x.size(1), ratio_z.size(1),
                         gammas, strict,          static_cast<int64_t*>(counts.data_ptr())};
   if (counts.numel() == 0) return;
@@ -243,6 +252,12 @@ void rmia_vote(const Tensor& ratio_x, const Tensor& ratio_z, double gamma, bool 
   if (queries > std::numeric_limits<int16_t>::max()) {
     fail("fastforget.", kOp, ": ", queries, " queries; accepted: up to ", std::numeric_limits<int16_t>::max());
   }
+  refuse_tangents(kOp, ratio_x, ratio_z, counts);
+  Ranges ranges(kOp, 3);
+  ranges.read(ratio_x, "ratio_x");
+  ranges.read(ratio_z, "ratio_z");
+  ranges.write(counts, "counts");
+  ranges.check();
   int64_t* const to = static_cast<int64_t*>(counts.data_ptr());
   if (is_double) {
     vote<int64_t>(ratio_x, ratio_z, gamma, strict, to);

@@ -5,9 +5,11 @@
 #include <limits>
 #include <vector>
 
+#include "common/apart.h"
 #include "common/radix.h"
 #include "common/scratch.h"
 #include "common/table.h"
+#include "common/tangents.h"
 #include "common/torch_glue.h"
 
 namespace ff {
@@ -113,6 +115,12 @@ void roc_stats(Tensor member, Tensor nonmember, std::vector<double> fprs, Tensor
   check_layout(out, ScalarType::Double, 4 + 2 * static_cast<int64_t>(fprs.size()), kOp, "out");
   if (member.numel() == 0 || nonmember.numel() == 0) fail("fastforget.", kOp, ": each side needs at least one score");
   double* result = static_cast<double*>(out.data_ptr());
+  refuse_tangents(kOp, member, nonmember, out);
+  Ranges ranges(kOp, 3);
+  ranges.read(member, "member");
+  ranges.read(nonmember, "nonmember");
+  ranges.write(out, "out");
+  ranges.check();
   if (is_double) {
     run_roc_stats<double>(member, nonmember, fprs, result);
   } else {
@@ -179,6 +187,12 @@ void roc_bootstrap(const Tensor& member, const Tensor& nonmember, const std::vec
     if (budgets.back() < 0) fail("fastforget.", kOp, ": an FPR is ", fpr, "; accepted: 0 to 1");
   }
   double* const to = static_cast<double*>(out.data_ptr());
+  refuse_tangents(kOp, member, nonmember, out);
+  Ranges ranges(kOp, 3);
+  ranges.read(member, "member");
+  ranges.read(nonmember, "nonmember");
+  ranges.write(out, "out");
+  ranges.check();
   if (is_double) {
     bootstrap<double>(member, nonmember, budgets, static_cast<uint64_t>(seed), out.size(0), to);
   } else {

@@ -18,8 +18,8 @@
 // flags (avx2, avx512): -ffp-contract=fast
 #include "cpu/membership/scores.h"
 
+#include "common/vectors.h"
 #include "cpu/membership/scores_double.h"
-#include "cpu/membership/scores_vector.h"
 
 namespace ff::FF_ISA {
 namespace {
@@ -140,7 +140,7 @@ FF_INLINE void finish(const ScoreJob& job, int64_t row, int64_t count, const Row
   if (__builtin_expect(any(tied), 0)) {
     const S* logits = static_cast<const S*>(job.logits);
     for (int64_t i = 0; i < count; ++i) {
-      if (tied[i]) job.correct[row + i] = is_first(logits + (row + i) * job.classes, job.labels[row + i]);
+      if (tied[i]) job.correct[row + i] = is_first(logits + (row + i) * job.classes, label_of(job, row + i));
     }
   }
 }
@@ -151,7 +151,7 @@ FF_INLINE Vec gather_labels(const ScoreJob& job, int64_t row, int64_t count) {
   const S* logits = static_cast<const S*>(job.logits);
   return vec_of([&](int lane) __attribute__((always_inline)) {
     const int64_t at = row + (lane < count ? lane : count - 1);
-    return widen(logits[at * job.classes + job.labels[at]]);
+    return widen(logits[at * job.classes + label_of(job, at)]);
   });
 }
 

@@ -25,11 +25,17 @@ struct BlockSum {
   __attribute__((always_inline)) double value() const { return total + block; }
 };
 
+// A row's label. It was checked; read once and held in its range, it stays harmless if somebody else writes it since.
+FF_INLINE int64_t label_of(const ScoreJob& job, int64_t row) {
+  const int64_t label = __atomic_load_n(&job.labels[row], __ATOMIC_RELAXED);
+  return static_cast<uint64_t>(label) < static_cast<uint64_t>(job.classes) ? label : 0;
+}
+
 template <class S>
 static void score_row_in_double(const ScoreJob& job, int64_t row, double* e) {
   using Out = Compute<S>;
   const S* x = static_cast<const S*>(job.logits) + row * job.classes;
-  const int64_t label = job.labels[row];
+  const int64_t label = label_of(job, row);
   int64_t top = 0;
   bool defined = true;
   for (int64_t k = 0; k < job.classes; ++k) {

@@ -1,8 +1,10 @@
 // membership_scores on CPU tensors: checks, the cut into tiles of rows, and nothing else.
 #include <limits>
 
+#include "common/apart.h"
 #include "common/scratch.h"
 #include "common/table.h"
+#include "common/tangents.h"
 #include "common/torch_glue.h"
 
 namespace ff {
@@ -47,6 +49,13 @@ void membership_scores(const Tensor& logits, const Tensor& labels, double temper
   check_layout(scores, dtype == kFloat64 ? ScalarType::Double : ScalarType::Float, kScores * rows, kOp, "scores");
   check_layout(correct, ScalarType::Bool, rows, kOp, "correct");
   char* const first = static_cast<char*>(scores.data_ptr());
+  refuse_tangents(kOp, logits, labels, scores, correct);
+  Ranges ranges(kOp, 4);
+  ranges.read(logits, "logits");
+  ranges.read(labels, "labels");
+  ranges.write(scores, "scores");
+  ranges.write(correct, "correct");
+  ranges.check();
   const int64_t row_bytes = rows * (dtype == kFloat64 ? 8 : 4);
   for (int i = 0; i < kScores; ++i) job.scores[i] = first + i * row_bytes;
   job.correct = static_cast<bool*>(correct.data_ptr());

@@ -1,6 +1,8 @@
 // The noise ops on CPU tensors: checks, and the cut of a list into ranges for torch's threads.
+#include "common/apart.h"
 #include "common/lists.h"
 #include "common/table.h"
+#include "common/tangents.h"
 #include "common/torch_glue.h"
 
 namespace ff {
@@ -14,6 +16,7 @@ uint64_t checked_start(int64_t start, const char* op) {
 void random_bits(const Tensor& out, int64_t seed, int64_t stream, int64_t step, int64_t start) {
   const int64_t n = out.numel();
   check_layout(out, ScalarType::Int, n, "random_bits", "out");
+  refuse_tangents("random_bits", out);
   const NoiseRange range{static_cast<uint64_t>(seed), static_cast<uint32_t>(stream), static_cast<uint32_t>(step),
                          checked_start(start, "random_bits")};
   uint32_t* words = static_cast<uint32_t*>(out.data_ptr());
@@ -40,8 +43,10 @@ void noise_list(const std::vector<Tensor>& xs, const std::vector<double>* mean, 
   check_per_tensor(std, xs.size(), op, "std");
   check_per_tensor(start, xs.size(), op, "start");
   if (mean != nullptr) check_per_tensor(*mean, xs.size(), op, "mean");
+  refuse_tangents(op, xs);
   std::vector<NoiseItem> items;
   items.reserve(xs.size());
+  Ranges ranges(op, xs.size());
   for (size_t i = 0; i < xs.size(); ++i) {
     const Tensor& x = xs[i];
     const int dtype = float_dtype(x, op, "xs");
@@ -50,7 +55,9 @@ void noise_list(const std::vector<Tensor>& xs, const std::vector<double>* mean, 
                      mean == nullptr ? 0.0 : per_tensor(*mean, i), per_tensor(std, i),
                      NoiseRange{static_cast<uint64_t>(seed), static_cast<uint32_t>(stream + static_cast<int64_t>(i)),
                                 static_cast<uint32_t>(step), checked_start(per_tensor(start, i), op)}});
+    ranges.write(items[i].data, x.numel() * items[i].element_size, "xs", static_cast<int64_t>(i));
   }
+  ranges.check();
   const NoiseTable& kernels = table().noise;
   const auto& add_normal = kernels.perturb[NoiseTable::kPlain];
   FlatList(xs).parallel(kNoiseGrain, [&](size_t i, int64_t begin, int64_t end) {
@@ -93,8 +100,10 @@ void perturb_step_(const std::vector<Tensor>& params, const std::vector<Tensor>&
     double std;
     NoiseRange range;
   };
+  refuse_tangents(kOp, params, grads, std_elements);
   std::vector<Item> items;
   items.reserve(params.size());
+  Ranges ranges(kOp, 3 * params.size());
   for (size_t i = 0; i < params.size(); ++i) {
     const Leader leader(params[i], kOp, "params");
     if (!grads.empty()) check_like(grads[i], leader, kOp, "grads");
@@ -105,7 +114,12 @@ void perturb_step_(const std::vector<Tensor>& params, const std::vector<Tensor>&
                      leader.index, std_elements.empty() ? per_tensor(std, i) : 0.0,
                      NoiseRange{static_cast<uint64_t>(seed), static_cast<uint32_t>(stream + static_cast<int64_t>(i)),
                                 static_cast<uint32_t>(step), checked_start(per_tensor(start, i), kOp)}});
+    const int64_t bytes = leader.numel * dtype_size(leader.index), place = static_cast<int64_t>(i);
+    ranges.write(items[i].param, bytes, "params", place);
+    if (!grads.empty()) ranges.read(items[i].grad, bytes, "grads", place);
+    if (!std_elements.empty()) ranges.read(items[i].std_elements, bytes, "std_elements", place);
   }
+  ranges.check();
   const auto& perturb = table().noise.perturb[(grads.empty() ? NoiseTable::kPlain : NoiseTable::kGrad) +
                                               (std_elements.empty() ? NoiseTable::kPlain : NoiseTable::kElements)];
   FlatList(params).parallel(kNoiseGrain, [&](size_t i, int64_t begin, int64_t end) {

@@ -17,12 +17,15 @@ struct AdamStep {
 };
 
 struct UpdateTable {
-  // Rows of logits[n, classes]; `batch` is the B of the batch mean. loss: float32 (float64 for float64 logits).
-  void (*error_max_loss[kDtypes])(const void* logits, const int64_t* labels, int64_t n, int64_t classes, int64_t batch,
-                                  void* loss, void* dlogits);
   // Returns the sum of x^2 before the step over the n elements.
   double (*error_max_step[kDtypes])(void* x, const void* grad, void* exp_avg, void* exp_avg_sq, int64_t n,
                                     const AdamStep& step);
+};
+
+struct UpdateLossTable {
+  // Rows of logits[n, classes]; `batch` is the B of the batch mean. loss: float32 (float64 for float64 logits).
+  void (*error_max_loss[kDtypes])(const void* logits, const int64_t* labels, int64_t n, int64_t classes, int64_t batch,
+                                  void* loss, void* dlogits);
 };
 
 }  // namespace ff

@@ -1,8 +1,10 @@
 // error_max_loss and error_max_step_ on CPU tensors: checks, and the cut for torch's threads.
 #include <cmath>
 
+#include "common/apart.h"
 #include "common/lists.h"
 #include "common/table.h"
+#include "common/tangents.h"
 #include "common/torch_glue.h"
 
 namespace ff {
@@ -17,14 +19,22 @@ void error_max_loss(const Tensor& logits, const Tensor& labels, const Tensor& lo
   check_layout(logits, type, batch * classes, op, "logits");
   check_layout(dlogits, type, batch * classes, op, "dlogits");
   check_layout(labels, ScalarType::Long, batch, op, "labels");
+  if (labels.dim() != 1) fail("fastforget.", op, ": labels has ", labels.dim(), " dimensions; expected [B]");
   check_layout(loss, dtype == kFloat64 ? ScalarType::Double : ScalarType::Float, batch, op, "loss");
+  refuse_tangents(op, logits, labels, loss, dlogits);
+  Ranges ranges(op, 4);
+  ranges.read(logits, "logits");
+  ranges.read(labels, "labels");
+  ranges.write(loss, "loss");
+  ranges.write(dlogits, "dlogits");
+  ranges.check();
   const int64_t* label = static_cast<const int64_t*>(labels.data_ptr());
   for (int64_t b = 0; b < batch; ++b) {
     if (__builtin_expect(label[b] < 0 || label[b] >= classes, 0)) {
       fail("fastforget.", op, ": labels[", b, "] is ", label[b], "; accepted: 0 to ", classes - 1);
     }
   }
-  const auto kernel = table().update.error_max_loss[dtype];
+  const auto kernel = table().update_loss.error_max_loss[dtype];
   const int64_t loss_size = dtype == kFloat64 ? 8 : 4;
   const int64_t grain = classes < kNoiseGrain ? kNoiseGrain / (classes > 0 ? classes : 1) : 1;
   torch::stable::parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) {
@@ -43,9 +53,23 @@ void error_max_step_(const Tensor& x, const Tensor& grad, const Tensor& exp_avg,
   check_like(exp_avg_sq, leader, op, "exp_avg_sq");
   if (leader.dims < 1) fail("fastforget.", op, ": x has no batch dimension; expected [B, ...]");
   if (step < 1) fail("fastforget.", op, ": step is ", step, "; accepted: 1 or more");
+  check_beta(beta1, op, "beta1");
+  check_beta(beta2, op, "beta2");
+  if (!std::isfinite(l2)) fail("fastforget.", op, ": l2 is ", l2, "; accepted: a finite number");
+  if (!(clamp_min <= clamp_max)) {
+    fail("fastforget.", op, ": the clamp is ", clamp_min, " to ", clamp_max, "; accepted: lowest <= highest");
+  }
   const int dtype = leader.index;
   check_layout(sum_sq, dtype == kFloat64 ? ScalarType::Double : ScalarType::Float, 1, op, "sum_sq");
-  const int64_t n = leader.numel;
+  refuse_tangents(op, x, grad, exp_avg, exp_avg_sq, sum_sq);
+  const int64_t n = leader.numel, bytes = n * dtype_size(dtype);
+  Ranges ranges(op, 5);
+  ranges.write(x.data_ptr(), bytes, "x", Ranges::kSingle);
+  ranges.read(grad.data_ptr(), bytes, "grad", Ranges::kSingle);
+  ranges.write(exp_avg.data_ptr(), bytes, "exp_avg", Ranges::kSingle);
+  ranges.write(exp_avg_sq.data_ptr(), bytes, "exp_avg_sq", Ranges::kSingle);
+  ranges.write(sum_sq, "sum_sq");
+  ranges.check();
   const double batch = static_cast<double>(x.size(0));
   const double power = static_cast<double>(step);
   const AdamStep constants{

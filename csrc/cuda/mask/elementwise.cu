@@ -3,6 +3,7 @@
 // accumulation of importances, and soft thresholding.
 #include <cmath>
 
+#include "common/call.h"
 #include "common/launch.cuh"
 #include "common/normal.h"  // fused
 
@@ -95,6 +96,9 @@ void dampen_(std::vector<Tensor> params, std::vector<Tensor> forget, std::vector
     check_layout(forget[i], params[i].scalar_type(), params[i].numel(), kOp, "forget_importance");
     check_layout(retain[i], params[i].scalar_type(), params[i].numel(), kOp, "retain_importance");
   }
+  check_call(kOp, true,
+             {changed(params, "params"), given(forget, "forget_importance"), given(retain, "retain_importance"),
+              whole(changed(count, "count"))});
   const DeviceScope scope(count);
   auto* const total = data<unsigned long long>(count);
   FF_CUDA_CHECK(cudaMemsetAsync(total, 0, sizeof *total, scope.stream()));
@@ -203,6 +207,7 @@ void accumulate_importance_(std::vector<Tensor> importances, std::vector<Tensor>
     check_layout(grads[i], dtype, grads[i].numel(), kOp, "grads");
     check_layout(importances[i], wide ? ScalarType::Float : dtype, grads[i].numel(), kOp, "importances");
   }
+  check_call(kOp, true, {changed(importances, "importances"), given(grads, "grads")});
   if (grads.empty()) return;
   const DeviceScope scope(grads[0]);
   for (const ScalarType dtype : kStorageTypes) {
@@ -298,6 +303,7 @@ void soft_threshold_(std::vector<Tensor> xs, std::vector<double> threshold, Tens
     with_storage(x.scalar_type(),
                  [&](auto tag) { all_chunks += ceil_div(x.numel(), kChunk<typename decltype(tag)::type>); });
   }
+  check_call(kOp, true, {changed(xs, "xs"), whole(changed(l1, "l1")), whole(changed(nnz, "nnz"))});
   const DeviceScope scope(l1);
   auto* const nonzero = data<unsigned long long>(nnz);
   FF_CUDA_CHECK(cudaMemsetAsync(nonzero, 0, sizeof *nonzero, scope.stream()));

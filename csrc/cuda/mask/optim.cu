@@ -2,7 +2,9 @@
 // of mask it mixes. The mask is read first; what it leaves out is neither read nor written.
 #include <cmath>
 
+#include "common/call.h"
 #include "common/launch.cuh"
+#include "common/lerp.h"
 #include "common/rows.cuh"
 #include "cuda/mask/optim_mask.cuh"
 
@@ -88,10 +90,11 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class C>
 struct AdamScalars {
-  C rest1, beta2, rest2;  // rest = 1 - beta
-  C rate;                 // lr / (1 - beta1^step)
-  C inverse_root;         // 1 / sqrt(1 - beta2^step)
-  C eps, decay;           // decoupled: the factor on the weight, else the weight's factor in the gradient
+  Lerp<C> average;
+  C beta2, rest2;  // rest = 1 - beta
+  C rate;          // lr / (1 - beta1^step)
+  C inverse_root;  // 1 / sqrt(1 - beta2^step)
+  C eps, decay;    // decoupled: the factor on the weight, else the weight's factor in the gradient
   bool decoupled, maximize;
 };
 
@@ -100,7 +103,7 @@ FF_HD C adam_element(C p, C grad, C& m, C& v, const AdamScalars<C>& s) {
   const C towards = s.maximize ? -grad : grad;
   const C g = s.decoupled ? towards : fused(s.decay, p, towards);
   const C kept = s.decoupled ? p * s.decay : p;
-  m = fused(s.rest1, g - m, m);
+  m = fused(s.average.factor, g - m, s.average.from_end ? g : m);
   v = fused(s.beta2, v, s.rest2 * g * g);
   return kept - s.rate * m / fused(sqrt_of(v), s.inverse_root, s.eps);
 }
@@ -211,6 +214,9 @@ void masked_sgd_(std::vector<Tensor> params, std::vector<Tensor> grads, std::vec
       check_layout(momentum_buffers[i], params[i].scalar_type(), params[i].numel(), kOp, "momentum_buffers");
     }
   }
+  check_call(kOp, true,
+             {changed(params, "params"), given(grads, "grads"), whole(given(masks, "masks")),
+              changed(momentum_buffers, "momentum_buffers")});
   if (params.empty()) return;
   const DeviceScope scope(params[0]);
   for (const ScalarType dtype : kStorageTypes) {
@@ -238,11 +244,16 @@ void masked_adam_(std::vector<Tensor> params, std::vector<Tensor> grads, std::ve
                exp_avg_sqs.size() == params.size(),
            "masked_adam_: ", params.size(), " params, ", grads.size(), " grads, ", masks.size(), " masks, ",
            exp_avgs.size(), " exp_avgs and ", exp_avg_sqs.size(), " exp_avg_sqs; give as many of each");
+  check_beta(beta1, kOp, "beta1");
+  check_beta(beta2, kOp, "beta2");
   for (size_t i = 0; i < params.size(); ++i) {
     check_param(params[i], grads[i], kOp);
     check_layout(exp_avgs[i], params[i].scalar_type(), params[i].numel(), kOp, "exp_avgs");
     check_layout(exp_avg_sqs[i], params[i].scalar_type(), params[i].numel(), kOp, "exp_avg_sqs");
   }
+  check_call(kOp, true,
+             {changed(params, "params"), given(grads, "grads"), whole(given(masks, "masks")),
+              changed(exp_avgs, "exp_avgs"), changed(exp_avg_sqs, "exp_avg_sqs")});
   if (params.empty()) return;
   const DeviceScope scope(params[0]);
   const double correction1 = 1.0 - std::pow(beta1, static_cast<double>(step));
@@ -252,7 +263,7 @@ void masked_adam_(std::vector<Tensor> params, std::vector<Tensor> grads, std::ve
       using T = typename decltype(tag)::type;
       using C = Compute<T>;
       AdamScalars<C> scalars = {};
-      scalars.rest1 = static_cast<C>(1.0 - beta1);
+      scalars.average = Lerp<C>(1.0 - beta1);
       scalars.beta2 = static_cast<C>(beta2);
       scalars.rest2 = static_cast<C>(1.0 - beta2);
       scalars.rate = static_cast<C>(lr / correction1);

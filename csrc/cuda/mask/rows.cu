@@ -4,6 +4,7 @@
 //   one; columns where a row is scattered in runs too short for coalesced reads, threads own columns of the flat
 //   memory.
 // Both leave partial sums in float64, in places that depend on the shape alone, and a last kernel adds them in order.
+#include "common/call.h"
 #include "cuda/mask/rows_kernels.cuh"
 
 namespace ff::cuda {
@@ -144,6 +145,7 @@ void neuron_stats(std::vector<Tensor> xs, int64_t dim, std::vector<Tensor> mean_
     check_layout(mean_abs[i], wide, xs[i].size(dim), kOp, "mean_abs");
     check_layout(sum_sq[i], wide, xs[i].size(dim), kOp, "sum_sq");
   }
+  check_call(kOp, false, {given(xs, "xs"), changed(mean_abs, "mean_abs"), changed(sum_sq, "sum_sq")});
   if (xs.empty()) return;
   const DeviceScope scope(xs[0]);
   for (const ScalarType dtype : kStorageTypes) {

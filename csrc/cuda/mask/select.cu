@@ -2,6 +2,7 @@
 // their bits do, so the k-th largest is found digit by digit: a histogram of one digit over the whole list, then the
 // digit in which the k-th lies. One more pass writes the masks. Only where more magnitudes equal the k-th than may be
 // kept, two kernels in between rank them by position; otherwise these two return at once.
+#include "common/call.h"
 #include "cuda/mask/select_kernels.cuh"
 
 namespace ff::cuda {
@@ -94,6 +95,7 @@ void saliency_mask(std::vector<Tensor> xs, int64_t k, std::vector<Tensor> masks,
   }
   check_layout(threshold, any_double ? ScalarType::Double : ScalarType::Float, 1, kOp, "threshold");
   FF_CHECK(k >= 0 && k <= elements, "saliency_mask: k is ", k, "; accepted: 0 to ", elements);
+  check_call(kOp, false, {given(xs, "xs"), changed(masks, "masks"), changed(threshold, "threshold")});
   const DeviceScope scope(threshold);
   if (any_double) {
     run_select<uint64_t>(

@@ -1,6 +1,7 @@
 // LiRA's statistics on CUDA: location and variance of every sample's shadow scores, and the running moments of models
 // that come one after another. A thread owns a column (sample, query), so a warp reads consecutive scores; sums are
 // float64, medians are exact order statistics.
+#include "common/call.h"
 #include "cuda/membership/lira_columns.cuh"
 
 namespace ff::cuda {
@@ -46,12 +47,12 @@ __global__ void __launch_bounds__(kColumnThreads)
 
 // Without queries there are no columns, but still models to count.
 __global__ void __launch_bounds__(kThreads)
-    count_kernel(const bool* member, int64_t samples, int models, int64_t* count) {
+    count_kernel(const uint8_t* member, int64_t samples, int models, int64_t* count) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
 #pragma unroll 1
   for (int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; n < samples; n += stride) {
     int64_t in = 0;
-    for (int m = 0; m < models; ++m) in += member[m * samples + n];
+    for (int m = 0; m < models; ++m) in += member[m * samples + n] != 0;
     count[n] = models - in;
     count[samples + n] = in;
   }
@@ -115,6 +116,9 @@ void lira_stats(Tensor scores, Tensor member, bool median, Tensor center, Tensor
   check_layout(center, dtype, 2 * columns, kOp, "center");
   check_layout(variance, dtype, 2 * columns, kOp, "variance");
   check_layout(count, ScalarType::Long, 2 * samples, kOp, "count");
+  check_call(kOp, false,
+             {given(scores, "scores"), given(member, "member"), changed(center, "center"),
+              changed(variance, "variance"), changed(count, "count")});
   with_score(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const Shadow<T> s = shadow_of<T>(scores, member, kOp);
@@ -141,6 +145,9 @@ void lira_update_(Tensor scores, Tensor member, Tensor count, Tensor mean, Tenso
   check_layout(count, ScalarType::Long, 2 * samples, kOp, "count");
   check_layout(mean, ScalarType::Double, 2 * columns, kOp, "mean");
   check_layout(m2, ScalarType::Double, 2 * columns, kOp, "m2");
+  check_call(kOp, false,
+             {given(scores, "scores"), given(member, "member"), changed(count, "count"), changed(mean, "mean"),
+              changed(m2, "m2")});
   if (models * samples == 0) return;
   const DeviceScope scope(scores);
   const int8_t* const side = data<const int8_t>(member);

@@ -31,8 +31,8 @@ struct Ordered {
 
 template <class T>
 struct Shadow {
-  const T* scores;     // [models, samples, queries]
-  const bool* member;  // [models, samples]
+  const T* scores;        // [models, samples, queries]
+  const uint8_t* member;  // [models, samples], 0 or any other byte
   int64_t samples, queries;
   int models;
 };
@@ -41,7 +41,7 @@ struct Shadow {
 template <class T>
 struct Column {
   const T* scores;
-  const bool* member;
+  const uint8_t* member;
   int64_t score_step, member_step;
   int models;
 
@@ -56,10 +56,10 @@ struct Column {
   template <class Body>
   __device__ __forceinline__ void each(Body&& body) const {
     const T* score = scores;
-    const bool* in = member;
+    const uint8_t* in = member;
 #pragma unroll 8
     for (int m = 0; m < models; ++m) {
-      body(*score, *in);
+      body(*score, *in != 0);
       score += score_step;
       in += member_step;
     }
@@ -313,7 +313,8 @@ Shadow<T> shadow_of(const Tensor& scores, const Tensor& member, const char* op) 
   if (models > INT32_MAX) fail("fastforget.", op, ": scores has ", models, " models; accepted: at most ", INT32_MAX);
   check_layout(scores, scores.scalar_type(), scores.numel(), op, "scores");
   check_layout(member, ScalarType::Bool, models * samples, op, "member");
-  return {data<const T>(scores), data<const bool>(member), samples, scores.size(2), static_cast<int>(models)};
+  return {data<const T>(scores), static_cast<const uint8_t*>(member.data_ptr()), samples, scores.size(2),
+          static_cast<int>(models)};
 }
 
 // The search for a median reads its columns some ten times: no more of them at a time than the L1 caches keep.

@@ -1,6 +1,7 @@
 // LiRA's log-likelihood ratios on CUDA: of given targets against given statistics, or of every shadow model against the
 // others (leave one out). For the latter a first kernel keeps each column's statistics with all models; the second one
 // takes a model out of them, instead of collecting them once for every model.
+#include "common/call.h"
 #include "cuda/membership/lira_columns.cuh"
 
 namespace ff::cuda {
@@ -231,8 +232,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-void check_mode(int64_t mode, const char* op) {
+void check_rule(int64_t mode, double var_floor, const char* op) {
   if (mode < kOnline || mode > kDensity) fail("fastforget.", op, ": mode is ", mode, "; accepted: 0, 1, 2");
+  if (!(var_floor >= 0)) fail("fastforget.", op, ": var_floor is ", var_floor, "; accepted: 0 or more");
 }
 
 template <class T, class Source>
@@ -246,7 +248,7 @@ void lira_ratio(Tensor target, Tensor center, Tensor variance, Tensor count, int
                 int64_t min_count, Tensor out) {
   constexpr const char* kOp = "lira_ratio";
   const ScalarType dtype = score_dtype(target, kOp, "target");
-  check_mode(mode, kOp);
+  check_rule(mode, var_floor, kOp);
   const int64_t rows = target.size(0), samples = target.size(1), queries = target.size(2);
   const int64_t columns = samples * queries;
   const bool one_variance = variance.numel() == 2 && columns != 1;
@@ -255,6 +257,9 @@ void lira_ratio(Tensor target, Tensor center, Tensor variance, Tensor count, int
   check_layout(variance, dtype, one_variance ? 2 : 2 * columns, kOp, "variance");
   check_layout(count, ScalarType::Long, 2 * samples, kOp, "count");
   check_layout(out, dtype, rows * samples, kOp, "out");
+  check_call(kOp, false,
+             {given(target, "target"), given(center, "center"), given(variance, "variance"), given(count, "count"),
+              changed(out, "out")});
   if (rows * samples == 0) return;
   const DeviceScope scope(target);
   with_score(dtype, [&](auto tag) {
@@ -288,10 +293,12 @@ void lira_loo(Tensor scores, Tensor member, bool median, Tensor variance, int64_
               int64_t min_count, Tensor out) {
   constexpr const char* kOp = "lira_loo";
   const ScalarType dtype = score_dtype(scores, kOp, "scores");
-  check_mode(mode, kOp);
+  check_rule(mode, var_floor, kOp);
   const int64_t models = scores.size(0), samples = scores.size(1);
   check_layout(variance, dtype, variance.numel() == 0 ? 0 : 2, kOp, "variance");
   check_layout(out, dtype, models * samples, kOp, "out");
+  check_call(kOp, false,
+             {given(scores, "scores"), given(member, "member"), given(variance, "variance"), changed(out, "out")});
   with_score(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const Shadow<T> s = shadow_of<T>(scores, member, kOp);

@@ -4,6 +4,7 @@
 // division, and a pair costs a comparison of integers a query.
 #include <limits>
 
+#include "common/call.h"
 #include "cuda/membership/sort.cuh"
 
 namespace ff::cuda {
@@ -174,6 +175,7 @@ void rmia_counts(Tensor ratio_x, Tensor ratio_z, std::vector<double> gammas, boo
   check_ratios(ratio_x, ratio_z, kOp);
   const int64_t rows = ratio_x.size(0), samples = ratio_x.size(1), row_size = ratio_z.size(1), all = rows * samples;
   check_layout(counts, ScalarType::Long, static_cast<int64_t>(gammas.size()) * all, kOp, "counts");
+  check_call(kOp, false, {given(ratio_x, "ratio_x"), given(ratio_z, "ratio_z"), changed(counts, "counts")});
   if (all == 0 || gammas.empty()) return;
   const DeviceScope scope(ratio_x);
   int64_t* const out = data<int64_t>(counts);
@@ -334,6 +336,7 @@ void rmia_vote(Tensor ratio_x, Tensor ratio_z, double gamma, bool strict, Tensor
   const int64_t queries = ratio_x.size(0), samples = ratio_x.size(1);
   FF_CHECK(queries <= INT32_MAX, "rmia_vote: ratio_x has ", queries, " queries; accepted: at most ", INT32_MAX);
   check_layout(counts, ScalarType::Long, samples, kOp, "counts");
+  check_call(kOp, false, {given(ratio_x, "ratio_x"), given(ratio_z, "ratio_z"), changed(counts, "counts")});
   if (samples == 0) return;
   const DeviceScope scope(ratio_x);
   if (ratio_x.scalar_type() == ScalarType::Double) {

@@ -1,5 +1,6 @@
 // Exact ROC statistics on CUDA: both score sets are sorted once, every count is a binary search, and all of it stays on
 // the device.
+#include "common/call.h"
 #include "cuda/membership/sort.cuh"
 
 namespace ff::cuda {
@@ -151,6 +152,7 @@ void roc_stats(Tensor member, Tensor nonmember, std::vector<double> fprs, Tensor
   check_layout(member, dtype, member.numel(), kOp, "member");
   check_layout(nonmember, dtype, nonmember.numel(), kOp, "nonmember");
   check_layout(out, ScalarType::Double, 4 + 2 * static_cast<int64_t>(fprs.size()), kOp, "out");
+  check_call(kOp, false, {given(member, "member"), given(nonmember, "nonmember"), changed(out, "out")});
   const DeviceScope scope(member);
   if (dtype == ScalarType::Float) {
     run_roc<float>(scope, member, nonmember, fprs, data<double>(out));

@@ -1,6 +1,7 @@
 // Bootstrap of AUC and TPR on CUDA. The scores are sorted once. A resample of the nonmembers is then a count at each
 // place, a block's own array, in shared memory where it fits; its running sum says how many drawn nonmembers lie below
 // any member, so the drawn members need no array: each adds what lies below it, and whether it is above a threshold.
+#include "common/call.h"
 #include "cuda/membership/sort.cuh"
 
 namespace ff::cuda {
@@ -227,6 +228,7 @@ void roc_bootstrap(Tensor member, Tensor nonmember, std::vector<double> fprs, in
   check_layout(member, dtype, members, kOp, "member");
   check_layout(nonmember, dtype, nonmembers, kOp, "nonmember");
   check_layout(out, ScalarType::Double, resamples * (1 + static_cast<int64_t>(fprs.size())), kOp, "out");
+  check_call(kOp, false, {given(member, "member"), given(nonmember, "nonmember"), changed(out, "out")});
   if (resamples == 0) return;
   const DeviceScope scope(member);
   if (dtype == ScalarType::Float) {

@@ -1,5 +1,6 @@
 // Six membership scores of every row of logits, on CUDA, from one read of the row wherever it fits: a thread per row up
 // to 32 classes, a warp up to 1024, a block above.
+#include "common/call.h"
 #include "common/launch.cuh"
 #include "common/rows.cuh"
 
@@ -135,6 +136,9 @@ void membership_scores(Tensor logits, Tensor labels, double temperature, Tensor 
   check_layout(labels, ScalarType::Long, rows, kOp, "labels");
   check_layout(scores, wide ? ScalarType::Double : ScalarType::Float, 6 * rows, kOp, "scores");
   check_layout(correct, ScalarType::Bool, rows, kOp, "correct");
+  check_call(
+      kOp, false,
+      {given(logits, "logits"), given(labels, "labels"), changed(scores, "scores"), changed(correct, "correct")});
   if (rows == 0) return;
   const DeviceScope scope(logits);
   with_storage(logits.scalar_type(), [&](auto tag) {

@@ -1,5 +1,6 @@
 // Counter-based normal noise on CUDA. A thread makes whole Philox blocks of four, so no word is computed twice; every
 // value depends only on (seed, stream, step, global index), never on the launch.
+#include "common/call.h"
 #include "common/launch.cuh"
 #include "common/normal.h"
 #include "common/philox.h"
@@ -200,6 +201,7 @@ void run_normal(const std::vector<Tensor>& xs, const std::vector<double>& mean, 
   check_per_tensor(std, xs.size(), kOp, "std");
   check_per_tensor(start, xs.size(), kOp, "start");
   check_written(xs, kOp, "xs");
+  check_call(kOp, true, {changed(xs, "xs")});
   const DeviceScope scope(xs[0]);
   const auto terms = [&](NoiseItem& item, size_t i) {
     item.mean = Add ? 0.0 : per_tensor(mean, i);
@@ -235,6 +237,7 @@ void perturb_step_(std::vector<Tensor> params, std::vector<Tensor> grads, double
   check_beside(std_elements, params, kOp, "std_elements");
   if (!elementwise) check_per_tensor(std, params.size(), kOp, "std");
   check_per_tensor(start, params.size(), kOp, "start");
+  check_call(kOp, true, {changed(params, "params"), given(grads, "grads"), given(std_elements, "std_elements")});
   const DeviceScope scope(params[0]);
   const auto terms = [&](NoiseItem& item, size_t i) {
     item.grad = graded ? grads[i].data_ptr() : nullptr;
@@ -258,6 +261,7 @@ void perturb_step_(std::vector<Tensor> params, std::vector<Tensor> grads, double
 void random_bits(Tensor out, int64_t seed, int64_t stream, int64_t step, int64_t start) {
   const int64_t size = out.numel();
   check_layout(out, ScalarType::Int, size, "random_bits", "out");
+  check_call("random_bits", false, {changed(out, "out")});
   if (size == 0) return;
   const DeviceScope scope(out);
   uint32_t* const words = data<uint32_t>(out);

@@ -2,7 +2,9 @@
 // pull and the clamp in one pass over the noise.
 #include <cmath>
 
+#include "common/call.h"
 #include "common/launch.cuh"
+#include "common/lerp.h"
 #include "common/rows.cuh"
 
 namespace ff::cuda {
@@ -17,10 +19,11 @@ constexpr int kChunk =
 
 template <class C>
 struct AdamScalars {
-  C pull, pull_rest;      // 2 * l2 / batch in two parts
-  C rest1, beta2, rest2;  // rest = 1 - beta
-  C rate;                 // lr / (1 - beta1^step)
-  C inverse_root;         // 1 / sqrt(1 - beta2^step)
+  C pull, pull_rest;  // 2 * l2 / batch in two parts
+  Lerp<C> average;
+  C beta2, rest2;  // rest = 1 - beta
+  C rate;          // lr / (1 - beta1^step)
+  C inverse_root;  // 1 / sqrt(1 - beta2^step)
   C eps, low, high;
 };
 
@@ -30,7 +33,7 @@ struct AdamScalars {
 template <class C>
 FF_HD C adam_element(C x, C grad, C& m, C& v, const AdamScalars<C>& s) {
   const C g = fused(s.pull_rest, x, fused(s.pull, x, grad));
-  m = fused(s.rest1, g - m, m);
+  m = fused(s.average.factor, g - m, s.average.from_end ? g : m);
   v = fused(s.beta2, v, s.rest2 * g * g);
   const C stepped = x - s.rate * m / fused(sqrt_of(v), s.inverse_root, s.eps);
   return stepped < s.low ? s.low : (stepped > s.high ? s.high : stepped);
@@ -101,11 +104,20 @@ void error_max_step_(Tensor x, Tensor grad, Tensor exp_avg, Tensor exp_avg_sq, T
   const ScalarType dtype = x.scalar_type();
   const int64_t size = x.numel();
   float_dtype(x, kOp, "x");
+  check_beta(beta1, kOp, "beta1");
+  check_beta(beta2, kOp, "beta2");
+  if (!std::isfinite(l2)) fail("fastforget.", kOp, ": l2 is ", l2, "; accepted: a finite number");
+  if (!(clamp_min <= clamp_max)) {
+    fail("fastforget.", kOp, ": the clamp is ", clamp_min, " to ", clamp_max, "; accepted: lowest <= highest");
+  }
   check_layout(x, dtype, size, kOp, "x");
   check_layout(grad, dtype, size, kOp, "grad");
   check_layout(exp_avg, dtype, size, kOp, "exp_avg");
   check_layout(exp_avg_sq, dtype, size, kOp, "exp_avg_sq");
   check_layout(sum_sq, dtype == ScalarType::Double ? dtype : ScalarType::Float, 1, kOp, "sum_sq");
+  check_call(kOp, true,
+             {changed(x, "x"), given(grad, "grad"), changed(exp_avg, "exp_avg"), changed(exp_avg_sq, "exp_avg_sq"),
+              whole(changed(sum_sq, "sum_sq"))});
   const DeviceScope scope(x);
   with_storage(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -124,7 +136,7 @@ void error_max_step_(Tensor x, Tensor grad, Tensor exp_avg, Tensor exp_avg_sq, T
       a.size = size;
       a.aligned = aligned16(a.x, a.grad, a.exp_avg, a.exp_avg_sq);
       a.scalars.beta2 = static_cast<C>(beta2);
-      a.scalars.rest1 = static_cast<C>(1.0 - beta1);
+      a.scalars.average = Lerp<C>(1.0 - beta1);
       a.scalars.rest2 = static_cast<C>(1.0 - beta2);
       const double pull = 2.0 * l2 / static_cast<double>(x.dim() > 0 ? x.size(0) : 1);
       a.scalars.pull = static_cast<C>(pull);
@@ -281,8 +293,11 @@ void error_max_loss(Tensor logits, Tensor labels, Tensor loss, Tensor dlogits) {
   const int64_t rows = logits.size(0), classes = logits.size(1);
   check_layout(logits, dtype, rows * classes, kOp, "logits");
   check_layout(labels, ScalarType::Long, rows, kOp, "labels");
+  if (labels.dim() != 1) fail("fastforget.", kOp, ": labels has ", labels.dim(), " dimensions; expected [batch]");
   check_layout(loss, dtype == ScalarType::Double ? dtype : ScalarType::Float, rows, kOp, "loss");
   check_layout(dlogits, dtype, rows * classes, kOp, "dlogits");
+  check_call(kOp, false,
+             {given(logits, "logits"), given(labels, "labels"), changed(loss, "loss"), changed(dlogits, "dlogits")});
   if (rows == 0) return;
   FF_CHECK(classes >= 1 && classes <= INT32_MAX, "error_max_loss: logits has ", classes, " classes; accepted: 1 to ",
            INT32_MAX);

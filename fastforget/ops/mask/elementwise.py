@@ -77,6 +77,7 @@ def dampen_(
     if not xs:
         return torch.zeros((), dtype=torch.int64)
     count = torch.empty((), dtype=torch.int64, device=xs[0].device)
+    arg.apart("dampen_", xs, forget, retain)
     inputs = (staged, arg.readable(forget), arg.readable(retain), count, alpha, lam)
     arg.run("dampen_", _dampen, staged, inputs)
     arg.write_back(xs, staged)
@@ -129,6 +130,7 @@ def accumulate_importance_(importances: T, grads: Tensor | Sequence[Tensor], *, 
             arg.same(f"grads[{i}]", grad.to(x.dtype) if widened else grad, f"importances[{i}]", x)
     staged = arg.writable("importances", xs)
     if xs:
+        arg.apart("accumulate_importance_", xs, gradients)
         inputs = (staged, arg.readable(gradients), *numbers)
         arg.run("accumulate_importance_", _accumulate_importance, staged, inputs)
         arg.write_back(xs, staged)
@@ -185,6 +187,7 @@ def soft_threshold_(x: Tensor | Sequence[Tensor], threshold: float | Sequence[fl
         _check_factor("threshold", value)
     if not xs:
         return SoftThreshold(torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64))
+    arg.apart("soft_threshold_", xs)
     l1 = torch.empty((), dtype=torch.float64, device=xs[0].device)
     nnz = torch.empty((), dtype=torch.int64, device=xs[0].device)
     arg.run("soft_threshold_", _soft_threshold, [*staged, l1, nnz], (staged, [float(v) for v in values], l1, nnz))

@@ -151,7 +151,9 @@ def masked_sgd_(
             )
         buffers = arg.same_list("momentum_buffers", momentum_buffers, "params", xs)
         staged_buffers = arg.writable("momentum_buffers", buffers)
-    inputs = (staged, arg.readable(gradients), _masks(masks, xs, True), staged_buffers)
+    forms = _masks(masks, xs, True)
+    arg.apart("masked_sgd_", xs, gradients, forms, buffers)
+    inputs = (staged, arg.readable(gradients), forms, staged_buffers)
     arg.run("masked_sgd_", _masked_sgd, staged + staged_buffers, inputs + scalars)
     arg.write_back(xs, staged)
     arg.write_back(buffers, staged_buffers)
@@ -220,7 +222,9 @@ def masked_adam_(
     staged = arg.writable("params", xs)
     staged_averages, staged_squares = arg.writable("exp_avgs", averages), arg.writable("exp_avg_sqs", squares)
     mutated = staged + staged_averages + staged_squares
-    inputs = (staged, arg.readable(gradients), _masks(masks, xs, False), staged_averages, staged_squares)
+    forms = _masks(masks, xs, False)
+    arg.apart("masked_adam_", xs, gradients, forms, averages, squares)
+    inputs = (staged, arg.readable(gradients), forms, staged_averages, staged_squares)
     arg.run("masked_adam_", _masked_adam, mutated, inputs + scalars)
     arg.write_back(changed, mutated)
     return params

@@ -57,8 +57,8 @@ def masked_sgd_(
         if momentum_buffers:
             buffer = momentum_buffers[i]
             moved = g if first else torch.add(momentum * buffer.to(dtype), g, alpha=1.0 - dampening)
+            g = torch.add(g, moved, alpha=momentum) if nesterov else moved  # before the write: the gradient may be the buffer
             _apply(buffer, on, moved)
-            g = torch.add(g, moved, alpha=momentum) if nesterov else moved
         _apply(p, on, torch.add(value, g, alpha=-lr))
 
 

@@ -1,5 +1,5 @@
-// Vector arithmetic of the membership kernels: float32 vectors of 4, 8 or 16 lanes as compiler extensions, one source
-// for every instruction set. For membership.cpp, which is compiled once for each.
+// Vector arithmetic of the kernels that work on rows of logits: float32 vectors of 4, 8 or 16 lanes as compiler
+// extensions, one source for every instruction set. For files that are compiled once for each.
 //
 // A product and a sum in one expression become one fma where the instruction set has it.
 #pragma once
