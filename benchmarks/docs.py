@@ -21,7 +21,7 @@ from typing import Any
 from fastforget import _files, _schema, ops
 from fastforget.auditing import verdict
 
-from . import experiment, experiment_page, rows, shadow_audit
+from . import experiment, experiment_page, rows, shadow_audit, verdict_zoo, zoo_report
 from .experiment_claims import choices
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,6 +117,11 @@ def experiments() -> str:
     return experiment_page.section(_json(experiment.ROWS)).strip()
 
 
+def verdict_rates() -> str:
+    """How often the verdict errs, over the zoo's stored rows."""
+    return zoo_report.table(_json(verdict_zoo.RESULTS))
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "methods": methods,
     "speed": speed,
@@ -124,6 +129,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "families": families,
     "rule": rule,
     "shadow-audit": shadow,
+    "verdict-rates": verdict_rates,
     "experiment": experiments,
 }
 

@@ -31,13 +31,18 @@ python -m fastforget experiment --profile            # where the methods' time g
 python -m fastforget experiment --section            # the part of docs/experiment.md
 ```
 """
+OLDER_RULE = (
+    "The audit's rule here is that by answers and weights alone, as it was when these rows were measured; what it asks below the answers "
+    "is in docs/audit.md."
+)
 MEANING = f"""\
 Requests: {"; ".join(f"`{k}`: {v}" for k, v in REQUESTS.items())}
 (images turned, mirrored and inverted, with arbitrary labels, which the net has learned by heart). Each model's row is the mean over the
 seeds ± half the range. `attack AUC` and `TPR` are the loss attack's, forget set against unseen samples of its kind: the aim is the
 retrained model's figure, not 0.5. `FR`: the forgetting rate by a loss threshold fixed on the original model; the aim is again the
 retrained model's. `s`: processor seconds, one thread. `forgot`: how often the method's own verdict says so; `audit`: how often the audit,
-which knows the retrained model, says PASS. `retrained again` is a second retrained model from another seed (for classes, whose data is
+which knows the retrained model, says PASS. {OLDER_RULE} `retrained again` is
+a second retrained model from another seed (for classes, whose data is
 the same for all seeds, the next seed's: only single runs say how far apart exact retraining itself is). `untouched` and `random` (a net
 with fresh weights) are controls.
 """
@@ -196,7 +201,7 @@ def section(results: dict[str, Any]) -> str:
         f"{results['machine']['cpu']}, torch {results['machine']['torch']})."
     )
     text = [head, "", "## Which method for what", "", *advice(rows), "", "## What was claimed, and what held", "", *claim_table(rows), ""]
-    return "\n".join([*text, "## Controls", "", *control_table(rows), "", "## How far this is a test", "", TUNING, ""])
+    return "\n".join([*text, "## Controls", "", *control_table(rows), "", OLDER_RULE, "", "## How far this is a test", "", TUNING, ""])
 
 
 def files(results: dict[str, Any]) -> dict[str, str]:

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,18 @@ import torch
 from torch import nn
 
 import fastforget as ff
-from fastforget._files import write_whole
+from fastforget._files import jsonable, write_whole
 from fastforget.auditing import verdict
-from fastforget.auditing.measure.halves import nearest_classes
+from fastforget.auditing.provenance import Case
 
 from . import zoo_models as zm
-from .zoo_measure import Ruler
 from .zoo_report import packed, page, text
 from .zoo_worlds import WORLDS, World, world
 
 RESULTS = Path(__file__).with_name("results") / "verdict-zoo.json"
 PAGE = Path(__file__).with_name("VERDICT.md")
-USE = "test accuracy on the kept classes"
+BELOW = (verdict.check_below, verdict.check_reference)
+KINDS = {verdict.check_use: "use", verdict.check_power: "power"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -77,24 +77,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """The worlds' rows."""
-    worlds = [json.loads(path.read_text()) for path in sorted(folder.glob("*-*.json"))]
-    for measured in worlds:
-        coded(measured)
-    return worlds
-
-
-def coded(measured: dict[str, Any]) -> None:
-    """Adds what the report reads of the reasons: each one's status and kind."""
-    for row in measured["rows"]:
-        row["base"]["findings"] = [[(r.partition(":")[0], _kind(r)) for r in given] for given in row["base"]["reasons"]]
-
-
-def _kind(reason: str) -> str:
-    return "use" if USE in reason else "power" if verdict.POWERLESS in reason else "forgetting"
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*-*.json"))]
 
 
 def measured(w: World) -> dict[str, Any]:
-    """All models of one world, made, measured and audited."""
+    """All models of one world, made and audited."""
     cast, references = zm.cast_of(w), zm.references(w)
     models: dict[tuple[str, str], nn.Module] = {("original", "original"): cast.original}
     models |= {("reference", str(i + 1)): m for i, m in enumerate(references)}
@@ -108,32 +95,30 @@ def measured(w: World) -> dict[str, Any]:
                 if group != "method":
                     raise
                 failed[name] = f"{type(error).__name__}: {error}"
-    with torch.no_grad():
-        near = nearest_classes(references[0](w.test[0]).argmax(1), w.test[1], w.forgotten) if w.forgotten else ()
-    ruler = Ruler(w, cast.original, near)
-    rows = [{"group": group, "name": name, **ruler.row(model)} for (group, name), model in models.items()]
-    for row, base in zip(rows, audited(w, list(models.values())), strict=True):
-        row["base"] = base
-    sizes = {"forget": len(w.forget[1]), "retain": len(w.retain[1]), "test": len(w.test[1]), "unseen": int(ruler.gone.sum())}
+    figures = audited(w, list(models.values()))
+    rows = [{"group": group, "name": name, **of_model} for (group, name), of_model in zip(models, figures, strict=True)]
+    sizes = {"forget": len(w.forget[1]), "retain": len(w.retain[1]), "test": len(w.test[1])}
     return {"world": w.name, "part": w.part, "classes": w.forgotten, "sizes": sizes, "rows": rows, "failed": failed}
 
 
 def audited(w: World, models: list[nn.Module]) -> list[dict[str, Any]]:
-    """What the audit's rule without the figures below the answers says, each of the three references being "retrained" in turn."""
+    """The audit's figures below the answers, and what the checks above them find beside each of the three references."""
     names = {f"m{i}": m for i, m in enumerate(models)} | {"original": models[0], "retrained": models[1]}
     report = ff.audit(names, forget=w.forget, retain=w.retain, test=w.test, intervals=False, progress=False)
     by_name = {row.model: row for row in report.figures}
+    # so that these checks speak for themselves
+    original = replace(by_name["original"], below=None)
     found = []
     for i in range(len(models)):
-        row = by_name[f"m{i}"]
-        judged = [verdict.judge(row, by_name["original"], by_name[f"m{k}"]) for k in (1, 2, 3)]
-        logit = row.probes["class_logit_auc"].value
-        found.append({
-            "status": [status for status, _ in judged],
-            "reasons": [[r for r in reasons if not r.startswith("PASS")] for _, reasons in judged],
-            "class_logit_auc": None if math.isnan(logit) else logit,
-            "accuracy": {part: figure.value for part, figure in row.accuracy.items()},
-        })
+        row, findings = by_name[f"m{i}"], []
+        for k in (1, 2, 3):
+            case = Case(row, original, by_name[f"m{k}"])
+            checked = ((entry.function, entry.function(case)) for entry in verdict.CHECKS if entry.function not in BELOW)
+            findings.append(
+                [(status, KINDS.get(check, "forgetting")) for check, of_check in checked for status, _ in of_check if status != "PASS"]
+            )
+        assert row.below is not None
+        found.append({"below": jsonable(row.below.to_dict()), "findings": findings})
     return found
 
 

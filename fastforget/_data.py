@@ -246,6 +246,11 @@ class Source:
                 self._labels = column.joined()
         return self._labels
 
+    def remember(self, labels: Tensor) -> None:
+        """Takes labels that were seen in a pass over the whole set, in its order, so that :meth:`labels` needs none of its own."""
+        if self._labels is None and len(labels) == len(self):
+            self._labels = labels.cpu()
+
     def subset(self, indices: Tensor | Sequence[int]) -> Source:
         """The samples at these positions, as a set of its own."""
         positions = torch.as_tensor(indices, dtype=torch.int64)

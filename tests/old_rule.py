@@ -1,4 +1,11 @@
-"""The rule's words in receipts that were written before its sentences were numbered; the checks are the same."""
+"""The rule's words in receipts that were written before its sentences were numbered."""
+
+from __future__ import annotations
+
+import copy
+
+from fastforget.auditing.figures import ModelRow
+from fastforget.auditing.proof import first_rule
 
 OLD_RULE = (
     "Each model is compared with the one retrained without the forget set. Forgetting: its accuracy on the forget set (and on"
@@ -17,3 +24,21 @@ OLD_RULE = (
     "decides; if a control that must not pass does, the whole is at most PARTIAL. Without a retrained model there is NO "
     "REFERENCE and no verdict. This is evidence from measurements on these samples, not a proof or a privacy guarantee."
 )
+
+
+def by_the_first_rule(receipt: dict) -> dict:
+    """A receipt as it was before the figures below the answers: without them, and judged by the rule of then."""
+    old = copy.deepcopy(receipt)
+    for name in ("frozen_body", "near_classes"):
+        del old["settings"][name]
+    entries = [*old["rows"], *old["control_rows"]]
+    for row in entries:
+        del row["below"]
+        for distance in row["weight_distance"].values():
+            del distance["biases_only"]
+    judged = first_rule.judge_all([ModelRow.from_dict(row) for row in entries])
+    for row, of_then in zip(entries, judged.rows, strict=True):
+        row["status"], row["reasons"] = of_then.status, of_then.reasons
+    old["controls"] = {name: outcome.to_dict() for name, outcome in judged.controls.items()}
+    old["verdict"] = {"status": judged.verdict, "reasons": judged.reasons, "rule": OLD_RULE}
+    return old

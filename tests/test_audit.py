@@ -1,8 +1,9 @@
-"""ff.audit: what it measures, what it leaves alone, how it judges, what it refuses."""
+"""ff.audit: what it measures, what it leaves alone, how it judges."""
 
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import math
 import pydoc
@@ -84,9 +85,12 @@ def test_one_pass_of_each_model_over_each_set(world: World) -> None:
     sets = {"forget": world.forget, "retain": world.retain, "test": world.test}
     ff.audit(models, **sets, batch_size=64)
     for model in models.values():
-        assert sum(model.samples) == sum(len(y) for _, y in sets.values())
-        assert len(model.samples) == sum(-(-len(y) // 64) for _, y in sets.values())
-        assert model.states == {(False, False)}
+        # what comes after it, below the answers, doesn't grow with the sets
+        samples = list(itertools.accumulate(model.samples))
+        assert sum(len(y) for _, y in sets.values()) in samples
+        assert model.samples[: samples.index(800) + 1] == [64, 36, *[64] * 4, 44, *[64] * 6, 16]
+        assert samples.index(800) + 1 == sum(-(-len(y) // 64) for _, y in sets.values())
+        assert model.states == {(False, False), (False, True)}  # copies are taught a little, never in training mode
 
 
 def test_models_and_random_state_are_left_as_they_were(world: World) -> None:
@@ -351,53 +355,3 @@ def test_the_worst_of_several_candidates_decides(world: World) -> None:
 def test_text_says_why_half_is_not_the_ideal(report) -> None:
     assert "Neither 0.5 nor 100 % is always the ideal" in str(report)
     assert "retrained column" in " ".join(str(report).split())
-
-
-# ------------------------------------------------------------------ bad input
-
-
-def test_bad_inputs_name_themselves(world: World) -> None:
-    x, y = world.forget
-    good = {"unlearned": world.original}
-    with pytest.raises(ValueError, match=r"forget set.*label 7.*'original' has 4 classes"):
-        world.audit(**good, forget=(x, torch.full_like(y, 7)))
-    with pytest.raises(ValueError, match="retain"):
-        world.audit(**good, retain=(x[:0], y[:0]))
-    with pytest.raises(TypeError, match="forget"):
-        world.audit(**good, forget=(x, y.float()))
-    with pytest.raises(ValueError, match="attacks"):
-        world.audit(**good, attacks=("losss",))
-    with pytest.raises(TypeError, match="models"):
-        ff.audit([world.original], forget=world.forget, retain=world.retain, test=world.test)
-    with pytest.raises(TypeError, match=r"models\['original'\]"):
-        ff.audit(
-            {"original": world.original.state_dict()},
-            forget=world.forget,
-            retain=world.retain,
-            test=world.test,
-        )
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_nan_logits_are_refused_by_model_and_sample(world: World, bad: float) -> None:
-    class Broken(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            z = world.original(x).clone()
-            z[4, 0] = bad
-            return z
-
-    with pytest.raises(ValueError, match=r"model 'unlearned', forget set: 1 of 100 .* index 4"):
-        world.audit(unlearned=Broken())
-
-
-def test_wrong_outputs_say_what_to_do(world: World) -> None:
-    class Pair(nn.Module):
-        def forward(self, x: torch.Tensor):
-            return world.original(x), x
-
-    with pytest.raises(TypeError, match="forward=lambda"):
-        world.audit(unlearned=Pair())
-    report = world.audit(unlearned=Pair(), forward=lambda model, x: out[0] if isinstance(out := model(x), tuple) else out)
-    assert report.row("unlearned")["accuracy"] == report.row("original")["accuracy"]
-    with pytest.raises(ValueError, match=r"\[batch, classes\]"):
-        world.audit(unlearned=nn.Flatten(0))

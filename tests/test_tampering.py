@@ -283,10 +283,9 @@ def far_without_figures(_: Any) -> dict[str, Any]:
 
 
 def test_a_receipt_of_the_first_version_is_judged_by_its_own_rule(world: World, tmp_path, capsys) -> None:
-    from old_rule import OLD_RULE
+    from old_rule import by_the_first_rule
 
-    written = world.audit(unlearned=world.retrained_again, controls=True).receipt()
-    written["verdict"]["rule"] = OLD_RULE
+    written = by_the_first_rule(world.audit(unlearned=world.retrained_again, controls=True).receipt())
     written["conventions"] = {"accuracy": "as it was called then"}
     found = check(sealed(written), weights={"unlearned": world.retrained_again.state_dict()})
     assert [one.field for one in found if one.why] == []

@@ -11,7 +11,7 @@ from audit_world import CLASSES, FEATURES, FORGOTTEN, World, blobs, fit
 from torch import nn
 
 import fastforget as ff
-from fastforget.auditing import verdict
+from fastforget.auditing import answers, verdict
 from fastforget.auditing.controls import controls
 from fastforget.auditing.figures import ModelRow
 
@@ -104,11 +104,14 @@ def test_a_frozen_backbone_may_change_its_head_only(world: World) -> None:
     for net, data in zip(nets, (everything, world.retain, world.retain), strict=True):
         trained(net, data, list(net.head.parameters()))
     nets[1].head.bias.data += 1e-3
-    report = ff.audit(
-        dict(zip(("original", "unlearned", "retrained"), nets, strict=True)), forget=world.forget, retain=world.retain, test=world.test
-    )
+    models = dict(zip(("original", "unlearned", "retrained"), nets, strict=True))
+    sets = {"forget": world.forget, "retain": world.retain, "test": world.test}
+    report = ff.audit(models, **sets, frozen_body=True)
     assert not any("last layer" in reason for reason in report.reasons)
-    assert report.verdict == "PASS"
+    assert report.verdict == "PASS" and report.settings["frozen_body"]
+    # without the caller's word, a "retrained" model with the original's body is no reference
+    report = ff.audit(models, **sets)
+    assert report.verdict == "FAIL" and sum("frozen_body=True" in reason for reason in report.reasons) == 2
 
 
 def test_a_model_of_one_layer_may_change_it(world: World) -> None:
@@ -138,7 +141,7 @@ def test_a_class_that_its_logit_still_tells_is_not_forgotten(rows: dict[str, dic
     judged_as, reasons = judged(rows, told, reference)
     assert judged_as == status
     (about,) = [reason for reason in reasons if "its logit tells" in reason]
-    assert about.startswith(status) and verdict.plain(told) in about
+    assert about.startswith(status) and answers.plain(told) in about
 
 
 @pytest.mark.parametrize(("told", "reference"), [(math.nan, 0.9), (0.99, math.nan), (None, None)])
@@ -149,10 +152,10 @@ def test_without_that_figure_nothing_is_said_about_it(rows: dict[str, dict], tol
 
 def test_chance_is_allowed_more_where_the_samples_are_few() -> None:
     for auc in (0.6, 0.9, 0.99):
-        few, many = verdict._highest(auc, 8, 12), verdict._highest(auc, 2000, 6000)
+        few, many = answers._highest(auc, 8, 12), answers._highest(auc, 2000, 6000)
         assert auc < many < few < 1
-        assert many / (1 - many) == pytest.approx(verdict.ODDS * auc / (1 - auc))
-    assert verdict._highest(1.0, 20, 60) == 1
+        assert many / (1 - many) == pytest.approx(answers.ODDS * auc / (1 - auc))
+    assert answers._highest(1.0, 20, 60) == 1
 
 
 # ------------------------------------------------------------------ power
@@ -210,11 +213,11 @@ def test_without_the_original_nothing_shows_the_power(world: World) -> None:
 
 
 def test_no_tolerance_is_wider_than_half_of_the_way() -> None:
-    near = verdict.Near("figure", lambda row: math.nan, 0.09, verdict.plain)
-    assert verdict._compare(near, 0.56, 0.5, 0.5)[0] == "PASS"  # no way to go
-    assert verdict._compare(near, 0.56, 0.5, 0.60)[0] == "FAIL"  # 60 % of it is missing
-    assert verdict._compare(near, 0.54, 0.5, 0.60)[0] == "PASS"
-    assert verdict._compare(near, 0.56, 0.5, 0.80)[0] == "PASS"
+    near = answers.Near("figure", lambda row: math.nan, 0.09, answers.plain)
+    assert answers._compare(near, 0.56, 0.5, 0.5)[0] == "PASS"  # no way to go
+    assert answers._compare(near, 0.56, 0.5, 0.60)[0] == "FAIL"  # 60 % of it is missing
+    assert answers._compare(near, 0.54, 0.5, 0.60)[0] == "PASS"
+    assert answers._compare(near, 0.56, 0.5, 0.80)[0] == "PASS"
 
 
 def test_a_retrained_model_that_is_the_original_shows_nothing(world: World) -> None:
@@ -244,37 +247,52 @@ def test_lira_counts_where_shadow_models_were_given(rows: dict[str, dict], lira:
 
 
 def test_the_rule_is_a_numbered_list_of_what_the_code_does() -> None:
-    assert [entry.number for entry in verdict.ENTRIES] == list(range(1, 8))
+    assert [entry.number for entry in verdict.ENTRIES] == list(range(1, 10))
     functions = [entry.function for entry in verdict.ENTRIES]
-    names = ("check_weights", "check_forgetting", "check_knowledge", "check_power", "check_use", "judge", "overall")
-    assert functions == [getattr(verdict, name) for name in names]
-    assert verdict.ENTRIES[:5] == verdict.CHECKS
+    names = ("weights", "reference", "forgetting", "knowledge", "below", "power", "use")
+    assert functions == [*(getattr(verdict, f"check_{name}") for name in names), verdict.judge, verdict.overall]
+    assert verdict.ENTRIES[:7] == verdict.CHECKS
     lines = verdict.RULE.splitlines()
     assert lines[1:-1] == [f"{entry.number}. {entry.title}: {entry.text}" for entry in verdict.ENTRIES]
 
 
 @pytest.mark.parametrize(
     ("number", "about"),
-    [(1, "nothing was forgotten"), (2, "accuracy on the forget set"), (3, "still recognises"), (4, "so a model that"), (5, "points lost")],
+    [
+        (1, "nothing was forgotten"),
+        (2, "not believed to be retrained"),
+        (3, "accuracy on the forget set"),
+        (4, "still recognises"),
+        (5, "linear probe"),
+        (6, "so a model that"),
+        (7, "points lost"),
+    ],
 )
 def test_each_check_speaks_of_its_own_sentence(rows: dict[str, dict], number: int, about: str) -> None:
     """One thing is wrong with the model (or the audit) at a time; the check of that number says so, and no other check changes its mind."""
     row, original, retrained = (copy.deepcopy(ModelRow.from_dict(rows[name])) for name in ("unlearned", "original", "retrained"))
+    distrust: dict[str, str] = {}
     before = [entry.function(verdict.Case(row, original, retrained)) for entry in verdict.CHECKS]
     if number == 1:
         row.weight_distance["original"].identical = True
     elif number == 2:
-        row.accuracy["forget"].value = 1.0
+        distrust["retrained"] = "why"
     elif number == 3:
-        row.probes["class_logit_auc"].value, retrained.probes["class_logit_auc"].value = 0.9999, 0.5
+        row.accuracy["forget"].value = 1.0
     elif number == 4:
+        row.probes["class_logit_auc"].value, retrained.probes["class_logit_auc"].value = 0.9999, 0.5
+    elif number == 5:
+        row.below.probe_auc = 0.99999
+    elif number == 6:
         original.accuracy, original.attacks = copy.deepcopy(retrained.accuracy), copy.deepcopy(retrained.attacks)
-        before[1] = verdict.check_forgetting(verdict.Case(row, original, retrained))  # the way to go is another
+        original.below = copy.deepcopy(retrained.below)
+        blind = verdict.Case(row, original, retrained)  # the way to go is another
+        before[2], before[4] = verdict.check_forgetting(blind), verdict.check_below(blind)
     else:
         row.accuracy["test_retain"].value = 0.1
-    after = [entry.function(verdict.Case(row, original, retrained)) for entry in verdict.CHECKS]
+    after = [entry.function(verdict.Case(row, original, retrained, distrust=distrust)) for entry in verdict.CHECKS]
     changed = [entry.number for entry, was, now in zip(verdict.CHECKS, before, after, strict=True) if was != now]
     assert changed == [number]
     worst = max(after[number - 1], key=lambda finding: verdict.ORDER.index(finding[0]))
     assert worst[0] in ("PARTIAL", "FAIL") and about in worst[1]
-    assert verdict.judge(row, original, retrained)[0] == worst[0]
+    assert verdict.judge(row, original, retrained, distrust=distrust)[0] == worst[0]

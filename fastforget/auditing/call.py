@@ -69,6 +69,7 @@ class Audit:
         relearn: Sequence[str] = (),
         train: Any = None,
         intervals: bool = True,
+        frozen_body: bool = False,
         controls: bool | dict[str, nn.Module] = False,
         seed: int = 0,
         unpack: Callable[[Any], tuple[Any, Tensor]] | None = None,
@@ -78,14 +79,16 @@ class Audit:
     ) -> AuditReport:
         """Measures what each model still knows of the forget set, beside the original and a retrained model.
 
-        One pass of every model over every set, in eval mode and without gradients; the models' training flags are
+        One pass of every model over every set, in eval mode and without gradients, and then, on at most 4,096 samples of each, what lies
+        below the answers: features, noised samples, a few training steps on copies. The models' training flags are
         restored and nothing else of them changes. Models on different devices are fine; each gets the batches on
         its own.
 
         Args:
             models: ``{"original": …, "unlearned": …, "retrained": …}``; further names are audited like
                 "unlearned". Without "retrained" the report says NO REFERENCE: most of these figures have no ideal
-                value of their own.
+                value of their own. Further models whose names begin with "retrained" are references beside it, such as retrained from
+                other seeds: by how far they lie apart the limits are widened.
             forget, retain, test: the samples to be forgotten, the kept training samples, and samples that no
                 model was trained on; each a DataLoader, a Dataset or an (inputs, labels) pair.
             attacks: of "loss", "confidence", "entropy", "modified_entropy", "margin", "logit_confidence" and "attack_p"; "loss" is always
@@ -102,6 +105,8 @@ class Audit:
                 trains a copy of every model on ``train``, which takes its time.
             train: the whole training set, for ``relearn``.
             intervals: 95 % confidence intervals beside the figures, under ``..._interval``; ``False`` leaves them out.
+            frozen_body: say ``True`` where training never moves anything but the last layer (a frozen backbone): retrained models may then
+                share the original's body, which otherwise makes them untrustworthy, and features are not compared.
             controls: ``True`` also audits models that must not pass (:func:`fastforget.audit.controls`), made of the original: it costs
                 their passes and a short fine-tuning. Or models of your own by name; one named "retrained…" must pass, all others must
                 not. They are listed apart, and if one misbehaves the verdict can't be PASS.
@@ -143,6 +148,7 @@ class Audit:
                 relearn=relearn,
                 train=train,
                 intervals=intervals,
+                frozen_body=frozen_body,
                 controls=controls,
                 seed=seed,
                 unpack=unpack,
@@ -151,7 +157,7 @@ class Audit:
                 progress=progress,
             )
             measured = measure(request)
-            judgement = judge_all(measured.rows)
+            judgement = judge_all(measured.rows, frozen_body=request.frozen_body)
             settings = settings_of(request, measured)
         return report.AuditReport(
             figures=[row for row in judgement.rows if not row.control],

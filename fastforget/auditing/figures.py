@@ -17,6 +17,7 @@ from typing import Any
 
 from .fields import Fields, by_class, by_name, flag, integer, interval, listed, number, optional_text, text
 from .figures_attack import FORGET, FPRS, RETAIN, AttackFigures, Figure, Interval, RateAtFpr, ThresholdFigures
+from .figures_below import Below
 
 __all__ = [
     "FORGET",
@@ -26,6 +27,7 @@ __all__ = [
     "RETRAINED",
     "AttackFigures",
     "AuditFigures",
+    "Below",
     "ClassProbe",
     "ControlOutcome",
     "ExposedSample",
@@ -39,10 +41,20 @@ __all__ = [
     "RelearnProbe",
     "ThresholdFigures",
     "WeightDistance",
+    "is_reference",
 ]
 
 ORIGINAL, RETRAINED = "original", "retrained"
 """The names of the two models that all others stand between."""
+
+
+def is_reference(model: str) -> bool:
+    """Whether a model is named as a retrained one: "retrained" itself, or one more beside it whose name begins so.
+
+    >>> [is_reference(name) for name in ("retrained", "retrained, seed 2", "unlearned")]
+    [True, True, False]
+    """
+    return model.startswith(RETRAINED)
 
 
 @dataclass
@@ -131,6 +143,7 @@ class WeightDistance:
         identical: whether all weights and buffers are equal.
         layers: in the model's own order; empty where the models can't be laid on each other.
         reason: why they can't.
+        biases_only: whether nothing but biases differs.
     """
 
     total: float
@@ -138,17 +151,19 @@ class WeightDistance:
     identical: bool
     layers: list[LayerDistance]
     reason: str | None = None
+    biases_only: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         layers = [layer.to_dict() for layer in self.layers]
         whole = {"total": self.total, "relative": self.relative, "identical": self.identical}
-        return whole | {"layers": layers, "reason": self.reason}
+        return whole | {"layers": layers, "reason": self.reason, "biases_only": self.biases_only}
 
     @classmethod
     def from_dict(cls, value: Any, where: str = "weight distance") -> WeightDistance:
         entries = Fields(value, where)
         layers, reason = entries.get("layers", listed(LayerDistance.from_dict)), entries.get_or("reason", optional_text, None)
-        return cls(entries.get("total", number), entries.get("relative", number), entries.get("identical", flag), layers, reason)
+        whole = entries.get("total", number), entries.get("relative", number), entries.get("identical", flag)
+        return cls(*whole, layers, reason, entries.get_or("biases_only", flag, False))
 
 
 @dataclass
@@ -223,6 +238,7 @@ class ModelRow:
         forgetting_rates: the same by further oracles, by their names.
         oracle_members: shares that the oracle calls members, of the forget set ("forget") and of unseen samples of the same classes
             ("unseen").
+        below: the figures below the answers; None where there is no original model, or in an older file.
         with_intervals: whether intervals were asked for.
         status, reasons: what the rule says: "PASS", "PARTIAL", "FAIL" or "NO REFERENCE", and a reason for each check.
         control: whether it is a control, of which it is known what it must get.
@@ -243,6 +259,7 @@ class ModelRow:
     forgetting_rate: Figure = field(default_factory=lambda: Figure(math.nan))
     forgetting_rates: dict[str, OracleRate] = field(default_factory=dict)
     oracle_members: dict[str, Figure] = field(default_factory=dict)
+    below: Below | None = None
     with_intervals: bool = False
     status: str = ""
     reasons: list[str] = field(default_factory=list)
@@ -272,6 +289,7 @@ class ModelRow:
             "forgetting_rates": _written(self.forgetting_rates),
             "oracle_members": _values(self.oracle_members),
             **({"forgetting_rate_interval": self.forgetting_rate.interval} | members if ranged else {}),
+            **({} if self.below is None else {"below": self.below.to_dict()}),
             "status": self.status,
             "reasons": list(self.reasons),
             "control": self.control,
@@ -306,6 +324,7 @@ class ModelRow:
             forgetting_rate=rate,
             forgetting_rates=entries.get_or("forgetting_rates", by_name(OracleRate.from_dict), {}),
             oracle_members=_figures(entries, "oracle_members", "oracle_members_intervals"),
+            below=Below.from_dict(entries.entries["below"], f"{where}.below") if "below" in entries else None,
             with_intervals="accuracy_intervals" in entries,
             status=entries.get_or("status", text, ""),
             reasons=entries.get_or("reasons", listed(text), []),
@@ -358,8 +377,8 @@ class AuditFigures:
         raise KeyError(f"{model!r} is not among {', '.join(row.model for row in self.figures)}")
 
     def judged_figures(self) -> list[ModelRow]:
-        """The models that the verdict is about: all but the original and the retrained one."""
-        return [row for row in self.figures if row.model not in (ORIGINAL, RETRAINED)]
+        """The models that the verdict is about: all but the original and the retrained ones."""
+        return [row for row in self.figures if row.model != ORIGINAL and not is_reference(row.model)]
 
 
 def _values(figures: dict[str, Figure]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import _data
 from .._modules import refuse_kind
 from .controls import chosen
-from .figures import ORIGINAL, RETRAINED
+from .figures import ORIGINAL, RETRAINED, is_reference
 from .measure import attacks as attack_scores
 from .measure.oracles import Oracle
 from .measure.relearn import DEFINITIONS
@@ -27,7 +27,7 @@ class Request:
     """One audit's models, sets and options.
 
     Attributes:
-        models: the caller's, the original first and the retrained one last.
+        models: the caller's, the original first and the retrained ones last, "retrained" behind them.
         controls: further models, of which it is known what they must get.
         sets: "forget", "retain" and "test"; and "population" where RMIA is run.
         attacks: all that are run, the loss first and those on shadow models last.
@@ -38,6 +38,7 @@ class Request:
         relearn: definitions of relearn time.
         train: the whole training set, for these.
         intervals: whether figures get confidence intervals.
+        frozen_body: whether the caller says that retraining leaves all but the last layer alone.
         seed: of everything that draws at random.
         unpack, forward: batch -> (inputs, labels); (model, inputs) -> logits.
         progress: whether to show a bar.
@@ -54,6 +55,7 @@ class Request:
     relearn: tuple[str, ...]
     train: Any
     intervals: bool
+    frozen_body: bool
     seed: int
     unpack: Unpack | None
     forward: Forward | None
@@ -76,6 +78,7 @@ def checked(
     relearn: Sequence[str],
     train: Any,
     intervals: bool,
+    frozen_body: bool,
     controls: bool | dict[str, nn.Module],
     seed: int,
     unpack: Unpack | None,
@@ -108,6 +111,7 @@ def checked(
         relearn=definitions,
         train=None if train is None else _data.source(train, name="train", unpack=unpack),
         intervals=intervals,
+        frozen_body=bool(frozen_body),
         seed=seed,
         unpack=unpack,
         forward=forward,
@@ -116,14 +120,14 @@ def checked(
 
 
 def _models(models: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    """The original first and the retrained one last."""
+    """The original first, further retrained models after the others, and the retrained one last."""
     if not isinstance(models, dict) or not models:
         raise TypeError(f'models: got {type(models).__name__}; accepted is a dict such as {{"original": net, "unlearned": net2}}')
     for name, model in models.items():
         refuse_kind(f"models[{name!r}]", model)
         if not isinstance(name, str) or not isinstance(model, nn.Module):
             raise TypeError(f"models[{name!r}]: got {type(model).__name__}; accepted is a name and a torch.nn.Module")
-    order = sorted(models, key=lambda name: (name != ORIGINAL) + (name == RETRAINED))
+    order = sorted(models, key=lambda name: (name != ORIGINAL) + is_reference(name) + (name == RETRAINED))
     return {name: models[name] for name in order}
 
 

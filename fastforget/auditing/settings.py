@@ -7,7 +7,7 @@ from typing import Any
 from . import verdict
 from .figures import RETRAINED
 from .measure import attacks as attack_scores
-from .measure import intervals
+from .measure import below, intervals
 from .measure.class_rule import CONVENTION as CLASS_THRESHOLDS
 from .measured import Measured
 from .proof import hashes
@@ -25,6 +25,8 @@ def settings_of(request: Request, measured: Measured) -> dict[str, Any]:
         "attacks": list(request.attacks),
         "seed": request.seed,
         "intervals": bool(request.intervals),
+        "frozen_body": request.frozen_body,
+        "near_classes": list(measured.near),
         "reference": RETRAINED if RETRAINED in models else None,
         "oracle_threshold": measured.oracle.threshold,
         "oracle_reason": measured.oracle.reason,
@@ -44,5 +46,6 @@ def _conventions(request: Request, measured: Measured) -> dict[str, str]:
         for name in request.attacks
     }
     used["class_thresholds"] = CLASS_THRESHOLDS
+    used |= below.CONVENTIONS if measured.rows[0].below is not None else {}
     used |= {name: probe.convention for name, probe in measured.rows[0].probes.items()}
     return used | ({"intervals": intervals.CONVENTION} if request.intervals else {})

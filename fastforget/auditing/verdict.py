@@ -5,34 +5,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+from . import limits
+from .answers import ACCURACY, ATTACK, LOST, ODDS, UTILITY, check_forgetting, check_knowledge, check_use, figures_of_forgetting
 from .controls import behaviour, distrust
-from .figures import FORGET, ORIGINAL, RETRAINED, ClassProbe, ControlOutcome, ModelRow
-from .measure.weights import head
+from .figures import ORIGINAL, RETRAINED, Below, ControlOutcome, ModelRow, is_reference
+from .limits import Finding
+from .provenance import STILL, Case, check_reference, check_weights, distrusted
+
+T = TypeVar("T")
+Findings = list[Finding]
 
 ORDER = ("PASS", "PARTIAL", "FAIL")
 NO_REFERENCE = "NO REFERENCE"
-ACCURACY = 0.02
-ATTACK = 0.05
-UTILITY = 0.02
-LOST = 0.10
-ODDS = 5.0  # of 54 pairs of models retrained from different seeds the farthest apart were at 4.0, 3.4 and 2.8
-JUDGED_BY = {"loss": "loss-attack", "lira": "LiRA"}  # LiRA, the stronger, where shadow models were given
-STILL = 0.01  # of the retrained model's own distance from the original, outside the last layer
 POWERLESS = "these checks can't tell the original from the retrained model"
-Finding = tuple[str, str]
-
-
-class Case(NamedTuple):
-    """One model, and the two that it is judged by."""
-
-    row: ModelRow
-    original: ModelRow | None
-    retrained: ModelRow
 
 
 class Entry(NamedTuple):
@@ -47,202 +36,93 @@ class Entry(NamedTuple):
         return f"{self.number}. {self.title}: {self.text}"
 
 
-# ------------------------------------------------------------------ 1. weights
+# ------------------------------------------------------------------ 5. below the answers
 
 
-def check_weights(case: Case) -> list[Finding]:
-    """Untouched, or touched in the last layer only."""
-    row, moved = case.row, case.row.weight_distance.get(ORIGINAL)
-    if moved is None or moved.reason:
+def check_below(case: Case) -> list[Finding]:
+    """What features, noised samples and a few steps still show, beside all retrained models that are believed."""
+    row, original = case.row.below, case.original.below if case.original else None
+    if case.original is None:
         return []
-    if moved.identical:
-        return [("FAIL", "the weights are those of the original model: nothing was forgotten")]
-    last = head([(layer.layer, layer.rows) for layer in moved.layers], len(row.forget_predictions)) or moved.layers[-1].layer
-    below = {layer.layer: layer.l2 for layer in moved.layers if layer.layer.partition(".parametrizations")[0] != last}
-    # Where retraining leaves these layers alone as well (a frozen backbone), they hold nothing of the forget set.
-    usual = _moved_by_retraining(case.retrained, list(below))
-    if not below or usual == 0:
-        return []
-    distance = math.hypot(*below.values())
-    if distance == 0:
-        text = f"only the last layer ({last}) was changed: the representation is still that of a model trained on the forget set"
-        return [("FAIL", text)]
-    if row.class_wise and distance <= STILL * usual:
-        text = f"below the last layer ({last}) the weights moved {100 * distance / usual:.2g} % as far as retraining moves them"
-        return [("FAIL", f"{text}: the representation is still that of a model trained on the forget set")]
-    return []
+    if row is None or original is None:
+        return [("PARTIAL", "the figures below the answers are missing")]
+    if case.judges_reference:
+        row = replace(row, structure=None)  # the caller's own choice
+    return limits.judge(row, original, _belows(case), class_wise=case.retrained.class_wise, frozen_body=case.frozen_body)
 
 
-def _moved_by_retraining(retrained: ModelRow, layers: list[str]) -> float:
-    """How far these layers of the retrained model lie from the original's; infinite where the two can't be compared."""
-    moved = retrained.weight_distance.get(ORIGINAL)
-    if moved is None or moved.reason:
-        return math.inf
-    return math.hypot(*(layer.l2 for layer in moved.layers if layer.layer in layers))
+def _belows(case: Case) -> list[Below]:
+    """The references' figures; without a further reference's own where it is judged."""
+    references = case.references or (case.retrained,)
+    others = [one for one in references if one is not case.row or one is references[0]]
+    return [one.below or Below() for one in others]
 
 
-# ------------------------------------------------------------------ 2. forgetting
-
-
-class Near(NamedTuple):
-    """One figure that must come near the retrained model's."""
-
-    label: str
-    value_of: Callable[[ModelRow], float]
-    tolerance: float
-    show: Callable[[float], str]
-
-
-def check_forgetting(case: Case) -> list[Finding]:
-    """Each figure of forgetting within its tolerance of the retrained model's."""
-    findings = []
-    for near in _figures_of_forgetting(case.retrained):
-        original = near.value_of(case.original) if case.original else math.nan
-        findings.append(_compare(near, near.value_of(case.row), near.value_of(case.retrained), original))
-    return findings
-
-
-def _figures_of_forgetting(retrained: ModelRow) -> list[Near]:
-    parts = {"forget": "accuracy on the forget set"}
-    # Where the request is class-wise, unseen samples of the forgotten classes must be lost as well.
-    if retrained.class_wise and retrained.accuracy["test_forget"].known:
-        parts["test_forget"] = "test accuracy on the forgotten classes"
-    figures = [Near(label, _accuracy(part), max(ACCURACY, _chance(_error(retrained, part))), percent) for part, label in parts.items()]
-    for attack, name in JUDGED_BY.items():
-        measured = retrained.attacks[FORGET].get(attack)
-        if measured is not None and measured.auc.known:
-            tolerance = max(ATTACK, _chance(measured.auc_standard_error))
-            figures.append(Near(f"{name} AUC, forget set against unseen samples", _auc(attack), tolerance, plain))
-    return figures
-
-
-def _accuracy(part: str) -> Callable[[ModelRow], float]:
-    return lambda row: row.accuracy[part].value
-
-
-def _auc(attack: str) -> Callable[[ModelRow], float]:
-    return lambda row: row.attacks[FORGET][attack].auc.value
-
-
-def _compare(near: Near, value: float, reference: float, original: float) -> Finding:
-    gap, way, show = value - reference, original - reference, near.show
-    # A model that passes must have gone at least half of the way.
-    tolerance = min(near.tolerance, abs(way) / 2) if abs(way) > near.tolerance else near.tolerance
-    text = f"{near.label} {show(value)}, retrained {show(reference)}, tolerance {show(tolerance)}"
-    if abs(gap) <= tolerance:
-        return "PASS", text
-    if math.isnan(original):
-        return "FAIL", f"{text}; no original model was given to show that any of the way is gone"
-    if gap * way > 0:
-        left = gap / way
-        missing = f"{text}; original {show(original)}, {100 * left:.0f} % of the way is missing"
-        return "FAIL" if left > 0.5 else "PARTIAL", missing
-    past = f"{text}; original {show(original)}: past the retrained model, so the forgotten samples stand out"
-    return "PARTIAL", past
-
-
-# ------------------------------------------------------------------ 3. knowledge
-
-
-def check_knowledge(case: Case) -> list[Finding]:
-    """Whether a forgotten class can be told by its logit, however low that logit was pushed."""
-    value, reference = (_told_by_logit(row) for row in (case.row, case.retrained))
-    if math.isnan(value) or math.isnan(reference):
-        return []
-    counts, probe = case.retrained.counts, case.retrained.probes["class_logit_auc"]
-    classes = max(1, len(probe.by_class) if isinstance(probe, ClassProbe) else 0)
-    allowed = _highest(reference, counts["test_forget"] / classes, counts["test_retain"])
-    text = f"AUC by which its logit tells a forgotten class from the kept ones {plain(value)}, retrained {plain(reference)}"
-    text += f", at most {plain(allowed)}"
-    if value <= allowed:
-        return [("PASS", text)]
-    return [("PARTIAL", f"{text}: the answers are gone, but the model still recognises the class")]
-
-
-def _told_by_logit(row: ModelRow) -> float:
-    probe = row.probes.get("class_logit_auc")
-    return probe.value if probe is not None else math.nan
-
-
-def _highest(auc: float, members: float, others: float) -> float:
-    """What chance allows another model that never saw the class: on the log-odds scale, which doesn't end at 1, three standard
-    errors (Hanley & McNeil, Radiology 143, 1982) or a factor of ODDS.
-
-    >>> [round(_highest(auc, 100, 900), 3) for auc in (0.7, 0.9, 0.98)]
-    [0.921, 0.978, 0.996]
-    """
-    if not 0 < auc < 1:
-        return 1.0
-    one, two = auc / (2 - auc) - auc**2, 2 * auc**2 / (1 + auc) - auc**2
-    error = math.sqrt((auc * (1 - auc) + (members - 1) * one + (others - 1) * two) / (members * others))
-    factor = max(ODDS, math.exp(min(3 * error / (auc * (1 - auc)), 700)))
-    return auc * factor / (1 - auc + auc * factor)
-
-
-# ------------------------------------------------------------------ 4. power
+# ------------------------------------------------------------------ 6. power
 
 
 def check_power(case: Case) -> list[Finding]:
-    """PARTIAL where a model that forgot nothing could pass as well; not asked of the retrained model itself."""
+    """PARTIAL where a model that forgot nothing could pass as well; not asked of the retrained models themselves."""
     original, retrained = case.original, case.retrained
-    if case.row is retrained:
+    if case.row is retrained or case.judges_reference:
         return []
     if original is None:
         return [("PARTIAL", "no original model was given: nothing shows that these checks can tell it from the retrained model")]
-    if any(abs(near.value_of(original) - near.value_of(retrained)) > near.tolerance for near in _figures_of_forgetting(retrained)):
+    if any(abs(near.value_of(original) - near.value_of(retrained)) > near.tolerance for near in figures_of_forgetting(retrained)):
+        return []
+    if original.below is not None and limits.telling(original.below, _belows(case), class_wise=retrained.class_wise):
         return []
     text = f"{POWERLESS}: every figure of forgetting is within its tolerance"
     return [("PARTIAL", f"{text} for both, so a model that forgot nothing could pass")]
 
 
-# ------------------------------------------------------------------ 5. use
+# ------------------------------------------------------------------ 8. a model's status
 
 
-def check_use(case: Case) -> list[Finding]:
-    """How much of the accuracy on the kept classes was lost."""
-    value, reference = case.row.accuracy["test_retain"].value, case.retrained.accuracy["test_retain"].value
-    drop = reference - value
-    if math.isnan(drop):
-        return [("PARTIAL", "the test set has no sample of the kept classes, so the loss of use can't be judged")]
-    allowed = max(UTILITY, _chance(_error(case.retrained, "test_retain")))
-    status = "PASS" if drop <= allowed else "PARTIAL" if drop <= LOST else "FAIL"
-    text = f"test accuracy on the kept classes {percent(value)}, retrained {percent(reference)}"
-    return [(status, f"{text}: {100 * drop:.1f} points lost" if drop > 0 else f"{text}: nothing lost")]
+def judge(
+    row: ModelRow,
+    original: ModelRow | None,
+    retrained: ModelRow | None,
+    *,
+    further: Sequence[ModelRow] = (),
+    distrust: dict[str, str] | None = None,
+    frozen_body: bool = False,
+) -> tuple[str, list[str]]:
+    """Status and reasons of one model.
 
-
-def _chance(error: float) -> float:
-    """Two standard errors of a difference: two models retrained from different seeds were measured to differ about as much as two draws
-    of the samples."""
-    return 2 * math.sqrt(2) * error
-
-
-def _error(row: ModelRow, part: str) -> float:
-    accuracy, count = row.accuracy[part].value, row.counts[part]
-    return math.sqrt(accuracy * (1 - accuracy) / count) if count else 0.0
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
-
-
-def plain(value: float) -> str:
-    return f"{value:.3f}"
-
-
-# ------------------------------------------------------------------ 6. a model's status
-
-
-def judge(row: ModelRow, original: ModelRow | None, retrained: ModelRow | None) -> tuple[str, list[str]]:
-    """Status and reasons of one model."""
+    Args:
+        row, original, retrained: the figures of the three.
+        further: of other retrained models that are believed.
+        distrust: why a retrained model is not, by its name.
+        frozen_body: whether the caller says that retraining leaves all but the last layer alone.
+    """
     if retrained is None:
         return NO_REFERENCE, ['no model named "retrained" was given; the figures have nothing to be measured against']
-    case = Case(row, original, retrained)
-    findings = [finding for entry in CHECKS for finding in entry.function(case)]
-    worst = max((status for status, _ in findings), key=ORDER.index)
-    return worst, [f"{status}: {text}" for status, text in findings]
+    references = (retrained, *further)
+    by_reference = []
+    for one in references:
+        if one is retrained or (one is not row and row is not retrained):
+            case = Case(row, original, one, references, distrust or {}, frozen_body)
+            by_reference.append((case, [entry.function(case) for entry in CHECKS]))
+    case, findings = nearest(by_reference)
+    beside = "" if case.retrained is retrained else f" (beside {case.retrained.model!r}, the nearest)"
+    reasons = []
+    for entry, of_check in zip(CHECKS, findings, strict=True):
+        reasons += [f"{status}: {text}{beside if entry.function in BESIDE_ONE else ''}" for status, text in of_check]
+    return worst(findings), reasons
 
 
-# ------------------------------------------------------------------ 7. the verdict
+def nearest(by_reference: Sequence[tuple[T, list[Findings]]]) -> tuple[T, list[Findings]]:
+    """Of the findings beside each retrained model those that speak best of a model; the first of equals."""
+    return min(by_reference, key=lambda one: ORDER.index(worst(one[1])))
+
+
+def worst(findings: Iterable[Findings]) -> str:
+    """The worst status among the checks' findings."""
+    return max((status for of_check in findings for status, _ in of_check), key=ORDER.index, default="PASS")
+
+
+# ------------------------------------------------------------------ 9. the verdict
 
 
 def overall(statuses: list[str], *, trusted: bool = True) -> str:
@@ -251,8 +131,8 @@ def overall(statuses: list[str], *, trusted: bool = True) -> str:
         return "NOTHING TO JUDGE"
     if NO_REFERENCE in statuses:
         return NO_REFERENCE
-    worst = max(statuses, key=ORDER.index)
-    return worst if trusted or worst != "PASS" else "PARTIAL"
+    of_all = max(statuses, key=ORDER.index)
+    return of_all if trusted or of_all != "PASS" else "PARTIAL"
 
 
 # ------------------------------------------------------------------ the rule
@@ -261,50 +141,81 @@ CHECKS = (
     Entry(
         1,
         "Weights",
-        "FAIL where they are those of the original, where only the last layer was changed though retraining changes the others too, and, "
-        f"for whole classes, where the layers below the last moved less than {100 * STILL:.0f} % as far as retraining moves them.",
+        "FAIL where they are those of the original, where only the last layer or only biases were changed, and, for whole classes, where "
+        f"the layers below the last moved less than {100 * STILL:.0f} % as far as retraining moves them. Not so where the caller says that "
+        "training moves nothing but the last layer (frozen_body). At most PARTIAL where they can't be compared with the original's, but "
+        "for layers of other sizes.",
         check_weights,
     ),
     Entry(
         2,
+        "Reference",
+        "at most PARTIAL beside a retrained model that is not believed: by its weights, because its features are nearly the original's "
+        f"(1 - CKA over the test set under {limits.SAME_FEATURES:g}, or under {limits.NEAR_FEATURES:g} where its weights lie near too "
+        "and they can be read off it), or, of a further one, because it did not forget beside the one named retrained.",
+        check_reference,
+    ),
+    Entry(
+        3,
         "Forgetting",
         "its accuracy on the forget set (and on test samples of classes that the retain set lacks) must be within "
         f"{100 * ACCURACY:.0f} points of the retrained model's, and the AUC of the loss attack (and of LiRA where shadow models were "
         f"given), forget against test, within {ATTACK}, or each within two standard errors of a difference where the sets are small; but "
         "never wider than half of the gap between the original and the retrained model, where the original lies outside. A gap beyond "
-        "that is PARTIAL, and FAIL where more than half of the way from the original to the retrained model is still missing.",
+        "that is PARTIAL, and FAIL where more than half of the way from the original to the retrained model is still missing, or where an "
+        "AUC lies farther past the retrained model's than the original's lies short of it: such samples stand out.",
         check_forgetting,
     ),
     Entry(
-        3,
-        "Knowledge below the answers",
+        4,
+        "Knowledge in the answers",
         "for whole classes, at most PARTIAL if the AUC by which its logit tells a forgotten class from the kept ones is higher than the "
         "retrained model's by more than three standard errors and its odds, AUC / (1 - AUC), more than "
         f"{ODDS:g} times as high.",
         check_knowledge,
     ),
     Entry(
-        4,
+        5,
+        "Below the answers",
+        "at most PARTIAL if it is built otherwise than the original, or a figure here can't be had. For whole classes, at most PARTIAL "
+        f"where its features went less than {100 * limits.WAY:.0f} % of retraining's way from the original's inside these classes, by CKA "
+        "or by what can be read off them, or where a linear probe's log-odds lie more than "
+        f"{100 * limits.KNOWN:.0f} % of the way from the retrained model's to the original's (at least {limits.ERRORS:g} standard errors "
+        f"or {limits.ODDS:g} times the odds). For samples, where the loss attack's AUC on noised samples, or on the other half after steps "
+        f"on one half, lies more than {limits.EXCESS:g} or {limits.EXCESS_ERRORS:g} standard errors above the retrained model's (never "
+        f"more than half of the original's gap), or under a fresh last layer more than {100 * limits.HEAD_WAY:.0f} % of that gap.",
+        check_below,
+    ),
+    Entry(
+        6,
         "Power",
-        "at most PARTIAL if the original itself lies within the tolerance in every figure of forgetting, since a model that forgot nothing "
-        "could pass; the same without an original.",
+        "at most PARTIAL if the original itself lies within the tolerance in every figure of forgetting, and, below the answers, in every "
+        "figure of samples or by the probe for classes, since a model that forgot nothing could pass; the same without an original.",
         check_power,
     ),
     Entry(
-        5,
+        7,
         "Use",
         f"test accuracy on the kept classes may lie up to {100 * UTILITY:.0f} points (or two standard errors of a difference) under the "
         f"retrained model's; up to {100 * LOST:.0f} points is PARTIAL, more is FAIL.",
         check_use,
     ),
 )
+BESIDE_ONE = (check_weights, check_forgetting, check_knowledge, check_use)
 ENTRIES = (
     *CHECKS,
-    Entry(6, "Status", "a model's worst finding decides; without a retrained model there is NO REFERENCE and nothing is judged.", judge),
     Entry(
-        7,
+        8,
+        "Status",
+        "a model's worst finding decides; without a retrained model there is NO REFERENCE and nothing is judged. Of several retrained "
+        "models (names that begin so) the nearest counts in 1, 3, 4 and 7; in 5 their mean, and limits are widened to "
+        f"{limits.SPREAD:g} times what one of them differs from the others.",
+        judge,
+    ),
+    Entry(
+        9,
         "Verdict",
-        "that of the worst model beside the original and the retrained one; at most PARTIAL if a control that must not pass does, or one "
+        "that of the worst model beside the original and the retrained ones; at most PARTIAL if a control that must not pass does, or one "
         "that must pass does not.",
         overall,
     ),
@@ -338,14 +249,35 @@ class Judgement:
     controls: dict[str, ControlOutcome]
 
 
-def judge_all(rows: list[ModelRow]) -> Judgement:
-    """Judges every row, controls included, beside the ones named "original" and "retrained"."""
+def judge_all(rows: list[ModelRow], *, frozen_body: bool = False) -> Judgement:
+    """Judges every row, controls included, beside the ones named "original" and "retrained…"."""
     by_name = {row.model: row for row in rows}
     original, retrained = by_name.get(ORIGINAL), by_name.get(RETRAINED)
-    verdicts = [judge(row, original, retrained) for row in rows]
+    further, unbelieved = _believed(rows, original, retrained, frozen_body)
+    how: dict[str, Any] = {"further": further, "distrust": unbelieved, "frozen_body": frozen_body}
+    verdicts = [judge(row, original, retrained, **how) for row in rows]
     judged = [replace(row, status=status, reasons=reasons) for row, (status, reasons) in zip(rows, verdicts, strict=True)]
     controls = behaviour([row for row in judged if row.control], {row.model: row for row in judged}.get(RETRAINED))
     warnings = distrust(controls)
-    asked = [row for row in judged if not row.control and row.model not in (ORIGINAL, RETRAINED)]
+    asked = [row for row in judged if not row.control and row.model != ORIGINAL and not is_reference(row.model)]
     whole = overall([row.status for row in asked] if retrained else [NO_REFERENCE], trusted=not warnings)
     return Judgement(whole, [*warnings, *(f"{row.model}: {reason}" for row in asked for reason in row.reasons)], judged, controls)
+
+
+def _believed(
+    rows: list[ModelRow], original: ModelRow | None, retrained: ModelRow | None, frozen_body: bool
+) -> tuple[list[ModelRow], dict[str, str]]:
+    """The further retrained models that are believed, and why others, the one named "retrained" among them, are not."""
+    further, unbelieved = [], {}
+    for row in rows:
+        if row.control or not is_reference(row.model):
+            continue
+        why = distrusted(row, frozen_body=frozen_body)
+        if why is None and retrained is not None and row is not retrained:
+            failed = [text for status, text in check_forgetting(Case(row, original, retrained)) if status == "FAIL"]
+            why = f"beside {RETRAINED!r} it did not forget ({failed[0]})" if failed else None
+        if why is not None:
+            unbelieved[row.model] = why
+        elif row is not retrained:
+            further.append(row)
+    return further, unbelieved

@@ -51,5 +51,5 @@ def refusal(call: Callable[[], Any], *words: str) -> str:
         return f"refused, but without {missing}: {error}" if missing else "refused"
 
 
-for _name in ("batches", "kernels", "labels", "loaders", "networks", "state"):
+for _name in ("batches", "kernels", "labels", "loaders", "networks", "state", "verdicts"):
     importlib.import_module(f".{_name}", __name__)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._data import source
+from ..._outputs import as_columns
 from ..._weights import eval_mode
 from ...ops.noise import normal_
 from . import passes
@@ -117,6 +118,12 @@ def _read_from(given: Tensor, output: Tensor, logits: Tensor) -> Tensor | None:
     n = len(logits)
     if given.dim() < 2 or len(given) != n or len(output) != n or not given.is_floating_point():
         return None
+    if output.numel() == n and logits.shape[1] == 2:
+        # one logit for both of two classes, which is read as [0, z]
+        given_as_logits = as_columns(given) if given.numel() == n else given
+        if given_as_logits.shape == logits.shape and _same(given_as_logits, logits):
+            return None
+        return given.flatten(1) if _same(as_columns(output.reshape(n)), logits) else None
     if given.numel() == logits.numel() and _same(given.reshape(logits.shape), logits):
         return None
     if output.numel() == logits.numel():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import torch
 from torch import Tensor, nn
@@ -26,18 +27,31 @@ def weight_distance(model: nn.Module, other: nn.Module) -> WeightDistance:
     if reason:
         return _without(reason)
     squares: dict[str, list[float]] = {}
+    weights_moved = False
     rows = _rows(parameters)
     with torch.no_grad():
         for name, parameter in parameters.items():
             sums = squares.setdefault(_layer(name), [0.0, 0.0])
             reference = others[name].detach().to(parameter.device)
-            sums[0] += _square(parameter.detach(), reference)
+            square = _square(parameter.detach(), reference)
+            sums[0] += square
+            weights_moved = weights_moved or (square > 0 and not is_bias(name))
             sums[1] += _square(reference, None)
     total, norm = (math.fsum(sums[i] for sums in squares.values()) for i in (0, 1))
     if not math.isfinite(total):
         return _without("the weights hold NaN or infinity, so they can't be compared")
     layers = [LayerDistance(name, math.sqrt(d), _ratio(d, n), rows[name]) for name, (d, n) in squares.items()]
-    return WeightDistance(math.sqrt(total), _ratio(total, norm), total == 0 and _same_buffers(model, other), layers)
+    identical = total == 0 and _same_buffers(model, other)
+    return WeightDistance(math.sqrt(total), _ratio(total, norm), identical, layers, biases_only=total > 0 and not weights_moved)
+
+
+def is_bias(parameter: str) -> bool:
+    """Whether a parameter is a bias by its name, as ``bias`` or attention's ``in_proj_bias``.
+
+    >>> [is_bias(name) for name in ("0.bias", "attention.in_proj_bias", "0.weight", "biased.weight")]
+    [True, True, False, False]
+    """
+    return parameter.rpartition(".")[2].endswith("bias")
 
 
 def _without(reason: str) -> WeightDistance:
@@ -101,6 +115,43 @@ def head(layers: list[tuple[str, int]], classes: int) -> str | None:
     """
     heads = [name for name, rows in layers if rows == classes]
     return heads[-1].partition(".parametrizations")[0] if heads else None
+
+
+def moved_below(model: nn.Module, other: nn.Module, last: str | None) -> tuple[float, str | None]:
+    """Distance from another model below the last layer, as a share of both norms together: 1 for unrelated weights of one norm. NaN, with
+    the reason, where the two can't be laid on each other.
+
+    ``last``: the last layer's name; where it isn't known, the last in the model's own order is taken.
+    """
+    distance = weight_distance(model, other)
+    if distance.reason:
+        return math.nan, distance.reason
+    if distance.identical:
+        return 0.0, None
+    last = distance.layers[-1].layer if last is None else last
+    moved = math.hypot(*(layer.l2 for layer in distance.layers if _outside(layer.layer, last)))
+    held = [p for one in (model, other) for name, p in _parameters(one).items() if _outside(_layer(name), last)]
+    with torch.no_grad():
+        norm = math.sqrt(math.fsum(_square(p.detach(), None) for p in held))
+    return (moved / norm, None) if norm else (math.nan, "no weights lie below the last layer")
+
+
+def nothing_below(model: nn.Module, last: str | None) -> bool:
+    """Whether all weights are those of the last layer, so that what it reads is the inputs."""
+    parameters = _parameters(model)
+    if last is None or not parameters or _not_plain(model, parameters):
+        return False
+    return not any(_outside(_layer(name), last) for name in parameters)
+
+
+def _outside(layer: str, last: str) -> bool:
+    """Whether a layer is another than the last one, whose own parametrisations are its weights."""
+    return layer.partition(".parametrizations")[0] != last and not (last == "" and "." not in layer)
+
+
+def other_sizes(reason: str) -> bool:
+    """Whether two models can't be laid on each other for their layers' sizes alone: names and kinds are the same."""
+    return re.fullmatch(r"\S+ has shape \([0-9, ]*\) in one model and \([0-9, ]*\) in the other", reason) is not None
 
 
 def _mismatch(parameters: dict[str, nn.Parameter], others: dict[str, nn.Parameter]) -> str | None:

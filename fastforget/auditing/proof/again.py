@@ -66,6 +66,7 @@ class Again:
                 relearn=(),
                 train=None,
                 intervals=settings["intervals"],
+                frozen_body=settings.get("frozen_body", False),
                 controls=False,
                 seed=settings["seed"],
                 unpack=None,

@@ -17,6 +17,7 @@ from ..._identity import bare_names
 from .. import verdict
 from ..conventions import CONVENTIONS
 from ..figures import ORIGINAL, RETRAINED, ModelRow
+from ..measure.weights import is_bias
 from . import consistency, first_rule, hashes
 from .again import Again
 from .finding import Finding, same
@@ -78,7 +79,7 @@ def _checks(
     named = {row.model for row in rows} == set(receipt["models"])
     yield Finding("models", "" if named else "the rows are not of the models that were hashed")
     if named and not against:
-        yield from consistency.whole(receipt, rows)
+        yield from consistency.whole(receipt, rows, beneath=receipt["verdict"]["rule"] == verdict.RULE)
         yield from _distances(rows, weights)
     yield from _judged_again(receipt, rows)
 
@@ -155,6 +156,9 @@ def _distance_again(field: str, row: ModelRow, other: str, one: dict[str, Tensor
         difference = one[name].double() - two[name].double()
         layer = name.rpartition(".")[0] or name
         squares[layer] = squares.get(layer, 0.0) + float(torch.linalg.vector_norm(difference)) ** 2
+    biases = [is_bias(name) for name in plain if not torch.equal(one[name], two[name])]
+    if stated.biases_only != (bool(biases) and all(biases)):
+        return Finding(field, "whether nothing but biases moved is not what these weights say")
     layers = {layer.layer.replace("module.", "").replace("_orig_mod.", ""): layer.l2 for layer in stated.layers}
     for layer, square in squares.items():
         if layer not in layers:
@@ -173,7 +177,7 @@ def _judged_again(receipt: dict[str, Any], rows: list[ModelRow]) -> Iterator[Fin
     """The figures, judged again, give the verdict that the receipt states."""
     stated_verdict, rule = receipt["verdict"], receipt["verdict"]["rule"]
     if rule == verdict.RULE:
-        judgement = verdict.judge_all(rows)
+        judgement = verdict.judge_all(rows, frozen_body=receipt["settings"].get("frozen_body", False))
     elif hashlib.sha256(rule.encode("utf-8", "surrogatepass")).hexdigest() in first_rule.WORDS:
         judgement = first_rule.judge_all(rows)
         yield Finding("verdict.rule", unchecked="that of the first version, by which the figures are judged here; today's may ask more")

@@ -9,20 +9,25 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from ..figures import FORGET, FPRS, ORIGINAL, RETAIN, RETRAINED, AttackFigures, ClassProbe, Figure, ModelRow, ThresholdFigures
 from ..measure import intervals
 from ..names import DIRECTION
+from . import beneath_answers
 from .finding import Finding
+from .rounding import TINY, is_share, near
 
-TINY = 1e-6  # relative; what a receipt holds are 64-bit floats in full
 MEANS = ("js_to_retrained", "activation_distance", "activation_distance_l1", "zrf", "zrf_bits")
 PARTS = {"forget": "forget", "retain": "retain", "test": "test", "test_forget": "test", "test_retain": "test"}
 
 
-def whole(receipt: dict[str, Any], rows: list[ModelRow]) -> Iterator[Finding]:
-    """What the receipt's entries say of each other, one finding an entry, and one finding for each row's figures."""
+def whole(receipt: dict[str, Any], rows: list[ModelRow], *, beneath: bool = True) -> Iterator[Finding]:
+    """What the receipt's entries say of each other, one finding an entry, and one finding for each row's figures.
+
+    ``beneath``: the rule reads figures below the answers, so that rows beside an original model have them.
+    """
     settings = receipt["settings"]
     for entry in ("sizes", "request", "forgotten_classes"):
         yield _agree(entry, receipt[entry], settings[entry], f"settings.{entry}")
@@ -43,7 +48,10 @@ def whole(receipt: dict[str, Any], rows: list[ModelRow]) -> Iterator[Finding]:
         yield Finding(f"{entry}.control", "" if marked else "a row is marked as what it is not")
     yield from _models(receipt["models"], rows)
     for row in rows:
-        yield Finding(f"rows.{row.model}.figures", next(contradictions(row, rows, receipt), ""))
+        below = beneath_answers.contradictions(row, rows, receipt) if beneath or row.below is not None else iter(())
+        yield Finding(f"rows.{row.model}.figures", next(chain(contradictions(row, rows, receipt), below), ""))
+    if settings.get("frozen_body"):
+        yield Finding("settings.frozen_body", unchecked="that training moves nothing but the last layer is the auditor's word")
 
 
 def _agree(field: str, stated: Any, other: Any, place: str) -> Finding:
@@ -82,21 +90,9 @@ def contradictions(row: ModelRow, rows: list[ModelRow], receipt: dict[str, Any])
     yield from _divergences(row, receipt["settings"]["conventions_used"])
 
 
-def near(one: float, other: float) -> bool:
-    """Equal but for rounding; NaN equals NaN."""
-    return (math.isnan(one) and math.isnan(other)) or math.isclose(one, other, rel_tol=TINY, abs_tol=TINY)
-
-
-def _is_share(value: float, count: int) -> bool:
-    """Whether it is k / count for a whole k; of nothing there is no share."""
-    if count == 0 or math.isnan(value):
-        return count == 0 and math.isnan(value)
-    return 0 <= value <= 1 and abs(value * count - round(value * count)) <= TINY
-
-
 def _exact(name: str, figure: Figure, count: int) -> Iterator[str]:
     """A share with its exact interval."""
-    if not _is_share(figure.value, count):
+    if not is_share(figure.value, count):
         yield f"{name} is no share of {count} samples"
     elif figure.interval is not None and count:
         ends = intervals.share(round(figure.value * count), count)

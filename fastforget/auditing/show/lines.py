@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -41,6 +42,17 @@ PROBES: tuple[tuple[str, str, Show], ...] = (
     ("ain", "anamnesis index", number),
 )
 RELEARN = "relearn_time_"
+# The figures below the answers that are shown, of forgotten classes and of single samples.
+OF_CLASSES: tuple[tuple[str, str, Show], ...] = (
+    ("class_cka", "features like those of the original, CKA", number),
+    ("readable", "features of the original read off its own", percent),
+    ("probe_auc", "linear probe for the class, AUC", number),
+)
+OF_SAMPLES: tuple[tuple[str, str, Show], ...] = (
+    ("noised_auc", "loss attack, samples with noise, AUC", number),
+    ("halves_auc", "the same, other half after 3 steps on one", number),
+    ("new_head_auc", "the same, last layer trained anew", number),
+)
 
 
 def lines(models: list[ModelRow], attacks: list[str]) -> list[Line]:
@@ -54,7 +66,7 @@ def lines(models: list[ModelRow], attacks: list[str]) -> list[Line]:
         result += _attack(models, attack)
     retain = [model.attacks[RETAIN]["loss"].auc for model in models]
     result.append(Line("loss attack, retain against unseen", "AUC", _cells(retain, number)))
-    return [*result, *_class_thresholds(models), *_memory(models), *_probes(models), *_weights(models)]
+    return [*result, *_below(models), *_class_thresholds(models), *_memory(models), *_probes(models), *_weights(models)]
 
 
 def _cells(figures: Iterable[Figure | None], show: Show) -> list[Cell]:
@@ -92,6 +104,44 @@ def _attack(models: list[ModelRow], attack: str) -> list[Line]:
 def resolves(models: list[ModelRow], fpr: str, attack: str) -> bool:
     """Whether an attack's non-members, the forget set's, are many enough for this false-positive rate."""
     return models[0].attacks[FORGET][attack].tpr_at[fpr].resolves
+
+
+def below_labels(models: list[ModelRow]) -> dict[str, str]:
+    """How the lines name the figures below the answers that they show."""
+    labels = {name: label for name, label, _ in _shown_below(models)}
+    if any(model.below is not None and not math.isnan(model.below.neighbours) for model in models):
+        labels |= {"relearned": "class relearned", "neighbours": "accuracy on the nearest kept classes"}
+    return labels | ({"below": "below the answers"} if labels else {})
+
+
+def _below(models: list[ModelRow]) -> list[Line]:
+    """What features and a few steps still show; the lines that some model has a figure for."""
+    group = "below the answers"
+    result = [
+        Line(group, label, _cells([Figure(getattr(model.below, name)) if model.below else None for model in models], show))
+        for name, label, show in _shown_below(models)
+    ]
+    again = [model.below.relearned if model.below else {} for model in models]
+    few = sorted({k for one in again for k, value in one.items() if not math.isnan(value)})
+    if few:
+        cells = [Cell(_share_list([one.get(k, math.nan) for k in few])) for one in again]
+        result.append(Line(group, f"class relearned from {', '.join(map(str, few))} samples", cells))
+    if any(model.below is not None and not math.isnan(model.below.neighbours) for model in models):
+        beside = [Figure(model.below.neighbours) if model.below else None for model in models]
+        result.append(Line(group, "accuracy on the nearest kept classes", _cells(beside, percent)))
+    return result
+
+
+def _shown_below(models: list[ModelRow]) -> list[tuple[str, str, Show]]:
+    shown = OF_CLASSES if models[0].class_wise else OF_SAMPLES
+    return [one for one in shown if any(model.below is not None and not math.isnan(getattr(model.below, one[0])) for model in models)]
+
+
+def _share_list(shares: list[float]) -> str:
+    """Several shares in one cell, such as "0, 5, 63 %"."""
+    if all(map(math.isnan, shares)):
+        return "-"
+    return ", ".join("-" if math.isnan(share) else f"{100 * share:.0f}" for share in shares) + " %"
 
 
 def _class_thresholds(models: list[ModelRow]) -> list[Line]:
@@ -153,10 +203,14 @@ def probe_labels(models: list[ModelRow]) -> dict[str, str]:
 
 
 def undefined_probes(models: list[ModelRow]) -> dict[str, list[str]]:
-    """The labels of the shown probes that some model has no figure of, by the reason."""
+    """The labels of the probes and of the figures below the answers that some model has no figure of, by the reason."""
     result: dict[str, list[str]] = {}
     for name, label in probe_labels(models).items():
         probes = [model.probes[name] for model in models if name in model.probes]
         for reason in dict.fromkeys(probe.reason for probe in probes if not probe.known):
+            result.setdefault(str(reason), []).append(label)
+    for name, label, _ in OF_CLASSES if models[0].class_wise else OF_SAMPLES:
+        rows = [model.below for model in models if model.below is not None]
+        for reason in dict.fromkeys(row.reasons.get(name) for row in rows if math.isnan(getattr(row, name))):
             result.setdefault(str(reason), []).append(label)
     return result

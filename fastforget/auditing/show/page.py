@@ -11,7 +11,7 @@ from ..._version import __version__
 from ..figures import AuditFigures
 from ..names import WHY
 from . import charts, evidence, layout, summary
-from .lines import probe_labels
+from .lines import below_labels, probe_labels
 from .png import as_pictures
 from .shown import css_classes, ordered
 from .wording import attack_name
@@ -84,5 +84,6 @@ def _settings(audit: AuditFigures, facts: dict[str, str], timing: dict[str, floa
 def _used(audit: AuditFigures, conventions: dict[str, str]) -> dict[str, str]:
     """What this report's own attacks and probes measure, by their names in the table; no wording twice."""
     used, general = audit.settings.get("conventions_used", {}), set(conventions.values())
-    labels = {attack: attack_name(attack) for attack in audit.settings["attacks"]} | probe_labels(audit.figures)
+    labels = {attack: attack_name(attack) for attack in audit.settings["attacks"]}
+    labels |= below_labels(audit.figures) | probe_labels(audit.figures)
     return {label: used[name] for name, label in labels.items() if name in used and used[name] not in general}
