@@ -7,26 +7,38 @@ PIP_ARGS ?=
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+# OMP_WAIT_POLICY: threads that wait sleep, so that a busy machine slows the tests a little and not a hundredfold.
+PYTEST := OMP_WAIT_POLICY=passive $(PY) -m pytest
 CSRC := $(shell find csrc -type f)
 CSRC_FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(CSRC))
 
-.PHONY: demo test test-all lint format bench info native setup clean
+.PHONY: demo test-quick test test-slow test-all cases lint format bench docs info native setup clean
 .DELETE_ON_ERROR:
 
 demo: setup
 	$(PY) -m fastforget demo $(ARGS)
 
-# OMP_WAIT_POLICY: threads that wait sleep, so that a busy machine slows the tests a little and not a hundredfold.
-# Without the tests that build wheels (minutes): `make test-all` has them too.
-test: setup $(VENV)/.test
-	OMP_WAIT_POLICY=passive $(PY) -m pytest -m "not slow" $(ARGS)
+test-quick: setup $(VENV)/.test
+	$(PYTEST) tests/test_quick.py $(ARGS)
 
-test-all: setup $(VENV)/.test
-	OMP_WAIT_POLICY=passive $(PY) -m pytest $(ARGS)
+# A worker on each core, eight at most; ARGS="-n0 ..." goes without workers. One that is done takes over half of another's rest.
+test: setup $(VENV)/.test
+	$(PYTEST) -n auto --maxprocesses 8 --dist worksteal -m "not slow" $(ARGS)
+
+# What builds, and what runs kernels in an interpreter, an emulator or under sanitizers: few tests that take minutes, so one at a time.
+test-slow: setup $(VENV)/.test
+	$(PYTEST) -n auto --maxprocesses 8 --dist load --maxschedchunk 1 -m slow $(ARGS)
+
+test-all: test test-slow
+
+# Set-ups as people have them: case, expected, got.
+cases: setup $(VENV)/.test
+	OMP_WAIT_POLICY=passive $(PY) -m tests.field_cases $(ARGS)
 
 lint: setup $(VENV)/.test $(VENV)/.lint
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports --no-cache
 	$(VENV)/bin/clang-format --dry-run --Werror $(CSRC_FORMATTED)
 
 # Rewrites csrc in place.
@@ -38,6 +50,10 @@ bench: setup
 
 info: setup
 	$(PY) -m fastforget info
+
+# The generated parts of README and docs/, from committed rows and from the code.
+docs: setup
+	$(PY) -m fastforget._bench.docs $(ARGS)
 
 # The native parts alone, all of them or an error.
 native: $(VENV)/.deps

@@ -1,12 +1,16 @@
 """Build and package fastforget.
 
-Three native parts, each optional at install time (csrc/ninja_rules.py says how they are compiled):
+Two native parts, each optional at install time (csrc/ninja_rules.py says how they are compiled):
 
     cpu    fastforget/_lib/libfastforget_cpu.so    tensor ops, LibTorch stable ABI
     cuda   fastforget/_lib/libfastforget_cuda.so   the same ops as CUDA kernels; needs nvcc
-    host   fastforget/_host.<abi>.so               module without torch: facts, golden values, direct calls
 
-What was built, and for each part left out the reason, goes to fastforget/_lib/build.json.
+Neither holds a symbol of Python's, and torch's stable ABI reaches back to 2.10: one wheel serves every Python and every
+torch that the package supports. What was built, and for each part left out the reason, goes to
+fastforget/_lib/build.json.
+
+A third part is for the checkout's tests alone: fastforget/_host.<abi>.so, a pybind11 module with golden values. It is
+compiled for one Python, so it is built in place (editable installs too) and no wheel holds it.
 
     python setup.py build_native     builds in place, for work in the checkout
 
@@ -34,6 +38,9 @@ from setuptools.command.build import build
 from setuptools.errors import ExecError
 
 ROOT = Path(__file__).resolve().parent
+OPS = ("cpu", "cuda")
+AGAIN = "pip install --no-build-isolation --no-deps --force-reinstall ."
+TOOLS = "torch>=2.10, ninja, setuptools>=77 and g++ 11 or newer in this environment; nvcc for CUDA; pybind11 for the checkout's tests."
 LOG_NAMES = {"cpu": "CPU ops", "cuda": "CUDA ops", "host": "_host"}
 
 spec = importlib.util.spec_from_file_location("ninja_rules", ROOT / "csrc" / "ninja_rules.py")
@@ -84,8 +91,9 @@ class build_native(Command):
         steps: dict[str, Callable[[], Any]] = {
             "cpu": native.build_cpu,
             "cuda": native.build_cuda,
-            "host": lambda: native.build_host(parts),
         }
+        if self.inplace:
+            steps["host"] = native.build_host
         with one_build_at_a_time():
             for part, step in steps.items():
                 folder = package if part == "host" else lib
@@ -101,7 +109,7 @@ class build_native(Command):
                     put(made, folder / made.name)
                     self.made.append(str((folder / made.name).relative_to(package)))
                 parts[part] = {"built": True, "file": files[0].name, **facts}
-            missing = {part: facts["reason"] for part, facts in parts.items() if not facts["built"]}
+            missing = {part: parts[part]["reason"] for part in OPS if not parts[part]["built"]}
             system = {"python": platform.python_version(), "platform": native.sysconfig.get_platform()}
             about = {**system, "missing": missing, **parts}
             (lib / "build.json").write_text(json.dumps(about, indent=1) + "\n")
@@ -114,11 +122,13 @@ class build_native(Command):
             made_for = " ".join(facts.get("levels") or facts.get("archs") or [])
             detail = made_for if facts["built"] else facts["reason"]
             print(f"  {LOG_NAMES[part]:9}{'built' if facts['built'] else 'NOT BUILT'}  {detail}")
-        missing = [part for part, facts in parts.items() if not facts["built"]]
+        missing = [part for part in OPS if not parts[part]["built"]]
         if missing:
-            print("fastforget works without them: the reference (pure PyTorch) serves those devices, slower.")
+            print("fastforget works without them: the reference (pure PyTorch) serves those devices, many times slower.")
+            print(f"To have them: mend what is named above, then {AGAIN}")
+            print(f"A build takes {TOOLS}")
         sys.stdout.flush()
-        self.distribution.nothing_native = len(missing) == len(parts)
+        self.distribution.nothing_native = len(missing) == len(OPS)
         required = [part for part in missing if part != "cuda" or native.nvcc_is_there()]
         if required and os.environ.get("FASTFORGET_REQUIRE_NATIVE") == "1":
             reasons = "; ".join(f"{part}: {parts[part]['reason']}" for part in required)
@@ -147,11 +157,10 @@ class Build(build):
 
 
 class Wheel(bdist_wheel):
-    """cpXY-cpXY-<platform> with native parts, py3-none-any without.
+    """py3-none-<platform> with native parts, py3-none-any without."""
 
-    The two op libraries alone would do as py3-none-<platform>, since they hold no Python symbol, but _host is
-    compiled against one version of Python: under another one it would silently not import.
-    """
+    def get_tag(self) -> tuple[str, str, str]:
+        return ("py3", "none", super().get_tag()[2])
 
     def run(self) -> None:
         if not self.skip_build:
@@ -169,9 +178,10 @@ class NativeDistribution(Distribution):
 
 # `triton_kernels` as a top-level name belongs to another package, `benchmarks` to nobody: both go below ours.
 ELSEWHERE = {"fastforget._triton": "triton_kernels", "fastforget._bench": "benchmarks"}
+FAMILIES = {f"{package}.{file.parent.name}" for package, folder in ELSEWHERE.items() for file in ROOT.glob(f"{folder}/*/*.py")}
 
 setup(
-    packages=sorted({*find_packages(include=["fastforget", "fastforget.*"]), *ELSEWHERE}),
+    packages=sorted({*find_packages(include=["fastforget", "fastforget.*"]), *ELSEWHERE, *FAMILIES}),
     package_dir=ELSEWHERE,
     distclass=NativeDistribution,
     cmdclass={"build": Build, "build_native": build_native, "bdist_wheel": Wheel},

@@ -17,25 +17,20 @@ from fastforget._progress import Progress, progress
 
 from . import (
     machine,
+    noise,
+    overhead,
     report,
     rows,
-    rows_lira,
-    rows_mask,
-    rows_mask_optim,
-    rows_mask_select,
-    rows_mask_stats,
-    rows_membership,
-    rows_noise,
-    rows_overhead,
-    rows_rank,
-    rows_update,
     targets,
     timing,
+    update,
 )
 from .cases import Case, Options, WrongResult
+from .mask import elementwise, optim, select
+from .mask import rows as mask_rows
+from .membership import lira, rmia, roc, scores
 
-MODULES = (rows_noise, rows_update, rows_mask, rows_mask_optim, rows_mask_select, rows_mask_stats)
-MODULES += (rows_membership, rows_lira, rows_rank, rows_overhead)
+MODULES = (noise, update, elementwise, optim, select, mask_rows, scores, roc, lira, rmia, overhead)
 NOISE_STEPS = 4  # the published 40 take ten times as long and give the same ratio
 UNSIR = "unsir"  # the whole noise phase, beside the ops
 

@@ -2,7 +2,7 @@
 
     python -m fastforget experiment                          # the plan below; absent data sets are skipped with a message
     python -m fastforget experiment --data digits --seeds 0  # a part of it
-    python -m fastforget experiment --readme                 # only print the README's section from the committed rows
+    python -m fastforget experiment --section                # only print the part of docs/experiment.md from the committed rows
 
 Every row is written when it is there; run the same command again after a kill and it goes on. Of a method that was changed since,
 ``--again METHOD`` makes the rows anew.
@@ -23,7 +23,7 @@ from fastforget._files import write_whole
 from fastforget._progress import progress
 from fastforget.auditing.verdict import POWERLESS
 from fastforget.demo.data import DataMissing
-from fastforget.methods.call import UNDECIDED
+from fastforget.methods.verdict import UNDECIDED
 
 from . import experiment_page, experiment_profile
 from .experiment_cells import CONTROLS, METHODS, SCENARIOS, Run, rows_of
@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--again", nargs="+", choices=EVERY, default=[], help="make these methods' rows anew")
     p.add_argument("--page", action="store_true", help="only write rows and page from the cells that are there")
     p.add_argument("--commit", action="store_true", help="write rows and page to benchmarks/ as well")
-    p.add_argument("--readme", action="store_true", help="only print the README's section, from the committed rows")
+    p.add_argument("--section", action="store_true", help="only print the generated part of docs/experiment.md, from the committed rows")
     p.add_argument("--profile", action="store_true", help="only measure where the methods' time goes, against plain PyTorch")
     return p
 
@@ -69,8 +69,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs what isn't there yet, then writes the rows and the page."""
     args = parser().parse_args(argv)
-    if args.readme:
-        print(experiment_page.readme(json.loads(ROWS.read_text())))
+    if args.section:
+        print(experiment_page.section(json.loads(ROWS.read_text())))
         return 0
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -80,11 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_whole(args.out / "profile.json", json.dumps(experiment_profile.measured(args.out), indent=1))
     elif not args.page:
         _run_all(args)
-    found = _collected(args.out)
-    _write(found, args.out / "rows.json", args.out)
+    results = _collected(args.out)
+    _write(results, args.out / "rows.json", args.out)
     if args.commit:
-        _write(found, ROWS, FOLDER)
-    print(experiment_page.page(found))
+        _write(results, ROWS, FOLDER)
+    print(experiment_page.page(results))
     return 0
 
 
@@ -105,12 +105,12 @@ def _collected(out: Path) -> dict[str, Any]:
     }
 
 
-def _write(found: dict[str, Any], rows: Path, folder: Path) -> None:
-    lines = ",\n".join(json.dumps(row) for row in found["rows"])
-    profile = ",\n".join(json.dumps(row) for row in found["profile"])
-    write_whole(rows, f'{{"machine": {json.dumps(found["machine"])},\n"profile": [\n{profile}],\n"rows": [\n{lines}]}}\n')
+def _write(results: dict[str, Any], rows: Path, folder: Path) -> None:
+    lines = ",\n".join(json.dumps(row) for row in results["rows"])
+    profile = ",\n".join(json.dumps(row) for row in results["profile"])
+    write_whole(rows, f'{{"machine": {json.dumps(results["machine"])},\n"profile": [\n{profile}],\n"rows": [\n{lines}]}}\n')
     (folder / "results").mkdir(exist_ok=True)
-    for name, text in experiment_page.files(found).items():
+    for name, text in experiment_page.files(results).items():
         write_whole(folder / name, text)
 
 

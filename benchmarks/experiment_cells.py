@@ -71,10 +71,10 @@ def make_cell(problem: Problem, scenario: str, seed: int, member: Tensor | None 
         if not classes or problem.classes <= len(classes) + 1:
             return None
         wanted = torch.tensor(classes)
-        mine, theirs = torch.isin(data[1], wanted), torch.isin(problem.test[1], wanted)
+        forget, unseen = torch.isin(data[1], wanted), torch.isin(problem.test[1], wanted)
         kept = _pick(test, ~torch.isin(test[1], wanted))
         # unlearning leaves samples of the classes out of its nonmember set, so those of both halves are unseen
-        return Cell(data, _pick(data, mine), _pick(data, ~mine), nonmember, _pick(problem.test, theirs), kept, classes)
+        return Cell(data, _pick(data, forget), _pick(data, ~forget), nonmember, _pick(problem.test, unseen), kept, classes)
     order = torch.randperm(len(data[1]), generator=generator)
     if scenario == "random":
         n = min(500, len(order) // 20)

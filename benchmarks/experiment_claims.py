@@ -32,10 +32,10 @@ def spread(values: Iterable[float | None]) -> float:
 
 
 def groups(rows: Rows, *keys: str) -> dict[tuple[Any, ...], Rows]:
-    found: dict[tuple[Any, ...], Rows] = {}
+    grouped: dict[tuple[Any, ...], Rows] = {}
     for row in rows:
-        found.setdefault(tuple(row[k] for k in keys), []).append(row)
-    return found
+        grouped.setdefault(tuple(row[k] for k in keys), []).append(row)
+    return grouped
 
 
 class Case(NamedTuple):
@@ -84,15 +84,15 @@ class Case(NamedTuple):
 
 def cases(rows: Rows, method: str, scenarios: Iterable[str] = tuple(REQUESTS), main: bool = True) -> list[Case]:
     """All cases of a method; ``main``: only on nets that every method ran on."""
-    found = []
+    result = []
     for (data, net, scenario), members in groups(rows, "data", "net", "scenario").items():
-        of = groups(members, "method")
-        if scenario not in scenarios or (method,) not in of or (main and ("lightweight",) not in of):
+        by_method = groups(members, "method")
+        if scenario not in scenarios or (method,) not in by_method or (main and ("lightweight",) not in by_method):
             continue
-        mine = [r for r in of[method,] if not r.get("failed")]
-        if mine:
-            found.append(Case(method, data, net, scenario, mine, of["original",], of["retrained",]))
-    return found
+        runs = [r for r in by_method[method,] if not r.get("failed")]
+        if runs:
+            result.append(Case(method, data, net, scenario, runs, by_method["original",], by_method["retrained",]))
+    return result
 
 
 class Claim(NamedTuple):
@@ -114,10 +114,10 @@ def claims(rows: Rows) -> list[Claim]:
     shifted = [r for r in rows if r["data"] in SHIFTED]
     rows = alike(rows)
     kinds = ((CLASSES, "whole classes"), (("uploads",), REQUESTS["uploads"]), (("random",), REQUESTS["random"]))
-    found = [forsaken(rows, scenarios, label) for scenarios, label in kinds]
-    found += [lightweight(rows), unsir(rows), *(own_bar(rows, s) for s in REQUESTS)]
+    result = [forsaken(rows, scenarios, label) for scenarios, label in kinds]
+    result += [lightweight(rows), unsir(rows), *(own_bar(rows, s) for s in REQUESTS)]
     where = f", where the unseen samples are of a later time ({', '.join(SHIFTED)})"
-    return found + [own_bar(shifted, s, where) for s in REQUESTS if any(r["scenario"] == s for r in shifted)]
+    return result + [own_bar(shifted, s, where) for s in REQUESTS if any(r["scenario"] == s for r in shifted)]
 
 
 def forsaken(rows: Rows, scenarios: tuple[str, ...], label: str) -> Claim:
@@ -162,13 +162,13 @@ def lightweight(rows: Rows) -> Claim:
 
 
 def unsir(rows: Rows) -> Claim:
-    found = cases(rows, "unsir", CLASSES, main=False)
-    runs = [r for c in found for r in c.rows]
+    requests = cases(rows, "unsir", CLASSES, main=False)
+    runs = [r for c in requests for r in c.rows]
     gone = sum(r["forget_accuracy"] <= GONE for r in runs)
-    gaps = {(c.data, c.net, c.scenario): c.gap("test_accuracy") for c in found}
+    gaps = {(c.data, c.net, c.scenario): c.gap("test_accuracy") for c in requests}
     near = sum(g >= -USE for g in gaps.values())
-    nets = sorted({c.net for c in found})
-    good = [n for n in nets if all(c.gap("test_accuracy") >= -USE and c.forgotten for c in found if c.net == n)]
+    nets = sorted({c.net for c in requests})
+    good = [n for n in nets if all(c.gap("test_accuracy") >= -USE and c.forgotten for c in requests if c.net == n)]
     held = None if not runs else len(good) >= 4
     worst = min(gaps, key=lambda k: gaps[k]) if gaps else None
     measured = f"gone in {gone} of {len(runs)} runs; within 2 points in {near} of {len(gaps)} cases"
@@ -181,25 +181,25 @@ def unsir(rows: Rows) -> Claim:
 
 def beside(case: Case) -> list[tuple[Row, Row]]:
     """Each run with the retrained model of its own seed."""
-    of = {r["seed"]: r for r in case.retrained}
-    return [(r, of[r["seed"]]) for r in case.rows if r["seed"] in of]
+    by_seed = {r["seed"]: r for r in case.retrained}
+    return [(r, by_seed[r["seed"]]) for r in case.rows if r["seed"] in by_seed]
 
 
 def own_bar(rows: Rows, scenario: str, where: str = "") -> Claim:
-    said = []
+    counts = []
     for method in METHODS:
-        found = cases(rows, method, (scenario,))
-        if not found:
+        requests = cases(rows, method, (scenario,))
+        if not requests:
             continue
-        near = [c for c in found if c.forgotten and c.like_retrained]
-        far = [c.data for c in found if c not in near]
-        said.append(f"{method} {len(near)} of {len(found)}" + (f" (not {', '.join(far)})" if far else ""))
+        near = [c for c in requests if c.forgotten and c.like_retrained]
+        far = [c.data for c in requests if c not in near]
+        counts.append(f"{method} {len(near)} of {len(requests)}" + (f" (not {', '.join(far)})" if far else ""))
     covered = {c.data for m in METHODS for c in cases(rows, m, (scenario,)) if c.forgotten and c.like_retrained}
     needed = {c.data for m in METHODS for c in cases(rows, m, (scenario,))}
     bar = f"attacks (AUC, TPR at 1 % FPR) within {SAME} of retraining's"
     text = f"Own bar, {REQUESTS[scenario]}{where}: {bar}, by at least one method on every data set"
     dull = {c.data for m in METHODS for c in cases(rows, m, (scenario,)) if not c.telling}
-    note = f"data sets within the bar: {'; '.join(said)}; by at least one {len(covered)} of {len(needed)}"
+    note = f"data sets within the bar: {'; '.join(counts)}; by at least one {len(covered)} of {len(needed)}"
     if covered != needed:
         note += f" (none on {', '.join(sorted(needed - covered))}{_aim(rows, scenario, needed - covered)})"
     again = [r for c in cases(rows, "retrained again", (scenario,)) for r in beside(c)]
@@ -211,11 +211,11 @@ def own_bar(rows: Rows, scenario: str, where: str = "") -> Claim:
 
 def _aim(rows: Rows, scenario: str, data: set[str]) -> str:
     """The attack's AUC where no method reached the bar: on the original model, by lightweight and forsaken, and on the retrained model."""
-    said = []
+    texts = []
     for name in ("original", "lightweight", "forsaken", "retrained"):
-        found = [c.mean("attack_auc") for c in cases(rows, name, (scenario,)) if c.data in data]
-        said.append(f"{name} {', '.join(f'{v:.2f}' for v in found)}")
-    return f": AUC {'; '.join(said)}"
+        aucs = [c.mean("attack_auc") for c in cases(rows, name, (scenario,)) if c.data in data]
+        texts.append(f"{name} {', '.join(f'{v:.2f}' for v in aucs)}")
+    return f": AUC {'; '.join(texts)}"
 
 
 class Choice(NamedTuple):
@@ -224,7 +224,7 @@ class Choice(NamedTuple):
     scenario: str
     method: str
     fit: int
-    of: int
+    data_sets: int
     accuracy: float
     speedup: float
 
@@ -233,14 +233,14 @@ def choices(rows: Rows) -> list[Choice]:
     """Per request, best first: on how many data sets it forgets, looks retrained and keeps accuracy; then the speed."""
     out, rows = [], alike(rows)
     for scenario in REQUESTS:
-        found = []
+        ranked = []
         for method in METHODS:
-            mine = [c for c in cases(rows, method, (scenario,)) if c.telling]
-            if mine:
-                speed = mean(math.log(mean(r["speedup"] for r in c.rows)) for c in mine)
-                gap = mean(c.gap("test_accuracy") for c in mine)
-                found.append(Choice(scenario, method, sum(c.fit for c in mine), len(mine), gap, math.exp(speed)))
-        out += sorted(found, key=lambda c: (-c.fit / c.of, -c.speedup))
+            telling = [c for c in cases(rows, method, (scenario,)) if c.telling]
+            if telling:
+                speed = mean(math.log(mean(r["speedup"] for r in c.rows)) for c in telling)
+                gap = mean(c.gap("test_accuracy") for c in telling)
+                ranked.append(Choice(scenario, method, sum(c.fit for c in telling), len(telling), gap, math.exp(speed)))
+        out += sorted(ranked, key=lambda c: (-c.fit / c.data_sets, -c.speedup))
     return out
 
 
@@ -263,10 +263,10 @@ def controls(rows: Rows) -> list[Control]:
     original model, and by the audit, which is given another retrained model."""
     out = []
     for name in ("untouched", "random"):
-        mine = [r for r in rows if r["method"] == name]
-        by_method, by_audit = sum(bool(r.get("forgot")) for r in mine), sum(r.get("audit") == "PASS" for r in mine)
-        measured = f"the method's verdict says forgotten in {by_method} of {len(mine)}, the audit PASS in {by_audit} of {len(mine)}"
-        out.append(Control(f"{name} model never reads as forgotten", by_method + by_audit == 0 if mine else None, measured))
+        runs = [r for r in rows if r["method"] == name]
+        by_method, by_audit = sum(bool(r.get("forgot")) for r in runs), sum(r.get("audit") == "PASS" for r in runs)
+        measured = f"the method's verdict says forgotten in {by_method} of {len(runs)}, the audit PASS in {by_audit} of {len(runs)}"
+        out.append(Control(f"{name} model never reads as forgotten", by_method + by_audit == 0 if runs else None, measured))
     again = [r for r in alike(rows) if r["method"] == "retrained again"]
     passed, open_ = sum(r.get("audit") == "PASS" for r in again), sum(bool(r.get("powerless")) for r in again)
     measured = f"PASS in {passed} of {len(again)}"
@@ -277,16 +277,16 @@ def controls(rows: Rows) -> list[Control]:
     return [*out, Control(text, *_by_verdict([r for r in alike(rows) if r["method"] in ("retrained", "retrained again")]))]
 
 
-def _by_verdict(mine: Rows) -> tuple[bool | None, str]:
-    forgotten, open_ = sum(bool(r.get("forgot")) for r in mine), sum(not r.get("forgot") and bool(r.get("undecided")) for r in mine)
-    refused = [r for r in mine if not r.get("forgot") and not r.get("undecided")]
-    measured = f"forgotten in {forgotten} of {len(mine)}"
+def _by_verdict(runs: Rows) -> tuple[bool | None, str]:
+    forgotten, open_ = sum(bool(r.get("forgot")) for r in runs), sum(not r.get("forgot") and bool(r.get("undecided")) for r in runs)
+    refused = [r for r in runs if not r.get("forgot") and not r.get("undecided")]
+    measured = f"forgotten in {forgotten} of {len(runs)}"
     if open_:
         measured += f", not shown in {open_}: there the attack couldn't tell the original model's samples either"
     if refused:
         where = ", ".join(f"{r['data']} {r['scenario']} seed {r['seed']}" for r in refused)
         measured += f"; no in {len(refused)} ({where}): a limit at two standard errors refuses one honest model in 44"
-    return (not refused if mine else None), measured
+    return (not refused if runs else None), measured
 
 
 def percent(value: float) -> str:

@@ -97,19 +97,19 @@ def bag(words: int, classes: int, seed: int) -> nn.Module:
 
 
 def _images(name: str, epochs: int, keep: int | None = None, only: tuple[str, ...] = ()) -> Problem:
-    found = images.load(name)
-    channels, size, classes = found.shape
+    data = images.load(name)
+    channels, size, classes = data.shape
     makers: dict[str, Callable[[int], nn.Module]] = {
         kind: (lambda seed, kind=kind: nets.build(kind, channels, size, classes, seed)) for kind in nets.NETS  # type: ignore[misc]
     }
     if size == 28:
         makers["vit"] = lambda seed: vit(size, classes, seed)
-    train = found.train
+    train = data.train
     if keep is not None and keep < len(train[1]):
         chosen = torch.randperm(len(train[1]), generator=torch.Generator().manual_seed(0))[:keep]
         train = train[0][chosen], train[1][chosen]
     makers = {k: v for k, v in makers.items() if not only or k in only}
-    return Problem(name, found.name, train, found.test, classes, makers, epochs, 3, [1, 4, 7])
+    return Problem(name, data.name, train, data.test, classes, makers, epochs, 3, [1, 4, 7])
 
 
 def _fashion() -> Problem:

@@ -1,4 +1,4 @@
-"""benchmarks/EXPERIMENT.md and the README's section, in Markdown, from the experiment's rows alone."""
+"""benchmarks/EXPERIMENT.md and the generated part of docs/experiment.md, in Markdown, from the experiment's rows alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Written by `python -m fastforget experiment --commit` from `results/experiment.j
 python -m fastforget experiment                      # what is missing of the plan in benchmarks/experiment.py, then this page; resumable
 python -m fastforget experiment --again forsaken     # a method's rows anew, after a change of it
 python -m fastforget experiment --profile            # where the methods' time goes, against plain PyTorch
-python -m fastforget experiment --readme             # the README's section
+python -m fastforget experiment --section            # the part of docs/experiment.md
 ```
 """
 MEANING = f"""\
@@ -61,26 +61,26 @@ def table(rows: Rows) -> list[str]:
     for (data, net, scenario), members in groups(rows, "data", "net", "scenario").items():
         by_method = groups(members, "method")
         for method in ORDER:
-            found = by_method.get((method,))
-            if found:
-                lines.append(f"| {data} | {net} | {scenario} | {method} | {' | '.join(_figures(found))} |")
+            runs = by_method.get((method,))
+            if runs:
+                lines.append(f"| {data} | {net} | {scenario} | {method} | {' | '.join(_figures(runs))} |")
     return lines
 
 
-def _figures(found: Rows) -> list[str]:
-    failed = sum(bool(r.get("failed")) for r in found)
-    said = [r["forgot"] for r in found if r.get("forgot") is not None]
-    audited = [r["audit"] for r in found if r.get("audit")]
+def _figures(runs: Rows) -> list[str]:
+    failed = sum(bool(r.get("failed")) for r in runs)
+    verdicts = [r["forgot"] for r in runs if r.get("forgot") is not None]
+    audited = [r["audit"] for r in runs if r.get("audit")]
     return [
-        _cell(found, "forget_accuracy"),
-        _cell(found, "test_accuracy"),
-        _cell(found, "attack_auc", 1, 3),
-        _cell(found, "attack_tpr", 1, 3),
-        _cell(found, "forgetting_rate"),
-        _cell(found, "seconds", 1, 2),
-        _cell(found, "speedup", 1, 1),
-        _cell(found, "steps", 1, 0),
-        (f"{sum(said)} of {len(said)}" if said else "") + (f", {failed} failed" if failed else ""),
+        _cell(runs, "forget_accuracy"),
+        _cell(runs, "test_accuracy"),
+        _cell(runs, "attack_auc", 1, 3),
+        _cell(runs, "attack_tpr", 1, 3),
+        _cell(runs, "forgetting_rate"),
+        _cell(runs, "seconds", 1, 2),
+        _cell(runs, "speedup", 1, 1),
+        _cell(runs, "steps", 1, 0),
+        (f"{sum(verdicts)} of {len(verdicts)}" if verdicts else "") + (f", {failed} failed" if failed else ""),
         f"{audited.count('PASS')} of {len(audited)}" if audited else "",
     ]
 
@@ -90,13 +90,13 @@ def _held(value: bool | None) -> str:
 
 
 def claim_table(rows: Rows) -> list[str]:
-    found = [f"| {c.text} | {_held(c.held)} | {c.measured} |" for c in claims(rows)]
-    return ["| claim | held | measured |", "|---|---|---|", *found]
+    lines = [f"| {c.text} | {_held(c.held)} | {c.measured} |" for c in claims(rows)]
+    return ["| claim | held | measured |", "|---|---|---|", *lines]
 
 
 def control_table(rows: Rows) -> list[str]:
-    found = [f"| {c.text} | {_held(c.held)} | {c.measured} |" for c in controls(rows)]
-    return ["| control | held | measured |", "|---|---|---|", *found]
+    lines = [f"| {c.text} | {_held(c.held)} | {c.measured} |" for c in controls(rows)]
+    return ["| control | held | measured |", "|---|---|---|", *lines]
 
 
 def advice(rows: Rows) -> list[str]:
@@ -106,7 +106,7 @@ def advice(rows: Rows) -> list[str]:
         for i, c in enumerate(c for c in choices(rows) if c.scenario == scenario):
             name = f"**{c.method}**" if i == 0 and c.fit else c.method if i else f"{c.method} (none fits)"
             name += "; retraining is quicker on sets this small" if i == 0 and c.speedup < 1 else ""
-            lines.append(f"| {label if i == 0 else ''} | {name} | {c.fit} of {c.of} | {signed(c.accuracy)} | {c.speedup:.1f} |")
+            lines.append(f"| {label if i == 0 else ''} | {name} | {c.fit} of {c.data_sets} | {signed(c.accuracy)} | {c.speedup:.1f} |")
     return [*lines, "", RULE, "", SPEEDS]
 
 
@@ -133,15 +133,15 @@ SPEEDS = (
 )
 
 
-def profile(found: Rows) -> list[str]:
+def profile(rows: Rows) -> list[str]:
     """Where the methods' time goes, and how they compare with themselves on plain PyTorch."""
-    if not found:
+    if not rows:
         return ["Not measured."]
     lines = [
         "| method | net, data | in our ops | model forward | model backward | rest | s | s, plain PyTorch | plain / ours | results |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for r in found:
+    for r in rows:
         shares = " | ".join(f"{100 * r[k]:.1f} %" for k in ("ops", "forward", "backward", "rest"))
         lines.append(
             f"| {r['method']} | {r['case']} | {shares} | {r['seconds']:.3f} | {r['reference_seconds']:.3f} | {r['ratio']:.2f}x "
@@ -167,39 +167,38 @@ def machine(facts: dict[str, Any]) -> list[str]:
     ]
 
 
-def page(found: dict[str, Any]) -> str:
+def page(results: dict[str, Any]) -> str:
     """The whole page."""
-    rows = found["rows"]
+    rows = results["rows"]
     seeds = sorted({r["seed"] for r in rows})
     names = [f"- `{d}`: {DATA[d]}" for d in dict.fromkeys(r["data"] for r in rows)]
     parts: list[tuple[str, list[str]]] = [
         ("What was claimed, and what held", [*claim_table(rows), "", TUNING]),
         ("Which method for what", [*advice(rows), "", *(f"![{p}]({p})" for p in FIGURES)]),
         ("Controls", control_table(rows)),
-        ("Where the time goes", profile(found["profile"])),
+        ("Where the time goes", profile(results["profile"])),
         ("All figures", [MEANING, *table(rows)]),
     ]
-    text = ["# Experiment: every method on real data, beside retraining", "", INTRO, *machine(found["machine"])]
+    text = ["# Experiment: every method on real data, beside retraining", "", INTRO, *machine(results["machine"])]
     text += [f"- {len(rows)} rows, seeds {', '.join(map(str, seeds))}; training samples + unseen ones:", "", *names, ""]
     for title, lines in parts:
         text += [f"## {title}", "", *lines, ""]
     return "\n".join(text)
 
 
-def readme(found: dict[str, Any]) -> str:
-    """The README's section: claims, advice, controls."""
-    rows = found["rows"]
+def section(results: dict[str, Any]) -> str:
+    """The generated part of docs/experiment.md: advice, claims, controls."""
+    rows = results["rows"]
     head = (
-        "<!-- written by python -m fastforget experiment --readme; don't edit by hand -->\n"
         f"`python -m fastforget experiment` runs every method beside retraining on {len({r['data'] for r in rows})} real data sets, "
         f"{len({r['seed'] for r in rows})} seeds each; all figures, also those that don't flatter, are in "
-        f"[benchmarks/EXPERIMENT.md](benchmarks/EXPERIMENT.md) ({found['machine']['date'][:10]}, one core, "
-        f"{found['machine']['cpu']}, torch {found['machine']['torch']})."
+        f"[benchmarks/EXPERIMENT.md](../benchmarks/EXPERIMENT.md) ({results['machine']['date'][:10]}, one core, "
+        f"{results['machine']['cpu']}, torch {results['machine']['torch']})."
     )
-    text = ["## Which method for what", "", head, "", *advice(rows), "", "What was claimed, and what held:", "", *claim_table(rows), ""]
-    return "\n".join([*text, *control_table(rows), "", TUNING, ""])
+    text = [head, "", "## Which method for what", "", *advice(rows), "", "## What was claimed, and what held", "", *claim_table(rows), ""]
+    return "\n".join([*text, "## Controls", "", *control_table(rows), "", "## How far this is a test", "", TUNING, ""])
 
 
-def files(found: dict[str, Any]) -> dict[str, str]:
+def files(results: dict[str, Any]) -> dict[str, str]:
     """Page and figures by file name, beside the folder ``results``."""
-    return {"EXPERIMENT.md": page(found), **{name: draw(found["rows"]) for name, draw in FIGURES.items()}}
+    return {"EXPERIMENT.md": page(results), **{name: draw(results["rows"]) for name, draw in FIGURES.items()}}

@@ -71,15 +71,15 @@ def attacks(rows: Rows) -> str:
     for scenario, label in REQUESTS.items():
         # for classes the second retrained models are the first ones in another order: their mean is no second measurement
         shown = METHODS if scenario in CLASSES else SHOWN
-        found = {m: [(c.data, c.gap("attack_auc")) for c in cases(rows, m, (scenario,))] for m in shown}
-        names = list(dict.fromkeys(n for points in found.values() for n, _ in points))
+        lines = {m: [(c.data, c.gap("attack_auc")) for c in cases(rows, m, (scenario,))] for m in shown}
+        names = list(dict.fromkeys(n for points in lines.values() for n, _ in points))
         if names:
-            far = max(0.1, *(abs(v) for points in found.values() for _, v in points))
+            far = max(0.1, *(abs(v) for points in lines.values() for _, v in points))
             far = min(0.5, math.ceil(far * 20) / 20)
             ticks = [round(-far + i * far / 2, 3) for i in range(5)]
             title = f"{label.removesuffix(' of another kind')}: attack AUC minus retraining's"
             place = _places(len(panels))
-            panels.append(_panel(title, names, found, ticks, lambda v, far=far: (v + far) / (2 * far), "", (-SAME, SAME), *place))  # type: ignore[misc]
+            panels.append(_panel(title, names, lines, ticks, lambda v, far=far: (v + far) / (2 * far), "", (-SAME, SAME), *place))  # type: ignore[misc]
     return _figure("Attack AUC minus the retrained model's; shaded: within 0.03", panels, list(SHOWN))
 
 
@@ -87,14 +87,14 @@ def speeds(rows: Rows) -> str:
     """How many times as fast as retraining, by data set, a panel for each kind of request."""
     panels: list[str] = []
     for scenario, label in REQUESTS.items():
-        found: dict[str, list[tuple[str, float]]] = {
+        lines: dict[str, list[tuple[str, float]]] = {
             m: [(c.data, c.mean("speedup")) for c in cases(rows, m, (scenario,)) if not c.idle] for m in METHODS
         }
-        values: list[float] = [v for points in found.values() for _, v in points]
-        names = list(dict.fromkeys(n for points in found.values() for n, _ in points))
+        values: list[float] = [v for points in lines.values() for _, v in points]
+        names = list(dict.fromkeys(n for points in lines.values() for n, _ in points))
         if names:
             ticks: list[Any] = [t for t in (0.2, 0.5, 1, 2, 5, 15, 50, 200) if t <= 2.5 * max(values) and t >= 0.4 * min(values)]
             low, high = math.log(min(*ticks, *values) * 0.9), math.log(max(*ticks, *values) * 1.1)
             title, place = f"{label.removesuffix(' of another kind')}: speed, retraining = 1", _places(len(panels))
-            panels.append(_panel(title, names, found, ticks, lambda v, a=low, b=high: (math.log(v) - a) / (b - a), "x", None, *place))  # type: ignore[misc]
+            panels.append(_panel(title, names, lines, ticks, lambda v, a=low, b=high: (math.log(v) - a) / (b - a), "x", None, *place))  # type: ignore[misc]
     return _figure("How many times as fast as retraining", panels, list(METHODS))

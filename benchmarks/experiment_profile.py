@@ -117,10 +117,10 @@ def _row(run: Run, method: str) -> dict[str, Any]:
         once("native", forward=forward)
         total = time.thread_time() - began
     shares = {part: clock.seconds[part] / total for part in PARTS}
-    mine, plain = statistics.median(times["native"]), statistics.median(times["reference"])
+    ours, plain = statistics.median(times["native"]), statistics.median(times["reference"])
     same = {b: (r.forgot, (r.receipt.get("measured") or {}).get("steps")) for b, r in last.items()}
     text = f"{apart:.0e} apart after a short run; whole run: {'same' if same['native'] == same['reference'] else 'other'} verdict and steps"
-    return shares | {"rest": 1 - sum(shares.values()), "seconds": mine, "reference_seconds": plain, "ratio": plain / mine, "results": text}
+    return shares | {"rest": 1 - sum(shares.values()), "seconds": ours, "reference_seconds": plain, "ratio": plain / ours, "results": text}
 
 
 def _apart(start: nn.Module, one: nn.Module, other: nn.Module) -> float:

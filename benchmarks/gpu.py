@@ -26,19 +26,15 @@ from fastforget import backend
 
 from . import (
     machine,
+    noise,
     rows,
-    rows_lira,
-    rows_mask,
-    rows_mask_optim,
-    rows_mask_select,
-    rows_mask_stats,
-    rows_membership,
-    rows_noise,
-    rows_rank,
-    rows_update,
     shapes,
+    update,
 )
 from .cases import ANCHOR, Call, Case, Options, Place, Work, WrongResult
+from .mask import elementwise, optim, select
+from .mask import rows as mask_rows
+from .membership import lira, rmia, roc, scores
 
 BIG = 1 << 26  # elements: far beyond any L2
 SMALL = 1 << 14
@@ -56,22 +52,22 @@ def cases(options: Options, big: int) -> list[Case]:
     forms = (("rows, 30 % on", "rows", 0.3), ("bytes", "bytes", 0.5), ("bits", "bits", 0.5))
     stepped = [("two tensors", [(33, 70), (129,)])] if few else lists[:1]
     return [
-        rows_noise.random_bits(label, big, False),
-        rows_noise.normal(label, big, f32, False),
-        rows_noise.normal(f"{label} bfloat16", big, bf16, False),
-        rows_noise.add_normal(label, [(big,)], f32, options, False),
-        rows_noise.add_normal(f"{label} bfloat16", [(big,)], bf16, options, False),
-        *(rows_noise.add_normal(name, list(shape), f32, options, False) for name, shape in lists),
-        rows_noise.perturb_step(label, [(big,)], options, False),
-        *(rows_noise.perturb_step(name, list(shape), options, False) for name, shape in lists),
-        rows_update.error_max_loss(f"{big // 1000}x1000", big // 1000, 1000, options),
-        rows_update.error_max_step("x".join(map(str, pixels)), pixels, options, False),
-        rows_mask.dampen(label, [(big,)], options, False),
-        *(rows_mask.dampen(name, list(shape), options, False) for name, shape in lists),
-        *(rows_mask_optim.matrix(f"{label}, {name}", square, form, share, options, False) for name, form, share in forms),
-        *(rows_mask_optim.step(op, name, list(shape), False) for op in ("masked_sgd_", "masked_adam_") for name, shape in stepped),
-        *(rows_membership.membership_scores(f"{big // k}x{k}", big // k, k, options, False) for k in (10, 100, 1000)),
-        *(rows_membership.roc_stats(name, n, False) for name, n in ((("10K", 10_000),) if few else (("1M", 10**6), ("16M", 1 << 24)))),
+        noise.random_bits(label, big, False),
+        noise.normal(label, big, f32, False),
+        noise.normal(f"{label} bfloat16", big, bf16, False),
+        noise.add_normal(label, [(big,)], f32, options, False),
+        noise.add_normal(f"{label} bfloat16", [(big,)], bf16, options, False),
+        *(noise.add_normal(name, list(shape), f32, options, False) for name, shape in lists),
+        noise.perturb_step(label, [(big,)], options, False),
+        *(noise.perturb_step(name, list(shape), options, False) for name, shape in lists),
+        update.error_max_loss(f"{big // 1000}x1000", big // 1000, 1000, options),
+        update.error_max_step("x".join(map(str, pixels)), pixels, options, False),
+        elementwise.dampen(label, [(big,)], options, False),
+        *(elementwise.dampen(name, list(shape), options, False) for name, shape in lists),
+        *(optim.matrix(f"{label}, {name}", square, form, share, options, False) for name, form, share in forms),
+        *(optim.step(op, name, list(shape), False) for op in ("masked_sgd_", "masked_adam_") for name, shape in stepped),
+        *(scores.membership_scores(f"{big // k}x{k}", big // k, k, options, False) for k in (10, 100, 1000)),
+        *(roc.roc_stats(name, n, False) for name, n in ((("10K", 10_000),) if few else (("1M", 10**6), ("16M", 1 << 24)))),
         *_mask_statistics(label, big, lists, options),
         *_shadow_models(few, options),
     ]
@@ -81,11 +77,11 @@ def _mask_statistics(label: str, big: int, lists: Sequence[tuple[str, Any]], opt
     side, rows_of = math.isqrt(big), {"rows": 0, "channels": 1}
     forms = {"rows": (side, side), "channels": (max(2, big >> 16), 64, 32, 32) if big > SMALL else (5, 7, 6, 6)}
     return [
-        *(rows_mask_stats.neuron_stats(f"{label}, {n}", shape, rows_of[n], options, False) for n, shape in forms.items()),
-        rows_mask_stats.accumulate_importance(label, big, options, False),
-        rows_mask_stats.soft_threshold(label, big, options, False),
-        rows_mask_select.saliency_mask(label, [(big,)], False),
-        *(rows_mask_select.saliency_mask(name, list(shape), False) for name, shape in lists),
+        *(mask_rows.neuron_stats(f"{label}, {n}", shape, rows_of[n], options, False) for n, shape in forms.items()),
+        elementwise.accumulate_importance(label, big, options, False),
+        elementwise.soft_threshold(label, big, options, False),
+        select.saliency_mask(label, [(big,)], False),
+        *(select.saliency_mask(name, list(shape), False) for name, shape in lists),
     ]
 
 
@@ -94,11 +90,11 @@ def _shadow_models(few: bool, options: Options) -> list[Case]:
     x, z = (300, 200) if few else (50_000, 25_000)
     label = f"{models}x{samples}"
     return [
-        rows_lira.lira(label, models, samples, "mean", options, False),
-        rows_lira.lira(f"median {label}", models, samples, "median", options, False),
-        rows_lira.loo(label, models, samples, False),
-        rows_lira.update(str(samples), samples, False),
-        rows_rank.rmia_counts(f"{x}x{z}", x, z, options, False),
+        lira.lira(label, models, samples, "mean", options, False),
+        lira.lira(f"median {label}", models, samples, "median", options, False),
+        lira.loo(label, models, samples, False),
+        lira.update(str(samples), samples, False),
+        rmia.rmia_counts(f"{x}x{z}", x, z, options, False),
     ]
 
 

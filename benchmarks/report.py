@@ -21,7 +21,7 @@ MEANING = """\
 | column | meaning |
 |---|---|
 | ours | the public function, e.g. `ff.ops.noise.add_normal_`; in the table of calls what the case says |
-| eager | plain PyTorch as users write it: see the function of that name in `rows_*.py` |
+| eager | plain PyTorch as users write it: see the function of that name in the op's file, e.g. `mask/elementwise.py` |
 | compiled | `torch.compile` of the plain form, compile time not counted |
 | published | the published procedure, restated; "-" where it is the eager form |
 | limit | a kernel that touches the same bytes once, same process, same buffers, same instruction set |
@@ -45,8 +45,8 @@ either state blocks over 32 MiB come fresh unless an earlier case left a hole as
 the largest cases differ from run to run by up to three times.
 
 What a call costs is measured inside `torch.no_grad()`, as in-place work on parameters needs; outside of it each tensor is asked whether
-it requires grad, 10 us more for `dampen_`'s three lists of 161. By torch's dispatcher (`dispatched` below) the same calls take longer:
-an op that does nothing took 1.7 us with the arguments of `error_max_step_`, and 37 us with those three lists.
+it requires grad, 10 us more for `dampen_`'s three lists of 161. The rest is torch's dispatcher: an op that does nothing took 1.7 us with
+the arguments of `error_max_step_`, and 37 us with those three lists.
 
 Why bars are missed, as far as we know. At AVX2, by division: loops of nothing else, without a call and from the nearest cache, took
 0.40 us for 4096 elements of `dampen_`, which makes 6.4 for 64K, where the bar leaves 7.2 and a call takes 1.4 (a product in the
@@ -71,7 +71,7 @@ bash benchmarks/gpu.sh OUT                            # build, tests and times o
 FORMS = """
 `prealloc` writes into a buffer made before; `foreach` uses torch's multi-tensor calls; `fused` is
 Adam(fused=True); `adam_only` leaves out UNSIR's penalty (less work: a bound, not an equal); `sort` sorts the
-values of each side and searches ranks; `dispatched`, and `op` of `neuron_stats`, call the op by `torch.ops`.
+values of each side and searches ranks; `op` calls the op by `torch.ops`.
 """
 
 

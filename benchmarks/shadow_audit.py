@@ -1,7 +1,7 @@
 """The audit with shadow models from end to end: original, every method and retrained, attacked by LiRA, RMIA and U-LiRA, with intervals.
 
     python -m fastforget._bench.shadow_audit --state FOLDER --out FILE.json --page PAGE.html    run; after a kill, again: it goes on
-    python -m fastforget._bench.shadow_audit --out FILE.json --markdown                         only print what a run found, as Markdown
+    python -m fastforget._bench.shadow_audit --out FILE.json --markdown                         only print a run's figures, as Markdown
 
 MNIST 5k, the demonstration's MLP. Half of the training images (the pool) trains the target, of which a random few are to be forgotten; the
 other half is unseen. Every shadow model, too, is trained on half of the pool, and then unlearns as many samples as the target has to, which
@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 import fastforget as ff
-from fastforget._files import write_whole
-from fastforget.auditing.measure.passes import own_randomness
-from fastforget.auditing.report import AuditReport, jsonable
+from fastforget._files import jsonable, write_whole
+from fastforget._random import own_randomness
+from fastforget.auditing.report import AuditReport
 from fastforget.auditing.shadow.design import model_seed
 from fastforget.auditing.shadow.stack import Recipe, train_one
 from fastforget.demo import data, nets
@@ -126,9 +126,9 @@ class Run:
         self.untimed = 0  # shadow models of a run that was cut off, whose time nobody wrote down
 
     def measured(self, what: str, call: Callable[[], Any]) -> Any:
-        found, self.spent[what] = _measured(call)
+        result, self.spent[what] = _measured(call)
         print(f"{what}: {self.spent[what]['wall_seconds']:.1f} s", file=sys.stderr)
-        return found
+        return result
 
     def net(self, seed: int) -> nn.Module:
         return nets.build("mlp", *self.shape, seed)
@@ -137,19 +137,20 @@ class Run:
         """As the shadow models are trained, on the samples at these positions of the pool."""
         seed = model_seed(self.seed, -1)  # no shadow model's
         model = self.net(seed)
-        train_one(model, *self.request.pool, at, seed, Recipe.of(len(self.request.pool[1]), self.epochs, LR, BATCH, None), lambda _: None)
+        recipe = Recipe.for_pool(len(self.request.pool[1]), self.epochs, LR, BATCH, None)
+        train_one(model, *self.request.pool, at, seed, recipe, lambda _: None)
         return model.eval()
 
     def models(self) -> dict[str, nn.Module]:
         """Original, each method's, retrained."""
         r = self.request
-        found = {"original": self.measured("original", lambda: self.trained(r.members))}
+        models = {"original": self.measured("original", lambda: self.trained(r.members))}
         for name in METHODS:
-            given = (found["original"], name, r.forget, r.retain, r.nonmember, self.seed)
+            given = (models["original"], name, r.forget, r.retain, r.nonmember, self.seed)
             self.results[name] = self.measured(name, lambda given=given: unlearn(*given))
-            found[name] = self.results[name].model.eval()
-        found["retrained"] = self.measured("retrained", lambda: self.trained(r.retain_at))
-        return found
+            models[name] = self.results[name].model.eval()
+        models["retrained"] = self.measured("retrained", lambda: self.trained(r.retain_at))
+        return models
 
     def shadows(self, method: str) -> ff.audit.Shadows:
         """Shadow models that unlearned by the method; their state and what they took are in a folder of their own."""
@@ -162,9 +163,9 @@ class Run:
         forgetting.__qualname__ = f"{method}, defaults"
         folder = None if self.state is None else self.state / method.replace(" ", "-")
         before = ff.audit.Shadows.load(folder).n_models if folder is not None and any(folder.glob("shadows-*")) else 0
-        how = {"epochs": self.epochs, "lr": LR, "batch_size": BATCH, "seed": self.seed, "out": folder}
+        training = {"epochs": self.epochs, "lr": LR, "batch_size": BATCH, "seed": self.seed, "out": folder}
         unlearning = {"unlearn": forgetting, "unlearn_pool": r.candidates, "population": r.population}
-        held = self.measured(what, lambda: ff.audit.shadows(self.net, r.pool, self.n, **how, **unlearning))
+        held = self.measured(what, lambda: ff.audit.shadows(self.net, r.pool, self.n, **training, **unlearning))
         if folder is not None and before == self.n and (folder / SPENT).exists():
             self.spent[what] = json.loads((folder / SPENT).read_text())
         elif folder is not None and not before:
@@ -216,29 +217,29 @@ def summary(run: Run, report: AuditReport) -> dict[str, Any]:
     total = {key: sum(spent[key] for spent in run.spent.values()) for key in ("wall_seconds", "cpu_seconds")}
     total |= {"mb_before": run.spent["original"]["mb_before"]}
     total |= {"peak_mb": max(spent["mb_before"] + spent["peak_mb_above"] for spent in run.spent.values())}
-    found = {"what": "shadow audit", **run.facts(), "spent": {**run.spent, "all": total}, "u_lira_matched": matched, **kept}
-    return jsonable({**found, "machine": machine.facts()})
+    result = {"what": "shadow audit", **run.facts(), "spent": {**run.spent, "all": total}, "u_lira_matched": matched, **kept}
+    return jsonable({**result, "machine": machine.facts()})
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(result: dict[str, Any]) -> str:
     """Models x attacks, forget against unseen, each figure with its 95 % interval."""
     lines = ["| model | " + " | ".join(title for title, *_ in MARKDOWN) + " | verdict |", "|---|" + "---|" * (len(MARKDOWN) + 1)]
-    for row in found["rows"]:
+    for row in result["rows"]:
         attacks = dict(row["attacks"]["forget_vs_test"])
-        attacks["u_lira"] = found["u_lira_matched"].get(row["model"], {}).get(row["model"], attacks["u_lira"])
+        attacks["u_lira"] = result["u_lira_matched"].get(row["model"], {}).get(row["model"], attacks["u_lira"])
         cells = [_cell(attacks[attack], key, share) for _, attack, key, share in MARKDOWN]
         lines.append(f"| {row['model']} | {' | '.join(cells)} | {row['status']} |")
-    return "\n".join([*lines, "", _spent(found)])
+    return "\n".join([*lines, "", _spent(result)])
 
 
-def _spent(found: dict[str, Any]) -> str:
-    n, untimed, whole = found["shadow_models"], found["shadow_models_untimed"], found["spent"]["all"]
+def _spent(result: dict[str, Any]) -> str:
+    n, untimed, whole = result["shadow_models"], result["shadow_models_untimed"], result["spent"]["all"]
     sets = [
         f"by {method}: {spent['cpu_seconds']:.0f} s of CPU, {spent['peak_mb_above']:.0f} MB above the process's {spent['mb_before']:.0f}"
-        for method, spent in ((method, found["spent"][_step(method)]) for method in found["shadow_models_unlearn_by"])
+        for method, spent in ((method, result["spent"][_step(method)]) for method in result["shadow_models_unlearn_by"])
     ]
-    threads = f"{found['threads']} thread{'s' if found['threads'] > 1 else ''}"
-    controls = ", ".join(f"{name} {control['status']}" for name, control in found["controls"].items())
+    threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
+    controls = ", ".join(f"{name} {control['status']}" for name, control in result["controls"].items())
     return (
         f"{n} shadow models, trained and each unlearned ({'; '.join(sets)}). All steps: {whole['cpu_seconds']:.0f} s of CPU "
         f"on {threads}, peak {whole['peak_mb']:.0f} MB"
@@ -288,16 +289,16 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     torch.set_num_threads(args.threads)
     images = data.load(args.data)
-    how = {"forget": args.forget, "n": args.n, "epochs": args.epochs, "seed": args.seed}
-    run = Run(images, **how, by=args.shadow_method, state=args.state)
+    settings = {"forget": args.forget, "n": args.n, "epochs": args.epochs, "seed": args.seed}
+    run = Run(images, **settings, by=args.shadow_method, state=args.state)
     with own_randomness(args.seed):
         report = run.audit()
     print(report)
-    found = {"data": images.name, **summary(run, report)}
-    write_whole(args.out, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    result = {"data": images.name, **summary(run, report)}
+    write_whole(args.out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     if args.page is not None:
         page(run, report, args.page, images)
-    print("\n" + markdown(found))
+    print("\n" + markdown(result))
     return 0
 
 

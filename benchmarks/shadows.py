@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import fastforget as ff
 from fastforget._files import write_whole
-from fastforget.auditing.measure.passes import own_randomness
+from fastforget._random import own_randomness
 from fastforget.auditing.shadow.design import membership, model_seed
 from fastforget.auditing.shadow.stack import Recipe, train_one, train_stack
 from fastforget.demo import data, nets
@@ -41,8 +41,8 @@ EPOCHS, LR, BATCH = 10, 2e-3, 64
 
 def _resident(line: str) -> float:
     """MB; VmRSS: what this process holds, VmHWM: the most it has held since :func:`_forget_peak`."""
-    found = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(line))
-    return int(found.split()[1]) / 1024
+    shown = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(line))
+    return int(shown.split()[1]) / 1024
 
 
 def _forget_peak() -> None:
@@ -53,9 +53,9 @@ def _forget_peak() -> None:
 def _measured(call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     _forget_peak()
     before, wall, cpu = _resident("VmRSS"), time.perf_counter(), time.process_time()
-    found = call()
+    result = call()
     spent = {"wall_seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
-    return found, {**spent, "mb_before": before, "peak_mb_above": _resident("VmHWM") - before}
+    return result, {**spent, "mb_before": before, "peak_mb_above": _resident("VmHWM") - before}
 
 
 def net(name: str, seed: int) -> nn.Module:
@@ -74,7 +74,7 @@ def ours(name: str, images: data.Images, n: int, stack: Any) -> dict[str, Tensor
 def one_by_one(name: str, images: data.Images, n: int, _: Any) -> dict[str, Tensor]:
     """The usual way: train, keep every model's logits, score from what was kept."""
     (x, y), (xz, yz) = images.train, images.test
-    member, recipe = membership(n, len(y), 0), Recipe.of(len(y), EPOCHS, LR, BATCH, None)
+    member, recipe = membership(n, len(y), 0), Recipe.for_pool(len(y), EPOCHS, LR, BATCH, None)
     logits, logits_z = [], []
     for i in range(n):
         model, seed = net(name, model_seed(0, i)), model_seed(0, i)
@@ -100,7 +100,7 @@ def _attacked(name: str, images: data.Images, score: Callable[..., Tensor], loca
     (x, y), (xz, yz) = images.train, images.test
     inside = membership(1, len(y), 999)[0]
     target = net(name, 999)
-    train_one(target, x, y, inside.nonzero()[:, 0], 999, Recipe.of(len(y), EPOCHS, LR, BATCH, None), lambda _: None)
+    train_one(target, x, y, inside.nonzero()[:, 0], 999, Recipe.for_pool(len(y), EPOCHS, LR, BATCH, None), lambda _: None)
     with torch.no_grad():
         target.eval()
         on, off = membership_scores(target(x), y), membership_scores(target(xz), yz)
@@ -121,12 +121,12 @@ WAYS: dict[str, tuple[Callable[..., dict[str, Tensor]], Any]] = {
 
 def _child(pipe: Any, way: str, name: str, n: int, threads: int) -> None:
     torch.set_num_threads(threads)
-    call, how = WAYS[way]
+    call, stacked = WAYS[way]
     images = data.load("mnist5k")
     # what torch itself takes up at first use belongs to neither way
-    train_one(net(name, 0), *images.test, torch.arange(2 * BATCH), 0, Recipe.of(4 * BATCH, 1, LR, BATCH, None), lambda _: None)
-    found, spent = _measured(lambda: call(name, images, n, how))
-    pipe.send({"way": way, **spent, "found": {k: v.tolist() for k, v in found.items()}})
+    train_one(net(name, 0), *images.test, torch.arange(2 * BATCH), 0, Recipe.for_pool(4 * BATCH, 1, LR, BATCH, None), lambda _: None)
+    attacked, spent = _measured(lambda: call(name, images, n, stacked))
+    pipe.send({"way": way, **spent, "scores": {k: v.tolist() for k, v in attacked.items()}})
 
 
 def models(args: argparse.Namespace) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def models(args: argparse.Namespace) -> dict[str, Any]:
         there.close()
         row = here.recv()
         process.join()
-        scores[way] = {k: torch.tensor(v) for k, v in row.pop("found").items()}
+        scores[way] = {k: torch.tensor(v) for k, v in row.pop("scores").items()}
         row |= {"net": args.net, "n": args.n, "threads": args.threads, "epochs": EPOCHS}
         row["parameters"] = sum(p.numel() for p in net(args.net, 0).parameters())
         for attack in ("lira", "rmia"):
@@ -167,7 +167,7 @@ def stack(args: argparse.Namespace) -> dict[str, Any]:
     rows = []
     for label, size, make in cases:
         x, y = torch.randn(512, 1, size, size), torch.randint(0, 10, (512,))
-        recipe, half = Recipe.of(512, 1, LR, BATCH, None), torch.arange(256)
+        recipe, half = Recipe.for_pool(512, 1, LR, BATCH, None), torch.arange(256)
         row: dict[str, Any] = {"net": label, "parameters": sum(p.numel() for p in make().parameters()), "threads": args.threads}
 
         def spent(count: int) -> float:
@@ -254,8 +254,8 @@ def main() -> int:
     p.add_argument("--out", type=Path, required=True)
     args = p.parse_args()
     args.n = args.n or (256 if args.what == "scores" else 64)
-    found = {"models": models, "stack": stack, "scores": scores}[args.what](args)
-    write_whole(args.out, json.dumps({"what": args.what, **found, "machine": machine.facts()}, indent=1) + "\n")
+    result = {"models": models, "stack": stack, "scores": scores}[args.what](args)
+    write_whole(args.out, json.dumps({"what": args.what, **result, "machine": machine.facts()}, indent=1) + "\n")
     return 0
 
 

@@ -19,8 +19,7 @@ from torch.nn import functional as F
 
 from fastforget.methods import UNSIR
 from fastforget.methods.task import Task
-from fastforget.methods.unsir.place import Place
-from fastforget.methods.unsir.train import Noise, learn_noise
+from fastforget.methods.unsir.noise import Noise, Place, learn_noise
 from fastforget.ops import noise as noise_ops
 
 from .nets import ResNet18, lived_in

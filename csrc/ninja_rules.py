@@ -36,28 +36,19 @@ CXX_FLAGS += ["-ffp-contract=off", "-fopenmp-simd", "-Wall", "-Wextra", "-Icsrc"
 IN_OUT = ["-MD", "-MF", "$out.d", "-c", "$in", "-o", "$out"]
 LINK_FLAGS = ["-shared"]
 
-# These are compiled once per instruction set, with -DFF_ISA=<name> -DFF_ISA_LEVEL=<n>; every other
-# csrc/cpu/*.cpp once.
-PER_ISA = ["noise", "update", "mask", "mask_rows", "mask_select", "mask_optim"]
-PER_ISA += ["membership", "membership_lira", "membership_rank"]
+# A kernel file, which is every source of csrc/cpu without this suffix, is compiled once per instruction set, with
+# -DFF_ISA=<name> -DFF_ISA_LEVEL=<n>; the others, which check arguments and cut the work, once.
+ONCE = "_ops.cpp"
 ISA_FLAGS = {
     "baseline": ["-DFF_ISA=baseline", "-DFF_ISA_LEVEL=2", "-march=x86-64-v2"],
     "avx2": ["-DFF_ISA=avx2", "-DFF_ISA_LEVEL=3", "-march=x86-64-v3"],
-    # 512-bit everywhere, said aloud because compilers differ in what they take for x86-64-v4. Measured on
+    # 512-bit everywhere, named because compilers differ in what they take for x86-64-v4. Measured on
     # Zen 5, the streaming loops too are 10 to 40 % faster so; on Zen 4, which halves such vectors, 256-bit
     # ones were by 10 to 20 %.
     "avx512": ["-DFF_ISA=avx512", "-DFF_ISA_LEVEL=4", "-march=x86-64-v4", "-mprefer-vector-width=512"],
 }
-# After the level's flags. The vector code of these writes a * b + c for one fused operation: without the fusion the
-# scores are half as fast, and all are less accurate.
-FILE_FLAGS = {
-    ("membership", "avx512"): ["-ffp-contract=fast"],
-    ("membership", "avx2"): ["-ffp-contract=fast"],
-    ("membership_lira", "avx512"): ["-ffp-contract=fast"],
-    ("membership_lira", "avx2"): ["-ffp-contract=fast"],
-    ("mask_rows", "avx512"): ["-ffp-contract=fast"],
-    ("mask_rows", "avx2"): ["-ffp-contract=fast"],
-}
+# A kernel file that needs more says so in a comment, "// flags (<levels>): <flags>"; they come after the level's.
+OWN_FLAGS = re.compile(r"^// flags \(([\w, ]+)\): (.+)$", re.MULTILINE)
 # The PTX of the newest listed architecture serves every later GPU. PTX of the newest one nvcc knows would
 # leave out those between (8.0;9.0;12.1+PTX cannot run on 10.0), so it is 9.0 that carries it.
 DEFAULT_CUDA_ARCHS = "8.0;9.0+PTX"
@@ -232,10 +223,20 @@ def cxx_rules(cxx: list[str]) -> NinjaFile:
 
 
 def sources_in(folder: str, suffix: str) -> list[Path]:
-    found = sorted(path.relative_to(ROOT) for path in ROOT.glob(f"csrc/{folder}/*{suffix}"))
+    found = sorted(path.relative_to(ROOT) for path in ROOT.glob(f"csrc/{folder}/**/*{suffix}"))
     if not found:
         raise CannotBuild(f"csrc/{folder} holds no {suffix} files in this source tree")
     return found
+
+
+def object_of(source: Path, folder: Path) -> Path:
+    """csrc/cpu/mask/rows.cpp -> <folder>/mask/rows.o"""
+    return folder.joinpath(*source.parts[2:]).with_suffix(".o")
+
+
+def own_flags(source: Path, level: str) -> list[str]:
+    found = OWN_FLAGS.findall((ROOT / source).read_text())
+    return [flag for levels, flags in found if level in levels.split(", ") for flag in flags.split()]
 
 
 def build_cpu() -> Made:
@@ -247,14 +248,14 @@ def build_cpu() -> Made:
     rules, objects = cxx_rules(cxx), []
     torch_flags = [*STABLE_ABI, "-isystem", str(torch / "include")]
     for source in sources:
-        if source.stem not in PER_ISA:
-            out = BUILD / "cpu" / f"{source.stem}.o"
+        if source.name.endswith(ONCE):
+            out = object_of(source, BUILD / "cpu" / "once")
             objects.append(rules.edge("cxx", out, [source], f"{source}", torch_flags))
             continue
         for level, flags in levels.items():
-            out = BUILD / "cpu" / level / f"{source.stem}.o"
-            own = FILE_FLAGS.get((source.stem, level), [])
-            objects.append(rules.edge("cxx", out, [source], f"{source} ({level})", [*flags, *own]))
+            out = object_of(source, BUILD / "cpu" / level)
+            every = [*flags, *own_flags(source, level)]
+            objects.append(rules.edge("cxx", out, [source], f"{source} ({level})", every))
     target = BUILD / "cpu" / "libfastforget_cpu.so"
     link = [*LINK_FLAGS, "-Wl,-z,defs", f"-L{torch / 'lib'}", "-ltorch_cpu", "-ldl"]
     rules.edge("link", target, objects, "link libfastforget_cpu.so", link)
@@ -281,7 +282,7 @@ def build_cuda() -> Made:
     command = [shlex.join([*cached([str(nvcc)]), *flags, *paths]), *IN_OUT]
     rules.rule("nvcc", [*command, "> $out.log 2>&1 || { cat $out.log; exit 1; }"], depfile=True)
     objects = [
-        rules.edge("nvcc", BUILD / "cuda" / f"{source.stem}.o", [source], f"{source} ({' '.join(archs)})")
+        rules.edge("nvcc", object_of(source, BUILD / "cuda"), [source], f"{source} ({' '.join(archs)})")
         for source in sources_in("cuda", ".cu")
     ]
     # -ltorch must stay although nothing in it is called: in a CUDA build of torch it brings libtorch_cuda,
@@ -304,8 +305,7 @@ def build_cuda() -> Made:
     return [made, report], facts
 
 
-def build_host(parts: dict[str, dict]) -> Made:
-    torch_place()  # alone it serves nobody, and it would tie an otherwise pure-Python wheel to one Python
+def build_host() -> Made:
     cxx, compiler = find_compiler()
     if not importlib.util.find_spec("pybind11"):
         raise CannotBuild("pybind11 is not importable here: `pip install pybind11`")
@@ -314,17 +314,11 @@ def build_host(parts: dict[str, dict]) -> Made:
     python = sysconfig.get_path("include")
     if not Path(python, "Python.h").is_file():
         raise CannotBuild(f"{python}/Python.h not found: install Python's headers (python3-dev)")
-    facts = {
-        "FF_CPU_LEVELS": " ".join(parts["cpu"].get("levels", [])),
-        "FF_CUDA_ARCHS": " ".join(parts["cuda"].get("archs", [])),
-        "FF_TORCH_TARGET": ".".join(map(str, TORCH_TARGET)),
-    }
-    flags = [f'-D{name}="{value}"' for name, value in facts.items()]
-    flags += ["-isystem", pybind11.get_include(), "-isystem", python]
+    flags = ["-isystem", pybind11.get_include(), "-isystem", python]
     folder = BUILD / f"host-{sys.implementation.cache_tag}"
     rules = cxx_rules(cxx)
     objects = [
-        rules.edge("cxx", folder / f"{source.stem}.o", [source], str(source), flags)
+        rules.edge("cxx", object_of(source, folder), [source], str(source), flags)
         for source in sources_in("host", ".cpp")
     ]
     target = folder / f"_host{sysconfig.get_config_var('EXT_SUFFIX')}"

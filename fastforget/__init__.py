@@ -5,12 +5,16 @@
 ['mask', 'membership', 'noise', 'update']
 """
 
+from . import _torch_is_here  # says in words what to install where PyTorch is missing
+
+# isort: split
 from . import methods, ops, optim
+from ._version import __version__
 from .auditing import audit
 from .backend import BackendError, backends, use_backend
 from .methods import NotForgottenWarning, UnlearnResult, unlearn
 
-__version__ = "0.1.0"
+del _torch_is_here
 
 __all__ = [
     "BackendError",

@@ -4,6 +4,7 @@ for."""
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE, end="")
         return 0
     if command == "--version":
-        from . import __version__
+        from ._version import __version__
 
         print(f"fastforget {__version__}")
         return 0
@@ -48,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without "…" gets an escape, not a traceback
     try:
         sys.exit(main())
     except KeyboardInterrupt:

@@ -1,12 +1,99 @@
-"""Write a file whole or not at all."""
+"""Write a file whole or not at all, read one that may be anything, and values as strict JSON."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import secrets
 import stat
 from os import PathLike
+from typing import Any
+
+LONGEST_NUMBER = 400  # digits: no number that is written here has more, and long ones take quadratic time
+
+
+class BadFile(ValueError):
+    """A file can't be used; the message begins with its name and says why."""
+
+
+def size_of(path: str | PathLike[str]) -> int:
+    """Bytes of a regular file.
+
+    Raises:
+        BadFile: it is missing, a folder, a pipe or a device, or can't be looked at.
+    """
+    try:
+        about = os.stat(path)
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        raise BadFile(f"{os.fspath(path)}: {_reason(error)}") from error
+    if not stat.S_ISREG(about.st_mode):
+        kind = "a folder" if stat.S_ISDIR(about.st_mode) else "a pipe, a socket or a device"
+        raise BadFile(f"{os.fspath(path)}: it is {kind}; accepted is a regular file")
+    return about.st_size
+
+
+def read_whole(path: str | PathLike[str], most: int) -> bytes:
+    """A regular file's bytes, at most ``most`` of them.
+
+    Raises:
+        BadFile: as :func:`size_of`, or it is larger, or can't be read.
+    """
+    size = size_of(path)
+    if size > most:
+        raise BadFile(f"{os.fspath(path)}: it has {size} bytes; accepted are at most {most}")
+    try:
+        with open(path, "rb") as file:
+            return file.read(most)
+    except OSError as error:
+        raise BadFile(f"{os.fspath(path)}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def strict_json(text: str | bytes) -> Any:
+    """JSON with one meaning only: each name once in an object, finite numbers, nested as deep as can be read.
+
+    Raises:
+        ValueError: anything else; the message says what.
+
+    >>> strict_json('{"a": 1, "a": 2}')
+    Traceback (most recent call last):
+    ValueError: the name 'a' stands twice in one object
+    """
+    try:
+        decoded = text.decode("utf-8") if isinstance(text, bytes) else text
+        return json.loads(decoded, object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite, parse_int=_short_integer)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    whole = dict(pairs)
+    if len(whole) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {next(name for name in names if names.count(name) > 1)!r} stands twice in one object")
+    return whole
+
+
+def _no_constant(word: str) -> Any:
+    raise ValueError(f"{word} is not strict JSON")
+
+
+def _finite(word: str) -> float:
+    number = float(word)
+    if not math.isfinite(number):
+        raise ValueError(f"{word[:20]} is beyond the range of numbers")
+    return number
+
+
+def _short_integer(word: str) -> int:
+    if len(word) > LONGEST_NUMBER:
+        raise ValueError(f"a number of {len(word)} digits")
+    return int(word)
 
 
 def write_whole(path: str | PathLike[str], content: str | bytes) -> None:
@@ -20,7 +107,8 @@ def write_whole(path: str | PathLike[str], content: str | bytes) -> None:
         OSError: the folder does not exist or can't be written, or the disk is full; the message names the
             path.
     """
-    data = content.encode() if isinstance(content, str) else content
+    # half of a surrogate pair (from the name of a file, say) has no bytes in UTF-8: its escape is also what JSON has for it
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     # A link keeps pointing: its target is replaced, not the link.
     target = os.path.realpath(path)
     temporary = os.path.join(os.path.dirname(target), f".{os.path.basename(target)}.{secrets.token_hex(6)}")
@@ -62,3 +150,23 @@ def _write(descriptor: int, data: bytes, *, sync: bool = False) -> None:
         file.flush()
         if sync:
             os.fsync(file.fileno())
+
+
+def jsonable(value: Any) -> Any:
+    """``value`` as plain JSON values; a figure that is undefined (NaN) or infinite is None.
+
+    >>> jsonable({1: (0.5, math.nan)})
+    {'1': [0.5, None]}
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): jsonable(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(v) for v in value]
+    return value
+
+
+def write_json(path: str | PathLike[str], value: Any) -> None:
+    """``value`` as strict JSON (no NaN), whole or not at all."""
+    write_whole(path, json.dumps(jsonable(value), indent=1, allow_nan=False, ensure_ascii=False) + "\n")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import json
 import os
 import platform
@@ -14,7 +12,10 @@ from typing import Any
 
 import torch
 
-from . import __version__, _direct, backend
+from . import backend
+from ._command import Parser
+from ._text import visible
+from ._version import __version__
 
 VARIABLES = {
     "FASTFORGET_BACKEND": "forces one backend for every op",
@@ -22,12 +23,11 @@ VARIABLES = {
     "TRITON_INTERPRET": "1 runs the Triton kernels on the CPU, for tests",
     "FASTFORGET_REQUIRE_NATIVE": "1 makes a missing native part an error at install time",
 }
-PARTS = {"cpu": "CPU ops", "cuda": "CUDA ops", "host": "host part"}
+PARTS = {"cpu": "CPU ops", "cuda": "CUDA ops"}
 
 
 def facts() -> dict[str, Any]:
     """Everything that ``info`` shows, as JSON values."""
-    cpu, cpu_reason = _cpu()
     built = backend.build_facts()
     return {
         "fastforget": __version__,
@@ -39,23 +39,13 @@ def facts() -> dict[str, Any]:
             "threads": torch.get_num_threads(),
         },
         "gpu": _gpu(),
-        "cpu": cpu,
-        "cpu_reason": cpu_reason,
+        "cpu": backend.cpu_level(),
         "libraries": {part: _library(part, built) for part in PARTS},
-        "direct_calls": sorted({name.partition(" ")[0] for name in _direct.OPS}),
-        "direct_calls_reason": _direct.WHY_NOT,
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "forced": backend.forced,
         "backends": backend.backends(),
         "serving": {op: {device: backend.serving(op, device) for device in ("cpu", "cuda")} for op in backend.backends()},
     }
-
-
-def _cpu() -> tuple[dict[str, Any] | None, str | None]:
-    try:
-        return dict(importlib.import_module("fastforget._host").cpu()), None
-    except ImportError as error:
-        return None, f"the host module is not built or does not load: {error}"
 
 
 def _gpu() -> str:
@@ -70,7 +60,7 @@ def _gpu() -> str:
 def _library(part: str, built: dict[str, Any]) -> dict[str, Any]:
     """Whether a native part is loaded, why not, and what it was built for."""
     about = built.get(part, {})
-    reason = _cpu()[1] if part == "host" else backend._load_errors.get(part)
+    reason = backend._load_errors.get(part)
     detail = about.get("levels") or about.get("archs") or []
     return {"loaded": reason is None, "reason": reason, "built_for": list(detail)}
 
@@ -83,7 +73,7 @@ def text(found: dict[str, Any]) -> str:
     lines.append(f"torch      {about['version']}, CUDA {about['cuda'] or 'none'}, {about['threads']} threads")
     lines.append(f"GPU        {found['gpu']}")
     if cpu is None:
-        lines.append(f"CPU level  unknown: {found['cpu_reason']}")
+        lines.append("CPU level  none: the CPU ops are not loaded")
     else:
         ignored = f"; FASTFORGET_CPU_ISA={cpu['ignored']} is not known and ignored" if cpu.get("ignored") else ""
         lines.append(f"CPU level  {cpu['in_force']} in force, {cpu['detected']} detected{ignored}")
@@ -91,9 +81,8 @@ def text(found: dict[str, Any]) -> str:
         library = found["libraries"][part]
         detail = f" ({' '.join(library['built_for'])})" if library["built_for"] else ""
         lines.append(f"{name:<11}" + (f"loaded{detail}" if library["loaded"] else f"no: {library['reason']}"))
-    direct, reason = found["direct_calls"], found["direct_calls_reason"]
-    by = f"{len(direct)} CPU ops past torch's dispatcher (plain tensors)" if direct else f"by torch's dispatcher: {reason}"
-    lines.append(f"calls      {by}")
+        if not library["loaded"]:
+            lines.append(" " * 11 + f"to have them, {backend.mending(part)}")
     lines += ["", *_table(found)]
     if not torch.cuda.is_available():
         lines.append("  No GPU here: the cuda rows say what would serve CUDA tensors.")
@@ -123,9 +112,9 @@ def _table(found: dict[str, Any]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
-    p = argparse.ArgumentParser(prog="python -m fastforget info", description=__doc__)
+    p = Parser(prog="python -m fastforget info", description=__doc__)
     p.add_argument("--json", action="store_true", help="print the facts as JSON")
     args = p.parse_args(argv)
     found = facts()
-    sys.stdout.write((json.dumps(found, indent=1) if args.json else text(found)) + "\n")
+    sys.stdout.write((json.dumps(found, indent=1) if args.json else visible(text(found), keep="\n")) + "\n")
     return 0

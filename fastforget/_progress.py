@@ -1,6 +1,4 @@
-"""A progress bar on stderr, without a dependency. Quiet where nobody watches: no terminal, or
-``progress=False``.
-"""
+"""A progress bar on stderr, without a dependency. Quiet where nobody watches: no terminal, or ``progress=False``."""
 
 from __future__ import annotations
 
@@ -8,6 +6,8 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any, Generic, TextIO, TypeVar
+
+from ._text import visible
 
 T = TypeVar("T")
 _WIDTH = 24
@@ -51,7 +51,7 @@ class Progress(Generic[T]):
         counted = f"{self.done}/{self.total}" if self.total else str(self.done)
         seconds = self._drawn - self.began
         bar = "#" * filled + "." * (_WIDTH - filled)
-        self.stream.write(f"\r\x1b[K{self.label} [{bar}] {counted} {seconds:.1f} s {self.note}".rstrip())
+        self.stream.write(f"\r\x1b[K{self.label} [{bar}] {counted} {seconds:.1f} s {visible(self.note)}".rstrip())
         self.stream.flush()
 
     def close(self) -> None:
@@ -64,8 +64,7 @@ class Progress(Generic[T]):
 
 
 def progress(work: Iterable[T] | int, label: str, enabled: bool = True) -> Progress[T]:
-    """A bar over ``work``: something to iterate, or a number of steps to be counted by ``.step()`` in a
-    ``with`` block.
+    """A bar over ``work``: something to iterate, or a number of steps to be counted by ``.step()`` in a ``with`` block.
 
     >>> from fastforget._progress import progress
     >>> sum(progress([1, 2, 3], "adding", enabled=False))

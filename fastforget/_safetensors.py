@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._files import write_whole
+from ._files import BadFile, size_of, strict_json, write_whole
 
 DTYPES = {
     "F64": torch.float64,
@@ -91,34 +91,49 @@ def entries(path: str | PathLike[str]) -> tuple[dict[str, Entry], dict[str, str]
         NotSafetensors: not such a file, cut off, or with tensors that overlap or leave the file.
         OSError: it can't be read.
     """
-    size = os.path.getsize(path)
+    os.stat(path)  # where there is no file, the error is OSError
+    try:
+        size = size_of(path)
+    except BadFile as error:
+        raise NotSafetensors(str(error)) from error
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > LONGEST_HEADER or 8 + length > size:
             raise NotSafetensors(f"{path} is not a safetensors file, or cut off in its header ({size} bytes)")
         raw = file.read(length)
     try:
-        header = json.loads(raw)
+        header = strict_json(raw)
         metadata = header.pop("__metadata__", {})
-        found = {name: _entry(about, 8 + length) for name, about in header.items()}
+        tensors = {name: _entry(name, about, 8 + length) for name, about in header.items()}
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise TypeError("__metadata__ holds something else than texts")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise NotSafetensors(f"{path} is not a safetensors file: its header can't be understood ({error})") from error
     end = 8 + length
-    for name, entry in sorted(found.items(), key=lambda item: item[1].start):
+    # at the same place the empty ones come first
+    for name, entry in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].bytes)):
         if entry.start < end:
             raise NotSafetensors(f"{path} is not a safetensors file: {name} overlaps what stands before it")
         end = entry.start + entry.bytes
         if end > size:
             raise NotSafetensors(f"{path} is cut off: {name} ends at byte {end}, the file at {size}. Copy or write it again")
-    return found, metadata
+    return tensors, metadata
 
 
-def _entry(about: dict[str, Any], base: int) -> Entry:
-    start, end = about["data_offsets"]
-    entry = Entry(DTYPES[about["dtype"]], tuple(int(n) for n in about["shape"]), base + int(start))
+def _entry(name: str, about: dict[str, Any], base: int) -> Entry:
+    start, end = (_whole(n) for n in about["data_offsets"])
+    if about["dtype"] not in DTYPES:
+        raise ValueError(f"{name} is of dtype {about['dtype']!r}; accepted are {', '.join(DTYPES)}")
+    entry = Entry(DTYPES[about["dtype"]], tuple(_whole(n) for n in about["shape"]), base + start)
     if min((*entry.shape, 0)) < 0 or end - start != entry.bytes:
-        raise ValueError(f"{end - start} bytes for shape {list(entry.shape)}, {entry.dtype}")
+        raise ValueError(f"{name}: {end - start} bytes for shape {list(entry.shape)}, {entry.dtype}")
     return entry
+
+
+def _whole(number: Any) -> int:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{number!r} where a size must stand")
+    return number
 
 
 def load(path: str | PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -131,10 +146,13 @@ def load(path: str | PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     >>> tensors["a"].tolist(), metadata
     ([0, 1, 2], {'made': 'here'})
     """
-    found, metadata = entries(path)
+    by_name, metadata = entries(path)
     tensors = {}
-    for name, entry in found.items():
-        tensor = torch.empty(entry.shape, dtype=entry.dtype)
+    for name, entry in by_name.items():
+        try:
+            tensor = torch.empty(entry.shape if entry.bytes == 0 else (0,), dtype=entry.dtype)
+        except (RuntimeError, TypeError, OverflowError) as error:
+            raise NotSafetensors(f"{path} is not a safetensors file: {name} has the shape {list(entry.shape)}") from error
         if entry.bytes:
             raw = np.fromfile(path, np.uint8, count=entry.bytes, offset=entry.start)
             tensor = torch.from_numpy(raw).view(entry.dtype).reshape(entry.shape)

@@ -4,8 +4,8 @@ Schemas live in Python so that an op exists even where no compiled library does:
 default for every device, and the native libraries and Triton override it where they can serve. Ops change preallocated outputs and
 return nothing, so tracing needs no shape functions.
 
-An implementation looks at its tensors before it writes: at their dtype, shape, strides and place. So a call that raises has changed
-nothing, and the public functions may leave the looking to it (``_direct.py``).
+An implementation checks its tensors before it writes: their dtype, shape, strides and device. So a call that raises has changed
+nothing, and the public functions may try the op before they check anything (``ops/_arguments.py``, the fast path).
 """
 
 from __future__ import annotations
@@ -15,17 +15,9 @@ from typing import Any
 
 import torch
 
-from .reference import (
-    mask,
-    mask_optim,
-    mask_rows,
-    mask_select,
-    membership,
-    membership_lira,
-    membership_rank,
-    noise,
-    update,
-)
+from .reference import noise, update
+from .reference.mask import elementwise, optim, rows, select
+from .reference.membership import lira, rmia, roc, scores
 
 NAMESPACE = "fastforget"
 
@@ -62,101 +54,78 @@ SCHEMAS: dict[str, tuple[str, Callable[..., None]]] = {
     "dampen_": (
         "(Tensor(a!)[] params, Tensor[] forget_importance, Tensor[] retain_importance, Tensor(b!) count, float alpha, "
         "float lam) -> ()",
-        mask.dampen_,
+        elementwise.dampen_,
     ),
     "accumulate_importance_": (
         "(Tensor(a!)[] importances, Tensor[] grads, int power, float scale) -> ()",
-        mask.accumulate_importance_,
+        elementwise.accumulate_importance_,
     ),
     "soft_threshold_": (
         "(Tensor(a!)[] xs, float[] threshold, Tensor(b!) l1, Tensor(c!) nnz) -> ()",
-        mask.soft_threshold_,
+        elementwise.soft_threshold_,
     ),
     "neuron_stats": (
         "(Tensor[] xs, int dim, Tensor(a!)[] mean_abs, Tensor(b!)[] sum_sq) -> ()",
-        mask_rows.neuron_stats,
+        rows.neuron_stats,
     ),
     "saliency_mask": (
         "(Tensor[] xs, int k, Tensor(a!)[] masks, Tensor(b!) threshold) -> ()",
-        mask_select.saliency_mask,
+        select.saliency_mask,
     ),
     "masked_sgd_": (
         "(Tensor(a!)[] params, Tensor[] grads, Tensor[] masks, Tensor(b!)[] momentum_buffers, float lr, float momentum, "
         "float dampening, float weight_decay, bool nesterov, bool maximize, bool first) -> ()",
-        mask_optim.masked_sgd_,
+        optim.masked_sgd_,
     ),
     "masked_adam_": (
         "(Tensor(a!)[] params, Tensor[] grads, Tensor[] masks, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, int step, "
         "float lr, float beta1, float beta2, float eps, float weight_decay, bool decoupled, bool maximize) -> ()",
-        mask_optim.masked_adam_,
+        optim.masked_adam_,
     ),
     # membership
     "membership_scores": (
         "(Tensor logits, Tensor labels, float temperature, Tensor(a!) scores, Tensor(b!) correct) -> ()",
-        membership.membership_scores,
+        scores.membership_scores,
     ),
     "roc_stats": (
         "(Tensor member, Tensor nonmember, float[] fprs, Tensor(a!) out) -> ()",
-        membership.roc_stats,
+        roc.roc_stats,
     ),
     "roc_bootstrap": (
         "(Tensor member, Tensor nonmember, float[] fprs, int seed, Tensor(a!) out) -> ()",
-        membership_rank.roc_bootstrap,
+        roc.roc_bootstrap,
     ),
     "rmia_counts": (
         "(Tensor ratio_x, Tensor ratio_z, float[] gammas, bool strict, Tensor(a!) counts) -> ()",
-        membership_rank.rmia_counts,
+        rmia.rmia_counts,
     ),
     "rmia_vote": (
         "(Tensor ratio_x, Tensor ratio_z, float gamma, bool strict, Tensor(a!) counts) -> ()",
-        membership_rank.rmia_vote,
+        rmia.rmia_vote,
     ),
     "lira_stats": (
         "(Tensor scores, Tensor member, bool median, Tensor(a!) center, Tensor(b!) variance, Tensor(c!) count) -> ()",
-        membership_lira.lira_stats,
+        lira.lira_stats,
     ),
     # "form", not "mode": torch.compile's handling of ops that change their arguments has a parameter of that name
     "lira_ratio": (
         "(Tensor target, Tensor center, Tensor variance, Tensor count, int form, float var_floor, int min_count, "
         "Tensor(a!) out) -> ()",
-        membership_lira.lira_ratio,
+        lira.lira_ratio,
     ),
     "lira_loo": (
         "(Tensor scores, Tensor member, bool median, Tensor variance, int form, float var_floor, int min_count, "
         "Tensor(a!) out) -> ()",
-        membership_lira.lira_loo,
+        lira.lira_loo,
     ),
     "lira_update_": (
         "(Tensor scores, Tensor member, Tensor(a!) count, Tensor(b!) mean, Tensor(c!) m2) -> ()",
-        membership_lira.lira_update_,
+        lira.lira_update_,
     ),
 }
 
-FAMILIES: dict[str, tuple[str, ...]] = {
-    "noise": ("random_bits", "normal_", "add_normal_", "perturb_step_"),
-    "update": ("error_max_loss", "error_max_step_"),
-    "mask": (
-        "dampen_",
-        "accumulate_importance_",
-        "soft_threshold_",
-        "neuron_stats",
-        "saliency_mask",
-        "masked_sgd_",
-        "masked_adam_",
-    ),
-    "membership": (
-        "membership_scores",
-        "roc_stats",
-        "roc_bootstrap",
-        "rmia_counts",
-        "rmia_vote",
-        "lira_stats",
-        "lira_ratio",
-        "lira_loo",
-        "lira_update_",
-    ),
-}
-FAMILY_OF = {op: family for family, ops in FAMILIES.items() for op in ops}
+# Where every floor keeps an op: "noise", "update", "mask.rows", "membership.rmia" ...
+MODULE_OF = {op: definition.__module__.partition(".reference.")[2] for op, (_, definition) in SCHEMAS.items()}
 
 _library = torch.library.Library(NAMESPACE, "DEF")
 
@@ -164,6 +133,11 @@ _library = torch.library.Library(NAMESPACE, "DEF")
 def overload(name: str) -> Any:
     """The callable ``torch.ops.fastforget.<name>.default``."""
     return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def boxed(name: str) -> Any:
+    """What calling the overload calls. The frame in between would be a tenth of a small call."""
+    return overload(name)._op
 
 
 def _refuse_mixed(name: str, args: Sequence[Any]) -> None:
@@ -208,11 +182,22 @@ def _guarded(name: str, implementation: Callable[..., None]) -> Callable[..., No
     return call
 
 
+def _refuse_negated(name: str) -> Callable[..., None]:
+    def refuse(*_args: Any) -> None:
+        raise RuntimeError(f"fastforget.{name}: a tensor is a lazily negated view; accepted is x.resolve_neg()")
+
+    return refuse
+
+
 for _name, (_signature, _definition) in SCHEMAS.items():
     _library.define(f"{_name}{_signature}", tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.register_fake(f"{NAMESPACE}::{_name}", _no_output(_name), lib=_library)
     torch.library.register_vmap(f"{NAMESPACE}::{_name}", _refuse_vmap(_name), lib=_library)
     _library.impl(_name, _guarded(_name, _definition), "CompositeExplicitAutograd")
+
+
+# Torch would compute on a copy of such a view, change the other tensors, and fail to copy the result back. (A list of them it refuses.)
+_library.impl("error_max_step_", _refuse_negated("error_max_step_"), "Negative")
 
 
 def register(name: str, implementation: Callable[..., None], dispatch_key: str) -> None:

@@ -11,6 +11,8 @@ import importlib
 import importlib.util
 import json
 import os
+import shlex
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +25,7 @@ from . import _schema
 NAMES = ("reference", "native", "triton")
 _LIB = Path(__file__).parent / "_lib"
 _load_errors: dict[str, str] = {}
+_missing_ops: set[tuple[str, str]] = set()  # (op, part): neither compiled nor served by Triton
 
 forced: str | None = None
 native_cpu = False  # whether the compiled ops for CPU tensors are loaded
@@ -48,14 +51,55 @@ def library(part: str) -> Path:
 def _load(part: str) -> None:
     path = library(part)
     if not path.exists():
-        reason = build_facts().get("missing", {}).get(part, "not built; run `make native` or reinstall with a C++ compiler")
-        _load_errors[part] = reason
+        _load_errors[part] = build_facts().get("missing", {}).get(part, "not built here")
         return
     try:
         torch.ops.load_library(str(path))
-    except OSError as error:
-        _load_errors[part] = f"{path.name} did not load: {error}"
-        warnings.warn(f"fastforget: {_load_errors[part]}. `python -m fastforget info` shows what serves instead.", stacklevel=3)
+    except (OSError, RuntimeError) as error:
+        _load_errors[part] = f"{path.name} did not load: {' '.join(str(error).split())}"
+
+
+def mending(part: str) -> str:
+    """What brings a missing native part back: the tools that its build takes, and the command."""
+    tools = "torch>=2.10, ninja, setuptools>=77 and g++ (11 or newer)" + (", and nvcc" if part == "cuda" else "")
+    source = Path(__file__).resolve().parent.parent
+    where, command = "in fastforget's source folder: ", "pip install --no-build-isolation --no-deps --force-reinstall ."
+    if (source / "setup.py").is_file():
+        where, command = "", f"cd {shlex.quote(str(source))} && {shlex.quote(sys.executable)} setup.py build_native"
+    return f"install what is missing of {tools}, then run {where}{command}"
+
+
+_said: set[str] = set()
+
+
+def _without_native(name: str, part: str, reason: str) -> Callable[..., None]:
+    """The reference's op; the first call of any op says, once for a part, that it is not the fast one, and what mends that."""
+
+    def call(*args: Any) -> None:
+        if part not in _said:
+            _said.add(part)
+            warnings.warn(
+                f"fastforget: there are no compiled kernels for {part.upper()} tensors ({reason}), so plain PyTorch serves, many times "
+                f"slower. `python -m fastforget info` shows what serves. To have them, {mending(part)}",
+                stacklevel=2,
+            )
+        _schema.SCHEMAS[name][1](*args)
+
+    return call
+
+
+def cpu_level() -> dict[str, Any] | None:
+    """The CPU kernels' instruction set, as the library that chose it says: what the CPU has, what is in force, the names that
+    ``FASTFORGET_CPU_ISA`` accepts, and a name there that was ignored. ``None`` where the library is not loaded."""
+    if not native_cpu:
+        return None
+    ask = torch.ops.fastforget._cpu_level
+    return {
+        "detected": ask("detected"),
+        "in_force": ask("in_force"),
+        "accepted": ask("built").split(),
+        "ignored": ask("ignored") or None,
+    }
 
 
 def _triton_missing() -> str | None:
@@ -70,7 +114,7 @@ def _triton_op(name: str) -> Callable[..., None]:
     """Op ``name`` of the Triton backend; Triton itself is imported at the first call."""
 
     def call(*args: Any) -> None:
-        module = importlib.import_module(f"fastforget._triton.{_schema.FAMILY_OF[name]}")
+        module = importlib.import_module(f"fastforget._triton.{_schema.MODULE_OF[name]}")
         getattr(module, name)(*args)
 
     return call
@@ -84,6 +128,12 @@ def _set_up() -> None:
     if "cuda" in _load_errors and _triton_missing() is None:
         for name in _schema.SCHEMAS:
             _schema.register(name, _triton_op(name), "CUDA")
+    for part in ("cpu", "cuda"):
+        for name in _schema.SCHEMAS:
+            if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{_schema.NAMESPACE}::{name}", part.upper()):
+                reason = _load_errors.get(part, f"{library(part).name} is of another version: it has no {name}")
+                _schema.register(name, _without_native(name, part, reason), part.upper())
+                _missing_ops.add((name, part))
 
 
 def why_not(backend: str, name: str, device: str) -> str | None:
@@ -95,10 +145,7 @@ def why_not(backend: str, name: str, device: str) -> str | None:
             return f"no native kernels for {device} tensors"
         if device in _load_errors:
             return _load_errors[device]
-        key = device.upper()
-        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{_schema.NAMESPACE}::{name}", key):
-            return f"the {key} library has no {name}"
-        return None
+        return f"the {device.upper()} library has no {name}" if (name, device) in _missing_ops else None
     if backend == "triton":
         missing = _triton_missing()
         if missing:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .ops import mask_optim
+from .ops.mask import optim as mask_optim
 
 __all__ = ["MaskedAdam", "MaskedAdamW", "MaskedSGD"]
 

@@ -36,17 +36,17 @@ class Browser:
 
     def __init__(self, profile: Path, log: Path) -> None:
         assert BINARY, MISSING
-        ours = [*os.pipe(), *os.pipe()]
+        ends = [*os.pipe(), *os.pipe()]
         # Out of the way of 3 and 4, where the browser wants them.
-        high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in ours]
-        for fd in ours:
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in ends]
+        for fd in ends:
             os.close(fd)
-        theirs_in, self.out, self.inn, theirs_out = high
-        said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        moves = [(os.POSIX_SPAWN_DUP2, a, b) for a, b in ((theirs_in, 3), (theirs_out, 4), (said, 1), (said, 2))]
+        browser_in, self.outgoing, self.incoming, browser_out = high
+        log_file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        moves = [(os.POSIX_SPAWN_DUP2, a, b) for a, b in ((browser_in, 3), (browser_out, 4), (log_file, 1), (log_file, 2))]
         command = [BINARY, *FLAGS, f"--user-data-dir={profile}"]
         self.pid = os.posix_spawn(BINARY, command, dict(os.environ), file_actions=moves, setpgroup=0)
-        for fd in (theirs_in, theirs_out, said):
+        for fd in (browser_in, browser_out, log_file):
             os.close(fd)
         self.log, self.buffer, self.number = log, b"", 0
         self.events: list[dict[str, Any]] = []
@@ -55,7 +55,7 @@ class Browser:
         """Sends a command and waits for its answer; events that come before it are kept."""
         self.number += 1
         message = {"id": self.number, "method": method, "params": params, **({"sessionId": session} if session else {})}
-        os.write(self.out, json.dumps(message).encode() + b"\0")
+        os.write(self.outgoing, json.dumps(message).encode() + b"\0")
         while True:
             answer = self._read()
             if answer.get("id") == self.number:
@@ -67,10 +67,10 @@ class Browser:
     def _read(self) -> dict[str, Any]:
         end = time.monotonic() + PATIENCE
         while b"\0" not in self.buffer:
-            ready, _, _ = select.select([self.inn], [], [], max(0.0, end - time.monotonic()))
-            piece = os.read(self.inn, 1 << 20) if ready else b""
+            ready, _, _ = select.select([self.incoming], [], [], max(0.0, end - time.monotonic()))
+            piece = os.read(self.incoming, 1 << 20) if ready else b""
             if not piece:
-                what = "ended" if ready else f"said nothing for {PATIENCE:.0f} s"
+                what = "ended" if ready else f"gave no answer for {PATIENCE:.0f} s"
                 raise RuntimeError(f"{BINARY} {what}: {self.log.read_text(errors='replace')[-2000:]}")
             self.buffer += piece
         message, _, self.buffer = self.buffer.partition(b"\0")
@@ -82,7 +82,7 @@ class Browser:
             # An open dialog would stop the page for good.
             self.number += 1
             close = {"id": self.number, "method": "Page.handleJavaScriptDialog", "params": {"accept": True}}
-            os.write(self.out, json.dumps({**close, "sessionId": event["sessionId"]}).encode() + b"\0")
+            os.write(self.outgoing, json.dumps({**close, "sessionId": event["sessionId"]}).encode() + b"\0")
 
     def until(self, method: str, session: str) -> None:
         """Waits for an event of a tab."""
@@ -92,8 +92,8 @@ class Browser:
     def close(self) -> None:
         with suppress(OSError, RuntimeError):
             self.call("Browser.close")
-        os.close(self.out)
-        os.close(self.inn)
+        os.close(self.outgoing)
+        os.close(self.incoming)
         end = time.monotonic() + 10
         while os.waitpid(self.pid, os.WNOHANG) == (0, 0):
             if time.monotonic() > end:
@@ -117,7 +117,7 @@ class Tab:
         self.media(dark)
         self.call("Page.navigate", url=self.uri)
         browser.until("Page.loadEventFired", self.session)
-        # What was asked for late, or said late, has been told once this is answered.
+        # A late request or console message has arrived once this is answered.
         self.evaluate("new Promise(done => setTimeout(done, 100))")
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
@@ -135,20 +135,20 @@ class Tab:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def _of(self, method: str) -> Iterator[dict[str, Any]]:
+    def _events(self, method: str) -> Iterator[dict[str, Any]]:
         return (e["params"] for e in self.browser.events if e.get("method") == method and e.get("sessionId") == self.session)
 
     def requests(self) -> list[str]:
         """Every address that the page asked for, itself and its inline images aside."""
-        asked = [e["request"]["url"] for e in self._of("Network.requestWillBeSent")]
+        asked = [e["request"]["url"] for e in self._events("Network.requestWillBeSent")]
         return [url for url in asked if url != self.uri and not url.startswith("data:")]
 
     def complaints(self) -> list[str]:
         """Console messages of any level, uncaught errors, what the policy blocked, and dialogs."""
-        said = [e["entry"]["text"] for e in self._of("Log.entryAdded")]
-        said += [str(e["args"]) for e in self._of("Runtime.consoleAPICalled")]
-        said += [e["exceptionDetails"]["text"] for e in self._of("Runtime.exceptionThrown")]
-        return said + [f"dialog: {e['message']}" for e in self._of("Page.javascriptDialogOpening")]
+        messages = [e["entry"]["text"] for e in self._events("Log.entryAdded")]
+        messages += [str(e["args"]) for e in self._events("Runtime.consoleAPICalled")]
+        messages += [e["exceptionDetails"]["text"] for e in self._events("Runtime.exceptionThrown")]
+        return messages + [f"dialog: {e['message']}" for e in self._events("Page.javascriptDialogOpening")]
 
     def screenshot(self, *, whole: bool = True) -> bytes:
         """A PNG file of the window, or of the whole page at the window's width."""

@@ -11,9 +11,10 @@ import torch
 from tolerance import assert_two_times
 from torch import Tensor
 
-from fastforget.reference import mask, mask_select
-from fastforget.reference.mask_optim import element_mask
-from fastforget.reference.mask_select import pack_bits
+from fastforget.reference.mask import elementwise as mask
+from fastforget.reference.mask import select as mask_select
+from fastforget.reference.mask.optim import element_mask
+from fastforget.reference.mask.select import pack_bits
 
 Put = Callable[[Tensor], Tensor]  # to the place under test: another device, an odd address
 
@@ -323,3 +324,14 @@ def check_saliency(op: Callable[..., None], xs: list[Tensor], k: int, packed: Se
     )
     for a, b in zip(got, expected, strict=True):
         assert torch.equal(a.cpu(), b), (k, a.shape)
+
+
+def published(p, forget, retain, alpha, lam):
+    """Selective synaptic dampening as its paper states it: choose, then scale the chosen by at most one."""
+    p = p.clone()
+    chosen = torch.where(forget > alpha * retain)
+    factor = lam * retain / forget
+    scale = factor[chosen]
+    scale[scale > 1.0] = 1.0
+    p[chosen] = p[chosen] * scale
+    return p, chosen[0].numel()

@@ -13,8 +13,9 @@ import torch
 from tolerance import assert_two_times
 from torch import Tensor
 
-from fastforget.reference import membership_lira as reference_lira
-from fastforget.reference import membership_rank as reference_rank
+from fastforget.reference.membership import lira as reference_lira
+from fastforget.reference.membership import rmia as reference_rmia
+from fastforget.reference.membership import roc as reference_roc
 
 Ops = dict[str, Callable[..., None]]
 Shape = tuple[int, int, int]  # models, samples, queries
@@ -243,7 +244,7 @@ def check_rmia_counts(ops: Ops, shapes: list[Shape] = COUNTED) -> None:
         for gammas in ([], [1.0], GAMMAS * (8 if rows == 3 and n == 70 else 1)):
             got, expected = (poisoned(len(gammas), rows, n, dtype=torch.int64) for _ in range(2))
             ops["rmia_counts"](x, z, gammas, strict, got)
-            reference_rank.rmia_counts(x, z, gammas, strict, expected)
+            reference_rmia.rmia_counts(x, z, gammas, strict, expected)
             assert torch.equal(got, expected), f"{rows}x{n}x{zs} {dtype} strict={strict} ties={ties}"
 
 
@@ -253,7 +254,7 @@ def check_rmia_vote(ops: Ops, shapes: list[Shape] = COUNTED) -> None:
         for gamma in GAMMAS:
             got, expected = (poisoned(n, dtype=torch.int64) for _ in range(2))
             ops["rmia_vote"](x, z, gamma, strict, got)
-            reference_rank.rmia_vote(x, z, gamma, strict, expected)
+            reference_rmia.rmia_vote(x, z, gamma, strict, expected)
             assert torch.equal(got, expected), f"{queries}x{n}x{zs} {dtype} {gamma} strict={strict} ties={ties}"
 
 
@@ -277,5 +278,5 @@ def check_bootstraps(ops: Ops, sizes: list[tuple[int, int, int]]) -> None:
         seed = (3, -1, 2**63 - 1)[turn % 3]
         got, expected = (poisoned(resamples, 1 + len(fprs), dtype=torch.float64) for _ in range(2))
         ops["roc_bootstrap"](member, nonmember, fprs, seed, got)
-        reference_rank.roc_bootstrap(member, nonmember, fprs, seed, expected)
+        reference_roc.roc_bootstrap(member, nonmember, fprs, seed, expected)
         assert torch.equal(got, expected), f"bootstrap {n1}+{n0} {dtype}"

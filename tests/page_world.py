@@ -48,5 +48,5 @@ def full_report(rename: dict[str, str] | None = None) -> tuple[ff.audit.AuditRep
     """The report and its three sets; ``rename`` gives models and controls other names."""
     models, sets, more = _world()
     controls = ff.audit.controls(models["original"], forget=sets["forget"], retain=sets["retain"])
-    models, controls = ({(rename or {}).get(n, n): m for n, m in of.items()} for of in (models, controls))
+    models, controls = ({(rename or {}).get(name, name): net for name, net in nets.items()} for nets in (models, controls))
     return ff.audit(models, **sets, **more, attacks=ATTACKS, controls=controls, progress=False), sets

@@ -7,13 +7,14 @@ from audit_world import CLASSES, FEATURES, blobs
 from torch import nn
 
 import fastforget as ff
+from fastforget._random import own_randomness
 from fastforget.auditing.shadow.design import model_seed
-from fastforget.auditing.shadow.stack import Recipe, own_randomness, train_one
+from fastforget.auditing.shadow.stack import Recipe, train_one
 from fastforget.ops.membership import membership_scores
 
 POOL = blobs(40, 1)
 POPULATION = blobs(24, 3)
-HOW = {"epochs": 20, "lr": 1e-2, "batch_size": 8, "stack": False, "progress": False}
+RECIPE = {"epochs": 20, "lr": 1e-2, "batch_size": 8, "stack": False, "progress": False}
 
 
 def make_model(seed: int) -> nn.Module:
@@ -33,20 +34,20 @@ def query(inputs: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def train(n: int = 8, pool=POOL, **options) -> ff.audit.Shadows:
-    return ff.audit.shadows(make_model, pool, n, **{**HOW, **options})
+    return ff.audit.shadows(make_model, pool, n, **{**RECIPE, **options})
 
 
 def models_of(held: ff.audit.Shadows, pool=POOL) -> list[nn.Module]:
     """The models of a run, trained again one by one from the recorded seeds and members."""
-    recipe = Recipe.of(len(pool[1]), HOW["epochs"], HOW["lr"], HOW["batch_size"], None)
-    found = []
+    recipe = Recipe.for_pool(len(pool[1]), RECIPE["epochs"], RECIPE["lr"], RECIPE["batch_size"], None)
+    models = []
     for index, seed, member in zip(held.index.tolist(), held.seeds.tolist(), held.member, strict=True):
         assert seed == model_seed(held.settings["seed"], index)
         with own_randomness(seed):
             model = make_model(seed)
         train_one(model, *pool, member.nonzero()[:, 0], seed, recipe, lambda _: None)
-        found.append(model.eval())
-    return found
+        models.append(model.eval())
+    return models
 
 
 @torch.no_grad()

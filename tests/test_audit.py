@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
+import pydoc
 import subprocess
 import sys
 
@@ -13,7 +15,7 @@ from audit_world import CLASSES, FEATURES, FORGOTTEN, World
 from torch import nn
 
 import fastforget as ff
-from fastforget.auditing.measure import attacks
+from fastforget.auditing.measure import attacks, oracles
 from fastforget.auditing.measure.weights import weight_distance
 
 
@@ -27,6 +29,16 @@ def report(world: World):
     return world.audit(unlearned=world.retrained_again)
 
 
+def shared(what):
+    """A list or set that copies of a model share with it: an audit calls copies."""
+
+    class Shared(type(what)):
+        def __deepcopy__(self, memo):
+            return self
+
+    return Shared(what)
+
+
 class Counting(nn.Module):
     """Counts its calls and remembers what it was called under."""
 
@@ -34,8 +46,7 @@ class Counting(nn.Module):
         super().__init__()
         self.inner = inner
         self.frozen = nn.BatchNorm1d(FEATURES)
-        self.samples: list[int] = []
-        self.states: set[tuple[bool, bool]] = set()
+        self.samples, self.states = shared([]), shared(set())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.samples.append(len(x))
@@ -47,11 +58,24 @@ class Counting(nn.Module):
 
 
 def test_audit_is_callable_and_has_attributes() -> None:
-    code = (
-        "import fastforget as ff, inspect;"
-        "assert callable(ff.audit) and ff.audit.AuditReport.__name__ == 'AuditReport';"
-        "assert 'forget' in inspect.signature(ff.audit).parameters"
-    )
+    assert callable(ff.audit) and ff.audit.AuditReport.__name__ == "AuditReport"
+    names = list(inspect.signature(ff.audit).parameters)
+    assert names[:4] == ["models", "forget", "retain", "test"]
+    for name in ("controls", "forgetting_quality", "relearn_time", "shadows"):
+        attribute = getattr(ff.audit, name)
+        assert attribute.__name__ == name and attribute.__doc__
+    assert ff.audit.oracles.ShadowLogistic is oracles.ShadowLogistic and callable(ff.audit.Shadows.load)
+
+
+def test_help_shows_the_call_and_what_hangs_on_it() -> None:
+    shown = pydoc.plain(pydoc.render_doc(ff.audit))
+    assert "__call__(self, models: 'dict[str, nn.Module]', *, forget" in shown
+    for text in ("each a DataLoader, a Dataset or an (inputs, labels) pair", "ff.audit.shadows", "relearn_time(model", "controls(original"):
+        assert text in shown
+
+
+def test_the_package_below_is_a_package() -> None:
+    code = "import fastforget.auditing.controls as c, types; assert isinstance(c, types.ModuleType)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -112,10 +136,10 @@ def test_loaders_and_odd_batches_give_the_same_figures(world: World, report) -> 
         retain=loader(world.retain),
         test=loader(world.test),
     )
-    for mine, theirs in zip(report.rows, other.rows, strict=True):
-        assert mine["accuracy"] == theirs["accuracy"]
-        for attack, figures in mine["attacks"]["forget_vs_test"].items():
-            others = theirs["attacks"]["forget_vs_test"][attack]
+    for row, same in zip(report.rows, other.rows, strict=True):
+        assert row["accuracy"] == same["accuracy"]
+        for attack, figures in row["attacks"]["forget_vs_test"].items():
+            others = same["attacks"]["forget_vs_test"][attack]
             assert figures.keys() == others.keys()
             for name, figure in figures.items():
                 assert figure == pytest.approx(others[name], abs=1e-4), (attack, name)
@@ -129,13 +153,13 @@ def test_accuracies_are_those_of_plain_pytorch(world: World, report) -> None:
     for row, model in zip(report.rows, (world.original, world.retrained_again, world.retrained), strict=True):
         with torch.no_grad():
             right = {s: model(d[0]).argmax(1) == d[1] for s, d in (("forget", world.forget), ("test", (x, y)))}
-            said = model(world.forget[0]).argmax(1)
+            predicted = model(world.forget[0]).argmax(1)
         assert row["accuracy"]["forget"] == pytest.approx(right["forget"].double().mean().item())
         assert row["accuracy"]["test_forget"] == pytest.approx(right["test"][y == FORGOTTEN].double().mean().item())
         assert row["accuracy"]["test_retain"] == pytest.approx(right["test"][y != FORGOTTEN].double().mean().item())
         for c in range(CLASSES):
             assert row["class_accuracy"]["test"][c] == pytest.approx(right["test"][y == c].double().mean().item())
-        assert row["forget_predictions"] == torch.bincount(said, minlength=CLASSES).tolist()
+        assert row["forget_predictions"] == torch.bincount(predicted, minlength=CLASSES).tolist()
 
 
 def losses(model: nn.Module, data: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -161,10 +185,10 @@ def test_nonmembers_are_the_test_samples_of_the_same_classes() -> None:
         "retain": torch.tensor([0, 1]),
         "test": torch.tensor([0, 1, 3, 3]),
     }
-    forget, retain = attacks.duels(labels)
+    forget, retain = attacks.comparisons(labels)
     assert forget.keep.tolist() == [False, False, True, True] and "same classes" in forget.convention
     assert retain.keep.tolist() == [True, True, False, False]
-    lacking, _ = attacks.duels({**labels, "test": torch.tensor([0, 1])})
+    lacking, _ = attacks.comparisons({**labels, "test": torch.tensor([0, 1])})
     assert lacking.keep.all() and "ALL test samples" in lacking.convention
 
 
@@ -214,21 +238,21 @@ def test_weight_distance_by_hand() -> None:
     a = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     b = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     b.load_state_dict(a.state_dict())
-    assert weight_distance(a, b)["identical"] and weight_distance(a, b)["total"] == 0
+    assert weight_distance(a, b).identical and weight_distance(a, b).total == 0
     with torch.no_grad():
         b[0].weight.add_(1.0)
         b[0].bias.add_(2.0)
-    found = weight_distance(b, a)
+    moved = weight_distance(b, a)
     norm = torch.cat([a[0].weight.flatten(), a[0].bias]).double().norm().item()
-    assert [layer["layer"] for layer in found["layers"]] == ["0", "1"]
-    assert found["layers"][0]["l2"] == pytest.approx(math.sqrt(6 * 1 + 2 * 4), rel=1e-6)
-    assert found["layers"][0]["relative"] == pytest.approx(math.sqrt(14) / norm, rel=1e-6)
-    assert found["layers"][1]["l2"] == 0 and not found["identical"]
+    assert [layer.layer for layer in moved.layers] == ["0", "1"]
+    assert moved.layers[0].l2 == pytest.approx(math.sqrt(6 * 1 + 2 * 4), rel=1e-6)
+    assert moved.layers[0].relative == pytest.approx(math.sqrt(14) / norm, rel=1e-6)
+    assert moved.layers[1].l2 == 0 and not moved.identical
     b.load_state_dict(a.state_dict())
     b[1].running_mean.add_(1)
-    assert weight_distance(b, a)["total"] == 0 and not weight_distance(b, a)["identical"]
-    assert "shape" in weight_distance(nn.Linear(3, 2), nn.Linear(4, 2))["reason"]
-    assert "structure" in weight_distance(nn.Linear(3, 2), nn.Linear(3, 2, bias=False))["reason"]
+    assert weight_distance(b, a).total == 0 and not weight_distance(b, a).identical
+    assert "shape" in weight_distance(nn.Linear(3, 2), nn.Linear(4, 2)).reason
+    assert "structure" in weight_distance(nn.Linear(3, 2), nn.Linear(3, 2, bias=False)).reason
 
 
 def test_small_sets_say_what_they_cannot_resolve(report) -> None:
@@ -236,7 +260,7 @@ def test_small_sets_say_what_they_cannot_resolve(report) -> None:
     assert figures["resolves_1pct_fpr"] and not figures["resolves_0.1pct_fpr"]
     assert "can't resolve a false-positive rate of 0.1 %" in str(report)
     member, unseen = torch.rand(50), torch.rand(1000)
-    assert attacks.figures(member, unseen)["resolves_0.1pct_fpr"]
+    assert attacks.figures(member, unseen).tpr_at["0.1pct"].resolves
 
 
 def test_roc_curve_steps_hold_the_exact_rates() -> None:

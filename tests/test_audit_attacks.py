@@ -39,9 +39,9 @@ def test_attack_p_against_a_slow_count(world: World) -> None:
 
     member, other = rank(scored(world.original, world.forget).loss), rank(rest)
     expected = ((member[:, None] > other).double() + 0.5 * (member[:, None] == other).double()).mean().item()
-    found = report.row("original")["attacks"]["forget_vs_test"]["attack_p"]
-    assert found["auc"] == pytest.approx(expected, abs=1e-9)
-    assert (found["members"], found["nonmembers"]) == (100, 50)
+    measured = report.row("original")["attacks"]["forget_vs_test"]["attack_p"]
+    assert measured["auc"] == pytest.approx(expected, abs=1e-9)
+    assert (measured["members"], measured["nonmembers"]) == (100, 50)
     assert "every other one" in report.settings["conventions_used"]["attack_p"] and "every other one" in " ".join(str(report).split())
     assert set(report.curves["roc"]["forget_vs_test"]["attack_p"]) == {"original", "unlearned", "retrained"}
 
@@ -57,8 +57,8 @@ def test_attack_p_needs_two_unseen_samples(world: World, tmp_path) -> None:
     x, y = world.test
     keep = (y != FORGOTTEN) | (torch.arange(len(y)) == int((y == FORGOTTEN).nonzero()[0]))
     report = world.audit(unlearned=world.retrained_again, attacks=("attack_p",), test=(x[keep], y[keep]))
-    found = report.row("original")["attacks"]["forget_vs_test"]["attack_p"]
-    assert math.isnan(found["auc"]) and "no member has a score" in found["reason"] and found["undefined"] == 101
+    measured = report.row("original")["attacks"]["forget_vs_test"]["attack_p"]
+    assert math.isnan(measured["auc"]) and "no member has a score" in measured["reason"] and measured["undefined"] == 101
     assert report.curves["roc"]["forget_vs_test"]["attack_p"] == {}
     assert "no member has a score" in str(report)
     report.to_json(tmp_path / "r.json")
@@ -86,18 +86,18 @@ def test_class_thresholds_against_a_slow_scan(world: World) -> None:
         }
         # the retain set lacks the forgotten class: the threshold of all classes together
         by_class[FORGOTTEN] = best_threshold(member, other[kept])
-        for duel, (values, labels) in {
+        for comparison, (values, labels) in {
             "retain_vs_test": (member, world.retain[1]),
             "forget_vs_test": (-getattr(forgotten, name), world.forget[1]),
         }.items():
             same = torch.isin(world.test[1], labels)
             tp = sum(float(v) >= by_class[int(c)] for v, c in zip(values, labels, strict=True))
             fp = sum(float(v) >= by_class[int(c)] for v, c in zip(other[same], world.test[1][same], strict=True))
-            found = report.row("original")["class_thresholds"][duel][name]
-            assert found["tpr"] == pytest.approx(tp / len(labels)) and found["fpr"] == pytest.approx(fp / int(same.sum()))
-            assert found["balanced_accuracy"] == pytest.approx((1 + tp / len(labels) - fp / int(same.sum())) / 2)
-            low, high = found["balanced_accuracy_interval"]
-            assert low < found["balanced_accuracy"] < high
+            measured = report.row("original")["class_thresholds"][comparison][name]
+            assert measured["tpr"] == pytest.approx(tp / len(labels)) and measured["fpr"] == pytest.approx(fp / int(same.sum()))
+            assert measured["balanced_accuracy"] == pytest.approx((1 + tp / len(labels) - fp / int(same.sum())) / 2)
+            low, high = measured["balanced_accuracy_interval"]
+            assert low < measured["balanced_accuracy"] < high
     assert "one threshold a class" in str(report)
 
 
@@ -106,8 +106,8 @@ def test_class_thresholds_are_the_original_s_on_every_model(world: World) -> Non
     original, same = (report.row(name)["class_thresholds"] for name in ("original", "unlearned"))
     assert original == same and original != report.row("retrained")["class_thresholds"]
     lacking = ff.audit({"a": world.original}, forget=world.forget, retain=world.retain, test=world.test)
-    found = lacking.row("a")["class_thresholds"]["forget_vs_test"]["loss"]
-    assert math.isnan(found["balanced_accuracy"]) and 'no model named "original"' in found["reason"]
+    measured = lacking.row("a")["class_thresholds"]["forget_vs_test"]["loss"]
+    assert math.isnan(measured["balanced_accuracy"]) and 'no model named "original"' in measured["reason"]
 
 
 # ------------------------------------------------------------------ with shadow models
@@ -133,11 +133,11 @@ class FakeShadows:
         self.asked.append((attack, len(index), None if population_loss is None else len(population_loss)))
         self.confidences.append(logit_confidence)
         assert loss.shape == index.shape == logit_confidence.shape
-        found = (logit_confidence if "lira" in attack else -loss).double() + 1e-3 * index
-        found[: self.undefined] = math.nan
+        score = (logit_confidence if "lira" in attack else -loss).double() + 1e-3 * index
+        score[: self.undefined] = math.nan
         if self.undefined:
             warnings.warn("some samples score NaN", stacklevel=2)
-        return found
+        return score
 
     def conventions(self, attack: str) -> str:
         return f"{attack} of a fake with {len(self.pool)} samples"
@@ -155,17 +155,17 @@ def test_shadow_attacks_are_scored_for_every_model_and_set(world: World) -> None
         member = scored(model, world.forget).logit_confidence.double() + 1e-3 * place(ff._data.source(world.forget, name="x"))
         other = (scored(model, (x, y)).logit_confidence.double() + 1e-3 * place(ff._data.source((x, y), name="x")))[y == FORGOTTEN]
         expected = ((member[:, None] > other).double() + 0.5 * (member[:, None] == other).double()).mean().item()
-        found = row["attacks"]["forget_vs_test"]["lira"]
-        assert found["auc"] == pytest.approx(expected, abs=1e-4) and found["undefined"] == 0
-        assert found["auc_interval"][0] < found["auc"] < found["auc_interval"][1]
+        measured = row["attacks"]["forget_vs_test"]["lira"]
+        assert measured["auc"] == pytest.approx(expected, abs=1e-4) and measured["undefined"] == 0
+        assert measured["auc_interval"][0] < measured["auc"] < measured["auc_interval"][1]
         # U-LiRA's figure: called a member where the log likelihood ratio is above 0
         half = (1 + (member > 0).double().mean() - (other > 0).double().mean()).item() / 2
-        assert found["balanced_accuracy_at_half"] == pytest.approx(half)
+        assert measured["balanced_accuracy_at_half"] == pytest.approx(half)
         assert "balanced_accuracy_at_half" not in row["attacks"]["forget_vs_test"]["loss"]
-        low, high = found["balanced_accuracy_at_half_interval"]
+        low, high = measured["balanced_accuracy_at_half_interval"]
         assert low < half < high
-    said = " ".join(str(report).split())
-    assert "LiRA: lira of a fake with 800 samples." in said and "LiRA, forget against unseen" in said
+    printed = " ".join(str(report).split())
+    assert "LiRA: lira of a fake with 800 samples." in printed and "LiRA, forget against unseen" in printed
 
 
 def test_conventions_given_as_a_dict_are_put_into_words(world: World) -> None:
@@ -239,9 +239,9 @@ def test_undefined_scores_are_counted_not_warned_about(world: World) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         report = world.audit(unlearned=world.retrained_again, shadows=shadows, attacks=("lira",))
-    found = report.row("unlearned")["attacks"]["forget_vs_test"]["lira"]
+    measured = report.row("unlearned")["attacks"]["forget_vs_test"]["lira"]
     kept = int((world.test[1][:7] == FORGOTTEN).sum())
-    assert found["undefined"] == 7 + kept and found["members"] == 93 and found["nonmembers"] == 100 - kept
+    assert measured["undefined"] == 7 + kept and measured["members"] == 93 and measured["nonmembers"] == 100 - kept
     assert "have no score (NaN) and are left out" in " ".join(str(report).split())
 
 
@@ -263,8 +263,8 @@ def test_the_confidence_that_lira_reads_does_not_saturate(world: World) -> None:
 def test_scores_far_from_0_to_1_are_ranked_as_they_are() -> None:
     """A published library squashes scores outside [0, 1]: AUC 0.5 where these have 0.889, and no TPR at all."""
     member, other = torch.tensor([18.0, 21.0, 23.0]), torch.tensor([17.0, 18.5, 17.5])
-    found = attacks.figures(member, other)
-    assert found["auc"] == pytest.approx(8 / 9) and found["tpr_at_0.1pct_fpr"] == pytest.approx(2 / 3)
+    measured = attacks.figures(member, other)
+    assert measured.auc.value == pytest.approx(8 / 9) and measured.tpr_at["0.1pct"].tpr.value == pytest.approx(2 / 3)
 
 
 # ------------------------------------------------------------------ the most exposed samples

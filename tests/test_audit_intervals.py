@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -31,10 +32,10 @@ def scores(n1: int, n0: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]
 def test_every_attack_and_accuracy_has_its_interval_and_lies_within(report) -> None:
     figures = ("auc", "balanced_accuracy", "tpr_at_1pct_fpr", "tpr_at_0.1pct_fpr")
     for row in report.rows:
-        for of in row["attacks"].values():
-            for found, name in itertools.product(of.values(), figures):
-                low, high = found[f"{name}_interval"]
-                assert 0 <= low <= found[name] <= high <= 1 and high - low > 0.01
+        for by_attack in row["attacks"].values():
+            for measured, name in itertools.product(by_attack.values(), figures):
+                low, high = measured[f"{name}_interval"]
+                assert 0 <= low <= measured[name] <= high <= 1 and high - low > 0.01
         for part, (low, high) in row["accuracy_intervals"].items():
             assert low <= row["accuracy"][part] <= high
             n = row["counts"][part]
@@ -46,29 +47,29 @@ def test_every_attack_and_accuracy_has_its_interval_and_lies_within(report) -> N
 def test_auc_interval_is_the_bootstrap_s_with_the_audit_s_seed() -> None:
     member, other = scores(80, 120)
     expected = roc_bootstrap(member, other, fprs=(), resamples=1000, seed=7)
-    found = attacks.figures(member, other, seed=7)
-    assert found["auc_interval"] == [float(expected.auc_low), float(expected.auc_high)]
-    assert attacks.figures(member, other, seed=7) == found
-    assert attacks.figures(member, other, seed=8)["auc_interval"] != found["auc_interval"]
+    measured = attacks.figures(member, other, seed=7)
+    assert measured.auc.interval == [float(expected.auc_low), float(expected.auc_high)]
+    assert attacks.figures(member, other, seed=7) == measured
+    assert attacks.figures(member, other, seed=8).auc.interval != measured.auc.interval
 
 
 def test_tpr_interval_is_clopper_pearson_on_the_count() -> None:
     member, other = scores(200, 100)
-    found = attacks.figures(member, other)
+    measured = attacks.figures(member, other)
     # 1 % of 100: one false positive is allowed, so the threshold lies above the second-largest non-member
     count = int((member > other.sort(descending=True).values[1]).sum())
-    assert found["tpr_at_1pct_fpr"] == count / 200
-    assert found["tpr_at_1pct_fpr_interval"] == pytest.approx(clopper_pearson(count, 200))
+    assert measured.tpr_at["1pct"].tpr.value == count / 200
+    assert measured.tpr_at["1pct"].tpr.interval == pytest.approx(clopper_pearson(count, 200))
 
 
 def test_balanced_accuracy_s_interval_by_hand() -> None:
     member, other = torch.tensor([3.0, 2.0, 2.0, 0.0]), torch.tensor([2.5, 1.0, 1.0, 1.0, -1.0])
-    found = attacks.figures(member, other)
-    assert found["balanced_accuracy"] == pytest.approx((3 / 4 + 4 / 5) / 2)
+    measured = attacks.figures(member, other)
+    assert measured.balanced_accuracy.value == pytest.approx((3 / 4 + 4 / 5) / 2)
     (l1, u1), (l0, u0) = clopper_pearson(3, 4), clopper_pearson(1, 5)
     low = 0.775 - math.sqrt((0.75 - l1) ** 2 + (u0 - 0.2) ** 2) / 2
     high = 0.775 + math.sqrt((u1 - 0.75) ** 2 + (0.2 - l0) ** 2) / 2
-    assert found["balanced_accuracy_interval"] == pytest.approx([low, high])
+    assert measured.balanced_accuracy.interval == pytest.approx([low, high])
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
@@ -117,20 +118,20 @@ def test_no_interval_where_there_is_none() -> None:
 
 def test_sides_that_do_not_overlap_still_have_an_interval() -> None:
     member, other = torch.arange(30.0) + 100, torch.arange(20.0)
-    assert attacks.figures(member, other)["auc_interval"] == pytest.approx(clopper_pearson(20, 20))
-    assert attacks.figures(-member, other)["auc_interval"] == pytest.approx(clopper_pearson(0, 20))
+    assert attacks.figures(member, other).auc.interval == pytest.approx(clopper_pearson(20, 20))
+    assert attacks.figures(-member, other).auc.interval == pytest.approx(clopper_pearson(0, 20))
     # equal scores are another matter: the AUC is one half whatever is drawn
-    assert attacks.figures(member * 0, other * 0)["auc_interval"] == [0.5, 0.5]
+    assert attacks.figures(member * 0, other * 0).auc.interval == [0.5, 0.5]
 
 
 def test_intervals_off(world: World, report) -> None:
     plain = world.audit(unlearned=world.retrained_again, seed=3, intervals=False)
     for row, full in zip(plain.rows, report.rows, strict=True):
         assert not any("interval" in key for key in row) and row["probes"]["class_logit_auc"]["interval"] is None
-        for duel, of in row["attacks"].items():
-            for attack, found in of.items():
-                assert not any(key.endswith("_interval") for key in found)
-                assert found == {k: v for k, v in full["attacks"][duel][attack].items() if not k.endswith("_interval")}
+        for comparison, by_attack in row["attacks"].items():
+            for attack, measured in by_attack.items():
+                assert not any(key.endswith("_interval") for key in measured)
+                assert measured == {k: v for k, v in full["attacks"][comparison][attack].items() if not k.endswith("_interval")}
     assert plain.verdict == report.verdict and "confidence interval" not in str(plain)
 
 
@@ -138,9 +139,9 @@ def test_undefined_scores_are_left_out_and_counted() -> None:
     member, other = scores(50, 40)
     clean = attacks.figures(member, other, seed=1)
     nan = torch.full((3,), math.nan)
-    found = attacks.figures(torch.cat((nan, member)), torch.cat((other, nan[:1])), seed=1)
-    assert found.pop("undefined") == 4 and clean.pop("undefined") == 0
-    assert found == clean
+    measured = attacks.figures(torch.cat((nan, member)), torch.cat((other, nan[:1])), seed=1)
+    assert measured.undefined == 4 and clean.undefined == 0
+    assert dataclasses.replace(measured, undefined=0) == clean
     nothing = attacks.figures(nan, other)
-    assert math.isnan(nothing["auc"]) and nothing["undefined"] == 3 and nothing["reason"] == "no member has a score"
-    assert attacks.figures(member, nan)["reason"] == "no non-member has a score"
+    assert math.isnan(nothing.auc.value) and nothing.undefined == 3 and nothing.reason == "no member has a score"
+    assert attacks.figures(member, nan).reason == "no non-member has a score"

@@ -38,8 +38,8 @@ def test_margins_against_a_slow_count() -> None:
     logits = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
     logits[0] = 1.0  # all tied
     logits[1, 2:] = -math.inf
-    found = probes.margins(logits, torch.tensor([0, 3]))
-    for row, values in zip(logits.tolist(), found.tolist(), strict=True):
+    measured = probes.margins(logits, torch.tensor([0, 3]))
+    for row, values in zip(logits.tolist(), measured.tolist(), strict=True):
         for c, value in zip((0, 3), values, strict=True):
             assert value == pytest.approx(row[c] - max(row[:c] + row[c + 1 :]))
 
@@ -48,16 +48,16 @@ def test_class_logit_auc_sees_below_a_suppressed_output(world: World) -> None:
     report = world.audit(unlearned=Suppressed(world.original))
     x, y = world.test
     for row, model in zip(report.rows, (world.original, None, world.retrained), strict=True):
-        found = row["probes"]["class_logit_auc"]
-        low, high = found["interval"]
-        assert found["reason"] is None and found["worst_class"] == FORGOTTEN and low < found["value"] < high
+        measured = row["probes"]["class_logit_auc"]
+        low, high = measured["interval"]
+        assert measured["reason"] is None and measured["worst_class"] == FORGOTTEN and low < measured["value"] < high
         if model is not None:
             with torch.no_grad():
                 z = model(x).double()
-            mine = z[:, FORGOTTEN] - z[:, [c for c in range(4) if c != FORGOTTEN]].amax(1)
-            inside, outside = mine[y == FORGOTTEN, None], mine[y != FORGOTTEN]
+            margin = z[:, FORGOTTEN] - z[:, [c for c in range(4) if c != FORGOTTEN]].amax(1)
+            inside, outside = margin[y == FORGOTTEN, None], margin[y != FORGOTTEN]
             expected = ((inside > outside).double() + 0.5 * (inside == outside).double()).mean().item()
-            assert found["value"] == pytest.approx(expected, abs=1e-6)
+            assert measured["value"] == pytest.approx(expected, abs=1e-6)
     original, suppressed, retrained = (row["probes"]["class_logit_auc"]["value"] for row in report.rows)
     assert suppressed == pytest.approx(original, abs=1e-6) and original > 0.9 and retrained < 0.75
     assert report.row("unlearned")["accuracy"]["test_forget"] == 0
@@ -67,8 +67,8 @@ def test_class_logit_auc_sees_below_a_suppressed_output(world: World) -> None:
 def test_class_logit_auc_says_why_not(world: World) -> None:
     (x, y), (kx, ky) = world.forget, world.retain
     sample_wise = world.audit(forget=(kx[:50], ky[:50]), retain=(torch.cat([x, kx[50:]]), torch.cat([y, ky[50:]])))
-    found = sample_wise.row("original")["probes"]["class_logit_auc"]
-    assert math.isnan(found["value"]) and found["interval"] is None and "sample-wise" in found["reason"]
+    measured = sample_wise.row("original")["probes"]["class_logit_auc"]
+    assert math.isnan(measured["value"]) and measured["interval"] is None and "sample-wise" in measured["reason"]
     tx, ty = world.test
     for keep, why in ((ty != FORGOTTEN, "no sample of a forgotten class"), (ty == FORGOTTEN, "no sample of a kept class")):
         one_class = world.audit(test=(tx[keep], ty[keep]))
@@ -79,16 +79,16 @@ def test_worst_of_several_forgotten_classes(world: World) -> None:
     keep = world.retain[1] != 0
     forget = tuple(torch.cat((a, b[~keep])) for a, b in zip(world.forget, world.retain, strict=True))
     report = world.audit(forget=forget, retain=tuple(part[keep] for part in world.retain))
-    found = report.row("retrained")["probes"]["class_logit_auc"]
-    assert set(found["by_class"]) == {0, FORGOTTEN} and found["worst_class"] == 0
-    assert found["value"] == max(found["by_class"].values())
+    measured = report.row("retrained")["probes"]["class_logit_auc"]
+    assert set(measured["by_class"]) == {0, FORGOTTEN} and measured["worst_class"] == 0
+    assert measured["value"] == max(measured["by_class"].values())
     x, y = world.test
     with torch.no_grad():
         z = world.retrained(x)
     kept = (y != 0) & (y != FORGOTTEN)  # the other forgotten class is no kept one
-    for c, value in found["by_class"].items():
-        mine = probes.margins(z, torch.tensor([c]))[:, 0]
-        assert value == pytest.approx((mine[y == c, None] > mine[kept]).double().mean().item(), abs=1e-6)
+    for c, value in measured["by_class"].items():
+        margin = probes.margins(z, torch.tensor([c]))[:, 0]
+        assert value == pytest.approx((margin[y == c, None] > margin[kept]).double().mean().item(), abs=1e-6)
 
 
 # ------------------------------------------------------------------ beside the retrained model and a teacher
@@ -137,10 +137,10 @@ FAST = {
 def test_every_convention_is_its_formula(name: str, dtype: torch.dtype) -> None:
     g = torch.Generator().manual_seed(0)
     a, b = (4 * torch.randn(50, 7, generator=g)).to(dtype), torch.randn(50, 7, generator=g).to(dtype)
-    found = FAST[name](a, b)
-    assert found.dtype == torch.float64
-    for mine, p, q in zip(found.tolist(), a.double().tolist(), b.double().tolist(), strict=True):
-        assert mine == pytest.approx(SLOW[name](softmax(p), softmax(q)), abs=1e-13)
+    measured = FAST[name](a, b)
+    assert measured.dtype == torch.float64
+    for fast, p, q in zip(measured.tolist(), a.double().tolist(), b.double().tolist(), strict=True):
+        assert fast == pytest.approx(SLOW[name](softmax(p), softmax(q)), abs=1e-13)
 
 
 def test_the_published_zrf_is_not_the_definition() -> None:
@@ -186,7 +186,7 @@ def test_probes_in_the_audit_are_those_of_the_whole_forget_set(world: World, tea
         z["teacher"] = teacher.eval()(x)
     teacher.train()
     for name in ("original", "unlearned"):
-        found = report.row(name)["probes"]
+        measured = report.row(name)["probes"]
         expected = {
             "js_to_retrained": dv.js_divergence(z[name], z["retrained"]),
             "activation_distance": dv.activation_distance(z[name], z["retrained"]),
@@ -196,13 +196,13 @@ def test_probes_in_the_audit_are_those_of_the_whole_forget_set(world: World, tea
             "zrf_badt": dv.zrf(z[name], z["teacher"], "badt"),
         }
         for probe, values in expected.items():
-            assert found[probe]["value"] == pytest.approx(values.mean().item(), abs=1e-6), probe
-            assert found[probe]["reason"] is None and found[probe]["convention"]
+            assert measured[probe]["value"] == pytest.approx(values.mean().item(), abs=1e-6), probe
+            assert measured[probe]["reason"] is None and measured[probe]["convention"]
             error = 1.96 * values.std().item() / math.sqrt(len(values))
-            low, high = found[probe]["interval"]
+            low, high = measured[probe]["interval"]
             assert high == pytest.approx(values.mean().item() + error, abs=1e-4) and low <= values.mean() <= high
         means = [z[key].double().softmax(1).mean(0).tolist() for key in (name, "retrained")]
-        assert found["js_of_means_to_retrained"]["value"] == pytest.approx(js(*means), abs=1e-6)
+        assert measured["js_of_means_to_retrained"]["value"] == pytest.approx(js(*means), abs=1e-6)
 
 
 def test_a_retrained_model_is_nearer_to_another_than_the_original_is(report) -> None:
@@ -224,17 +224,17 @@ def test_teacher_sees_the_forget_set_once_and_stays_as_it_was(world: World, teac
 
 
 def test_missing_partners_are_said(world: World) -> None:
-    found = world.audit(unlearned=world.retrained_again, reference=False).row("unlearned")["probes"]
-    assert "no teacher" in found["zrf"]["reason"] and math.isnan(found["zrf"]["value"])
-    assert 'no model named "retrained"' in found["js_to_retrained"]["reason"]
+    measured = world.audit(unlearned=world.retrained_again, reference=False).row("unlearned")["probes"]
+    assert "no teacher" in measured["zrf"]["reason"] and math.isnan(measured["zrf"]["value"])
+    assert 'no model named "retrained"' in measured["js_to_retrained"]["reason"]
 
     class Wide(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return nn.functional.pad(world.original(x), (0, 2), value=-9.0)
 
-    found = world.audit(unlearned=Wide()).row("unlearned")["probes"]
-    assert "6 and 4 classes" in found["js_to_retrained"]["reason"] and "6 and 4" in found["js_of_means_to_retrained"]["reason"]
-    assert found["class_logit_auc"]["value"] > 0.9
+    measured = world.audit(unlearned=Wide()).row("unlearned")["probes"]
+    assert "6 and 4 classes" in measured["js_to_retrained"]["reason"] and "6 and 4" in measured["js_of_means_to_retrained"]["reason"]
+    assert measured["class_logit_auc"]["value"] > 0.9
     with pytest.raises(TypeError, match="teacher: got str"):
         world.audit(teacher="random")
 

@@ -53,8 +53,8 @@ def ascend(model, forget, retain, seed):
 
 @pytest.fixture(scope="module")
 def shadows():
-    how = {"train": train, "unlearn": ascend, "population": POPULATION, "keep_scores": True, "progress": False}
-    return ff.audit.shadows(make_model, (X, Y), 16, **how)
+    options = {"train": train, "unlearn": ascend, "population": POPULATION, "keep_scores": True, "progress": False}
+    return ff.audit.shadows(make_model, (X, Y), 16, **options)
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +98,9 @@ def test_figures_are_those_of_the_shadow_models_own_scores(report, shadows, mode
         ]
         member, other = (side[~side.isnan()] for side in sides)
         auc = ((member[:, None] > other).double() + 0.5 * (member[:, None] == other).double()).mean().item()
-        found = report.row(name)["attacks"]["forget_vs_test"][attack]
-        assert found["auc"] == pytest.approx(auc, abs=1e-3)
-        assert found["undefined"] == sum(int(side.isnan().sum()) for side in sides)
+        figures = report.row(name)["attacks"]["forget_vs_test"][attack]
+        assert figures["auc"] == pytest.approx(auc, abs=1e-3)
+        assert figures["undefined"] == sum(int(side.isnan().sum()) for side in sides)
 
 
 def test_conventions_say_which_lira_this_is(report) -> None:

@@ -37,13 +37,13 @@ def published(p: np.ndarray, occurring: set[int]) -> float:
 
 def test_features_are_their_formulas() -> None:
     logits, labels = draw(60, 5)
-    found, p = svc.svc_features(logits.double(), labels), softmax(logits)
-    assert found.prob.numpy() == pytest.approx(p, abs=1e-12)
+    measured, p = svc.svc_features(logits.double(), labels), softmax(logits)
+    assert measured.prob.numpy() == pytest.approx(p, abs=1e-12)
     for i, y in enumerate(labels.tolist()):
-        assert found.correctness[i] == float(p[i].argmax() == y)
-        assert found.confidence[i].item() == pytest.approx(p[i, y])
-        assert found.entropy[i].item() == pytest.approx(-math.fsum(v * math.log(v) for v in p[i]))
-        assert found.m_entropy[i].item() == pytest.approx(song_mittal(p[i], y))
+        assert measured.correctness[i] == float(p[i].argmax() == y)
+        assert measured.confidence[i].item() == pytest.approx(p[i, y])
+        assert measured.entropy[i].item() == pytest.approx(-math.fsum(v * math.log(v) for v in p[i]))
+        assert measured.m_entropy[i].item() == pytest.approx(song_mittal(p[i], y))
 
 
 @pytest.mark.parametrize("present", [(0, 1, 2, 3, 4), (1, 3), (2,)])
@@ -52,8 +52,8 @@ def test_published_entropy_is_reproduced_with_its_mistake(present: tuple[int, ..
     labels = torch.tensor(present)[torch.arange(40) % len(present)]
     p = softmax(logits)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
-        found = svc.svc_features(logits.to(dtype), labels, m_entropy="published").m_entropy
-        assert found.tolist() == pytest.approx([published(row, set(present)) for row in p], rel=tolerance)
+        measured = svc.svc_features(logits.to(dtype), labels, m_entropy="published").m_entropy
+        assert measured.tolist() == pytest.approx([published(row, set(present)) for row in p], rel=tolerance)
 
 
 def test_published_entropy_ignores_the_label_and_the_definition_does_not() -> None:
@@ -77,9 +77,9 @@ def test_published_entropy_ignores_the_label_and_the_definition_does_not() -> No
 
 def test_published_entropy_does_not_take_quadratic_memory() -> None:
     logits, labels = draw(40_000, 10)
-    began = time.perf_counter()
+    began = time.process_time()  # what others do on this machine takes no part of it
     svc.svc_features(logits, labels, m_entropy="published")  # as published: 40,000 x 40,000 floats, twice
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_threshold_against_a_slow_scan_and_the_sign() -> None:
@@ -100,9 +100,9 @@ def test_threshold_against_a_slow_scan_and_the_sign() -> None:
 def test_svc_is_the_published_machine() -> None:
     sklearn_svm = pytest.importorskip("sklearn.svm")
     sets = [svc.svc_features(*draw(n, 4, seed=n)) for n in (150, 100, 60)]
-    found = svc.all_features(*sets, classifier="svc")
-    assert set(found) == set(svc.SvcFeatures._fields)
-    for name, value in found.items():
+    measured = svc.all_features(*sets, classifier="svc")
+    assert set(measured) == set(svc.SvcFeatures._fields)
+    for name, value in measured.items():
         x = [getattr(features, name).double().numpy().reshape(len(features.prob), -1) for features in sets]
         machine = sklearn_svm.SVC(C=3, gamma="auto", kernel="rbf")
         machine.fit(np.concatenate((x[0][:100], x[1])), np.r_[np.ones(100), np.zeros(100)])
@@ -143,8 +143,8 @@ def test_in_the_audit_it_is_the_threshold_on_the_confidence() -> None:
     for row, model in zip(report.rows, (world.original, world.retrained_again, world.retrained), strict=True):
         with torch.no_grad():
             sets = [svc.svc_features(model(x).double(), y).confidence for x, y in (world.retain, world.test, world.forget)]
-        found = row["probes"]["mia_efficacy"]
-        assert found["value"] == pytest.approx(svc.mia_efficacy(*sets)[0], abs=0.011)
-        assert found["interval"][0] <= found["value"] <= found["interval"][1] and "NON-member" in found["convention"]
+        measured = row["probes"]["mia_efficacy"]
+        assert measured["value"] == pytest.approx(svc.mia_efficacy(*sets)[0], abs=0.011)
+        assert measured["interval"][0] <= measured["value"] <= measured["interval"][1] and "NON-member" in measured["convention"]
     assert report.row("original")["probes"]["mia_efficacy"]["value"] < 0.5
     assert report.row("retrained")["probes"]["mia_efficacy"]["value"] == 1.0

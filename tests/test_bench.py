@@ -6,29 +6,25 @@ import json
 from pathlib import Path
 from typing import Any
 
+import op_table
 import pytest
 import torch
+from fastforget._bench.mask import elementwise, optim, select
+from fastforget._bench.mask import rows as mask_rows
+from fastforget._bench.membership import lira, rmia, roc, scores
 
-from fastforget import _schema
 from fastforget._bench import (
     bench,
     cases,
     gpu,
+    noise,
     plot,
     report,
     rows,
-    rows_lira,
-    rows_mask,
-    rows_mask_optim,
-    rows_mask_select,
-    rows_mask_stats,
-    rows_membership,
-    rows_noise,
-    rows_rank,
-    rows_update,
     shapes,
     targets,
     timing,
+    update,
 )
 
 BEST = timing.available_isas()[:1]
@@ -41,29 +37,29 @@ def options(**changes: Any) -> cases.Options:
 def small_cases() -> list[cases.Case]:
     o = options()
     return [
-        rows_noise.random_bits("small", 1001, False),
-        rows_noise.normal("small", 1001, torch.float32, False),
-        rows_noise.add_normal("small", [(1001,)], torch.bfloat16, o, False),
-        rows_noise.add_normal("list", [(33, 3), (7,), (129,)], torch.float32, o, False),
-        rows_update.error_max_loss("small", 30, 10, o),
-        rows_update.error_max_step("small", (5, 3, 7, 7), o, False),
-        rows_mask.dampen("small", [(1001,)], o, False),
-        rows_mask.dampen("list", [(33, 3), (7,)], o, False),
-        *(rows_mask_optim.matrix(form, (33, 101), form, 0.4, o, False) for form in ("rows", "bytes", "bits")),
-        *(rows_mask_optim.step(op, "list", [(33, 3), (7,)], False) for op in ("masked_sgd_", "masked_adam_")),
-        rows_mask_stats.neuron_stats("small", (7, 33), 0, o, False),
-        rows_mask_stats.accumulate_importance("small", 1001, o, False),
-        rows_mask_stats.soft_threshold("small", 1001, o, False),
-        rows_mask_select.saliency_mask("list", [(33, 3), (7,)], False),
-        rows_membership.membership_scores("small", 100, 10, o, False),
-        rows_membership.roc_stats("small", 300, False),
-        rows_lira.lira("small", 16, 300, "mean", o, False),
-        rows_lira.lira("median small", 16, 300, "median", o, False),
-        rows_lira.loo("small", 16, 50, False),
-        rows_lira.update("small", 300, False),
-        rows_rank.rmia_counts("small", 70, 90, o, False),
-        rows_rank.rmia_vote("small", 5, 40, 50, False),
-        rows_rank.roc_bootstrap("small", 60, 7, False),
+        noise.random_bits("small", 1001, False),
+        noise.normal("small", 1001, torch.float32, False),
+        noise.add_normal("small", [(1001,)], torch.bfloat16, o, False),
+        noise.add_normal("list", [(33, 3), (7,), (129,)], torch.float32, o, False),
+        update.error_max_loss("small", 30, 10, o),
+        update.error_max_step("small", (5, 3, 7, 7), o, False),
+        elementwise.dampen("small", [(1001,)], o, False),
+        elementwise.dampen("list", [(33, 3), (7,)], o, False),
+        *(optim.matrix(form, (33, 101), form, 0.4, o, False) for form in ("rows", "bytes", "bits")),
+        *(optim.step(op, "list", [(33, 3), (7,)], False) for op in ("masked_sgd_", "masked_adam_")),
+        mask_rows.neuron_stats("small", (7, 33), 0, o, False),
+        elementwise.accumulate_importance("small", 1001, o, False),
+        elementwise.soft_threshold("small", 1001, o, False),
+        select.saliency_mask("list", [(33, 3), (7,)], False),
+        scores.membership_scores("small", 100, 10, o, False),
+        roc.roc_stats("small", 300, False),
+        lira.lira("small", 16, 300, "mean", o, False),
+        lira.lira("median small", 16, 300, "median", o, False),
+        lira.loo("small", 16, 50, False),
+        lira.update("small", 300, False),
+        rmia.rmia_counts("small", 70, 90, o, False),
+        rmia.rmia_vote("small", 5, 40, 50, False),
+        roc.roc_bootstrap("small", 60, 7, False),
     ]
 
 
@@ -75,8 +71,8 @@ def test_the_rows_for_a_gpu_are_right_on_cpu_tensors(case):
 
 
 def test_the_gpu_is_timed_on_every_op():
-    # these have no row of their own, or (rmia_vote) one that calls the raw op, which no backend can be forced on
-    assert set(_schema.SCHEMAS) - {case.op for case in gpu.cases(options(), gpu.BIG)} == {"lira_ratio", "rmia_vote", "roc_bootstrap"}
+    timed = {op for op, row in op_table.TABLE.items() if row.timed}
+    assert {case.op for case in gpu.cases(options(), gpu.BIG)} == timed
 
 
 
@@ -155,8 +151,8 @@ def measured() -> dict[str, Any]:
     found = []
     with timing.quiet(1):
         for case in (
-            rows_mask.dampen("64K", [(1001,)], o, False),
-            rows_mask.dampen("1M", [(4003,)], o, False),
+            elementwise.dampen("64K", [(1001,)], o, False),
+            elementwise.dampen("1M", [(4003,)], o, False),
         ):
             found += rows.build(case, timing.measure(case, o), timing.memory(case, o), o)
     facts = bench.machine.facts()
@@ -314,7 +310,7 @@ def test_a_refused_case_ends_the_command_with_two(
 
 
 def test_a_wrong_rival_loses_its_time_only() -> None:
-    case = rows_mask.dampen("small", [(1001,)], options(), False)
+    case = elementwise.dampen("small", [(1001,)], options(), False)
     right = case.prepare
 
     def prepare(place: cases.Place) -> cases.Work:

@@ -1,10 +1,12 @@
-"""The short way of a call: a public function that leaves the looking at its tensors to the op gives what the careful way gives, and
-refuses what it refuses, with the same words and nothing changed. (test_direct.py: the calls that the short way makes.)"""
+"""The fast path of a call: a public function that lets the op check the tensors gives what the slow path gives, and refuses what the slow
+path refuses, with the same words and nothing changed."""
 
 from __future__ import annotations
 
+import op_table
 import pytest
 import torch
+from op_table import SHAPES, adam, copied, flat, sgd, step
 
 import fastforget as ff
 from fastforget import _schema
@@ -18,97 +20,50 @@ def lists(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
     return [torch.rand(shape) + 0.1 for shape in shapes]
 
 
-def step(x, m, v, grad):
-    return update.error_max_step_(x, grad, m, v, step=3, lr=0.1, clamp=(-1.0, 1.0))
-
-
-def half_on(x):
-    """Each second tensor of a list without a mask, the others and a tensor alone with one of another form."""
-    if isinstance(x, torch.Tensor):
-        return x > 0.5
-    return [[None, x[i] > 0.5, mask.pack_bits(x[i] > 0.5)][i % 3] for i in range(len(x))]
-
-
-def sgd(x, moved, grad):
-    return mask.masked_sgd_(x, grad, half_on(x), lr=0.1, momentum=0.9, momentum_buffers=moved)
-
-
-def adam(x, m, v, grad):
-    return mask.masked_adam_(x, grad, half_on(x), m, v, step=3, lr=0.1)
-
-
-# name: (call, number of arguments that are changed, number of arguments)
-CALLS = {
-    "normal_": (lambda x: noise.normal_(x, 2.0, 1.0, seed=3), 1, 1),
-    "add_normal_": (lambda x: noise.add_normal_(x, 0.5, seed=2**64 - 1, stream=5, step=2, start=3), 1, 1),
-    "add_normal_, plain": (lambda x: noise.add_normal_(x, 1, seed=3), 1, 1),
-    "perturb_step_": (lambda x, g: noise.perturb_step_(x, g, lr=0.1, std=0.5, seed=3, start=1), 1, 2),
-    "dampen_": (lambda x, f, r: mask.dampen_(x, f, r, alpha=1, lam=0.5), 1, 3),
-    "accumulate_importance_": (lambda x, g: mask.accumulate_importance_(x, g, scale=0.5), 1, 2),
-    "soft_threshold_": (lambda x: mask.soft_threshold_(x, 0.5), 1, 1),
-    "masked_sgd_": (sgd, 2, 3),
-    "masked_sgd_, no masks": (lambda x, g: mask.masked_sgd_(x, g, None, lr=1), 1, 2),
-    "masked_adam_": (adam, 3, 4),
-}
-ONE_TENSOR = {
-    "error_max_step_": (step, 3, 4),
-    "membership_scores": (lambda z: membership.membership_scores(z, LABELS), 0, 1),
-    "neuron_stats": (mask.neuron_stats, 0, 1),
-    "neuron_stats, last": (lambda x: mask.neuron_stats(x, dim=-1), 0, 1),
-}
-LABELS = torch.tensor([0, 3, 1])
-SHAPES = [(3, 4), (7,), (), (2, 0), (5, 1)]
+EVERY_CALL = {name: public for name, public in op_table.PUBLIC.items() if public.fast}
+CALLS = {name: public for name, public in EVERY_CALL.items() if public.kind == "lists"}  # of a tensor or a list of them
 
 
 def arguments(name: str, form: str) -> list:
-    if name in ONE_TENSOR:
-        return [x * 0.5 for x in lists(*[(3, 4)] * ONE_TENSOR[name][2])]
-    count = CALLS[name][2]
+    count, alone = EVERY_CALL[name].count, op_table.MATRIX
+    if name not in CALLS:
+        return [x * 0.5 for x in lists(*[alone] * count)]
     if form == "tensor":
-        return lists(*[(3, 4)] * count)
+        return lists(*[alone] * count)
     if form == "parameter":
-        return [torch.nn.Parameter(lists((3, 4))[0]), *lists(*[(3, 4)] * (count - 1))]
+        return [torch.nn.Parameter(lists(alone)[0]), *lists(*[alone] * (count - 1))]
     return [tuple(lists(*SHAPES)) if form == "tuple" else lists(*SHAPES) for _ in range(count)]
 
 
-def tensors(value) -> list[torch.Tensor]:
-    return [value] if isinstance(value, torch.Tensor) else [t for v in value for t in tensors(v)]
-
-
-def copied(value):
-    return value.detach().clone() if isinstance(value, torch.Tensor) else type(value)(copied(v) for v in value)
-
-
-EVERY_CALL = {**CALLS, **ONE_TENSOR}
 FORMS = [(name, form) for name in CALLS for form in ("tensor", "parameter", "list", "tuple")]
-FORMS += [(name, "tensor") for name in ONE_TENSOR]
+FORMS += [(name, "tensor") for name in EVERY_CALL if name not in CALLS]
 
 
 @needs_native
 @pytest.mark.parametrize(("name", "form"), FORMS)
-def test_the_short_way_is_taken_and_gives_what_the_careful_way_gives(name, form, monkeypatch):
-    call, changed, _ = EVERY_CALL[name]
-    short = arguments(name, form)
-    careful = [copied(a) for a in short]
+def test_the_fast_path_is_taken_and_gives_what_the_slow_path_gives(name, form, monkeypatch):
+    call, changed = EVERY_CALL[name].call, EVERY_CALL[name].changed
+    fast = arguments(name, form)
+    slow = [copied(a) for a in fast]
     with torch.no_grad():
         with monkeypatch.context() as patch:
-            patch.setattr(_arguments, "run", lambda *_: pytest.fail("went the careful way"))
-            versions = [t._version for a in short[:changed] for t in tensors(a)]
-            got = call(*short)
-            assert all(t._version == v + 1 for t, v in zip(tensors(short[:changed]), versions, strict=True))
+            patch.setattr(_arguments, "run", lambda *_: pytest.fail("took the slow path"))
+            versions = [t._version for a in fast[:changed] for t in flat(a)]
+            got = call(*fast)
+            assert all(t._version == v + 1 for t, v in zip(flat(fast[:changed]), versions, strict=True))
         monkeypatch.setattr(ff.backend, "native_cpu", False)
-        expected = call(*careful)
-    for a, b in zip(tensors([got, *short]), tensors([expected, *careful]), strict=True):
+        expected = call(*slow)
+    for a, b in zip(flat([got, *fast]), flat([expected, *slow]), strict=True):
         assert a.dtype == b.dtype and torch.equal(a, b)
 
 
 @needs_native
 @pytest.mark.parametrize("name", EVERY_CALL)
-def test_without_no_grad_the_short_way_serves_tensors_outside_autograd(name, monkeypatch):
-    monkeypatch.setattr(_arguments, "run", lambda *_: pytest.fail("went the careful way"))
-    EVERY_CALL[name][0](*arguments(name, "tensor"))
+def test_without_no_grad_the_fast_path_serves_tensors_outside_autograd(name, monkeypatch):
+    monkeypatch.setattr(_arguments, "run", lambda *_: pytest.fail("took the slow path"))
+    EVERY_CALL[name].call(*arguments(name, "tensor"))
     if name in CALLS:
-        CALLS[name][0](*arguments(name, "list"))
+        CALLS[name].call(*arguments(name, "list"))
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -117,13 +72,13 @@ def test_one_of_a_list_that_requires_grad_is_refused(name):
     inputs[0][1].requires_grad_()
     before = [copied(a) for a in inputs]
     with pytest.raises(RuntimeError, match=r"\[1\]: .*requires grad and is changed in place"):
-        CALLS[name][0](*inputs)
-    assert all(torch.equal(a, b) for a, b in zip(tensors(inputs), tensors(before), strict=True))
+        CALLS[name].call(*inputs)
+    assert all(torch.equal(a, b) for a, b in zip(flat(inputs), flat(before), strict=True))
 
 
-@pytest.mark.parametrize("name", [n for n, (_, _, count) in EVERY_CALL.items() if count > 1])
+@pytest.mark.parametrize("name", [n for n, public in EVERY_CALL.items() if public.count > 1])
 def test_what_is_read_may_require_grad_and_leaves_no_graph(name):
-    call, changed, _ = EVERY_CALL[name]
+    call, changed = EVERY_CALL[name].call, EVERY_CALL[name].changed
     inputs = arguments(name, "tensor")
     expected = [copied(a) for a in inputs]
     inputs[changed].requires_grad_()
@@ -133,9 +88,9 @@ def test_what_is_read_may_require_grad_and_leaves_no_graph(name):
         assert not a.requires_grad and torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", [n for n, (_, changed, _) in EVERY_CALL.items() if changed])
+@pytest.mark.parametrize("name", [n for n, public in EVERY_CALL.items() if public.changed])
 def test_strided_tensors_are_served(name):
-    call, changed, _ = EVERY_CALL[name]
+    call, changed = EVERY_CALL[name].call, EVERY_CALL[name].changed
     inputs = arguments(name, "tensor")
     strided = [a.t().contiguous().t() for a in inputs]
     assert not strided[0].is_contiguous()
@@ -149,8 +104,8 @@ def refused_lists():
         return lists((2, 3), (6,), (4,))
 
     meta, sparse = torch.zeros(6, device="meta"), torch.eye(3).to_sparse()
-    dampen = CALLS["dampen_"][0]
-    accumulate = CALLS["accumulate_importance_"][0]
+    dampen = CALLS["dampen_"].call
+    accumulate = CALLS["accumulate_importance_"].call
     return {
         "another device": (lambda a: noise.add_normal_([*a, meta], 1.0, seed=1), ValueError, r"x\[0\] is on cpu but x\[3\] is on meta"),
         "another device, filled": (lambda a: noise.normal_([*a, meta], seed=1), ValueError, r"x\[3\] is on meta"),
@@ -210,38 +165,20 @@ def test_refusals_name_the_argument_and_change_nothing(implementation, case):
     assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
 
 
-class Watched(torch.Tensor):
-    seen: list[str] = []  # noqa: RUF012  (the test's own record)
-
-    @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        cls.seen.append(getattr(function, "__name__", str(function)))
-        return super().__torch_function__(function, types, args, kwargs or {})
-
-
-def test_a_subclass_of_tensor_sees_the_call():
-    plain = torch.zeros(5)
-    watched = torch.zeros(5).as_subclass(Watched)
-    noise.add_normal_(plain, 1.0, seed=1)
-    noise.add_normal_(watched, 1.0, seed=1)
-    assert torch.equal(watched.as_subclass(torch.Tensor), plain)
-    assert any("add_normal_" in name for name in Watched.seen)
-
-
 def test_a_rule_is_what_was_asked_for_whatever_was_remembered():
-    """Numbers that compare equal or can change later: each step is the one that the careful way takes."""
+    """Numbers that compare equal or can change later: each step is the one that the slow path takes."""
     low = torch.tensor(-0.5)
     clamps = [(0.0, 1.0), (-0.0, 1.0), (False, True), (low, 1.0), None, (None, 0.25), (-1.0, 1.0), (low, 1.0)]
     for i, clamp in enumerate(clamps):
         low.fill_(0.5 if i == len(clamps) - 1 else -0.5)
         for betas in ((0.9, 0.999), [0.5, 0.9]):
-            quick = lists(*[(3, 4)] * 4)
-            quick[0] -= 0.6
-            careful = [t.clone() for t in quick]
-            update.error_max_step_(*quick, step=2, lr=0.1, betas=betas, clamp=clamp)
+            fast = lists(*[(3, 4)] * 4)
+            fast[0] -= 0.6
+            slow = [t.clone() for t in fast]
+            update.error_max_step_(*fast, step=2, lr=0.1, betas=betas, clamp=clamp)
             with ff.use_backend("native" if ff.backend.native_cpu else "reference"):
-                update.error_max_step_(*careful, step=2, lr=0.1, betas=betas, clamp=clamp)
-            assert all(torch.equal(a, b) for a, b in zip(quick, careful, strict=True))
+                update.error_max_step_(*slow, step=2, lr=0.1, betas=betas, clamp=clamp)
+            assert all(torch.equal(a, b) for a, b in zip(fast, slow, strict=True))
 
 
 def test_place_in_the_stream_may_be_left_out():
@@ -288,9 +225,26 @@ def test_a_tensor_of_another_kind_in_a_list_is_refused_before_the_others_change(
     assert (dense == 0).all() and dense._version == 0
 
 
-def test_the_default_device_has_no_part_in_it():
-    logits, params = torch.randn(3, 4), torch.rand(4)
-    expected = membership.membership_scores(logits, LABELS), mask.dampen_(params.clone(), params + 1, params, alpha=1, lam=1)
-    with torch.device("meta"):
-        got = membership.membership_scores(logits, LABELS), mask.dampen_(params.clone(), params + 1, params, alpha=1, lam=1)
-    assert all(torch.equal(a, b) for a, b in zip(tensors(got), tensors(expected), strict=True))
+@needs_native
+@pytest.mark.parametrize("name", EVERY_CALL)
+@pytest.mark.parametrize("wrong", ["text", None, 1.0, "meta", "integer", "sparse", "strided"])
+def test_the_op_refuses_before_anything_changes(name, wrong, monkeypatch):
+    """Whatever stands in a tensor's place: the fast path is not taken, and what the slow path finds is untouched."""
+    spoiled = {
+        "meta": lambda x: x.to("meta"), "integer": lambda x: x.int(), "sparse": lambda x: x.to_sparse(),
+        "strided": lambda x: x.t(),
+    }  # fmt: skip
+    call, count = EVERY_CALL[name].call, EVERY_CALL[name].count
+    for i in range(count):
+        given = arguments(name, "tensor")
+        given[i] = spoiled[wrong](given[i]) if wrong in spoiled else wrong
+        kept = [copied(a) for a in given if isinstance(a, torch.Tensor) and not a.is_sparse and not a.is_meta]
+
+        def slow(*_, given=given, kept=kept):
+            here = [a for a in given if isinstance(a, torch.Tensor) and not a.is_sparse and not a.is_meta]
+            assert all(torch.equal(a, b) and a._version == 0 for a, b in zip(here, kept, strict=True))
+            raise FileNotFoundError
+
+        monkeypatch.setattr(_arguments, "run", slow)
+        with pytest.raises((FileNotFoundError, TypeError, ValueError, RuntimeError)):
+            call(*given)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fastforget as ff
-from fastforget import _direct, _info
+from fastforget import _info
 from fastforget.__main__ import main
 
 
@@ -104,17 +104,9 @@ def test_info_as_json(capsys) -> None:
     found = json.loads(capsys.readouterr().out)
     assert found["fastforget"] == ff.__version__ and found["torch"]["version"] == torch.__version__
     assert found["backends"] == ff.backends()
-    for part in ("cpu", "cuda", "host"):
+    for part in ("cpu", "cuda"):
         library = found["libraries"][part]
         assert library["loaded"] == (library["reason"] is None)
-
-
-def test_info_says_whether_small_calls_go_past_the_dispatcher(monkeypatch) -> None:
-    found = _info.facts()
-    assert set(found["direct_calls"]) <= set(_direct.OPS) and bool(found["direct_calls"]) == bool(_direct.OPS)
-    monkeypatch.setitem(found, "direct_calls", [])
-    monkeypatch.setitem(found, "direct_calls_reason", "the moon is full")
-    assert "calls      by torch's dispatcher: the moon is full" in _info.text(found)
 
 
 def test_info_says_what_the_environment_forces() -> None:
@@ -126,10 +118,10 @@ def test_info_says_what_the_environment_forces() -> None:
 
 def test_info_without_native_parts(monkeypatch) -> None:
     monkeypatch.setitem(ff.backend._load_errors, "cpu", "no compiler was found")
-    monkeypatch.setattr(_info, "_cpu", lambda: (None, "the host part is not built"))
+    monkeypatch.setattr(ff.backend, "native_cpu", False)
     found = _info.facts()
     shown = _info.text(found)
-    assert "CPU ops    no: no compiler was found" in shown and "unknown: the host part is not built" in shown
+    assert "CPU ops    no: no compiler was found" in shown and "CPU level  none: the CPU ops are not loaded" in shown
     assert {row["cpu"] for row in found["serving"].values()} == {"reference"}
 
 

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 
+import op_table
 import pytest
 import torch
 
@@ -13,152 +14,32 @@ import fastforget as ff
 from fastforget import _schema
 from fastforget.ops import mask, membership, noise, update
 
-OPS = torch.ops.fastforget
-
-
-def samples(dtype=torch.float32):
-    """For each op, arguments of a small valid call of the raw op."""
-
-    def f(*shape):
-        return torch.randn(shape).to(dtype)
-
-    single = torch.float64 if dtype == torch.float64 else torch.float32
-    labels = torch.tensor([0, 2, 1])
-    return {
-        "random_bits": (torch.zeros(9, dtype=torch.int32), 7, 1, 2, 3),
-        "normal_": ([f(5), f(2, 3)], [0.0], [1.0, 2.0], 7, 0, 0, [0]),
-        "add_normal_": ([f(5), f(2, 3)], [0.5], 7, 0, 0, [0, 4]),
-        "perturb_step_": ([f(5), f(2, 3)], [f(5), f(2, 3)], 0.1, [], [f(5).abs(), f(2, 3).abs()], 7, 0, 0, [0, 4]),
-        "error_max_loss": (f(3, 4), labels, torch.zeros(3, dtype=single), f(3, 4)),
-        "error_max_step_": (
-            f(3, 4), f(3, 4), f(3, 4), f(3, 4).abs(), torch.zeros((), dtype=single), 1, 0.1, 0.9, 0.999, 1e-8, 0.1,
-            -math.inf, math.inf,
-        ),
-        "dampen_": ([f(5), f(2, 3)], [f(5), f(2, 3)], [f(5), f(2, 3)], torch.zeros((), dtype=torch.int64), 1.0, 1.0),
-        "masked_sgd_": (
-            [f(5), f(2, 3)], [f(5), f(2, 3)], [torch.ones(5, dtype=torch.bool), torch.tensor([0.0, 2.0])], [f(5), f(2, 3)],
-            0.1, 0.9, 0.1, 0.1, False, False, False,
-        ),
-        "masked_adam_": (
-            [f(5), f(2, 3)], [f(5), f(2, 3)], [torch.tensor([5], dtype=torch.uint8), torch.tensor([True, False])],
-            [f(5), f(2, 3)], [f(5).abs(), f(2, 3).abs()], 2, 0.1, 0.9, 0.999, 1e-8, 0.1, True, False,
-        ),
-        "accumulate_importance_": ([f(5), f(2, 3)], [f(5), f(2, 3)], 2, 0.5),
-        "soft_threshold_": ([f(5), f(2, 3)], [0.5], torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)),
-        "neuron_stats": (
-            [f(5, 2), f(2, 3)], 0, [torch.zeros(5, dtype=single), torch.zeros(2, dtype=single)],
-            [torch.zeros(5, dtype=single), torch.zeros(2, dtype=single)],
-        ),
-        "saliency_mask": (
-            [f(5), f(2, 3)], 4, [torch.zeros(5, dtype=torch.bool), torch.zeros(1, dtype=torch.uint8)], torch.zeros((), dtype=single),
-        ),
-        "membership_scores": (f(3, 4), labels, 1.0, torch.zeros(6, 3, dtype=single), torch.zeros(3, dtype=torch.bool)),
-        "roc_stats": (torch.randn(5).to(single), torch.randn(6).to(single), [0.1], torch.zeros(6, dtype=torch.float64)),
-        "roc_bootstrap": (torch.randn(5).to(single), torch.randn(6).to(single), [0.1], 7, torch.zeros(3, 2, dtype=torch.float64)),
-        "rmia_counts": (
-            torch.rand(2, 5).to(single), torch.rand(2, 6).to(single), [1.0, 2.0], False, torch.zeros(2, 2, 5, dtype=torch.int64)),
-        "rmia_vote": (torch.rand(3, 5).to(single), torch.rand(3, 6).to(single), 2.0, False, torch.zeros(5, dtype=torch.int64)),
-        **lira_samples(single),
-    }  # fmt: skip
-
-
-def lira_samples(dtype):
-    scores, member = torch.randn(6, 3, 2).to(dtype), torch.arange(18).view(6, 3) % 2 == 0
-    pair, count = torch.ones(2, 3, 2, dtype=dtype), torch.full((2, 3), 3)
-    rule = (0, 1e-6, 1)
-    return {
-        "lira_stats": (scores, member, True, pair.clone(), pair.clone(), count.clone()),
-        "lira_ratio": (scores, pair, pair.clone(), count, *rule, torch.zeros(6, 3, dtype=dtype)),
-        "lira_loo": (scores, member, True, torch.empty(0, dtype=dtype), *rule, torch.zeros(6, 3, dtype=dtype)),
-        "lira_update_": (scores, member.to(torch.int8), count.clone(), pair.double(), pair.double()),
-    }
-
-
-def test_every_op_has_a_sample():
-    assert set(samples()) == set(_schema.SCHEMAS)
-
 
 @pytest.mark.parametrize("name", _schema.SCHEMAS)
 def test_opcheck(name):
     # "reference" checks of autograd registration need differentiable outputs; these ops have none
-    torch.library.opcheck(_schema.overload(name), samples()[name])
+    torch.library.opcheck(_schema.overload(name), op_table.raw(name))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("name", _schema.SCHEMAS)
 def test_opcheck_of_other_dtypes(name, dtype):
-    torch.library.opcheck(_schema.overload(name), samples(dtype)[name], test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(_schema.overload(name), op_table.raw(name, dtype), test_utils=("test_schema", "test_faketensor"))
 
 
-def public_calls():
-    """Each public function as a function of tensors, returning all that it computes or changes."""
-
-    def step(x, g, m, v):
-        total = update.error_max_step_(x, g, m, v, step=2, lr=0.1, clamp=(-1.0, 1.0))
-        return total, x, m, v
-
-    def dampen(a, b, f, g, r, s):
-        return mask.dampen_([a, b], [f, g], [r, s], alpha=1.0, lam=0.5), a, b
-
-    def lira(target, scores, member):
-        stream = membership.Lira(5).update(scores, member)
-        return membership.lira(target, scores, member), membership.lira("loo", scores, member), stream.score(target)
-
-    def sgd(a, b, g, h, m, n, on, bits):
-        buffers = [m, n]
-        return mask.masked_sgd_([a, b], [g, h], [on, bits], lr=0.1, momentum=0.9, momentum_buffers=buffers), buffers
-
-    def adam(x, g, rows, m, v):
-        return mask.masked_adam_(x, g, rows, m, v, step=2, lr=0.1, weight_decay=0.1), m, v
-
-    nine, four = (torch.randn(9) for _ in range(3)), (torch.randn(2, 2) for _ in range(3))
-    pairs = [t for pair in zip(nine, four, strict=True) for t in pair]
-    return {
-        "random_bits": (lambda x: noise.random_bits(9, seed=3, start=2) + x, (torch.zeros(9, dtype=torch.int32),)),
-        "normal_": (lambda x: noise.normal_(x, 2.0, 1.0, seed=3), (torch.zeros(7, 5),)),
-        "add_normal_": (lambda a, b: noise.add_normal_([a, b], 0.5, seed=3), (torch.zeros(7), torch.ones(3, 3))),
-        "add_normal_ by element": (lambda x, s: noise.add_normal_(x, s, seed=3), (torch.zeros(7, 5), torch.rand(7, 5))),
-        "perturb_step_": (
-            lambda a, b, g, h: noise.perturb_step_([a, b], [g, h], lr=0.1, std=0.5, seed=3),
-            (torch.zeros(7), torch.ones(3, 3), torch.randn(7), torch.randn(3, 3)),
-        ),
-        "error_max_loss": (update.error_max_loss, (torch.randn(6, 5), torch.randint(0, 5, (6,)))),
-        "error_max_step_": (step, (torch.randn(4, 5), torch.randn(4, 5), torch.randn(4, 5), torch.rand(4, 5))),
-        "dampen_": (dampen, (torch.randn(9), torch.randn(2, 2), *(torch.rand(s) for s in ((9,), (2, 2), (9,), (2, 2))))),
-        "masked_sgd_": (sgd, (*pairs, torch.arange(9) % 2 == 0, torch.tensor([9], dtype=torch.uint8))),
-        "masked_adam_": (adam, (*(torch.rand(4, 5) for _ in range(2)), torch.arange(4) > 1, *(torch.rand(4, 5) for _ in range(2)))),
-        "accumulate_importance_": (
-            lambda a, b, g, h: (*mask.accumulate_importance_([a, b], [g, h], scale=0.5), a, b),
-            (torch.rand(9), torch.rand(2, 2), torch.randn(9), torch.randn(2, 2).bfloat16())),
-        "soft_threshold_": (lambda a, b: (*mask.soft_threshold_([a, b], 0.5), a, b), (torch.randn(9), torch.randn(2, 2))),
-        "neuron_stats": (lambda a, b: mask.neuron_stats([a, b], dim=1), (torch.randn(9, 3), torch.randn(2, 2, 4))),
-        "saliency_mask": (lambda a, b: mask.saliency_mask([a, b], 0.3), (torch.randn(9, 3), torch.randn(2, 2, 4))),
-        "saliency_mask, packed": (lambda a: mask.saliency_mask(a, 0.3, packed=True), (torch.randn(9, 3),)),
-        "membership_scores": (membership.membership_scores, (torch.randn(6, 5), torch.randint(0, 5, (6,)))),
-        "rmia_counts": (lambda x, z: membership.rmia_counts(x, z, gamma=(1.0, 2.0)), (torch.rand(2, 5), torch.rand(2, 6))),
-        "rmia": (
-            lambda x, rx, z, rz, m: membership.rmia(x, rx, z, rz, member=m, self_in_z=m[0]),
-            (-torch.rand(5), -torch.rand(3, 5), -torch.rand(6), -torch.rand(3, 6), torch.eye(3).bool()[:, [0, 1, 2, 0, 1]])),
-        "roc_bootstrap": (
-            lambda m, n: OPS.roc_bootstrap(m, n, [0.1], 7, out := torch.zeros(4, 2, dtype=torch.float64)) or out,
-            (torch.randn(5), torch.randn(6))),
-        "rmia_vote": (membership.rmia_vote, (-torch.rand(4, 5), -torch.rand(3, 4, 5), -torch.rand(4, 6), -torch.rand(3, 4, 6))),
-        "lira": (lira, (torch.randn(5), torch.randn(8, 5), torch.arange(40).view(8, 5) % 2 == 0)),
-    }
-
-
-def flat(results):
-    return [results] if isinstance(results, torch.Tensor) else [t for r in results for t in flat(r)]
-
-
-@pytest.mark.parametrize("name", public_calls())
+@pytest.mark.parametrize("name", op_table.PUBLIC)
 def test_compiled_equals_eager(name):
-    function, inputs = public_calls()[name]
-    eager_inputs, compiled_inputs = ([t.clone() for t in inputs] for _ in range(2))
-    eager = flat(function(*eager_inputs))
+    public = op_table.PUBLIC[name]
+
+    def function(*inputs):
+        return public.call(*inputs), inputs
+
+    eager_inputs = public.traced()
+    compiled_inputs = op_table.copied(eager_inputs)
+    eager = function(*eager_inputs)
     torch.compiler.reset()
-    compiled = flat(torch.compile(function, fullgraph=True)(*compiled_inputs))
-    for a, b in zip(eager + eager_inputs, compiled + compiled_inputs, strict=True):
+    compiled = torch.compile(function, fullgraph=True)(*compiled_inputs)
+    for a, b in zip(op_table.flat([eager, eager_inputs]), op_table.flat([compiled, compiled_inputs]), strict=True):
         assert torch.equal(a, b)
 
 
@@ -180,22 +61,13 @@ def test_compiled_step_inside_a_larger_graph():
         torch.testing.assert_close(e, c)
 
 
-IN_PLACE = {
-    "normal_": lambda x: noise.normal_(x, seed=1),
-    "add_normal_": lambda x: noise.add_normal_(x, 1.0, seed=1),
-    "add_normal_ by element": lambda x: noise.add_normal_(x, torch.ones_like(x), seed=1),
-    "perturb_step_": lambda x: noise.perturb_step_(x, torch.ones_like(x), lr=0.1, std=1.0, seed=1),
-    "error_max_step_": lambda x: update.error_max_step_(
-        x, torch.ones_like(x), torch.zeros_like(x), torch.zeros_like(x), step=1, lr=0.1
-    ),
-    "dampen_": lambda x: mask.dampen_(x, torch.ones_like(x), torch.zeros_like(x), alpha=1.0, lam=1.0),
-    "masked_sgd_": lambda x: mask.masked_sgd_(x, torch.ones_like(x), None, lr=0.1),
-    "masked_adam_": lambda x: mask.masked_adam_(
-        x, torch.ones_like(x), None, torch.zeros_like(x), torch.zeros_like(x), step=1, lr=0.1
-    ),
-    "accumulate_importance_": lambda x: mask.accumulate_importance_(x, torch.ones_like(x)),
-    "soft_threshold_": lambda x: mask.soft_threshold_(x, 0.5),
-}
+IN_PLACE = [name for name, public in op_table.PUBLIC.items() if public.changed and public.kind != "own"]
+
+
+def change(name, x):
+    """Calls the function on ``x``, with constants for its other arguments that make it change ``x``."""
+    public = op_table.PUBLIC[name]
+    return public.call(x, *(torch.full_like(x, 2.0 / i**2) for i in range(1, public.count)))
 
 
 @pytest.mark.parametrize("name", IN_PLACE)
@@ -206,7 +78,7 @@ def test_a_stale_saved_tensor_is_detected(implementation, name):
     y = (w * x).sum()
     before = x._version
     with torch.no_grad():
-        IN_PLACE[name](x)
+        change(name, x)
     assert x._version > before
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.backward()
@@ -217,20 +89,20 @@ def test_tensors_that_require_grad_are_refused_and_unchanged(name):
     leaf = torch.randn(4, 3, requires_grad=True)
     copy = leaf.detach().clone()
     with pytest.raises(RuntimeError, match="requires grad and is changed in place.*torch.no_grad"):
-        IN_PLACE[name](leaf)
+        change(name, leaf)
     inner = leaf * 1
     with pytest.raises(RuntimeError, match="requires grad"):
-        IN_PLACE[name](inner)
+        change(name, inner)
     assert torch.equal(leaf, copy)
     with torch.no_grad():
-        IN_PLACE[name](leaf)
+        change(name, leaf)
     assert not torch.equal(leaf, copy)
 
 
 @pytest.mark.parametrize("name", IN_PLACE)
 def test_vmap_is_refused(name):
     with pytest.raises(RuntimeError, match="can't run under torch.vmap"):
-        torch.vmap(IN_PLACE[name])(torch.randn(5, 4, 3))
+        torch.vmap(lambda x: change(name, x))(torch.randn(5, 4, 3))
 
 
 READ_ONLY = {

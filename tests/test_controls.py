@@ -11,8 +11,9 @@ from torch import nn
 
 import fastforget as ff
 from fastforget._weights import fingerprint
-from fastforget.auditing.controls import MEANING, controls
+from fastforget.auditing.controls import controls
 from fastforget.auditing.measure.weights import weight_distance
+from fastforget.auditing.names import CONTROL_MEANING
 
 CLASS = 3
 
@@ -44,26 +45,26 @@ def audited(world: World, request):
 
 
 def test_every_control_behaves_and_a_retrained_model_passes(audited) -> None:
-    assert list(audited.controls) == [*MEANING, "retrained"]
+    assert list(audited.controls) == [*CONTROL_MEANING, "retrained"]
     assert all(entry["behaved"] is True for entry in audited.controls.values())
     status = {name: entry["status"] for name, entry in audited.controls.items()}
-    assert status == dict.fromkeys(MEANING, "FAIL") | {"retrained": "PASS"}
+    assert status == dict.fromkeys(CONTROL_MEANING, "FAIL") | {"retrained": "PASS"}
     assert audited.verdict == "PASS"
 
 
 def test_controls_are_listed_apart(audited) -> None:
     assert [row["model"] for row in audited.rows] == ["original", "unlearned", "retrained"]
-    assert [row["model"] for row in audited.control_rows] == list(MEANING)
+    assert [row["model"] for row in audited.control_rows] == list(CONTROL_MEANING)
     assert all(row["control"] for row in audited.control_rows) and not any(row["control"] for row in audited.rows)
     assert [row["model"] for row in audited.judged()] == ["unlearned"]
     # drawn beside the others where a reader asks for them
-    assert list(audited.curves["loss"]["share"]) == ["original", "unlearned", "retrained", *MEANING]
-    assert list(audited.curves["roc"]["forget_vs_test"]["loss"]) == ["original", "unlearned", "retrained", *MEANING]
-    assert not any(name in reason for name in MEANING for reason in audited.reasons)
-    for name in MEANING:
+    assert list(audited.curves["loss"]["share"]) == ["original", "unlearned", "retrained", *CONTROL_MEANING]
+    assert list(audited.curves["roc"]["forget_vs_test"]["loss"]) == ["original", "unlearned", "retrained", *CONTROL_MEANING]
+    assert not any(name in reason for name in CONTROL_MEANING for reason in audited.reasons)
+    for name in CONTROL_MEANING:
         assert f"control {name}: FAIL, as it must" in str(audited)
-    found = json.loads(json.dumps(audited.to_dict()))
-    assert found["controls"]["suppressed"] == {"status": "FAIL", "behaved": True} and len(found["control_rows"]) == len(MEANING)
+    written = json.loads(json.dumps(audited.to_dict()))
+    assert written["controls"]["suppressed"] == {"status": "FAIL", "behaved": True} and len(written["control_rows"]) == len(CONTROL_MEANING)
     assert audited.row("suppressed")["accuracy"]["test_forget"] == 0
 
 
@@ -150,7 +151,7 @@ def test_a_last_layer_without_bias_is_suppressed_too(world: World) -> None:
     made = controls(net, **sets(world))["suppressed"]
     with torch.no_grad():
         assert not bool((made(world.test[0]).argmax(1) == CLASS).any())
-    moved = {layer["layer"]: layer["l2"] for layer in weight_distance(made, net)["layers"]}
+    moved = {layer.layer: layer.l2 for layer in weight_distance(made, net).layers}
     assert moved["1"] == 0 and moved["3"] > 0
 
 
@@ -196,8 +197,8 @@ def test_random_weights_keep_nothing_of_the_original(world: World) -> None:
 
 def test_a_maker_of_random_networks_is_used(world: World) -> None:
     torch.manual_seed(1)
-    mine = small_mlp()
-    assert controls(world.net("mlp"), **sets(world), make_random=lambda: mine)["random"] is mine
+    fresh = small_mlp()
+    assert controls(world.net("mlp"), **sets(world), make_random=lambda: fresh)["random"] is fresh
 
 
 def test_fine_tuning_moves_a_frozen_model_too_but_little(world: World) -> None:
@@ -205,7 +206,7 @@ def test_fine_tuning_moves_a_frozen_model_too_but_little(world: World) -> None:
     for p in net.parameters():
         p.requires_grad_(False)
     moved = weight_distance(controls(net, **sets(world))["fine_tuned"], net)
-    assert 0 < moved["relative"] < 0.05
+    assert 0 < moved.relative < 0.05
 
 
 def test_models_with_their_own_call_and_loaders(world: World) -> None:
@@ -221,4 +222,4 @@ def test_models_with_their_own_call_and_loaders(world: World) -> None:
         return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data), batch_size=33)
 
     made = controls(Wrapped(), **{k: loader(v) for k, v in sets(world).items()}, forward=lambda m, x: m(x)["logits"])
-    assert list(made) == list(MEANING) and made["suppressed"].inner[3].bias[CLASS] < -1
+    assert list(made) == list(CONTROL_MEANING) and made["suppressed"].inner[3].bias[CLASS] < -1

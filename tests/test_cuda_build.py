@@ -47,7 +47,7 @@ def report() -> str:
     ]
     flags += [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (80, 90)]
     said = ""
-    for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
+    for source in sorted((ROOT / "csrc" / "cuda").rglob("*.cu")):
         run = subprocess.run(
             [nvcc, *flags, "-c", str(source), "-o", os.devnull], capture_output=True, text=True
         )
@@ -142,6 +142,19 @@ def test_library_needs_no_cuda_library():
     assert cuda == {"aoti_torch_get_current_cuda_stream": "WEAK"}
 
 
+@pytest.fixture(scope="module")
+def listing() -> str:
+    """The library's machine code for sm_90."""
+    tool = shutil.which("cuobjdump")
+    if tool is None:
+        spec = importlib.util.find_spec("triton")
+        inside = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump" if spec else None
+        if inside is None or not inside.exists():
+            pytest.skip("cuobjdump is not installed (CUDA's binary tools, or the triton package)")
+        tool = str(inside)
+    return subprocess.run([tool, "-sass", "-arch", "sm_90", str(library())], capture_output=True, text=True).stdout
+
+
 @pytest.mark.parametrize(
     "kernel",
     [
@@ -155,17 +168,7 @@ def test_library_needs_no_cuda_library():
         "masked_adam_kernel",
     ],
 )
-def test_streaming_kernels_use_16_byte_accesses(kernel):
-    tool = shutil.which("cuobjdump")
-    if tool is None:
-        spec = importlib.util.find_spec("triton")
-        inside = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump" if spec else None
-        if inside is None or not inside.exists():
-            pytest.skip("cuobjdump is not installed (CUDA's binary tools, or the triton package)")
-        tool = str(inside)
-    listing = subprocess.run(
-        [tool, "-sass", "-arch", "sm_90", str(library())], capture_output=True, text=True
-    ).stdout
+def test_streaming_kernels_use_16_byte_accesses(listing, kernel):
     functions = [part for part in listing.split("Function : ")[1:] if kernel in part.split("\n", 1)[0]]
     assert functions
     for text in functions:

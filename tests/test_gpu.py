@@ -7,11 +7,12 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import op_table
 import pytest
 import torch
 from conftest import REQUIRED
-from test_mask import published
-from test_membership import NAMES, exact_scores, plain_scores
+from mask_cases import published
+from score_oracle import NAMES, exact_scores, plain_scores
 from test_noise_perturb import TERMS, assert_right, drawn
 from test_noise_perturb import call as perturb
 from test_update import draw_state, exact_loss, exact_step, plain_loss, plain_step
@@ -20,8 +21,8 @@ from torch import Tensor
 
 import fastforget as ff
 from fastforget.ops import mask, membership, noise, update
-from fastforget.reference import membership as reference_membership
 from fastforget.reference import noise as reference_noise
+from fastforget.reference.membership import roc as reference_roc
 
 DEVICE = "cuda"
 pytestmark = [
@@ -49,6 +50,12 @@ def offset_by(count: int, x: Tensor) -> Tensor:
     """The values of ``x`` on the device, ``count`` elements behind an aligned address."""
     room = torch.empty(x.numel() + count, dtype=x.dtype, device=DEVICE)
     return room[count:].view(x.shape).copy_(x)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("op", op_table.TABLE)
+def test_every_op_is_right(op: str, dtype: torch.dtype) -> None:
+    op_table.check(op, lambda *args: ff.backend.call_forced(op, DEVICE, args), dtype, put)
 
 
 # ---- noise
@@ -279,7 +286,7 @@ def test_roc(on_gpu: str, dtype: torch.dtype, n1: int, n0: int, ties: bool) -> N
     member[0] = math.inf
     fprs = [0.0, 1e-3, 1e-2, 0.5, 1.0]
     expected = torch.empty(4 + 2 * len(fprs), dtype=torch.float64)
-    reference_membership.roc_stats(member, nonmember, fprs, expected)
+    reference_roc.roc_stats(member, nonmember, fprs, expected)
     got = membership.roc_stats(put(member), put(nonmember), fprs=fprs)
     flat = torch.cat((torch.stack(got[:4]), got.tpr, got.thresholds)).cpu()
     torch.testing.assert_close(flat, expected, rtol=1e-15, atol=0.0)

@@ -26,8 +26,8 @@ from mask_cases import (
 from test_gpu import DEVICE, offset_by, on_gpu, put  # noqa: F401  (on_gpu is a fixture)
 from tolerance import FLOATS
 
-from fastforget import _schema
-from fastforget.reference import mask_optim
+from fastforget import _schema, backend
+from fastforget.reference.mask import optim as mask_optim
 
 pytestmark = [
     pytest.mark.gpu,
@@ -41,9 +41,7 @@ def op(which: str, name: str) -> Callable[..., None]:
     """The raw op of the backend under test."""
     if which == "native":
         return _schema.overload(name)
-    from fastforget._triton import mask
-
-    return getattr(mask, name)
+    return backend._triton_op(name)
 
 
 def shifted(x: torch.Tensor) -> torch.Tensor:

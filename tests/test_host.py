@@ -1,41 +1,21 @@
-"""The pybind11 module: CPU levels and golden values."""
+"""The pybind11 module: golden values of the noise, one at a time. A checkout builds it; a wheel doesn't hold it."""
 
 from __future__ import annotations
 
-import json
+import importlib
 import math
-import os
-import subprocess
-import sys
 
 import pytest
-
-
-@pytest.mark.parametrize("cap", [None, "baseline", "avx2", "avx512", "no-such-level"])
-def test_host_module_and_op_library_agree_on_the_cpu_level(cap: str | None) -> None:
-    ask = (
-        "import json, torch, fastforget, fastforget._host as host\n"
-        "print('RESULT', json.dumps([host.cpu(), torch.ops.fastforget._cpu_isa(0)]))"
-    )
-    env = {k: v for k, v in os.environ.items() if k != "FASTFORGET_CPU_ISA"}
-    env.update({"FASTFORGET_CPU_ISA": cap} if cap else {})
-    out = subprocess.run(
-        [sys.executable, "-c", ask], env=env, capture_output=True, text=True, check=True
-    ).stdout
-    cpu, level = json.loads(out.split("RESULT ", 1)[1])
-    assert level == {"baseline": 2, "avx2": 3, "avx512": 4}[cpu["in_force"]]
-    accepted = cpu["accepted"]
-    assert cpu["built"] == accepted
-    if cap in accepted:
-        assert cpu["in_force"] == min(cap, cpu["detected"], key=accepted.index)
-    else:
-        assert cpu["in_force"] == cpu["detected"]
-    assert cpu["ignored"] == (None if cap is None or cap in accepted else cap)
+from conftest import REQUIRED
 
 
 def test_host_golden_values() -> None:
-    from fastforget import _host
-
+    try:
+        _host = importlib.import_module("fastforget._host")
+    except ImportError as error:
+        if REQUIRED:
+            raise
+        pytest.skip(f"only a checkout builds it: {error}")
     block = (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)
     assert _host.philox_block(0, seed=0) == block
     assert tuple(_host.philox_word(i, seed=0) for i in range(4)) == block

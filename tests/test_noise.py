@@ -11,6 +11,7 @@ from tolerance import FLOATS, ulps
 from fastforget.ops import noise
 from fastforget.reference.noise import standard_normals
 
+IMPLEMENTATIONS = ("reference", "baseline", "avx2", "avx512", "emulated")
 SIZES = [0, 1, 2, 3, 4, 5, 7, 15, 63, 64, 65, 255, 1023, 1024, 1025, 4097, 70001]
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 import fastforget as ff
 from fastforget.ops import noise
 
+IMPLEMENTATIONS = ("reference", "baseline", "avx2", "avx512", "emulated")
 LR = 0.7
 SIZES = [0, 1, 5, 1023, 1025, 70_001]
 TERMS = ["gradient", "elements", "both"]

@@ -80,5 +80,5 @@ def test_lira_verdict_follows_the_state(world):
     judge = oracles.LiRAVerdict(state)
     logits = torch.zeros(n, 4)
     logits[torch.arange(n), world.forget[1]] = torch.linspace(-4, 8, n)
-    said = judge(logits, world.forget[1])
-    assert not bool(said[0]) and bool(said[-1])
+    members = judge(logits, world.forget[1])
+    assert not bool(members[0]) and bool(members[-1])

@@ -13,10 +13,12 @@ import torch
 from page_world import CLASS, CONTROLS, METHODS, MODELS, full_report
 
 import fastforget as ff
+from fastforget._text import number, percent
 from fastforget.auditing.measure.exposure import MOST
 from fastforget.auditing.show import svg
-from fastforget.auditing.show.style import CSS
-from fastforget.auditing.show.text import Cell, ends, number, percent, plain
+from fastforget.auditing.show.layout import style_sheet
+from fastforget.auditing.show.lines import Cell
+from fastforget.auditing.show.wording import ends, plain
 
 SECTIONS = ("Can this audit fail?", "Which samples are most exposed?")
 
@@ -39,7 +41,7 @@ def texts(page: str) -> str:
 
 def table(page: str) -> dict[str, dict[str, list[str]]]:
     """Each figure's cells as the page has them, intervals in brackets, by group and label."""
-    found: dict[str, dict[str, list[str]]] = {}
+    groups: dict[str, dict[str, list[str]]] = {}
     (inner,) = re.findall(r'<table class="figures[^>]*>(.*?)<tfoot>', page, flags=re.S)
     for body in re.findall(r"<tbody>(.*?)</tbody>", inner, flags=re.S):
         (group,) = re.findall(r'class="group"[^>]*><span>([^<]*)</span>', body)
@@ -47,19 +49,20 @@ def table(page: str) -> dict[str, dict[str, list[str]]]:
             label, _, cells = row.partition("</th>")
             pairs = re.findall(r"<td>([^<]*)(?:<small>([^<]*)</small>)?</td>", cells)
             texts = [f"{text} [{', '.join(small.split('–'))}]" if small else text for text, small in pairs]
-            found.setdefault(html.unescape(group), {})[html.unescape(label)] = [html.unescape(text) for text in texts]
-    return found
+            groups.setdefault(html.unescape(group), {})[html.unescape(label)] = [html.unescape(text) for text in texts]
+    return groups
 
 
 def test_the_page_and_the_text_show_the_same_figures(whole, tmp_path: Path) -> None:
     report, _ = whole
-    found, said = table(shown(report, tmp_path)), str(report)
-    assert [(group, label) for group, of in found.items() for label in of] == [(group, label) for label, _, group in report.table()]
+    on_page, text = table(shown(report, tmp_path)), str(report)
+    shown_labels = [(group, label) for group, labels in on_page.items() for label in labels]
+    assert shown_labels == [(group, label) for label, _, group in report.table()]
     for label, cells, group in report.table():
-        assert len(cells) == len(MODELS) and found[group][label][: len(MODELS)] == cells
-        (line,) = [line for line in said.partition(f"\n{group}\n")[2].splitlines() if line.startswith(f"  {label}  ")][:1]
+        assert len(cells) == len(MODELS) and on_page[group][label][: len(MODELS)] == cells
+        (line,) = [line for line in text.partition(f"\n{group}\n")[2].splitlines() if line.startswith(f"  {label}  ")][:1]
         assert line.split("  ", 1)[1].split() == [*label.split(), *" ".join(cells).split()]
-    controls = [found["accuracy"]["forget set"][len(MODELS) :], found["LiRA, forget against unseen"]["AUC"][len(MODELS) :]]
+    controls = [on_page["accuracy"]["forget set"][len(MODELS) :], on_page["LiRA, forget against unseen"]["AUC"][len(MODELS) :]]
     for row, accuracy, auc in zip(report.control_rows, *controls, strict=True):
         figures = row["attacks"]["forget_vs_test"]["lira"]
         assert accuracy == f"{percent(row['accuracy']['forget'])} [{', '.join(ends(row['accuracy_intervals']['forget'], percent))}]"
@@ -123,8 +126,8 @@ def test_what_is_absent_leaves_no_trace(tmp_path: Path) -> None:
 
 def test_a_control_that_passed_spoils_the_verdict(whole, tmp_path: Path) -> None:
     report = copy.deepcopy(whole[0])
-    report.controls["fine_tuned"]["behaved"] = False
-    report.controls["random"]["behaved"] = None
+    report.control_outcomes["fine_tuned"].behaved = False
+    report.control_outcomes["random"].behaved = None
     report.reasons.insert(0, "control fine_tuned: FAIL: it is PASS, but must not pass")
     text = texts(shown(report, tmp_path))
     assert "Don't trust this verdict:| fine_tuned did not behave as it must." in text
@@ -164,7 +167,7 @@ def test_pictures_are_those_of_the_samples(whole, tmp_path: Path) -> None:
 def test_a_missing_reference_stands_before_the_controls(whole, tmp_path: Path) -> None:
     report = copy.deepcopy(whole[0])
     report.settings["reference"] = None
-    report.rows = [row for row in report.rows if row["model"] != "retrained"]
+    report.figures = [row for row in report.figures if row.model != "retrained"]
     page = shown(report, tmp_path)
     row = re.search(r'<tr><th scope="row">forget set</th>(.*?)</tr>', page)[1]
     cells = re.findall(r"<td[^>]*>([^<]*)", row)
@@ -206,7 +209,7 @@ def contrast(a: str, b: str) -> float:
 
 @pytest.mark.parametrize("which", [0, 1, 2], ids=["light", "dark", "print"])
 def test_text_and_curves_stand_out(which: int) -> None:
-    block = re.findall(r":root \{(.*?)\}", CSS, flags=re.S)[which]
+    block = re.findall(r":root \{(.*?)\}", style_sheet(), flags=re.S)[which]
     colours = dict(re.findall(r"--([a-z0-9]+):\s*#([0-9a-f]{6}|[0-9a-f]{3});", block))
     text = ("ink", "soft", "pass", "partial", "fail", "none", "forget")
     lines_of = ("original", "unlearned", "retrained", *(f"{k}{i}" for k in ("other", "control") for i in range(1, 5)), "retain", "test")

@@ -17,7 +17,8 @@ import torch
 from page_world import CLASS, CONTROLS, full_report
 
 import fastforget as ff
-from fastforget.auditing.show.style import CSS
+from fastforget.auditing.figures import ControlOutcome, Probe
+from fastforget.auditing.show.layout import style_sheet
 
 pytestmark = pytest.mark.skipif(chromium.BINARY is None, reason=chromium.MISSING)
 WIDTHS = (360, 390, 1280)
@@ -52,9 +53,9 @@ def page(folder: Path) -> Path:
 def hostile(folder: Path) -> Path:
     names = {"forsaken": ATTACK, "lightweight": "long" * 60, "random": f"{ATTACK}<img src=x onerror=alert(2)>"}
     report, sets = full_report(names)
-    report.controls[names["random"]] = {"status": ATTACK, "behaved": False}
+    report.control_outcomes[names["random"]] = ControlOutcome(ATTACK, behaved=False)
     report.settings["conventions_used"] |= {ATTACK: ATTACK, "lira": ATTACK}
-    report.rows[1]["probes"]["zrf"] = {"value": math.nan, "interval": None, "convention": ATTACK, "reason": ATTACK}
+    report.figures[1].probes["zrf"] = Probe(math.nan, reason=ATTACK, convention=ATTACK)
     return write(folder / "hostile.html", report, sets, title=ATTACK * 3, class_names=[ATTACK] * 10, facts={ATTACK: ATTACK})
 
 
@@ -104,7 +105,7 @@ def test_curves_have_their_colours(browser, page) -> None:
     def pixels_near(names: tuple[str, ...]) -> dict[str, int]:
         x, y, w, h = tab.evaluate(place)
         part = chromium.pixels(tab.screenshot())[y : y + h, x : x + w, :3].astype(int)
-        colours = {name: [int(c, 16) for c in re.findall("..", re.search(rf"--{name}: #(\w+)", CSS)[1])] for name in names}
+        colours = {name: [int(c, 16) for c in re.findall("..", re.search(rf"--{name}: #(\w+)", style_sheet())[1])] for name in names}
         return {name: int((np.abs(part - colour).max(-1) < 12).sum()) for name, colour in colours.items()}
 
     drawn = ("original", "unlearned", "other1", "other2", "retrained")
@@ -212,8 +213,8 @@ def test_the_helper_sees_what_is_wrong(browser, tmp_path: Path) -> None:
         f"{ATTACK}<script>console.error('told')</script><script>undefinedFunction()</script><img src='http://example.invalid/x.png'>"
     )
     tab = open_page(browser, bad, 390)
-    said = " ".join(tab.complaints())
-    assert "dialog: 1" in said and "told" in said and "Uncaught" in said
+    complaints = " ".join(tab.complaints())
+    assert "dialog: 1" in complaints and "told" in complaints and "Uncaught" in complaints
     assert tab.requests() == ["http://example.invalid/x.png"]
     assert overflow(tab) > 1000 or tab.evaluate("document.documentElement.scrollWidth") == 2000
 

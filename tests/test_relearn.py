@@ -53,9 +53,9 @@ class Hidden(nn.Module):
 
 @pytest.mark.parametrize("definition", DEFINITIONS)
 def test_original_at_once_hidden_soon_retrained_later(world: World, forget, goal, definition: str) -> None:
-    how = {"train": world.train, "forget": forget, "definition": definition, "batch_size": 64, **goal}
+    options = {"train": world.train, "forget": forget, "definition": definition, "batch_size": 64, **goal}
     original, hidden, retrained = (
-        relearn_time(model, **how) for model in (world.net("mlp"), Hidden(world.net("mlp")), world.net("mlp", (FORGOTTEN,)))
+        relearn_time(model, **options) for model in (world.net("mlp"), Hidden(world.net("mlp")), world.net("mlp", (FORGOTTEN,)))
     )
     assert original.value == 0 and original.reached and len(original.trace) == 1
     # 500 samples at a rate of 0.01 are too few for the retrained model: it comes to the cap
@@ -79,29 +79,29 @@ def slow_golatkar(model: nn.Module, data, forget, goal: float, seed: int) -> int
 
 
 def test_golatkar_is_500_samples_with_replacement_and_plain_sgd(world: World, forget) -> None:
-    found = relearn_time(
+    relearned = relearn_time(
         world.net("mlp", (FORGOTTEN,)), train=world.train, forget=forget, original_loss=2.0, definition="golatkar", seed=5
     )
     slow = slow_golatkar(world.net("mlp", (FORGOTTEN,)), world.train, forget, 2.0 + 1e-5, 5)
-    assert found.value == slow > 3 and found.trace[-1] <= found.goal < found.trace[-2]
+    assert relearned.value == slow > 3 and relearned.trace[-1] <= relearned.goal < relearned.trace[-2]
 
 
 def test_ain_counts_batches_of_the_whole_set_and_looks_after_each(world: World, forget, goal) -> None:
     model = world.net("mlp", (FORGOTTEN,))
-    found = relearn_time(model, train=world.train, forget=forget, definition="ain", batch_size=100, seed=2, **goal)
+    relearned = relearn_time(model, train=world.train, forget=forget, definition="ain", batch_size=100, seed=2, **goal)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     generator = torch.Generator().manual_seed(2)
     order = [batch for _ in range(3) for batch in torch.randperm(len(world.train[1]), generator=generator).split(100)]
     shares = []
-    for batch in order[: found.value]:
+    for batch in order[: relearned.value]:
         optimizer.zero_grad()
         F.cross_entropy(model(world.train[0][batch]), world.train[1][batch]).backward()
         optimizer.step()
         with torch.no_grad():
             shares.append(model(forget[0]).argmax(1).eq(forget[1]).double().mean().item())
-    assert found.unit == "batches" and found.goal == pytest.approx(0.95 * goal["original_accuracy"])
-    assert found.trace[1:] == pytest.approx(shares) and len(shares) > len(world.train[1]) / 100
-    assert found.trace[-1] >= found.goal > max(found.trace[:-1])
+    assert relearned.unit == "batches" and relearned.goal == pytest.approx(0.95 * goal["original_accuracy"])
+    assert relearned.trace[1:] == pytest.approx(shares) and len(shares) > len(world.train[1]) / 100
+    assert relearned.trace[-1] >= relearned.goal > max(relearned.trace[:-1])
 
 
 def test_unsir_draws_without_replacement(world: World, forget, goal) -> None:
@@ -133,21 +133,21 @@ def test_the_model_and_the_caller_s_random_state_stay(world: World, forget, goal
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
-    how = {"train": world.train, "forget": forget, "cap": 9, "lr": 0.05, **goal}
-    first = relearn_time(model, **how)
+    options = {"train": world.train, "forget": forget, "cap": 9, "lr": 0.05, **goal}
+    first = relearn_time(model, **options)
     assert torch.rand(1) == expected
     after = trace(model)
     assert before[:3] == after[:3]
-    assert first == relearn_time(model, **how) and first != relearn_time(model, **how, seed=1)
+    assert first == relearn_time(model, **options) and first != relearn_time(model, **options, seed=1)
 
 
 def test_the_cap_is_said(world: World, forget) -> None:
     for definition, value in (("unsir", 2), ("ain", 2 * 22)):
-        found = relearn_time(
+        relearned = relearn_time(
             world.net("mlp", (FORGOTTEN,)), train=world.train, forget=forget, original_accuracy=1.0, lr=1e-9, cap=2,
             definition=definition, batch_size=64,
         )  # fmt: skip
-        assert not found.reached and found.value == value and "lr 1e-09" in found.convention
+        assert not relearned.reached and relearned.value == value and "lr 1e-09" in relearned.convention
 
 
 def test_bad_calls_name_themselves(world: World, forget) -> None:
@@ -186,9 +186,9 @@ def test_rows_of_an_audit(world: World, forget) -> None:
     ratio = unlearned["relearn_time_ain"]["value"] / retrained["relearn_time_ain"]["value"]
     assert unlearned["ain"]["value"] == pytest.approx(ratio) and "anamnesis index" in unlearned["ain"]["convention"]
     assert unlearned["relearn_time_unsir"]["unit"] == "epochs" and "500 random" in unlearned["relearn_time_unsir"]["convention"]
-    said = str(report)
-    assert "relearn time, unsir, epochs" in said and "relearn time, ain, batches" in said and "anamnesis index" in said
-    assert "> 100" in said and "not reached in 100 epochs" in retrained["relearn_time_unsir"]["reason"]
+    printed = str(report)
+    assert "relearn time, unsir, epochs" in printed and "relearn time, ain, batches" in printed and "anamnesis index" in printed
+    assert "> 100" in printed and "not reached in 100 epochs" in retrained["relearn_time_unsir"]["reason"]
     assert "relearn time" not in str(ff.audit(models, **sets))
 
 
@@ -196,9 +196,9 @@ def test_rows_without_an_original_or_a_training_set() -> None:
     world = Blobs()
     models = {"unlearned": world.retrained_again, "retrained": world.retrained}
     sets = {"forget": world.forget, "retain": world.retain, "test": world.test}
-    found = ff.audit(models, **sets, relearn=("ain",), train=world.retain).row("unlearned")["probes"]
-    assert math.isnan(found["relearn_time_ain"]["value"]) and 'no model named "original"' in found["relearn_time_ain"]["reason"]
-    assert math.isnan(found["ain"]["value"]) and "original and a retrained" in found["ain"]["reason"]
+    measured = ff.audit(models, **sets, relearn=("ain",), train=world.retain).row("unlearned")["probes"]
+    assert math.isnan(measured["relearn_time_ain"]["value"]) and 'no model named "original"' in measured["relearn_time_ain"]["reason"]
+    assert math.isnan(measured["ain"]["value"]) and "original and a retrained" in measured["ain"]["reason"]
     with pytest.raises(ValueError, match="train: got None; relearn= trains on"):
         world.audit(relearn=("unsir",))
     with pytest.raises(ValueError, match="relearn: got 'unsir'; accepted is a list of 'unsir', 'golatkar', 'ain'"):

@@ -142,22 +142,22 @@ def page(report, tmp_path_factory) -> str:
 
 
 def test_page_names_no_other_resource(page: str) -> None:
-    found = Reader(page)
-    assert found.open == []
-    assert all(value.startswith(("data:", "#")) for value in found.named), found.named
-    assert not found.handlers
-    assert not {"script", "iframe", "object", "embed", "form", "base"} & set(found.tags)
+    read = Reader(page)
+    assert read.open == []
+    assert all(value.startswith(("data:", "#")) for value in read.named), read.named
+    assert not read.handlers
+    assert not {"script", "iframe", "object", "embed", "form", "base"} & set(read.tags)
     assert not re.search(r"url\(|@import|https?:|//[a-z]", page)
     assert "default-src 'none'" in page and 'name="viewport"' in page and "@media print" in page
     assert "prefers-color-scheme: dark" in page
 
 
 def test_page_shows_everything(page: str, report) -> None:
-    found = Reader(page)
+    read = Reader(page)
     # ROC curves of the loss attack and, folded, of two others; loss histograms, predictions, accuracies, layers
-    assert found.tags["svg"] == 2 + 2 + 3 + 3 + 1 + 1
+    assert read.tags["svg"] == 2 + 2 + 3 + 3 + 1 + 1
     # the figures, and the most exposed samples, without pictures here: the images are the learned noise
-    assert found.tags["img"] == 5 + 2 and found.tags["table"] == 2
+    assert read.tags["img"] == 5 + 2 and read.tags["table"] == 2
     for group, label, cells in report.lines():
         for text in (label, group, *(cell.text for cell in cells)):
             assert text.replace(" %", "\u00a0%").replace(" *", "\u00a0*") in page
@@ -183,9 +183,9 @@ def test_hostile_names_are_text(world: World, tmp_path) -> None:
         class_names=[HOSTILE] * 4,
     )
     page = path.read_text()
-    found = Reader(page)
-    assert found.open == [] and "script" not in found.tags and found.tags["img"] == 1
-    assert all(value.startswith(("data:", "#")) for value in found.named)
+    read = Reader(page)
+    assert read.open == [] and "script" not in read.tags and read.tags["img"] == 1
+    assert all(value.startswith(("data:", "#")) for value in read.named)
     assert "&lt;script&gt;" in page
 
 

@@ -96,8 +96,8 @@ def test_every_attack_equals_the_ops_on_whole_arrays(files, chunk):
 
 @pytest.mark.parametrize("chunk", ["60", "11"])
 def test_conventions_reach_the_attacks(files, chunk):
-    how = ["--variance", "per_example", "--tail", "density", "--gamma", "1", "--strict", "--a", "0.6", "--chunk", chunk]
-    got, facts = files.run("--attack", "lira", "lira_offline", "rmia", "rmia_offline", *how)
+    options = ["--variance", "per_example", "--tail", "density", "--gamma", "1", "--strict", "--a", "0.6", "--chunk", chunk]
+    got, facts = files.run("--attack", "lira", "lira_offline", "rmia", "rmia_offline", *options)
     t, s = files.scores(files.target), files.scores(files.shadows)
     phi, shadow_phi = t.logit_confidence.double(), s.logit_confidence.double()
     near(got["lira"], membership.lira(phi, shadow_phi, files.keep))
@@ -220,8 +220,8 @@ def test_memory_does_not_grow_with_the_models(tmp_path):
     """48 models x 50k samples x 18 queries, 170 MB of files: with one array of all scores it could not stay below 100 MB."""
     from fastforget._bench import shadows
 
-    found = shadows.scores(argparse.Namespace(n=48, root=tmp_path, threads=1))
-    for row in found["rows"]:
+    measured = shadows.scores(argparse.Namespace(n=48, root=tmp_path, threads=1))
+    for row in measured["rows"]:
         assert row["exit"] == 0 and row["input_mb"] > 160
         assert 0 < row["peak_mb_above"] < 100, row
 

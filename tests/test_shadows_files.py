@@ -110,8 +110,8 @@ def test_processes_share_the_models_out(tmp_path, monkeypatch):
     single = train(7, **FULL)
     for rank in (2, 0, 1):
         as_rank(monkeypatch, rank, 3)
-        mine = train(7, out=tmp_path, **FULL)
-        assert mine.index.tolist() == list(range(7))[rank::3]
+        own = train(7, out=tmp_path, **FULL)
+        assert own.index.tolist() == list(range(7))[rank::3]
     merged = ff.audit.Shadows.load(tmp_path)
     assert merged.n_models == 7 and sorted(merged.index.tolist()) == list(range(7))
     order = merged.index.argsort()

@@ -9,8 +9,7 @@ from torch import nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from fastforget._data import source
-from fastforget.methods import overlap as _overlap
-from fastforget.methods import unlearn
+from fastforget.methods import overlap, unlearn
 
 
 def refusals():
@@ -40,7 +39,7 @@ def refusals():
         "all frozen": ({"model": frozen}, ValueError, "no parameter requires a gradient"),
         "not a model": ({"model": len}, TypeError, "torch.nn.Module"),
         "NaN logits": ({"model": broken}, ValueError, "aren't finite"),
-        "no logits": ({"forward": lambda m, x: m(x).sum(1)}, TypeError, r"accepted are logits \[batch, classes\]"),
+        "no logits": ({"forward": lambda m, x: m(x).sum()}, TypeError, r"accepted are logits \[batch, classes\]"),
         "method": ({"method": "scrub"}, ValueError, "method: got 'scrub'"),
         "option": ({"copy": 3}, TypeError, "unknown option 'copy', did you mean 'copies'"),
         "preset": ({"preset": "papers"}, ValueError, "preset: got 'papers'"),
@@ -133,8 +132,8 @@ def test_twins_within_the_data_explain_shared_samples():
     x[200:220], y[200:220] = x[300:320], y[300:320]  # twins within retain: 40 of 300
     x[0:6], y[0:6] = x[110:116], y[110:116]  # and across: 6 of 100
     result = quiet(small_mlp(), "none", forget=cut((x, y), 0, 100), retain=cut((x, y), 100, 400), progress=False)
-    found = result.receipt["overlap"]["retain"]
-    assert found["shared"] == 6 and found["allowed"] == pytest.approx((0.01 + 2 * 40 / 300) * 100)
+    overlap_of_retain = result.receipt["overlap"]["retain"]
+    assert overlap_of_retain["shared"] == 6 and overlap_of_retain["allowed"] == pytest.approx((0.01 + 2 * 40 / 300) * 100)
     x[200:220] = torch.randn(20, 1, 8, 8)
     with pytest.raises(ValueError, match="6 of its 100 samples are in retain"):
         unlearn(small_mlp(), "none", forget=cut((x, y), 0, 100), retain=cut((x, y), 100, 400), progress=False)
@@ -144,7 +143,7 @@ def test_the_check_can_be_switched_off_and_does_not_read_large_sets(monkeypatch)
     data = samples()
     sets = {"forget": cut(data, 0, 20), "retain": cut(data, 10, 120), "progress": False}
     assert "check_overlap=False" in quiet(small_mlp(), "none", check_overlap=False, **sets).receipt["overlap"]["how"]
-    monkeypatch.setattr(_overlap, "READ_LIMIT", 100)
+    monkeypatch.setattr(overlap, "READ_LIMIT", 100)
     sets["retain"] = Listed(*sets["retain"])
     assert quiet(small_mlp(), "none", **sets).receipt["overlap"]["retain"]["how"].startswith("not checked: 110 samples")
     # whole classes: labels keep the sets apart, nothing is read
@@ -159,8 +158,8 @@ def test_fingerprints_tell_samples_apart(dtype):
     base = torch.zeros(20_000, 7, 13, dtype=dtype)
     where = torch.arange(20_000)
     base.view(20_000, -1)[where, where % 91] = (where // 91 + 1).to(dtype)
-    found = _overlap.fingerprints(source((base, torch.zeros(20_000, dtype=torch.int64)), name="forget"))
-    assert len(found.unique()) == len(base.view(20_000, -1).unique(dim=0))
+    prints = overlap.fingerprints(source((base, torch.zeros(20_000, dtype=torch.int64)), name="forget"))
+    assert len(prints.unique()) == len(base.view(20_000, -1).unique(dim=0))
 
 
 @pytest.mark.parametrize("method", ["forsaken", "lightweight"])

@@ -17,8 +17,7 @@ from benchmarks.unsir_published import our_noise, published_noise
 from fastforget import _weights
 from fastforget.methods import UNSIR, NotForgottenWarning, unlearn
 from fastforget.methods.task import Task
-from fastforget.methods.unsir.place import Place
-from fastforget.methods.unsir.train import train as loop
+from fastforget.methods.unsir.noise import Place, learn_noise
 
 IMAGE = Place(torch.empty(1, 8, 8))
 
@@ -58,7 +57,7 @@ def task_of(model: nn.Module) -> Task:
 def test_noise_of_a_class_does_not_depend_on_the_others_start():
     zero = {"noise_steps": 1, "noise_lr": 0.0, "noise_batch": 4}
     both, one = (
-        loop.learn_noise(UNSIR("paper", **zero), task_of(small_mlp()), classes, IMAGE).images for classes in ([2, 5], [5])
+        learn_noise(UNSIR("paper", **zero), task_of(small_mlp()), classes, IMAGE).images for classes in ([2, 5], [5])
     )
     assert torch.equal(both[4:], one)
     assert not torch.equal(both[:4], one)
@@ -67,7 +66,7 @@ def test_noise_of_a_class_does_not_depend_on_the_others_start():
 def test_l2_mean_is_sum_over_pixels(world):
     settings = {"noise_batch": 4, "noise_steps": 5}
     a, b = (
-        loop.learn_noise(UNSIR("paper", **settings, **l2), task_of(world.net("mlp")), [1, 2], IMAGE).images
+        learn_noise(UNSIR("paper", **settings, **l2), task_of(world.net("mlp")), [1, 2], IMAGE).images
         for l2 in ({"l2": 0.5}, {"l2": 32.0, "l2_reduction": "mean"})
     )
     assert torch.equal(a, b)
@@ -75,8 +74,8 @@ def test_l2_mean_is_sum_over_pixels(world):
 
 def test_noise_raises_the_error_and_learned_images_lower_it(world):
     task = task_of(world.net("cnn"))
-    noise = loop.learn_noise(UNSIR("paper", noise_batch=8), task, [3], IMAGE)
-    images = loop.learn_noise(UNSIR("paper", noise_batch=8), task, [3], IMAGE, sign=-1)
+    noise = learn_noise(UNSIR("paper", noise_batch=8), task, [3], IMAGE)
+    images = learn_noise(UNSIR("paper", noise_batch=8), task, [3], IMAGE, sign=-1)
     error = {row["phase"]: row["error"] for row in task.history}
     assert error["noise"] > 5 > 0.1 > error["images"]
     assert noise.labels.tolist() == images.labels.tolist() == [3] * 8
@@ -86,12 +85,12 @@ def test_noise_options_shape_the_result(world):
     model = world.net("cnn")
     notebook = UNSIR("notebook", noise_batch=8, noise_steps=2)
     task = task_of(model)
-    noise = loop.learn_noise(notebook, task, [3, 5], IMAGE)
+    noise = learn_noise(notebook, task, [3, 5], IMAGE)
     assert noise.images.shape == (6, 1, 8, 8) and noise.labels.tolist() == [0] * 6
     assert _weights.fingerprint(model) != _weights.fingerprint(world.net("cnn"))  # statistics drift, as published
     kept = UNSIR("notebook", noise_batch=8, noise_steps=2, noise_statistics="restore", noise_clamp=(-0.5, 0.5))
     model = world.net("cnn")
-    clamped = loop.learn_noise(kept, task_of(model), [3], IMAGE).images
+    clamped = learn_noise(kept, task_of(model), [3], IMAGE).images
     assert _weights.fingerprint(model) == _weights.fingerprint(world.net("cnn"))
     assert clamped.abs().max() <= 0.5
     assert all(p.requires_grad and p.grad is None for p in model.parameters()) and not model.training
@@ -253,18 +252,18 @@ def test_a_loss_that_is_not_finite_leaves_no_trace(world):
 
 def test_overwriting_is_all_or_nothing(world, monkeypatch):
     model, new = world.net("cnn"), world.net("cnn", (3,))
-    before, calls, real = _weights.fingerprint(model), [], _weights.put_back
+    before, calls, real = _weights.fingerprint(model), [], torch._foreach_copy_
 
     def torn(target, saved):
         calls.append(1)
         if len(calls) == 1:
-            real(target, {**_weights.save(target), **dict(list(saved.items())[:2])})
+            real(target[:2], saved[:2])
             raise KeyboardInterrupt
         real(target, saved)
 
-    monkeypatch.setattr(_weights, "put_back", torn)
+    monkeypatch.setattr(torch, "_foreach_copy_", torn)
     with pytest.raises(KeyboardInterrupt):
-        _weights.overwrite(model, new)
+        _weights.overwriting(model, new).give(None)
     assert _weights.fingerprint(model) == before
 
 

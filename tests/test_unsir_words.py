@@ -13,7 +13,7 @@ from benchmarks.experiment_data import BagNet
 from fastforget._data import source
 from fastforget.methods import UNSIR
 from fastforget.methods.task import Task
-from fastforget.methods.unsir.place import Place, place
+from fastforget.methods.unsir.noise import Place, find_place
 
 WORDS, CLASSES = 300, 6
 
@@ -80,7 +80,7 @@ def test_only_retained_samples_reach_the_layers_before(texts):
     """The stand-in's words get no gradient from the noise."""
     model = texts.net().train()
     words, labels = texts.part(texts.train, [2], False)
-    at = place(task_of(model), "words", source((words, labels), name="retain"))
+    at = find_place(task_of(model), "words", source((words, labels), name="retain"))
     noise = torch.randn(4, 64)
     model.zero_grad()
     at.logits(task_of(model), noise).square().sum().backward()
@@ -94,7 +94,7 @@ def test_only_retained_samples_reach_the_layers_before(texts):
 def test_units_are_the_layers(texts):
     words, labels = texts.part(texts.train, [2], False)
     model = texts.net()
-    at = place(task_of(model), "words", source((words, labels), name="retain"))
+    at = find_place(task_of(model), "words", source((words, labels), name="retain"))
     output = model.words(words[:256]).double()
     assert at.like.shape == (64,)
     assert (at.mean, at.deviation) == pytest.approx((output.mean().item(), output.std(correction=0).item()))

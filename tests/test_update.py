@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fastforget.ops import update
 
+IMPLEMENTATIONS = ("reference", "baseline", "avx2", "avx512", "emulated")
 LOSS_SHAPES = [(0, 10), (1, 1), (1, 2), (3, 10), (17, 7), (256, 10), (33, 100), (5, 1000), (2, 4099)]
 STEP_SHAPES = [(1,), (1, 1), (3, 5), (2, 3, 7, 9), (4, 3, 32, 32), (1, 65537), (129, 33)]
 

@@ -13,6 +13,7 @@ from torch import nn
 import fastforget as ff
 from fastforget.auditing import verdict
 from fastforget.auditing.controls import controls
+from fastforget.auditing.figures import ModelRow
 
 
 @pytest.fixture(scope="module")
@@ -122,28 +123,28 @@ def test_a_model_of_one_layer_may_change_it(world: World) -> None:
 # ------------------------------------------------------------------ knowledge below the answers
 
 
-def judged(rows: dict[str, dict], mine: float | None, reference: float | None) -> tuple[str, list[str]]:
-    mine_row, reference_row = copy.deepcopy(rows["unlearned"]), copy.deepcopy(rows["retrained"])
-    for row, value in ((mine_row, mine), (reference_row, reference)):
+def judged(rows: dict[str, dict], told: float | None, reference: float | None) -> tuple[str, list[str]]:
+    row_of_model, row_of_retrained = copy.deepcopy(rows["unlearned"]), copy.deepcopy(rows["retrained"])
+    for row, value in ((row_of_model, told), (row_of_retrained, reference)):
         row["probes"] = {"class_logit_auc": {"value": value, "by_class": {FORGOTTEN: value}}}
-    return verdict.judge(mine_row, rows["original"], reference_row)
+    return verdict.judge(*map(ModelRow.from_dict, (row_of_model, rows["original"], row_of_retrained)))
 
 
 @pytest.mark.parametrize(
-    ("mine", "reference", "status"),
+    ("told", "reference", "status"),
     [(0.9, 0.9, "PASS"), (0.3, 0.9, "PASS"), (0.93, 0.9, "PASS"), (0.99, 0.9, "PARTIAL"), (0.9999, 0.97, "PARTIAL"), (1.0, 1.0, "PASS")],
 )
-def test_a_class_that_its_logit_still_tells_is_not_forgotten(rows: dict[str, dict], mine: float, reference: float, status: str) -> None:
-    found, reasons = judged(rows, mine, reference)
-    assert found == status
+def test_a_class_that_its_logit_still_tells_is_not_forgotten(rows: dict[str, dict], told: float, reference: float, status: str) -> None:
+    judged_as, reasons = judged(rows, told, reference)
+    assert judged_as == status
     (about,) = [reason for reason in reasons if "its logit tells" in reason]
-    assert about.startswith(status) and verdict.plain(mine) in about
+    assert about.startswith(status) and verdict.plain(told) in about
 
 
-@pytest.mark.parametrize(("mine", "reference"), [(math.nan, 0.9), (0.99, math.nan), (None, None)])
-def test_without_that_figure_nothing_is_said_about_it(rows: dict[str, dict], mine: float | None, reference: float | None) -> None:
-    found, reasons = judged(rows, mine, reference)
-    assert found == "PASS" and not any("its logit tells" in reason for reason in reasons)
+@pytest.mark.parametrize(("told", "reference"), [(math.nan, 0.9), (0.99, math.nan), (None, None)])
+def test_without_that_figure_nothing_is_said_about_it(rows: dict[str, dict], told: float | None, reference: float | None) -> None:
+    judged_as, reasons = judged(rows, told, reference)
+    assert judged_as == "PASS" and not any("its logit tells" in reason for reason in reasons)
 
 
 def test_chance_is_allowed_more_where_the_samples_are_few() -> None:
@@ -209,11 +210,11 @@ def test_without_the_original_nothing_shows_the_power(world: World) -> None:
 
 
 def test_no_tolerance_is_wider_than_half_of_the_way() -> None:
-    check = verdict.Check("figure", (), 0.09, verdict.plain)
-    assert verdict._near(check, 0.56, 0.5, 0.5)[0] == "PASS"  # no way to go
-    assert verdict._near(check, 0.56, 0.5, 0.60)[0] == "FAIL"  # 60 % of it is missing
-    assert verdict._near(check, 0.54, 0.5, 0.60)[0] == "PASS"
-    assert verdict._near(check, 0.56, 0.5, 0.80)[0] == "PASS"
+    near = verdict.Near("figure", lambda row: math.nan, 0.09, verdict.plain)
+    assert verdict._compare(near, 0.56, 0.5, 0.5)[0] == "PASS"  # no way to go
+    assert verdict._compare(near, 0.56, 0.5, 0.60)[0] == "FAIL"  # 60 % of it is missing
+    assert verdict._compare(near, 0.54, 0.5, 0.60)[0] == "PASS"
+    assert verdict._compare(near, 0.56, 0.5, 0.80)[0] == "PASS"
 
 
 def test_a_retrained_model_that_is_the_original_shows_nothing(world: World) -> None:
@@ -229,11 +230,51 @@ def test_a_retrained_model_that_is_the_original_shows_nothing(world: World) -> N
 @pytest.mark.parametrize(("lira", "status"), [(0.52, "PASS"), (0.60, "PARTIAL"), (0.77, "FAIL"), (None, "PASS")])
 def test_lira_counts_where_shadow_models_were_given(rows: dict[str, dict], lira: float | None, status: str) -> None:
     """The loss attack is satisfied with this model; LiRA, where there is one, need not be."""
-    mine, original, retrained = (copy.deepcopy(rows[name]) for name in ("unlearned", "original", "retrained"))
-    for row, auc in ((mine, lira), (original, 0.8), (retrained, 0.5)):
+    unlearned, original, retrained = (copy.deepcopy(rows[name]) for name in ("unlearned", "original", "retrained"))
+    for row, auc in ((unlearned, lira), (original, 0.8), (retrained, 0.5)):
         figures = {**row["attacks"]["forget_vs_test"]["loss"], "auc": auc, "auc_standard_error": 0.01}
         if lira is not None:
             row["attacks"]["forget_vs_test"]["lira"] = figures
-    got, reasons = verdict.judge(mine, original, retrained)
-    assert got == status
+    judged_as, reasons = verdict.judge(*map(ModelRow.from_dict, (unlearned, original, retrained)))
+    assert judged_as == status
     assert any("LiRA AUC" in reason for reason in reasons) == (lira is not None)
+
+
+# ------------------------------------------------------------------ the rule and the code
+
+
+def test_the_rule_is_a_numbered_list_of_what_the_code_does() -> None:
+    assert [entry.number for entry in verdict.ENTRIES] == list(range(1, 8))
+    functions = [entry.function for entry in verdict.ENTRIES]
+    names = ("check_weights", "check_forgetting", "check_knowledge", "check_power", "check_use", "judge", "overall")
+    assert functions == [getattr(verdict, name) for name in names]
+    assert verdict.ENTRIES[:5] == verdict.CHECKS
+    lines = verdict.RULE.splitlines()
+    assert lines[1:-1] == [f"{entry.number}. {entry.title}: {entry.text}" for entry in verdict.ENTRIES]
+
+
+@pytest.mark.parametrize(
+    ("number", "about"),
+    [(1, "nothing was forgotten"), (2, "accuracy on the forget set"), (3, "still recognises"), (4, "so a model that"), (5, "points lost")],
+)
+def test_each_check_speaks_of_its_own_sentence(rows: dict[str, dict], number: int, about: str) -> None:
+    """One thing is wrong with the model (or the audit) at a time; the check of that number says so, and no other check changes its mind."""
+    row, original, retrained = (copy.deepcopy(ModelRow.from_dict(rows[name])) for name in ("unlearned", "original", "retrained"))
+    before = [entry.function(verdict.Case(row, original, retrained)) for entry in verdict.CHECKS]
+    if number == 1:
+        row.weight_distance["original"].identical = True
+    elif number == 2:
+        row.accuracy["forget"].value = 1.0
+    elif number == 3:
+        row.probes["class_logit_auc"].value, retrained.probes["class_logit_auc"].value = 0.9999, 0.5
+    elif number == 4:
+        original.accuracy, original.attacks = copy.deepcopy(retrained.accuracy), copy.deepcopy(retrained.attacks)
+        before[1] = verdict.check_forgetting(verdict.Case(row, original, retrained))  # the way to go is another
+    else:
+        row.accuracy["test_retain"].value = 0.1
+    after = [entry.function(verdict.Case(row, original, retrained)) for entry in verdict.CHECKS]
+    changed = [entry.number for entry, was, now in zip(verdict.CHECKS, before, after, strict=True) if was != now]
+    assert changed == [number]
+    worst = max(after[number - 1], key=lambda finding: verdict.ORDER.index(finding[0]))
+    assert worst[0] in ("PARTIAL", "FAIL") and about in worst[1]
+    assert verdict.judge(row, original, retrained)[0] == worst[0]

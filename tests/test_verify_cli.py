@@ -24,6 +24,7 @@ def place(tmp_path_factory) -> Path:
     torch.save({"state_dict": world.retrained_again.state_dict(), "epoch": 3}, place / "nested.pth")
     torch.save(world.original.state_dict(), place / "original.pt")
     torch.save(world.original, place / "whole_model.pt")
+    torch.save(world.retrained.state_dict(), place / "retrained.pt")
     torch.save([1, 2], place / "list.pt")
     x, y = world.forget
     np.savez(place / "forget.npz", inputs=x.numpy(), labels=y.numpy())
@@ -40,11 +41,12 @@ def run(place: Path, *arguments: str, receipt: str = "receipt.json", model: str 
 
 def test_what_fits_is_verified(place: Path, capsys) -> None:
     assert run(place) == 0
-    said = capsys.readouterr().out
-    assert "VERIFIED: PASS" in said and "MISMATCH" not in said and "the forget set: not checked (--forget)" in said
-    assert run(place, "--original", "original.pt", "--forget", "forget.npz", "--ids", "ids.txt") == 0
-    said = capsys.readouterr().out
-    assert "not checked" not in said and "ok        forget_set.ids.sha256" in said
+    printed = capsys.readouterr().out
+    assert "VERIFIED: PASS" in printed and "MISMATCH" not in printed and "the forget set: not checked (--forget)" in printed
+    assert run(place, "--original", "original.pt", "--retrained", "retrained.pt", "--forget", "forget.npz", "--ids", "ids.txt") == 0
+    printed = capsys.readouterr().out
+    assert "the figures: not measured again (--retain, --test, --build)" in printed
+    assert "not checked" not in printed and "ok        forget_set.ids.sha256" in printed
     assert run(place, model="nested.pth") == 0
 
 
@@ -59,14 +61,14 @@ def test_what_fits_is_verified(place: Path, capsys) -> None:
 )
 def test_what_does_not_fit_is_refused_by_name(place: Path, capsys, model: str, options: list[str], field: str) -> None:
     assert run(place, *options, model=model) == 1
-    said = capsys.readouterr().out
-    assert f"MISMATCH  {field}: " in said and f"REFUSED: {field}" in said and "VERIFIED" not in said
+    printed = capsys.readouterr().out
+    assert f"MISMATCH  {field}: " in printed and f"REFUSED: {field}" in printed and "VERIFIED" not in printed
 
 
 def test_a_tampered_receipt_is_refused(place: Path, capsys) -> None:
     text = (place / "receipt.json").read_text()
-    found = json.loads(text)
-    accuracy = found["rows"][1]["accuracy"]["test_retain"]
+    receipt = json.loads(text)
+    accuracy = receipt["rows"][1]["accuracy"]["test_retain"]
     assert text.count(f'"test_retain": {accuracy!r}') >= 1
     (place / "edited.json").write_text(text.replace(f'"test_retain": {accuracy!r}', '"test_retain": 0.999', 1))
     assert run(place, receipt="edited.json") == 1
@@ -86,8 +88,8 @@ def test_a_tampered_receipt_is_refused(place: Path, capsys) -> None:
 def test_a_receipt_that_can_not_be_read(place: Path, capsys, content, message: str) -> None:
     (place / "damaged.json").write_text(content((place / "receipt.json").read_text()))
     assert run(place, receipt="damaged.json") == 2
-    said = capsys.readouterr()
-    assert message in said.err and said.out == ""
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.out == ""
 
 
 def test_files_that_can_not_be_read(place: Path, capsys) -> None:
@@ -112,9 +114,9 @@ def test_files_that_can_not_be_read(place: Path, capsys) -> None:
 def test_whose_weights_must_be_clear(place: Path, capsys) -> None:
     assert run(place, "--name", "nobody") == 2
     assert "--name: 'nobody' is not in the receipt; accepted are original, unlearned, retrained" in capsys.readouterr().err
-    found = json.loads((place / "receipt.json").read_text())
-    found["models"]["second"] = found["models"]["unlearned"]
-    (place / "two.json").write_text(json.dumps(found))
+    receipt = json.loads((place / "receipt.json").read_text())
+    receipt["models"]["second"] = receipt["models"]["unlearned"]
+    (place / "two.json").write_text(json.dumps(receipt))
     assert run(place, receipt="two.json") == 2
     assert "--name: the receipt is about unlearned, second" in capsys.readouterr().err
 

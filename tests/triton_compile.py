@@ -1,7 +1,8 @@
 """Compiles the Triton kernels ahead of time for one architecture, without a GPU.
 
 For test_triton_interpreter.py. Every variant must pass Triton and ptxas and spill no register, and the
-streaming kernels must read and write 16 bytes at a time where the tensors are aligned.
+streaming kernels must read and write 16 bytes at a time where the tensors are aligned. A kernel that is not
+named here is built as the table of ops calls it.
 """
 
 from __future__ import annotations
@@ -11,30 +12,31 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import op_table
 import torch
 import triton
 import triton.language as tl
 from fastforget._triton.common import TL_DTYPE
+from fastforget._triton.mask import elementwise as mask
+from fastforget._triton.mask import optim as mask_optim
+from fastforget._triton.mask import rows as mask_rows
+from fastforget._triton.mask import select as mask_select
+from fastforget._triton.membership import lira as scores
+from fastforget._triton.membership import lira_moments as lira
+from fastforget._triton.membership import rmia, roc
+from fastforget._triton.membership import scores as membership
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
 
-from fastforget._triton import (
-    mask,
-    mask_optim,
-    mask_rows,
-    mask_select,
-    membership,
-    membership_lira,
-    membership_lira_scores,
-    membership_rank,
-    noise,
-    noise_step,
-    rows,
-    update,
-)
+from fastforget import backend
+from fastforget._triton import noise, rows, update
 
 POINTERS = {tl.float32: "*fp32", tl.bfloat16: "*bf16", tl.float16: "*fp16", tl.float64: "*fp64"}
+INTEGERS = {torch.int8: "*i8", torch.uint8: "*i8", torch.bool: "*i8", torch.int32: "*i32", torch.int64: "*i64"}
+BUILT: set[str] = set()  # the kernels that were built, by name
 WIDE = re.compile(r"(ld|st)\.global(?:\.\w+)*\.v(?:4\.b32|2\.b64|4\.u32|2\.u64|4\.f32|2\.f64)")
 
 
@@ -43,7 +45,8 @@ def working(dtype: tl.dtype) -> tl.dtype:
 
 
 def build(arch: int, kernel, types: dict, constants: dict, warps: int, aligned: tuple[str, ...] = ()):
-    """PTX and the assembler's report."""
+    """The PTX, after the assembler has reported no spill."""
+    BUILT.add(kernel.fn.__name__)
     names = kernel.arg_names
     source = ASTSource(
         fn=kernel,
@@ -94,7 +97,7 @@ def elementwise(arch: int) -> int:
             # what isn't aligned differs in its masks alone, so the one with every term stands for all
             for grad, elements in ((True, False), (False, True), (True, True)) if aligned else ((True, True),):
                 constants = {**common, "GRAD": grad, "ELEMENTS": elements, "CHUNK": noise.CHUNK}
-                ptx = build(arch, noise_step.perturb_list_kernel, types, constants, noise.NUM_WARPS, ("table",))
+                ptx = build(arch, noise.perturb_list_kernel, types, constants, noise.NUM_WARPS, ("table",))
                 assert wide(ptx) == ({"ld", "st"} if aligned else set())
                 count += 1
             constants = {**common, "CHUNK": mask.CHUNK}
@@ -113,7 +116,7 @@ def elementwise(arch: int) -> int:
     types = {**longs, "param": "*fp32", "grad": "*fp32", "elements": "*fp32"}
     constants = {**single, "GRAD": True, "ELEMENTS": True}
     aligned = ("param", "grad", "elements")
-    assert wide(build(arch, noise_step.perturb_one_kernel, types, constants, noise.NUM_WARPS, aligned)) == {"ld", "st"}
+    assert wide(build(arch, noise.perturb_one_kernel, types, constants, noise.NUM_WARPS, aligned)) == {"ld", "st"}
     types = {**longs, **words, "param": "*fp32", "forget": "*fp32", "retain": "*fp32"}
     single["CHUNK"] = mask.CHUNK
     build(arch, mask.dampen_one_kernel, types, single, mask.NUM_WARPS, ("param", "forget", "retain"))
@@ -170,16 +173,16 @@ def reductions(arch: int) -> int:
             "budgets": "*i64",
             "out": "*fp64",
         }
-        block = {"BLOCK": membership.SEARCH_BLOCK}
+        block = {"BLOCK": roc.SEARCH_BLOCK}
         build(
-            arch, membership.roc_search_kernel, types, block, membership.SEARCH_WARPS, ("member", "nonmember")
+            arch, roc.roc_search_kernel, types, block, roc.SEARCH_WARPS, ("member", "nonmember")
         )
         # sizes of 1 reach a kernel as constants
         ones = {"n1": 1, "steps1": 1, "programs1": 1}
-        build(arch, membership.roc_search_kernel, types, {**block, **ones}, membership.SEARCH_WARPS)
-        constants = {"BLOCK": membership.FINAL_BLOCK, "BUDGETS": 2}
-        build(arch, membership.roc_final_kernel, types, constants, 8)
-        build(arch, membership.roc_final_kernel, types, {**constants, **ones, "F": 1}, 8)
+        build(arch, roc.roc_search_kernel, types, {**block, **ones}, roc.SEARCH_WARPS)
+        constants = {"BLOCK": roc.FINAL_BLOCK, "BUDGETS": 2}
+        build(arch, roc.roc_final_kernel, types, constants, 8)
+        build(arch, roc.roc_final_kernel, types, {**constants, **ones, "F": 1}, 8)
         types = {"partials": "*fp64", "total": pointer, "count": "i32"}
         build(arch, update.sum_partials_kernel, types, {"WIDTH": update.SUM_WIDTH}, 4)
         count += 5
@@ -258,7 +261,6 @@ def lira_and_counts(arch: int) -> int:
     longs = dict.fromkeys(("floor", "least", "gamma", "seed", "step", "n0", "n1", "rates", "width"), "i64")
     words = dict.fromkeys(("count", "zeros", "numbers", "gammas", "counts", "below", "not_above", "accepted", "sums", "budgets"), "*i64")
     common = {**sizes, **longs, **words, "member": "*i8", "kept": "*fp64"}
-    lira, scores, rank = membership_lira, membership_lira_scores, membership_rank
     for dtype, integer, key in ((tl.float32, tl.int32, "*i32"), (tl.float64, tl.int64, "*i64")):
         floats = ("scores", "center", "variance", "target", "out", "ratio_x", "ratio_z")
         types = {**common, **dict.fromkeys(floats, POINTERS[dtype]), "limits": key}
@@ -276,23 +278,62 @@ def lira_and_counts(arch: int) -> int:
         moments = {**types, "mean": "*fp64", "m2": "*fp64"}
         build(arch, scores.update_kernel, moments, {"BLOCK": scores.BLOCK}, scores.WARPS)
         block = {"DTYPE": dtype, "STRICT": False}
-        build(arch, rank.rmia_counts_kernel, types, {**block, "BLOCK": rank.BLOCK}, rank.WARPS)
-        build(arch, rank.vote_limits_kernel, types, {**block, "INT": integer, "BLOCK": rank.BLOCK}, rank.WARPS)
+        build(arch, rmia.rmia_counts_kernel, types, {**block, "BLOCK": rmia.BLOCK}, rmia.WARPS)
+        build(arch, rmia.vote_limits_kernel, types, {**block, "INT": integer, "BLOCK": rmia.BLOCK}, rmia.WARPS)
         for divides in (False, True):
-            x, z = (rank.DIVIDE_X, rank.DIVIDE_Z) if divides else (rank.VOTE_X, rank.VOTE_Z)
+            x, z = (rmia.DIVIDE_X, rmia.DIVIDE_Z) if divides else (rmia.VOTE_X, rmia.VOTE_Z)
             constants = {**block, "INT": integer, "X": x, "Z": z, "DIVIDES": divides}
-            build(arch, rank.vote_kernel, types, constants, rank.VOTE_WARPS, ("ratio_x", "ratio_z", "limits"))
+            build(arch, rmia.vote_kernel, types, constants, rmia.VOTE_WARPS, ("ratio_x", "ratio_z", "limits"))
         count += 14
     types = {**common, **longs, "upto": "*i32", "size": "i64"}
-    build(arch, rank.count_draws_kernel, {**types, "counts": "*i32"}, {"DRAWS": rank.DRAWS}, rank.WARPS)
-    build(arch, rank.accepted_kernel, types, {"BLOCK": rank.BLOCK}, rank.WARPS)
-    build(arch, rank.member_draws_kernel, types, {"DRAWS": rank.DRAWS}, rank.WARPS)
-    build(arch, rank.quotients_kernel, {**types, "out": "*fp64"}, {"BLOCK": rank.BLOCK}, rank.WARPS)
+    build(arch, roc.count_draws_kernel, {**types, "counts": "*i32"}, {"DRAWS": roc.DRAWS}, roc.WARPS)
+    build(arch, roc.accepted_kernel, types, {"BLOCK": roc.BLOCK}, roc.WARPS)
+    build(arch, roc.member_draws_kernel, types, {"DRAWS": roc.DRAWS}, roc.WARPS)
+    build(arch, roc.quotients_kernel, {**types, "out": "*fp64"}, {"BLOCK": roc.BLOCK}, roc.WARPS)
     return count + 4
+
+
+def called_by_the_table(arch: int) -> int:
+    """Kernels that nothing above has built, for each form in which the table of ops launches them.
+
+    One with a constant ALIGNED streams, so it is built with both values.
+    """
+    forms: dict[str, tuple[Any, ...]] = {}
+    done = set(BUILT)
+
+    def record(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, num_warps: int = 4, **named: Any) -> None:
+        if kernel.fn.__name__ in done:
+            return
+        values = {**dict(zip(kernel.arg_names, args, strict=False)), **named}
+        constants = {p.name: values[p.name] for p in kernel.params if p.is_constexpr}
+        types, aligned = {}, []
+        for p in kernel.params:
+            value = values[p.name]
+            if isinstance(value, torch.Tensor):
+                types[p.name] = POINTERS[TL_DTYPE[value.dtype]] if value.dtype in TL_DTYPE else INTEGERS[value.dtype]
+                aligned += [p.name] if value.data_ptr() % 16 == 0 else []
+            elif not p.is_constexpr:
+                types[p.name] = p.annotation_type or "i32"
+        forms[f"{kernel.fn.__name__} {types} {constants}"] = kernel, types, constants, num_warps, tuple(aligned)
+        if "ALIGNED" in constants:
+            constants = {**constants, "ALIGNED": not constants["ALIGNED"]}
+            forms.setdefault(f"{kernel.fn.__name__} {types} {constants}", (kernel, types, constants, num_warps, ()))
+
+    launch, JITFunction.run = JITFunction.run, record
+    try:
+        for op in op_table.TABLE:
+            for dtype in TL_DTYPE:
+                backend._triton_op(op)(*op_table.raw(op, dtype))
+    finally:
+        JITFunction.run = launch
+    for kernel, types, constants, warps, aligned in forms.values():
+        ptx = build(arch, kernel, types, constants, warps, aligned)
+        assert not constants.get("ALIGNED") or wide(ptx), f"{kernel.fn.__name__} reads and writes less than 16 bytes at a time"
+    return len(forms)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     arch = int(sys.argv[1])
-    parts = elementwise, row_wise, reductions, mask_lists, lira_and_counts
+    parts = elementwise, row_wise, reductions, mask_lists, lira_and_counts, called_by_the_table
     print(f"sm_{arch}: {sum(part(arch) for part in parts)} kernels compiled, none spills")

@@ -267,8 +267,9 @@ def update_step():
 
 
 def mask_dampen():
-    from fastforget._triton import mask
-    from fastforget.reference import mask as reference
+    from fastforget._triton.mask import elementwise as mask
+
+    from fastforget.reference.mask import elementwise as reference
 
     special = torch.tensor([0.0, 1.0, math.inf, math.nan, 1e-30, 3e38, 2.0])
     f, r = (t.flatten() for t in torch.meshgrid(special, special, indexing="ij"))

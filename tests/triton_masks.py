@@ -32,8 +32,9 @@ SIZES = [0, 1, 7, 2048, 2049, 5001]
 
 
 def masked_steps():
-    from fastforget._triton import mask
-    from fastforget.reference import mask_optim as reference
+    from fastforget._triton.mask import optim as mask
+
+    from fastforget.reference.mask import optim as reference
 
     cases = [(mask.masked_sgd_, reference.masked_sgd_, sgd_arguments, o, f) for o in SGD for f in (*MASK_FORMS, "factors")]
     cases += [(mask.masked_adam_, reference.masked_adam_, adam_arguments, o, f) for o in ADAM for f in MASK_FORMS]
@@ -47,7 +48,7 @@ def masked_steps():
 
 
 def elementwise():
-    from fastforget._triton import mask
+    from fastforget._triton.mask import elementwise as mask
 
     for dtype, wide, power, shift in itertools.product(FLOATS, (False, True), (1, 2), (0, 1)):
         grads = [torch.randn(n, dtype=torch.float64).to(dtype) for n in SIZES]
@@ -70,7 +71,7 @@ def elementwise():
 
 
 def row_statistics():
-    from fastforget._triton import mask
+    from fastforget._triton.mask import rows as mask
 
     for (dim, shapes), dtype, shift in itertools.product(STAT_SHAPES, FLOATS, (0, 1)):
         guard = Guarded(shift)
@@ -86,7 +87,7 @@ def row_statistics():
 
 
 def saliency():
-    from fastforget._triton import mask
+    from fastforget._triton.mask import select as mask
 
     for dtypes, packed in itertools.product(([d] for d in FLOATS), ((False,), (True, False, True))):
         for xs in saliency_lists(dtypes):

@@ -11,7 +11,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from test_membership import NAMES, exact_scores, plain_scores
+from score_oracle import NAMES, exact_scores, plain_scores
 from tolerance import FLOATS, assert_two_times
 from triton_elementwise import main, poisoned
 
@@ -79,7 +79,7 @@ def update_loss():
 
 
 def membership_scores():
-    from fastforget._triton import membership
+    from fastforget._triton.membership import scores as membership
 
     shapes = [
         (1, 2),
@@ -113,8 +113,9 @@ def membership_scores():
 
 
 def membership_edges():
-    from fastforget._triton import membership
-    from fastforget.reference import membership as reference
+    from fastforget._triton.membership import scores as membership
+
+    from fastforget.reference.membership import scores as reference
 
     inf, nan = math.inf, math.nan
     rows = [[0, -inf, -inf], [5, 5, -inf], [-inf, 0, 1], [0, -inf, -inf], [90, 0, 1], [90, 0, 1], [60, 0, 0]]
@@ -152,8 +153,9 @@ def membership_edges():
 
 
 def membership_roc():
-    from fastforget._triton import membership
-    from fastforget.reference import membership as reference
+    from fastforget._triton.membership import roc
+
+    from fastforget.reference.membership import roc as reference_roc
 
     fprs = [0.0, 1e-3, 1e-2, 0.5, 1.0]
     sizes = [(1, 1), (1, 7), (3, 5), (513, 1025), (1000, 300)]
@@ -171,8 +173,8 @@ def membership_roc():
                 poisoned(4 + 2 * len(asked), dtype=torch.float64),
                 poisoned(4 + 2 * len(asked)).double(),
             )
-            membership.roc_stats(m, o, asked, out)
-            reference.roc_stats(m, o, asked, expected)
+            roc.roc_stats(m, o, asked, out)
+            reference_roc.roc_stats(m, o, asked, expected)
             higher, equal = (m[:, None] > o[None]).sum().item(), (m[:, None] == o[None]).sum().item()
             assert out[0].item() == float(Fraction(2 * higher + equal, 2 * n1 * n0)), (
                 "the rank sum is an integer"

@@ -1,6 +1,6 @@
 """Philox words and normals in Triton, for every kernel that draws.
 
-Same integers as every other backend, same normals within rounding: csrc/philox.h and csrc/normal.h state
+Same integers as every other backend, same normals within rounding: csrc/common/philox.h and csrc/common/normal.h state
 the arithmetic, which is repeated here step by step (Triton's own randn cuts the tail at 5.7, its log, sin
 and cos are approximations on the GPU).
 """

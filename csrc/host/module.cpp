@@ -1,85 +1,16 @@
-// fastforget._host: what needs Python and no torch. Build facts, CPU levels, the noise definition one value at a time
-// (so that tests and other languages' ports have golden values that no vectorised kernel had a hand in), and the short
-// way from a Python call to the ops (direct.cpp).
+// fastforget._host: the noise definition one value at a time, so that tests and ports to other languages have golden
+// values that no vectorised kernel had a hand in. It knows no torch, and nothing imports it at run time.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include <cstdint>
-#include <cstdlib>
-#include <sstream>
-#include <string>
 #include <tuple>
-#include <vector>
 
-#include "host/direct.h"
-#include "normal.h"
-#include "philox.h"
+#include "common/normal.h"
+#include "common/philox.h"
 
 namespace py = pybind11;
 
 namespace {
-
-std::vector<std::string> words_of(const char* text) {
-  std::istringstream in(text);
-  std::vector<std::string> out;
-  for (std::string item; in >> item;) out.push_back(item);
-  return out;
-}
-
-// Weakest first; what FASTFORGET_CPU_ISA accepts. A level this build lacks (another architecture) is not named.
-std::vector<std::string> cpu_levels() {
-#if defined(__x86_64__)
-  return {"baseline", "avx2", "avx512"};
-#else
-  return {"baseline"};
-#endif
-}
-
-bool cpu_has([[maybe_unused]] const std::string& level) {
-#if defined(__x86_64__)
-  if (level == "avx512") return __builtin_cpu_supports("x86-64-v4");
-  if (level == "avx2") return __builtin_cpu_supports("x86-64-v3");
-#endif
-  return true;
-}
-
-std::string detected() {
-  std::string best = "baseline";
-  for (const std::string& level : cpu_levels()) {
-    if (cpu_has(level)) best = level;
-  }
-  return best;
-}
-
-// What FASTFORGET_CPU_ISA leaves of the levels: it is a cap, so asking for more than the CPU has gives what it has. The
-// op library reads it once, when it is loaded; a name that is not known is ignored, there as here.
-py::dict cpu() {
-  const char* cap = std::getenv("FASTFORGET_CPU_ISA");
-  const std::string wanted = cap ? cap : "";
-  std::string in_force = detected();
-  bool known = wanted.empty();
-  for (const std::string& level : cpu_levels()) {
-    if (level != wanted) continue;
-    known = true;
-    if (cpu_has(level)) in_force = level;
-  }
-  py::dict facts;
-  facts["detected"] = detected();
-  facts["in_force"] = in_force;
-  facts["accepted"] = cpu_levels();
-  facts["ignored"] = known ? py::object(py::none()) : py::object(py::str(wanted));
-  facts["built"] = words_of(FF_CPU_LEVELS);
-  return facts;
-}
-
-py::dict build() {
-  py::dict facts;
-  facts["compiler"] = __VERSION__;
-  facts["cplusplus"] = static_cast<int64_t>(__cplusplus);
-  facts["torch_target"] = FF_TORCH_TARGET;
-  facts["cuda_archs"] = words_of(FF_CUDA_ARCHS);
-  return facts;
-}
 
 ff::Words words_at(int64_t seed, int64_t stream, int64_t step, uint64_t block) {
   return ff::philox(static_cast<uint64_t>(seed), static_cast<uint32_t>(stream), static_cast<uint32_t>(step), block);
@@ -106,17 +37,10 @@ T normal(uint64_t index, int64_t seed, int64_t stream, int64_t step) {
 }  // namespace
 
 PYBIND11_MODULE(_host, m) {
-  m.doc() = "Build facts, CPU levels, scalar golden values of fastforget's noise, and direct calls of the CPU ops.";
-  static PyMethodDef direct[] = {
-      {"direct_ops", ff::direct_ops, METH_VARARGS, "The ops by name; see csrc/host/direct.h."},
-      {nullptr, nullptr, 0, nullptr}};
-  if (PyModule_AddFunctions(m.ptr(), direct) != 0) throw py::error_already_set();
+  m.doc() = "Scalar golden values of fastforget's noise.";
   const auto seed = py::arg("seed");
   const auto stream = py::arg("stream") = 0;
   const auto step = py::arg("step") = 0;
-  m.def("cpu", &cpu,
-        "CPU level detected, in force under FASTFORGET_CPU_ISA, names it accepts, a name ignored, levels built.");
-  m.def("build", &build, "Compiler, C++ standard, oldest torch served, GPU architectures compiled.");
   m.def("philox_word", &philox_word, py::arg("index"), py::kw_only(), seed, stream, step,
         "Word `index` (0, 1, 2, ...) of a noise stream.");
   m.def("philox_block", &philox_block, py::arg("block"), py::kw_only(), seed, stream, step,

@@ -1,33 +1,16 @@
-"""Measure what a model still knows: ``ff.audit(models, forget=…, retain=…, test=…)``.
+"""Measure what a model still knows. People reach all of it as ``fastforget.audit``, an :class:`Audit`; here are its types.
 
-The one call that people need is short, and what else an audit offers hangs on it as attributes (``ff.audit.shadows``).
+>>> import fastforget as ff
+>>> isinstance(ff.audit, Audit)
+True
 """
 
 from __future__ import annotations
 
-from .call import audit as _measure
-from .controls import controls
-from .measure import oracles
-from .measure.quality import forgetting_quality
-from .measure.relearn import relearn_time
+from .call import Audit
 from .report import AuditReport
 from .shadow.state import Shadows
-from .shadow.training import shadows
 
-__all__ = ["AuditReport", "Shadows", "audit", "controls", "forgetting_quality", "relearn_time", "shadows"]
-
-
-class Audit:
-    """``ff.audit``: measures what a model still knows."""
-
-    AuditReport = AuditReport
-    Shadows = Shadows
-    oracles = oracles
-    __call__ = staticmethod(_measure)
-    controls = staticmethod(controls)
-    forgetting_quality = staticmethod(forgetting_quality)
-    relearn_time = staticmethod(relearn_time)
-    shadows = staticmethod(shadows)
-
+__all__ = ["Audit", "AuditReport", "Shadows", "audit"]
 
 audit = Audit()

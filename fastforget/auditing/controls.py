@@ -4,7 +4,6 @@ can't be trusted.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,17 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._caller import Caller
 from .._data import Source, source
-from .measure import passes, probes
+from .._modules import copy_of, dense_gradients, refuse_half, refuse_kind
+from .._outputs import reading
+from .._random import own_randomness
+from .._trial import explained, least_of, refuse_single_gradients
+from .._weights import device_of, eval_mode, training_mode
+from .figures import ControlOutcome, ModelRow
+from .measure import probes
 from .measure.oracles import logits_of
 from .measure.weights import head, layer_rows
+from .names import CONTROL_MEANING, must_pass
 
-MEANING = {
-    "untouched": "the original model as it is",
-    "random": "the same network with fresh random weights",
-    "fine_tuned": "the original model trained a little further on the retain set",
-    "suppressed": "the original model, its last layer changed so that the forgotten classes are never answered",
-}
 # A little: Adam's steps are about this long whatever the loss, so the weights hardly leave the original's.
 FINE_TUNE_LR, FINE_TUNE_EPOCHS, FINE_TUNE_STEPS, FINE_TUNE_BATCH = 1e-4, 2, 200, 64
 Forward = Callable[[nn.Module, Any], Tensor]
@@ -53,7 +54,7 @@ def controls(
         unpack: batch -> (inputs, labels), for batches that are not (x, y) or (x, _, y).
 
     Returns:
-        ``{"untouched", "random", "fine_tuned", "suppressed"}``: see :data:`MEANING`. "suppressed" only where classes are
+        ``{"untouched", "random", "fine_tuned", "suppressed"}``: see :data:`CONTROL_MEANING`. "suppressed" only where classes are
         forgotten as a whole and the network has a layer with a row for each class.
 
     Raises:
@@ -66,18 +67,20 @@ def controls(
     >>> list(ff.audit.controls(net, retain=(x[keep], y[keep]), forget=(x[~keep], y[~keep])))
     ['untouched', 'random', 'fine_tuned', 'suppressed']
     """
+    refuse_kind("original", original)
     if not isinstance(original, nn.Module):
         raise TypeError(f"original: got {type(original).__name__}; accepted is a torch.nn.Module")
     if next(original.parameters(), None) is None:
         raise ValueError("original: has no parameters, so no control can be made of it; audit without controls")
-    kept, gone = (source(data, name=name, unpack=unpack) for name, data in (("retain", retain), ("forget", forget)))
-    wanted = _classes(classes, kept, gone)
-    call = forward or _call
-    result = {"untouched": _copy(original), "random": make_random() if make_random else _random(original, seed)}
-    result["fine_tuned"] = _fine_tuned(original, kept, seed, call)
-    if wanted:
-        suppressed = _suppressed(original, gone, wanted, call)
-        result |= {"suppressed": suppressed} if suppressed is not None else {}
+    with Caller() as caller, caller.aside("controls", seed):
+        kept, gone = (source(data, name=name, unpack=unpack) for name, data in (("retain", retain), ("forget", forget)))
+        wanted = _classes(classes, kept, gone)
+        call = reading(caller.own(forward))
+        result = {"untouched": _copy(original), "random": caller.own(make_random)() if make_random else _random(original, seed)}
+        result["fine_tuned"] = _fine_tuned(original, kept, seed, call)
+        if wanted:
+            suppressed = _suppressed(original, gone, wanted, call)
+            result |= {"suppressed": suppressed} if suppressed is not None else {}
     return result
 
 
@@ -105,41 +108,23 @@ def chosen(
     return made
 
 
-def must_pass(name: str) -> bool:
-    """A control named "retrained…" is a positive one: it must pass. All others must not."""
-    return name.startswith("retrained")
-
-
-def behaviour(rows: list[dict[str, Any]], retrained: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """``{name: {"status", "behaved"}}`` of the controls' rows and of the retrained model; ``behaved`` is None where
-    nothing could be judged.
-    """
-    found = {}
+def behaviour(rows: list[ModelRow], retrained: ModelRow | None) -> dict[str, ControlOutcome]:
+    """The outcomes of the controls' rows, and of the retrained model where there are controls."""
+    outcomes = {}
     for row in [*rows, *([retrained] if retrained is not None and rows else [])]:
-        status = row["status"]
-        behaved = None if status == "NO REFERENCE" else (status == "PASS") == must_pass(row["model"])
-        found[row["model"]] = {"status": status, "behaved": behaved}
-    return found
+        behaved = None if row.status == "NO REFERENCE" else (row.status == "PASS") == must_pass(row.model)
+        outcomes[row.model] = ControlOutcome(row.status, behaved)
+    return outcomes
 
 
-def distrust(found: dict[str, dict[str, Any]]) -> list[str]:
+def distrust(outcomes: dict[str, ControlOutcome]) -> list[str]:
     """A reason for each control that did not behave."""
     reasons = []
-    for name, entry in found.items():
-        if entry["behaved"] is False:
-            about = "must pass" if must_pass(name) else f"must not pass{f' ({MEANING[name]})' if name in MEANING else ''}"
-            reasons.append(f"control {name}: FAIL: it is {entry['status']}, but {about}; this audit can't be trusted")
+    for name, outcome in outcomes.items():
+        if outcome.behaved is False:
+            about = "must pass" if must_pass(name) else f"must not pass{f' ({CONTROL_MEANING[name]})' if name in CONTROL_MEANING else ''}"
+            reasons.append(f"control {name}: FAIL: it is {outcome.status}, but {about}; this audit can't be trusted")
     return reasons
-
-
-def lines(found: dict[str, dict[str, Any]]) -> list[str]:
-    """One line a control, for people."""
-    said = {True: "as it must", False: "NOT AS IT MUST: this audit can't be trusted", None: "not judged"}
-    return [f"control {name}: {entry['status']}, {said[entry['behaved']]}" for name, entry in found.items()]
-
-
-def _call(model: nn.Module, inputs: Any) -> Tensor:
-    return model(inputs)
 
 
 def _classes(given: Any, kept: Source, gone: Source) -> list[int]:
@@ -150,7 +135,7 @@ def _classes(given: Any, kept: Source, gone: Source) -> list[int]:
 
 def _copy(model: nn.Module) -> nn.Module:
     try:
-        work = copy.deepcopy(model)
+        work = copy_of(model)
     except Exception as error:
         raise TypeError(f"original: {type(model).__name__} can't be copied ({error}), and the controls are changed copies") from error
     for parameter in work.parameters():
@@ -160,7 +145,7 @@ def _copy(model: nn.Module) -> nn.Module:
 
 def _random(original: nn.Module, seed: int) -> nn.Module:
     work = _copy(original)
-    with passes.own_randomness(seed), torch.no_grad():
+    with own_randomness(seed), torch.no_grad():
         for module in work.modules():
             for reset in ("reset_parameters", "_reset_parameters"):
                 if callable(getattr(module, reset, None)):
@@ -177,19 +162,23 @@ def _random(original: nn.Module, seed: int) -> nn.Module:
 
 def _fine_tuned(original: nn.Module, kept: Source, seed: int, forward: Forward) -> nn.Module:
     work = _copy(original)
-    device = passes.device_of(work)
+    device = device_of(work)
     weights = [p.requires_grad_(True) for p in work.parameters() if p.is_floating_point()]
     flags = {name: p.requires_grad for name, p in original.named_parameters()}
+    least = least_of(work, kept, forward) if len(kept) == 1 else 1
+    refuse_half("controls, original", work)
     optimiser = torch.optim.Adam(weights, FINE_TUNE_LR)
     order, step = torch.Generator().manual_seed(seed), 0
-    with passes.own_randomness(seed), torch.enable_grad(), passes.evaluating({"fine_tuned": work}):
-        work.train()
+    with own_randomness(seed), torch.enable_grad(), eval_mode(work), dense_gradients(work):
+        training_mode(work, original)
         for _ in range(FINE_TUNE_EPOCHS):
             for inputs, labels in kept.batches(generator=order, device=device, batch_size=FINE_TUNE_BATCH):
-                if step >= FINE_TUNE_STEPS or (len(labels) == 1 and step):
+                if step >= FINE_TUNE_STEPS or (len(labels) == 1 and (step or least > 1)):
                     break  # a last batch of one sample is none for batch normalisation
                 optimiser.zero_grad(set_to_none=True)
-                F.cross_entropy(forward(work, inputs).float(), labels).backward()
+                with explained("controls, original"):
+                    F.cross_entropy(forward(work, inputs).float(), labels).backward()
+                    refuse_single_gradients("controls, original", work)
                 optimiser.step()
                 step += 1
     for name, parameter in work.named_parameters():
@@ -208,7 +197,7 @@ def _suppressed(original: nn.Module, gone: Source, classes: list[int], forward: 
     last = head(layer_rows(work), logits.shape[1])
     if last is None:
         return None
-    module = work.get_submodule(last)
+    module = dict(work.named_modules())[last]  # scripted modules have no get_submodule
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     with torch.no_grad():
         if isinstance(bias, nn.Parameter):

@@ -1,89 +1,47 @@
-"""What an audit found: rows, verdict, and the three ways to show them."""
+"""The report of an audit: its figures and verdict, and the ways to show and to write them."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
-from .._files import write_whole
-from .controls import lines as control_lines
-from .measure import intervals
-from .measure.class_rule import CONVENTION as CLASS_THRESHOLDS
-from .measure.oracles import NOT_IDEAL
-from .measure.svc import CONVENTION as MIA_EFFICACY
-from .show.text import FPRS, Line, attack_name, further, lines, resolves, undefined_probes
+from .._files import jsonable, write_json, write_whole
+from .conventions import CONVENTIONS
+from .figures import AuditFigures
+from .names import WHY
+from .show import text
+from .show.lines import Line, resolves
 
-CONVENTIONS = {
-    "accuracy": "share of samples whose largest logit is the label's; the first of equal logits wins",
-    "attack": "score >= threshold means member; loss and entropy enter negated; no attack is trained",
-    "auc": "probability that a member scores above a non-member, ties count one half; 0.5 means it can't tell",
-    "balanced accuracy": "(1 + max(TPR - FPR)) / 2, threshold chosen on the same samples, so never under "
-    "0.5 and a little high on small sets",
-    "member if likelier than not": "of LiRA and U-LiRA: balanced accuracy at a likelihood ratio of 1, a threshold fixed beforehand; the "
-    "figure of Hayes et al. (SaTML'25)",
-    "TPR at a FPR": "largest true-positive rate with a false-positive rate of at most that; exact counts, ties not split",
-    "class thresholds": CLASS_THRESHOLDS,
-    "called NON-member (MIA-efficacy)": MIA_EFFICACY,
-    "JS divergence, activation distance": "mean over the forget set of the distance of two models' softmax outputs, in float64; beside the "
-    "retrained model's, where another retrained model would not be at 0 either",
-    "interval": intervals.CONVENTION,
-    "confidence": "the label's softmax probability; in 32-bit floats it ties at 1 where the loss still ranks",
-    "forgetting rate": "(AF - BF) / BT (Forsaken, arXiv 2003.10933): of the forget samples that a fixed "
-    "oracle called members on the original model, the share it no longer does. The oracle: loss <= "
-    "threshold, of best balanced accuracy between retain and test samples on the original model, the same "
-    "before and after",
-    "weight distance": "Euclidean, per module that owns parameters (weight and bias together); buffers left "
-    "out; relative = divided by the norm of the other model's layer",
-    "prediction spread": "exp(entropy) of the predicted classes' shares: 1 = one class takes every forget sample",
-    "order": "models see each batch in the same pass, in eval mode, without gradients",
-}
-
-WHY = (
-    "Neither 0.5 nor 100 % is always the ideal. A model that never saw a class or a sample still guesses, so its "
-    "accuracy there need not be 0; against test samples of other classes even a perfectly retrained model is far from an "
-    "AUC of 0.5; a class that stands out (AUC well under 0.5) is a trace as well; and the oracle errs about a retrained "
-    "model too, so its forgetting rate can be under 100 %. The yardstick is therefore the retrained column: a model that "
-    "never saw the forget set."
-)
+FORMAT = "fastforget report 1"
 
 
-@dataclass
-class AuditReport:
-    """An audit's result. ``print()`` it; ``.rows`` holds one dict a model; ``.verdict`` is that of the
-    unlearned model(s).
+@dataclass(repr=False)
+class AuditReport(AuditFigures):
+    """An audit's result. ``print()`` it; ``.rows`` holds one dict a model; ``.verdict`` is that of the unlearned model(s).
 
     ``verdict`` is "PASS", "PARTIAL", "FAIL", "NO REFERENCE" (no retrained model given) or "NOTHING TO JUDGE"
     (no model but the original and the retrained one); ``reasons`` says why, by the rule in
     ``settings["rule"]``. Where controls were audited, ``controls`` says of each its status and whether it
-    ``behaved``, and ``control_rows`` holds their figures.
+    ``behaved``, and ``control_rows`` holds their figures. ``figures`` and ``control_figures`` are the rows
+    as objects.
     """
-
-    rows: list[dict[str, Any]]
-    verdict: str
-    reasons: list[str]
-    settings: dict[str, Any]
-    curves: dict[str, Any] = field(repr=False, default_factory=dict)
-    controls: dict[str, dict[str, Any]] = field(default_factory=dict)
-    control_rows: list[dict[str, Any]] = field(repr=False, default_factory=list)
 
     def row(self, model: str) -> dict[str, Any]:
         """The row of one model or control."""
-        for row in (*self.rows, *self.control_rows):
-            if row["model"] == model:
-                return row
-        raise KeyError(f"{model!r} is not among {', '.join(r['model'] for r in self.rows)}")
+        return self.figures_of(model).to_dict()
 
     def judged(self) -> list[dict[str, Any]]:
         """The rows that the verdict is about: all but the original and the retrained model."""
-        return [row for row in self.rows if row["model"] not in ("original", "retrained")]
+        return [row.to_dict() for row in self.judged_figures()]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain JSON values; a figure that is undefined (NaN) or infinite is null."""
+        """Everything as plain JSON values; a figure that is undefined (NaN) or infinite is null. They are described by schema/report.json,
+        in the folder of ``fastforget.auditing``.
+        """
         whole = {
+            "format": FORMAT,
             "verdict": self.verdict,
             "reference": self.settings["reference"] or "no reference",
             "reasons": self.reasons,
@@ -132,7 +90,17 @@ class AuditReport:
         """
         from .show.page import render
 
-        write_whole(path, render(self, title, facts or {}, noise or {}, timing or {}, class_names, images or {}))
+        page = render(
+            self,
+            CONVENTIONS,
+            title=title,
+            facts=facts or {},
+            noise=noise or {},
+            timing=timing or {},
+            class_names=class_names,
+            images=images or {},
+        )
+        write_whole(path, page)
 
     def receipt(self, result: Any = None, *, ids: Iterable[Any] | None = None, facts: dict[str, Any] | None = None) -> dict[str, Any]:
         """The audit as a receipt: hashes of the models and of the forget set, method, seeds, versions, machine, figures, controls,
@@ -154,19 +122,20 @@ class AuditReport:
     def write_receipt(self, path: str | PathLike[str], result: Any = None, **more: Any) -> dict[str, Any]:
         """Writes :meth:`receipt` to ``path`` (JSON) and as a page beside it (suffix .html), each whole or not at all (OSError).
 
-        ``python -m fastforget verify PATH --model WEIGHTS.pt`` checks it.
+        ``python -m fastforget verify PATH --model WEIGHTS.pt`` checks it. schema/receipt.json, in the folder of ``fastforget.auditing``,
+        describes its entries.
         """
         from .proof.receipt import write
 
-        found = self.receipt(result, **more)
-        write(path, found)
-        return found
+        written = self.receipt(result, **more)
+        write(path, written)
+        return written
 
     def lines(self, *, controls: bool = False) -> list[Line]:
         """The figures as lines of a group, a label and one cell a model: its text, and the ends of its interval where it has one. What
         ``str()`` and the page show; ``controls`` adds the controls' cells, last.
         """
-        return lines([*self.rows, *(self.control_rows if controls else [])], self.settings["attacks"])
+        return text.audit_lines(self, controls=controls)
 
     def table(self) -> list[tuple[str, list[str], str]]:
         """:meth:`lines` as (label, one text a model such as "0.513 [0.47, 0.55]", group)."""
@@ -174,7 +143,7 @@ class AuditReport:
 
     def resolves(self, fpr: str, attack: str = "loss") -> bool:
         """Whether an attack's non-members, the forget set's, are many enough for this false-positive rate ("1pct", "0.1pct")."""
-        return resolves(self.rows, fpr, attack)
+        return resolves(self.figures, fpr, attack)
 
     def notes(self, *, intervals: str = "[low, high]", conventions: bool = True) -> list[str]:
         """What a reader must know about these particular figures.
@@ -183,101 +152,11 @@ class AuditReport:
             intervals: how the reader sees the intervals.
             conventions: whether to say what the attacks beyond thresholds measure.
         """
-        notes = self._coarse()
-        if self.settings.get("intervals"):
-            notes.append(f"{intervals}: 95 % confidence interval over the draw of the samples.")
-        if self.settings["reference"] is None:
-            notes.append('NO REFERENCE: no model named "retrained" was given. Read the figures as changes, not as distances from an ideal.')
-        rates = {row["forgetting_rate_reason"] for row in self.rows if row["forgetting_rate_reason"]}
-        notes += [f"forgetting rate undefined: {reason}" for reason in sorted(rates)]
-        undefined = {(o, e["reason"]) for row in self.rows for o, e in row.get("forgetting_rates", {}).items() if e["reason"]}
-        notes += [f"forgetting rate of oracle {name} undefined: {reason}" for name, reason in sorted(undefined)]
-        notes.append(f"forgetting rate: {NOT_IDEAL}")
-        used = self.settings.get("conventions_used", {})
-        if conventions:
-            notes += [f"{attack_name(name)}: {used[name]}." for name in further(self.settings["attacks"]) if name in used]
-        notes += self._undefined()
-        notes += [f"{name.replace('_', ' ')}: {convention}." for name, convention in self.settings["comparisons"].items()]
-        return notes
-
-    def _undefined(self) -> list[str]:
-        """Where scores had to be left out, and probes have no figure."""
-        notes = []
-        for attack in self.settings["attacks"]:
-            for duel in self.rows[0]["attacks"]:
-                of = [row["attacks"][duel][attack] for row in self.rows]
-                about = f"{attack_name(attack)}, {duel.replace('_', ' ')}"
-                if most := max(figures.get("undefined", 0) for figures in of):
-                    notes.append(f"{about}: {most} samples have no score (NaN) and are left out.")
-                notes += [f"{about}: {reason}." for reason in sorted({f["reason"] for f in of if f.get("reason")})]
-        for reason, labels in undefined_probes([*self.rows, *self.control_rows]).items():
-            notes.append(f"no figure (-) where {reason}: {'; '.join(labels)}.")
-        return notes
-
-    def _coarse(self) -> list[str]:
-        """Which false-positive rates can't be resolved; the attacks with another number of unseen samples than the loss attack by name."""
-        duel = self.rows[0]["attacks"]["forget_vs_test"]
-        found: dict[tuple[int, str], list[str]] = {}
-        for attack in self.settings["attacks"]:
-            coarse = " or ".join(text for name, text in FPRS if not self.resolves(name, attack))
-            if coarse and duel[attack]["nonmembers"]:
-                found.setdefault((duel[attack]["nonmembers"], coarse), []).append(attack)
-        return [
-            f"* {'' if 'loss' in of else ', '.join(map(attack_name, of)) + ': '}{unseen} unseen samples can't resolve a false-positive "
-            f"rate of {coarse}: one false positive is already {100 / unseen:.2g} %. The figure is the true-positive rate at no false "
-            "positive at all, and rests on one sample."
-            for (unseen, coarse), of in found.items()
-        ]
+        return text.notes(self, intervals=intervals, conventions=conventions)
 
     def headline(self) -> str:
-        sizes = self.settings["sizes"]
-        classes = self.settings["forgotten_classes"]
-        request = (
-            f"class-wise request, class{'es' if len(classes) > 1 else ''} {', '.join(map(str, classes))}"
-            if classes
-            else "sample-wise request"
-        )
-        return f"{request}; forget {sizes['forget']}, retain {sizes['retain']}, test {sizes['test']} samples"
+        """What was asked to be forgotten, and the sizes of the sets."""
+        return text.headline(self)
 
     def __str__(self) -> str:
-        names = [row["model"] for row in self.rows]
-        table = self.table()
-        if self.settings["reference"] is None:
-            names.append("retrained")
-            table = [(label, [*cells, "no ref."], group) for label, cells, group in table]
-        left = max(len(label) for label, _, _ in table) + 2
-        widths = [max(10, len(n), *(len(c[i]) for _, c, _ in table)) for i, n in enumerate(names)]
-        out = [f"fastforget audit: {self.verdict}", f"  {self.headline()}", ""]
-        out.append(" " * (left + 2) + "  ".join(n.rjust(w) for n, w in zip(names, widths, strict=True)))
-        group = ""
-        for label, cells, of in table:
-            if of != group:
-                group = of
-                out.append(group)
-            out.append(f"  {label.ljust(left)}" + "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)))
-        out += ["", *(_wrap(reason) for reason in self.reasons), *([""] if self.reasons else [])]
-        out += [*(_wrap(line) for line in control_lines(self.controls)), *([""] if self.controls else [])]
-        out += [_wrap(note) for note in self.notes()]
-        out.append(_wrap(WHY))
-        return "\n".join(out)
-
-
-def _wrap(text: str) -> str:
-    import textwrap
-
-    return textwrap.fill(text, 110, subsequent_indent="  ")
-
-
-def jsonable(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): jsonable(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(v) for v in value]
-    return value
-
-
-def write_json(path: str | PathLike[str], value: Any) -> None:
-    """``value`` as strict JSON (no NaN), whole or not at all."""
-    write_whole(path, json.dumps(jsonable(value), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+        return text.report_text(self)

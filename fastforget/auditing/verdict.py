@@ -1,14 +1,21 @@
-"""The verdict: a stated rule on how near a model is to one retrained without the forget set."""
+"""The verdict: a stated rule on how near a model is to one retrained without the forget set.
+
+:data:`ENTRIES` is that rule: numbered sentences, each beside the function that carries it out.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from .controls import behaviour, distrust
+from .figures import FORGET, ORIGINAL, RETRAINED, ClassProbe, ControlOutcome, ModelRow
 from .measure.weights import head
 
 ORDER = ("PASS", "PARTIAL", "FAIL")
+NO_REFERENCE = "NO REFERENCE"
 ACCURACY = 0.02
 ATTACK = 0.05
 UTILITY = 0.02
@@ -19,93 +26,109 @@ STILL = 0.01  # of the retrained model's own distance from the original, outside
 POWERLESS = "these checks can't tell the original from the retrained model"
 Finding = tuple[str, str]
 
-RULE = (
-    "Each model is compared with the one retrained without the forget set. "
-    "Forgetting: its accuracy on the forget set (and on test samples of classes that the retain set lacks) must be within "
-    f"{100 * ACCURACY:.0f} points of the retrained model's, and the AUC of the loss attack (and of LiRA where shadow models were given), "
-    f"forget against test, within {ATTACK}, or each within two standard errors of a difference where the sets are small; but never wider "
-    "than half of the gap between the original and the retrained model, where the original lies outside. A gap beyond that is PARTIAL, and "
-    "FAIL where "
-    "more than half of the way from the original to the retrained model is still missing. "
-    "Weights: FAIL where they are those of the original, where only the last layer was changed though retraining changes the "
-    f"others too, and, for whole classes, where the layers below the last moved less than {100 * STILL:.0f} % as far as retraining "
-    "moves them. "
-    "Knowledge below the answers, for whole classes: if the AUC by which its logit tells a forgotten class from the kept ones is "
-    "higher than the retrained model's by more than three standard errors and its odds, AUC / (1 - AUC), more than "
-    f"{ODDS:g} times as high, at most PARTIAL. "
-    "Power: if the original itself lies within the tolerance in every figure of forgetting, at most PARTIAL, since a model that "
-    "forgot nothing could pass; the same without an original. "
-    "Use: test accuracy on the kept classes may lie up to "
-    f"{100 * UTILITY:.0f} points (or two standard errors of a difference) under the retrained model's; up to {100 * LOST:.0f} points is "
-    "PARTIAL, more is FAIL. "
-    "The worst finding decides; if a control that must not pass does, the whole is at most PARTIAL. "
-    "Without a retrained model there is NO REFERENCE and no verdict. "
-    "This is evidence from measurements on these samples, not a proof or a privacy guarantee."
-)
+
+class Case(NamedTuple):
+    """One model, and the two that it is judged by."""
+
+    row: ModelRow
+    original: ModelRow | None
+    retrained: ModelRow
 
 
-def judge(row: dict[str, Any], original: dict[str, Any] | None, retrained: dict[str, Any] | None) -> tuple[str, list[str]]:
-    """Status and reasons of one model's row."""
-    if retrained is None:
-        return "NO REFERENCE", ['no model named "retrained" was given; the figures have nothing to be measured against']
-    findings = _weights(row, retrained)
-    for check in _checks(retrained):
-        value = check.of(original) if original else math.nan
-        findings.append(_near(check, check.of(row), check.of(retrained), value))
-    findings += _knowledge(row, retrained)
-    if row is not retrained:
-        findings += _power(original, retrained)
-    findings.append(_use(row["accuracy"]["test_retain"], retrained))
-    worst = max((status for status, _ in findings), key=ORDER.index)
-    return worst, [f"{status}: {text}" for status, text in findings]
+class Entry(NamedTuple):
+    """One numbered sentence of the rule, and the function that carries it out."""
+
+    number: int
+    title: str
+    text: str
+    function: Callable[..., Any]
+
+    def __str__(self) -> str:
+        return f"{self.number}. {self.title}: {self.text}"
 
 
-class Check(NamedTuple):
+# ------------------------------------------------------------------ 1. weights
+
+
+def check_weights(case: Case) -> list[Finding]:
+    """Untouched, or touched in the last layer only."""
+    row, moved = case.row, case.row.weight_distance.get(ORIGINAL)
+    if moved is None or moved.reason:
+        return []
+    if moved.identical:
+        return [("FAIL", "the weights are those of the original model: nothing was forgotten")]
+    last = head([(layer.layer, layer.rows) for layer in moved.layers], len(row.forget_predictions)) or moved.layers[-1].layer
+    below = {layer.layer: layer.l2 for layer in moved.layers if layer.layer.partition(".parametrizations")[0] != last}
+    # Where retraining leaves these layers alone as well (a frozen backbone), they hold nothing of the forget set.
+    usual = _moved_by_retraining(case.retrained, list(below))
+    if not below or usual == 0:
+        return []
+    distance = math.hypot(*below.values())
+    if distance == 0:
+        text = f"only the last layer ({last}) was changed: the representation is still that of a model trained on the forget set"
+        return [("FAIL", text)]
+    if row.class_wise and distance <= STILL * usual:
+        text = f"below the last layer ({last}) the weights moved {100 * distance / usual:.2g} % as far as retraining moves them"
+        return [("FAIL", f"{text}: the representation is still that of a model trained on the forget set")]
+    return []
+
+
+def _moved_by_retraining(retrained: ModelRow, layers: list[str]) -> float:
+    """How far these layers of the retrained model lie from the original's; infinite where the two can't be compared."""
+    moved = retrained.weight_distance.get(ORIGINAL)
+    if moved is None or moved.reason:
+        return math.inf
+    return math.hypot(*(layer.l2 for layer in moved.layers if layer.layer in layers))
+
+
+# ------------------------------------------------------------------ 2. forgetting
+
+
+class Near(NamedTuple):
     """One figure that must come near the retrained model's."""
 
     label: str
-    keys: tuple[str, ...]
+    value_of: Callable[[ModelRow], float]
     tolerance: float
     show: Callable[[float], str]
 
-    def of(self, row: dict[str, Any]) -> float:
-        value: Any = row
-        for key in self.keys:
-            value = value[key]
-        return value
+
+def check_forgetting(case: Case) -> list[Finding]:
+    """Each figure of forgetting within its tolerance of the retrained model's."""
+    findings = []
+    for near in _figures_of_forgetting(case.retrained):
+        original = near.value_of(case.original) if case.original else math.nan
+        findings.append(_compare(near, near.value_of(case.row), near.value_of(case.retrained), original))
+    return findings
 
 
-def _checks(retrained: dict[str, Any]) -> list[Check]:
-    sets = {"forget": "accuracy on the forget set"}
+def _figures_of_forgetting(retrained: ModelRow) -> list[Near]:
+    parts = {"forget": "accuracy on the forget set"}
     # Where the request is class-wise, unseen samples of the forgotten classes must be lost as well.
-    if retrained["class_wise"] and not math.isnan(retrained["accuracy"]["test_forget"]):
-        sets["test_forget"] = "test accuracy on the forgotten classes"
-    checks = [Check(label, ("accuracy", name), max(ACCURACY, _chance(_error(retrained, name))), percent) for name, label in sets.items()]
+    if retrained.class_wise and retrained.accuracy["test_forget"].known:
+        parts["test_forget"] = "test accuracy on the forgotten classes"
+    figures = [Near(label, _accuracy(part), max(ACCURACY, _chance(_error(retrained, part))), percent) for part, label in parts.items()]
     for attack, name in JUDGED_BY.items():
-        figures = retrained["attacks"]["forget_vs_test"].get(attack)
-        if figures is None or math.isnan(figures["auc"]):
-            continue
-        label, keys = f"{name} AUC, forget set against unseen samples", ("attacks", "forget_vs_test", attack, "auc")
-        checks.append(Check(label, keys, max(ATTACK, _chance(figures["auc_standard_error"])), plain))
-    return checks
+        measured = retrained.attacks[FORGET].get(attack)
+        if measured is not None and measured.auc.known:
+            tolerance = max(ATTACK, _chance(measured.auc_standard_error))
+            figures.append(Near(f"{name} AUC, forget set against unseen samples", _auc(attack), tolerance, plain))
+    return figures
 
 
-def _chance(error: float) -> float:
-    """Two standard errors of a difference: two models retrained from different seeds were measured to differ about as much as two draws
-    of the samples."""
-    return 2 * math.sqrt(2) * error
+def _accuracy(part: str) -> Callable[[ModelRow], float]:
+    return lambda row: row.accuracy[part].value
 
 
-def _error(row: dict[str, Any], name: str) -> float:
-    accuracy, count = row["accuracy"][name], row["counts"][name]
-    return math.sqrt(accuracy * (1 - accuracy) / count) if count else 0.0
+def _auc(attack: str) -> Callable[[ModelRow], float]:
+    return lambda row: row.attacks[FORGET][attack].auc.value
 
 
-def _near(check: Check, mine: float, reference: float, original: float) -> tuple[str, str]:
-    gap, way, show = mine - reference, original - reference, check.show
+def _compare(near: Near, value: float, reference: float, original: float) -> Finding:
+    gap, way, show = value - reference, original - reference, near.show
     # A model that passes must have gone at least half of the way.
-    tolerance = min(check.tolerance, abs(way) / 2) if abs(way) > check.tolerance else check.tolerance
-    text = f"{check.label} {show(mine)}, retrained {show(reference)}, tolerance {show(tolerance)}"
+    tolerance = min(near.tolerance, abs(way) / 2) if abs(way) > near.tolerance else near.tolerance
+    text = f"{near.label} {show(value)}, retrained {show(reference)}, tolerance {show(tolerance)}"
     if abs(gap) <= tolerance:
         return "PASS", text
     if math.isnan(original):
@@ -118,55 +141,27 @@ def _near(check: Check, mine: float, reference: float, original: float) -> tuple
     return "PARTIAL", past
 
 
-def _weights(row: dict[str, Any], retrained: dict[str, Any]) -> list[Finding]:
-    """What the weights alone say: untouched, or touched in the last layer only."""
-    moved = row["weight_distance"].get("original")
-    if moved is None or moved["reason"]:
-        return []
-    if moved["identical"]:
-        return [("FAIL", "the weights are those of the original model: nothing was forgotten")]
-    last = head([(layer["layer"], layer["rows"]) for layer in moved["layers"]], len(row["forget_predictions"]))
-    last = last or moved["layers"][-1]["layer"]
-    below = {layer["layer"]: layer["l2"] for layer in moved["layers"] if layer["layer"].partition(".parametrizations")[0] != last}
-    # Where retraining leaves these layers alone as well (a frozen backbone), they hold nothing of the forget set.
-    usual = _moved_by_retraining(retrained, list(below))
-    if not below or usual == 0:
-        return []
-    distance = math.hypot(*below.values())
-    if distance == 0:
-        text = f"only the last layer ({last}) was changed: the representation is still that of a model trained on the forget set"
-        return [("FAIL", text)]
-    if row["class_wise"] and distance <= STILL * usual:
-        text = f"below the last layer ({last}) the weights moved {100 * distance / usual:.2g} % as far as retraining moves them"
-        return [("FAIL", f"{text}: the representation is still that of a model trained on the forget set")]
-    return []
+# ------------------------------------------------------------------ 3. knowledge
 
 
-def _moved_by_retraining(retrained: dict[str, Any], layers: list[str]) -> float:
-    """How far these layers of the retrained model lie from the original's; infinite where the two can't be compared."""
-    found = retrained["weight_distance"].get("original")
-    if found is None or found["reason"]:
-        return math.inf
-    return math.hypot(*(layer["l2"] for layer in found["layers"] if layer["layer"] in layers))
-
-
-def _knowledge(row: dict[str, Any], retrained: dict[str, Any]) -> list[Finding]:
+def check_knowledge(case: Case) -> list[Finding]:
     """Whether a forgotten class can be told by its logit, however low that logit was pushed."""
-    mine, reference = (_told_by_logit(r) for r in (row, retrained))
-    if math.isnan(mine) or math.isnan(reference):
+    value, reference = (_told_by_logit(row) for row in (case.row, case.retrained))
+    if math.isnan(value) or math.isnan(reference):
         return []
-    classes = max(1, len(retrained["probes"]["class_logit_auc"].get("by_class", {})))
-    allowed = _highest(reference, retrained["counts"]["test_forget"] / classes, retrained["counts"]["test_retain"])
-    text = f"AUC by which its logit tells a forgotten class from the kept ones {plain(mine)}, retrained {plain(reference)}"
+    counts, probe = case.retrained.counts, case.retrained.probes["class_logit_auc"]
+    classes = max(1, len(probe.by_class) if isinstance(probe, ClassProbe) else 0)
+    allowed = _highest(reference, counts["test_forget"] / classes, counts["test_retain"])
+    text = f"AUC by which its logit tells a forgotten class from the kept ones {plain(value)}, retrained {plain(reference)}"
     text += f", at most {plain(allowed)}"
-    if mine <= allowed:
+    if value <= allowed:
         return [("PASS", text)]
     return [("PARTIAL", f"{text}: the answers are gone, but the model still recognises the class")]
 
 
-def _told_by_logit(row: dict[str, Any]) -> float:
-    value = row.get("probes", {}).get("class_logit_auc", {}).get("value")
-    return math.nan if value is None else value
+def _told_by_logit(row: ModelRow) -> float:
+    probe = row.probes.get("class_logit_auc")
+    return probe.value if probe is not None else math.nan
 
 
 def _highest(auc: float, members: float, others: float) -> float:
@@ -184,24 +179,46 @@ def _highest(auc: float, members: float, others: float) -> float:
     return auc * factor / (1 - auc + auc * factor)
 
 
-def _power(original: dict[str, Any] | None, retrained: dict[str, Any]) -> list[Finding]:
-    """PARTIAL where a model that forgot nothing could pass as well."""
+# ------------------------------------------------------------------ 4. power
+
+
+def check_power(case: Case) -> list[Finding]:
+    """PARTIAL where a model that forgot nothing could pass as well; not asked of the retrained model itself."""
+    original, retrained = case.original, case.retrained
+    if case.row is retrained:
+        return []
     if original is None:
         return [("PARTIAL", "no original model was given: nothing shows that these checks can tell it from the retrained model")]
-    if any(abs(check.of(original) - check.of(retrained)) > check.tolerance for check in _checks(retrained)):
+    if any(abs(near.value_of(original) - near.value_of(retrained)) > near.tolerance for near in _figures_of_forgetting(retrained)):
         return []
     text = f"{POWERLESS}: every figure of forgetting is within its tolerance"
     return [("PARTIAL", f"{text} for both, so a model that forgot nothing could pass")]
 
 
-def _use(mine: float, retrained: dict[str, Any]) -> tuple[str, str]:
-    reference, error = retrained["accuracy"]["test_retain"], _error(retrained, "test_retain")
-    drop = reference - mine
+# ------------------------------------------------------------------ 5. use
+
+
+def check_use(case: Case) -> list[Finding]:
+    """How much of the accuracy on the kept classes was lost."""
+    value, reference = case.row.accuracy["test_retain"].value, case.retrained.accuracy["test_retain"].value
+    drop = reference - value
     if math.isnan(drop):
-        return "PARTIAL", "the test set has no sample of the kept classes, so the loss of use can't be judged"
-    status = "PASS" if drop <= max(UTILITY, _chance(error)) else "PARTIAL" if drop <= LOST else "FAIL"
-    text = f"test accuracy on the kept classes {percent(mine)}, retrained {percent(reference)}"
-    return status, f"{text}: {100 * drop:.1f} points lost" if drop > 0 else f"{text}: nothing lost"
+        return [("PARTIAL", "the test set has no sample of the kept classes, so the loss of use can't be judged")]
+    allowed = max(UTILITY, _chance(_error(case.retrained, "test_retain")))
+    status = "PASS" if drop <= allowed else "PARTIAL" if drop <= LOST else "FAIL"
+    text = f"test accuracy on the kept classes {percent(value)}, retrained {percent(reference)}"
+    return [(status, f"{text}: {100 * drop:.1f} points lost" if drop > 0 else f"{text}: nothing lost")]
+
+
+def _chance(error: float) -> float:
+    """Two standard errors of a difference: two models retrained from different seeds were measured to differ about as much as two draws
+    of the samples."""
+    return 2 * math.sqrt(2) * error
+
+
+def _error(row: ModelRow, part: str) -> float:
+    accuracy, count = row.accuracy[part].value, row.counts[part]
+    return math.sqrt(accuracy * (1 - accuracy) / count) if count else 0.0
 
 
 def percent(value: float) -> str:
@@ -212,11 +229,123 @@ def plain(value: float) -> str:
     return f"{value:.3f}"
 
 
+# ------------------------------------------------------------------ 6. a model's status
+
+
+def judge(row: ModelRow, original: ModelRow | None, retrained: ModelRow | None) -> tuple[str, list[str]]:
+    """Status and reasons of one model."""
+    if retrained is None:
+        return NO_REFERENCE, ['no model named "retrained" was given; the figures have nothing to be measured against']
+    case = Case(row, original, retrained)
+    findings = [finding for entry in CHECKS for finding in entry.function(case)]
+    worst = max((status for status, _ in findings), key=ORDER.index)
+    return worst, [f"{status}: {text}" for status, text in findings]
+
+
+# ------------------------------------------------------------------ 7. the verdict
+
+
 def overall(statuses: list[str], *, trusted: bool = True) -> str:
     """The worst of the judged models' statuses; at most PARTIAL where a control misbehaved."""
     if not statuses:
         return "NOTHING TO JUDGE"
-    if "NO REFERENCE" in statuses:
-        return "NO REFERENCE"
+    if NO_REFERENCE in statuses:
+        return NO_REFERENCE
     worst = max(statuses, key=ORDER.index)
     return worst if trusted or worst != "PASS" else "PARTIAL"
+
+
+# ------------------------------------------------------------------ the rule
+
+CHECKS = (
+    Entry(
+        1,
+        "Weights",
+        "FAIL where they are those of the original, where only the last layer was changed though retraining changes the others too, and, "
+        f"for whole classes, where the layers below the last moved less than {100 * STILL:.0f} % as far as retraining moves them.",
+        check_weights,
+    ),
+    Entry(
+        2,
+        "Forgetting",
+        "its accuracy on the forget set (and on test samples of classes that the retain set lacks) must be within "
+        f"{100 * ACCURACY:.0f} points of the retrained model's, and the AUC of the loss attack (and of LiRA where shadow models were "
+        f"given), forget against test, within {ATTACK}, or each within two standard errors of a difference where the sets are small; but "
+        "never wider than half of the gap between the original and the retrained model, where the original lies outside. A gap beyond "
+        "that is PARTIAL, and FAIL where more than half of the way from the original to the retrained model is still missing.",
+        check_forgetting,
+    ),
+    Entry(
+        3,
+        "Knowledge below the answers",
+        "for whole classes, at most PARTIAL if the AUC by which its logit tells a forgotten class from the kept ones is higher than the "
+        "retrained model's by more than three standard errors and its odds, AUC / (1 - AUC), more than "
+        f"{ODDS:g} times as high.",
+        check_knowledge,
+    ),
+    Entry(
+        4,
+        "Power",
+        "at most PARTIAL if the original itself lies within the tolerance in every figure of forgetting, since a model that forgot nothing "
+        "could pass; the same without an original.",
+        check_power,
+    ),
+    Entry(
+        5,
+        "Use",
+        f"test accuracy on the kept classes may lie up to {100 * UTILITY:.0f} points (or two standard errors of a difference) under the "
+        f"retrained model's; up to {100 * LOST:.0f} points is PARTIAL, more is FAIL.",
+        check_use,
+    ),
+)
+ENTRIES = (
+    *CHECKS,
+    Entry(6, "Status", "a model's worst finding decides; without a retrained model there is NO REFERENCE and nothing is judged.", judge),
+    Entry(
+        7,
+        "Verdict",
+        "that of the worst model beside the original and the retrained one; at most PARTIAL if a control that must not pass does, or one "
+        "that must pass does not.",
+        overall,
+    ),
+)
+RULE = "\n".join(
+    (
+        "Each model is compared with the one retrained without the forget set.",
+        *map(str, ENTRIES),
+        "This is evidence from measurements on these samples, not a proof or a privacy guarantee.",
+    )
+)
+
+
+# ------------------------------------------------------------------ all models
+
+
+@dataclass
+class Judgement:
+    """What the rule says of an audit.
+
+    Attributes:
+        verdict: of the whole.
+        reasons: of the whole: each control that misbehaved, then each judged model's reasons under its name.
+        rows: the rows that were judged, with ``status`` and ``reasons`` filled in.
+        controls: by the controls' names, and "retrained" where there are controls.
+    """
+
+    verdict: str
+    reasons: list[str]
+    rows: list[ModelRow]
+    controls: dict[str, ControlOutcome]
+
+
+def judge_all(rows: list[ModelRow]) -> Judgement:
+    """Judges every row, controls included, beside the ones named "original" and "retrained"."""
+    by_name = {row.model: row for row in rows}
+    original, retrained = by_name.get(ORIGINAL), by_name.get(RETRAINED)
+    verdicts = [judge(row, original, retrained) for row in rows]
+    judged = [replace(row, status=status, reasons=reasons) for row, (status, reasons) in zip(rows, verdicts, strict=True)]
+    controls = behaviour([row for row in judged if row.control], {row.model: row for row in judged}.get(RETRAINED))
+    warnings = distrust(controls)
+    asked = [row for row in judged if not row.control and row.model not in (ORIGINAL, RETRAINED)]
+    whole = overall([row.status for row in asked] if retrained else [NO_REFERENCE], trusted=not warnings)
+    return Judgement(whole, [*warnings, *(f"{row.model}: {reason}" for row in asked for reason in row.reasons)], judged, controls)

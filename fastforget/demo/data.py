@@ -1,7 +1,6 @@
 """Real images from files that packages ship or the user has; nothing is downloaded.
 
-Every file that is read through a package is found by path, never by importing the package, and its decoded
-bytes are checked.
+Every file that is read through a package is found by path, never by importing the package, and its decoded bytes are checked.
 """
 
 from __future__ import annotations
@@ -10,7 +9,11 @@ import gzip
 import hashlib
 import importlib.util
 import io
+import math
 import pickle
+import pickletools
+import warnings
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +23,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._arrays import first_line
+from .._files import BadFile, read_whole
+
 DIGITS = [str(i) for i in range(10)]
 FASHION = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]
 CIFAR = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 DEBIAN = "/usr/share/datasets"
+
+LARGEST = 1 << 28  # bytes of a file, unpacked; the largest of these has 47 million
 
 SHA256 = {
     "mnist5k": "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d",
@@ -42,8 +50,7 @@ class DataMissing(Exception):
 
 @dataclass
 class Images:
-    """Training and test images in [0, 1], normalised by the training images' mean and deviation; labels
-    int64."""
+    """Training and test images in [0, 1], normalised by the training images' mean and deviation; labels int64."""
 
     name: str
     train: tuple[Tensor, Tensor]
@@ -99,12 +106,26 @@ def _table(name: str, root: Path | None, place: tuple[str, str], install: str, s
         if spec is None or not spec.submodule_search_locations:
             raise DataMissing(f"--data {name} needs {package}, which is not installed: {install}; or --root DIR with {file} in it")
         path = Path(next(iter(spec.submodule_search_locations))) / inside
-    if not path.is_file():
+    if not path.exists():
         raise DataMissing(f"--data {name}: {path} does not exist. {install}; or --root DIR with {file} in it")
-    table = np.loadtxt(io.BytesIO(_read(path)), delimiter=",")
-    x, y = table[:, :-1].astype(np.uint8), table[:, -1].astype(np.uint8)
+    x, y = _pixels(path, size * size)
     _check(name, x.tobytes() + y.tobytes(), path)
     return x.reshape(-1, 1, size, size), y, str(path)
+
+
+def _pixels(path: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of a CSV: ``count`` pixels from 0 to 255 and the label."""
+    content = _read(path)
+    try:
+        with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+            warnings.simplefilter("ignore")  # numpy's about an empty file: the error says it
+            table = np.loadtxt(io.BytesIO(content), delimiter=",", ndmin=2)
+            values = table.astype(np.uint8)
+    except (ValueError, MemoryError) as error:
+        raise DataMissing(f"{path} is no table of numbers: {first_line(error)}") from error
+    if values.shape[1] != count + 1 or not np.array_equal(values, table):
+        raise DataMissing(f"{path} has {values.shape[1]} numbers a row; accepted are {count} pixels and a label, whole and from 0 to 255")
+    return values[:, :-1], values[:, -1]
 
 
 def _split(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -122,7 +143,7 @@ def _idx_loader(name: str, title: str, folder: str, names: list[str], install: s
         roots = [root] if root is not None else [Path("data"), Path(DEBIAN)]
         tried = [p for r in roots for p in (r / folder / "raw", r / name, r / "raw", r)]
         stem = "train-images-idx3-ubyte"
-        home = next((p for p in tried if (p / stem).is_file() or (p / f"{stem}.gz").is_file()), None)
+        home = next((p for p in tried if (p / stem).exists() or (p / f"{stem}.gz").exists()), None)
         if home is None:
             raise DataMissing(
                 f"--data {name}: {stem}[.gz] not found in {', '.join(map(str, tried))}. {install}; or put "
@@ -130,8 +151,9 @@ def _idx_loader(name: str, title: str, folder: str, names: list[str], install: s
             )
         parts = [_idx(name, home, f"{part}-{kind}-ubyte") for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
         for images, labels in (parts[:2], parts[2:]):
-            if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or labels.max(initial=0) > 9:
-                raise DataMissing(f"--data {name}: the files in {home} don't hold images with labels 0 to 9")
+            fits = images.ndim == 3 and labels.ndim == 1 and len(images) == len(labels) and images.shape[1] == images.shape[2]
+            if not fits or labels.max(initial=0) > 9:
+                raise DataMissing(f"--data {name}: the files in {home} don't hold square images with labels 0 to 9")
         x, y, xt, yt = parts
         return _prepared(title, x[:, None], y, xt[:, None], yt, names, str(home))
 
@@ -139,7 +161,7 @@ def _idx_loader(name: str, title: str, folder: str, names: list[str], install: s
 
 
 def _idx(name: str, home: Path, stem: str) -> np.ndarray:
-    path = next((p for p in (home / stem, home / f"{stem}.gz") if p.is_file()), None)
+    path = next((p for p in (home / stem, home / f"{stem}.gz") if p.exists()), None)
     if path is None:
         raise DataMissing(f"--data {name}: {stem}[.gz] is missing in {home}")
     raw = _read(path)
@@ -148,14 +170,13 @@ def _idx(name: str, home: Path, stem: str) -> np.ndarray:
         raise DataMissing(f"--data {name}: {path} is not an idx file of bytes")
     shape = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(raw[3])]
     values = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
-    if values.size != int(np.prod(shape)):
-        raise DataMissing(f"--data {name}: {path} is cut off ({values.size} bytes of {int(np.prod(shape))})")
+    if len(shape) not in (1, 3) or values.size != math.prod(shape) or values.size == 0:
+        raise DataMissing(f"--data {name}: {path} is cut off or damaged ({values.size} bytes, its header says {math.prod(shape)})")
     return values.reshape(shape)
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """CIFAR's batches are pickles: only what a dict of numpy arrays needs is allowed, so that a file can't
-    run code."""
+    """CIFAR's batches are pickles: only what a dict of numpy arrays needs is allowed, so that a file can't run code."""
 
     ALLOWED: ClassVar = {
         ("numpy", "ndarray"),
@@ -175,7 +196,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 def _cifar10(root: Path | None) -> Images:
     tried = [p for r in ([root] if root is not None else [Path("data")]) for p in (r / "cifar-10-batches-py", r)]
-    home = next((p for p in tried if (p / "data_batch_1").is_file()), None)
+    home = next((p for p in tried if (p / "data_batch_1").exists()), None)
     if home is None:
         raise DataMissing(
             f"--data cifar10: data_batch_1 not found in {', '.join(map(str, tried))}. Unpack "
@@ -189,39 +210,42 @@ def _cifar10(root: Path | None) -> Images:
 
 def _cifar_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
-        with open(path, "rb") as file:
-            batch = _PlainUnpickler(file, encoding="bytes").load()
+        raw = read_whole(path, LARGEST)
+        # an unpickler makes room for as many remembered objects as the highest number that it meets
+        if any(op.name.endswith("PUT") and isinstance(arg, int) and arg > len(raw) for op, arg, _ in pickletools.genops(raw)):
+            raise pickle.UnpicklingError("it remembers more objects than it has bytes")
+        batch = _PlainUnpickler(io.BytesIO(raw), encoding="bytes").load()
         x = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32)
         y = np.asarray(batch[b"labels"], np.uint8)
-    except (
-        OSError,
-        EOFError,
-        pickle.UnpicklingError,
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        raise DataMissing(f"--data cifar10: {path} is not a CIFAR-10 batch ({type(error).__name__}: {error})") from error
-    if len(x) != len(y) or y.max(initial=0) > 9:
+    except Exception as error:  # whatever a damaged pickle makes of the unpickler
+        raise DataMissing(f"--data cifar10: {path} is not a CIFAR-10 batch ({type(error).__name__}: {first_line(error)})") from error
+    if x.dtype != np.uint8 or y.ndim != 1 or len(x) != len(y) or y.max(initial=0) > 9:
         raise DataMissing(f"--data cifar10: {path} has {len(x)} images and {len(y)} labels, which must be 0 to 9")
     return x, y
 
 
 def _read(path: Path) -> bytes:
     try:
-        raw = path.read_bytes()
-        return gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    except (OSError, EOFError) as error:
+        raw = read_whole(path, LARGEST)
+        if raw[:2] != b"\x1f\x8b":
+            return raw
+        with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
+            unpacked = file.read(LARGEST + 1)
+    except BadFile as error:
+        raise DataMissing(str(error)) from error
+    except (OSError, EOFError, zlib.error) as error:
         raise DataMissing(f"{path} can't be read: {error}") from error
+    if len(unpacked) > LARGEST:
+        raise DataMissing(f"{path} unpacks to more than {LARGEST} bytes, which no file of these images does")
+    return unpacked
 
 
 def _check(key: str, decoded: bytes, path: Path) -> None:
-    wanted = SHA256.get(key)
-    found = hashlib.sha256(decoded).hexdigest()
-    if wanted is not None and found != wanted:
+    expected = SHA256.get(key)
+    actual = hashlib.sha256(decoded).hexdigest()
+    if expected is not None and actual != expected:
         raise DataMissing(
-            f"{path} is not the file it should be: sha256 of its decoded content is {found}, expected {wanted}. Fetch it again"
+            f"{path} is not the file it should be: sha256 of its decoded content is {actual}, expected {expected}. Fetch it again"
         )
 
 

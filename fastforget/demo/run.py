@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import copy
 import io
-import math
 import os
 import shlex
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,42 +17,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._files import write_whole
-from ..auditing.call import audit
-from ..auditing.report import AuditReport, write_json
-from ..auditing.show.text import number, percent
-from ..methods import NotForgottenWarning, UnlearnResult, unlearn
+from .._command import Parser, unusable
+from .._files import write_json, write_whole
+from .._text import visible
+from ..auditing import audit
+from ..methods import UNSIR, NotForgottenWarning, UnlearnResult, unlearn
 from ..methods.task import Task
-from ..methods.unsir import train as unsir
-from ..methods.unsir.place import Place
-from . import data as images
+from ..methods.unsir.noise import Place, learn_noise
+from .data import LOADERS, DataMissing, Images, load
 from .nets import NETS, build
+from .outcome import Outcome
 from .train import train
 
-# Test accuracy on the forgotten classes at or under which a class counts as gone.
-GONE = 0.01
 EPOCHS = {"mnist5k": 6, "digits": 20, "fashion-mnist": 3, "mnist": 2, "cifar10": 6}
 SMALL = ("mnist5k", "digits")
 NEED_NONMEMBERS = ("forsaken", "lightweight")
-DEFINITIONS = {
-    "forget_accuracy": "test accuracy on the forgotten classes (samples no model was trained on)",
-    "retain_accuracy": "test accuracy on the kept classes",
-    "train_forget_accuracy": "accuracy on the forgotten classes' training images",
-    "train_retain_accuracy": "accuracy on the kept classes' training images",
-    "loss_attack_auc": "forgotten training images against test images of the same classes; the ideal is the retrained model's",
-    "forgetting_rate": "Forsaken's, with a loss threshold fixed on the original model; the ideal is the retrained model's",
-    "speedup": "seconds of retraining / seconds of unlearning",
-    "forgot": f"the unlearned model's forget_accuracy is at most {GONE:g}, and the method's own check agrees",
-}
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="python -m fastforget demo",
         description="Train a small network on real images, forget classes, audit it beside a retrained one, write a report.",
         epilog="Exit status: 0 the model forgot, 1 it did not, 2 the demonstration could not run.",
     )
-    p.add_argument("--data", choices=tuple(images.LOADERS), default="mnist5k", help="default: %(default)s")
+    p.add_argument("--data", choices=tuple(LOADERS), default="mnist5k", help="default: %(default)s")
     p.add_argument("--root", type=Path, metavar="DIR", help="where the data's files lie")
     p.add_argument(
         "--method",
@@ -94,18 +80,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check(p, args)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        for place in (args.out, *([args.json.parent] if args.json else [])):
-            if not os.access(place, os.W_OK):
-                raise OSError(f"{place} is not a folder that can be written")
-        found = images.load(args.data, args.root)
-        wrong = [c for c in args.classes if not 0 <= c < found.shape[2]]
+        for folder in (args.out, *([args.json.parent] if args.json else [])):
+            if not os.access(folder, os.W_OK):
+                raise OSError(f"{folder} is not a folder that can be written")
+        images = load(args.data, args.root)
+        wrong = [c for c in args.classes if not 0 <= c < images.shape[2]]
         if wrong:
-            p.error(f"--classes: {wrong[0]} is not a class of {found.name}; accepted are 0 to {found.shape[2] - 1}")
+            p.error(f"--classes: {wrong[0]} is not a class of {images.name}; accepted are 0 to {images.shape[2] - 1}")
+        for part, (_, labels) in (("training", images.train), ("test", images.test)):
+            lacking = [c for c in args.classes if not bool((labels == c).any())]
+            if lacking or bool(torch.isin(labels, torch.tensor(args.classes)).all()):
+                what = f"no {part} image of class {lacking[0]}" if lacking else f"no {part} image of a class that stays"
+                raise DataMissing(f"--data {args.data}: {images.source} holds {what}")
         with _threads(args.threads or (1 if args.data in SMALL else torch.get_num_threads())):
-            return run(args, found)
-    except (images.DataMissing, OSError) as error:
-        print(f"python -m fastforget demo: {error}", file=sys.stderr)
-        return 2
+            return run(args, images)
+    except (DataMissing, OSError) as error:
+        return unusable("demo", error)
 
 
 @contextmanager
@@ -139,24 +129,24 @@ def _check(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         args.epochs = max(1, EPOCHS[args.data] // (2 if args.quick else 1))
 
 
-def run(args: argparse.Namespace, found: images.Images) -> int:
+def run(args: argparse.Namespace, images: Images) -> int:
     """The demonstration itself, on checked arguments."""
     began = time.perf_counter()
     bars = not args.no_progress
-    classes = torch.tensor(sorted(args.classes))
-    x, y = found.train
-    gone = torch.isin(y, classes)
+    classes = sorted(args.classes)
+    x, y = images.train
+    gone = torch.isin(y, torch.tensor(classes))
     forget, retain = (x[gone], y[gone]), (x[~gone], y[~gone])
 
     batch_size = 64 if len(y) <= 10_000 else 128
     options = {"epochs": args.epochs, "seed": args.seed, "batch_size": batch_size, "progress": bars}
-    original = build(args.net, *found.shape, seed=args.seed).to(args.device)
+    original = build(args.net, *images.shape, seed=args.seed).to(args.device)
     retrained = copy.deepcopy(original)
     seconds = {
-        "train": train(original, found.train, label="train the original", **options),
+        "train": train(original, images.train, label="train the original", **options),
         "retrain": train(retrained, retain, label="retrain without the class", **options),
     }
-    nonmember, test = _halves(found.test) if args.method in NEED_NONMEMBERS else (None, found.test)
+    nonmember, test = _halves(images.test) if args.method in NEED_NONMEMBERS else (None, images.test)
     result = _unlearn(args, original, bars, retain=retain, test=test, forget=forget if nonmember else None, nonmember=nonmember)
     seconds["unlearn"] = result.seconds if args.method != "none" else 0.0
     report = audit(
@@ -169,39 +159,45 @@ def run(args: argparse.Namespace, found: images.Images) -> int:
         progress=bars,
     )
     seconds["audit"] = report.settings["seconds"]
-    forgot, why = _judge(report, result)
-    facts = {
-        "data": f"{found.name}: {len(y)} training and {len(found.test[1])} test images from {found.source}",
+
+    outcome = Outcome(args, images.name, report, result, seconds, _facts(args, images, original, batch_size, result))
+    page, receipt, weights = (args.out / name for name in ("report.html", "receipt.json", "unlearned.pt"))
+    names = ", ".join(images.class_names[c] for c in classes)
+    report.to_html(
+        page,
+        title=f"Forgetting {'class' if len(classes) == 1 else 'classes'} {names} of {images.name}",
+        facts=outcome.facts,
+        noise=_noise(args, images, original, result),
+        timing={step: seconds[step] for step in ("train", "retrain", "unlearn")},
+        class_names=images.class_names,
+        images={"forget": forget[0]},
+    )
+    facts = {name: outcome.facts[name] for name in ("data", "network", "training")}
+    report.write_receipt(receipt, result, ids=gone.nonzero()[:, 0].tolist(), facts=facts)
+    save_weights(weights, result.model)
+    seconds["total"] = time.perf_counter() - began
+    if args.json:
+        write_json(args.json, outcome.to_dict())
+    print(visible(outcome, keep="\n"))
+    print(visible(f"report: {page}, receipt: {receipt}" + (f", figures: {args.json}" if args.json else "")))
+    print(visible(f"python -m fastforget verify {shlex.quote(str(receipt))} --model {shlex.quote(str(weights))}"))
+    return 0 if outcome.forgot else 1
+
+
+def _facts(args: argparse.Namespace, images: Images, original: nn.Module, batch_size: int, result: UnlearnResult) -> dict[str, str]:
+    """What the page, the receipt and the figures say about the run."""
+    weights, threads = result.receipt["weights_sha256"], torch.get_num_threads()
+    return {
+        "data": f"{images.name}: {len(images.train[1])} training and {len(images.test[1])} test images from {images.source}",
         "network": f"{type(original).__name__}, {sum(w.numel() for w in original.parameters()):,} weights",
         "training": f"{args.epochs} epochs of Adam, batches of {batch_size}, seed {args.seed}; the "
         "retrained model starts from the same weights",
         "method": args.method,
         **{f"method, {key}": str(value) for key, value in result.receipt.get("chosen", {}).items()},
-        "method, weights before": result.receipt["weights_sha256"]["before"],
-        "method, weights after": result.receipt["weights_sha256"]["after"],
-        "device": f"{args.device}, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}",
+        "method, weights before": weights["before"],
+        "method, weights after": weights["after"],
+        "device": f"{args.device}, {threads} thread{'s' if threads > 1 else ''}",
     }
-    names = ", ".join(found.class_names[c] for c in classes.tolist())
-    page = args.out / "report.html"
-    report.to_html(
-        page,
-        title=f"Forgetting {'class' if len(classes) == 1 else 'classes'} {names} of {found.name}",
-        facts=facts,
-        noise=_noise(args, found, original, result),
-        timing={k: seconds[k] for k in ("train", "retrain", "unlearn")},
-        class_names=found.class_names,
-        images={"forget": forget[0]},
-    )
-    receipt, weights = args.out / "receipt.json", args.out / "unlearned.pt"
-    report.write_receipt(receipt, result, ids=gone.nonzero()[:, 0].tolist(), facts={k: facts[k] for k in ("data", "network", "training")})
-    save_weights(weights, result.model)
-    seconds["total"] = time.perf_counter() - began
-    if args.json:
-        write_json(args.json, _summary(args, report, seconds, forgot, why, facts))
-    print(_text(args, found, report, seconds, forgot, why))
-    print(f"report: {page}, receipt: {receipt}" + (f", figures: {args.json}" if args.json else ""))
-    print(f"python -m fastforget verify {shlex.quote(str(receipt))} --model {shlex.quote(str(weights))}")
-    return 0 if forgot else 1
 
 
 def _halves(data: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -216,140 +212,26 @@ def _halves(data: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor], tuple[T
 def _unlearn(args: argparse.Namespace, original: nn.Module, bars: bool, **sets: Any) -> UnlearnResult:
     """UNSIR is steered by retained data alone; the test samples of the classes measure what a run reached."""
     with warnings.catch_warnings():
-        # A run that did not forget is said at the end, and by the exit status.
+        # the text at the end says whether the run forgot, and so does the exit status
         warnings.simplefilter("ignore", NotForgottenWarning)
         return unlearn(original, args.method, classes=sorted(args.classes), **sets, seed=args.seed, progress=bars)
 
 
-def _noise(
-    args: argparse.Namespace,
-    found: images.Images,
-    original: nn.Module,
-    result: UnlearnResult,
-    count: int = 12,
-) -> dict[str, Tensor]:
+def _noise(args: argparse.Namespace, images: Images, original: nn.Module, result: UnlearnResult, count: int = 12) -> dict[str, Tensor]:
     """The first of the noise images that the run learned: the same seed and model give them again."""
     if args.method != "unsir":
         return {}
-    options = unsir.UNSIR(noise_batch=count, l2=result.receipt["chosen"]["l2"])
+    options = UNSIR(noise_batch=count, l2=result.receipt["chosen"]["l2"])
     classes = sorted(args.classes)
     work, device = copy.deepcopy(original), torch.device(args.device)
-    task = Task(work, lambda m, x: m(x), classes, found.shape[2], device, args.seed, False, None, None, None)
-    learned = unsir.learn_noise(options, task, classes, Place(found.train[0][0]))
+    task = Task(work, lambda model, inputs: model(inputs), classes, images.shape[2], device, args.seed, False, None, None, None)
+    learned = learn_noise(options, task, classes, Place(images.train[0][0]))
     pairs = zip(classes, learned.images.split(count), strict=True)
-    return {f"class {found.class_names[c]}": part.cpu() for c, part in pairs}
-
-
-def _judge(report: AuditReport, result: UnlearnResult) -> tuple[bool, str]:
-    accuracy = report.row("unlearned")["accuracy"]["test_forget"]
-    measured = f"test accuracy on the forgotten classes is {percent(accuracy)}"
-    if not accuracy <= GONE:
-        return False, f"{measured}, over {percent(GONE)}; {result.why}"
-    return result.forgot, f"{measured}, at most {percent(GONE)}; {result.why}"
+    return {f"class {images.class_names[c]}": part.cpu() for c, part in pairs}
 
 
 def save_weights(path: Path, model: nn.Module) -> None:
     """The model's state_dict, whole or not at all (OSError)."""
-    held = io.BytesIO()
-    torch.save(model.state_dict(), held)
-    write_whole(path, held.getvalue())
-
-
-def speedup(seconds: dict[str, float]) -> float:
-    return seconds["retrain"] / seconds["unlearn"] if seconds["unlearn"] > 0 else math.nan
-
-
-def _summary(
-    args: argparse.Namespace,
-    report: AuditReport,
-    seconds: dict[str, float],
-    forgot: bool,
-    why: str,
-    facts: dict[str, str],
-) -> dict[str, Any]:
-    rows = [
-        {
-            "model": row["model"],
-            "forget_accuracy": row["accuracy"]["test_forget"],
-            "retain_accuracy": row["accuracy"]["test_retain"],
-            "train_forget_accuracy": row["accuracy"]["forget"],
-            "train_retain_accuracy": row["accuracy"]["retain"],
-            "test_accuracy": row["accuracy"]["test"],
-            "loss_attack_auc": row["attacks"]["forget_vs_test"]["loss"]["auc"],
-            "forgetting_rate": row["forgetting_rate"],
-            "weight_distance": row["weight_distance"].get("original", {}).get("total", 0.0),
-            "status": row["status"],
-        }
-        for row in report.rows
-    ]
-    settings = {
-        "data": args.data,
-        "net": args.net,
-        "method": args.method,
-        "classes": args.classes,
-        "seed": args.seed,
-        "epochs": args.epochs,
-        **{f"about_{key}": value for key, value in facts.items()},
-    }
-    return {
-        "rows": rows,
-        "seconds": seconds,
-        "speedup": speedup(seconds),
-        "forgot": forgot,
-        "why": why,
-        "verdict": report.verdict,
-        "reasons": report.reasons,
-        "controls": report.controls,
-        "settings": settings,
-        "definitions": DEFINITIONS,
-    }
-
-
-def _text(
-    args: argparse.Namespace,
-    found: images.Images,
-    report: AuditReport,
-    seconds: dict[str, float],
-    forgot: bool,
-    why: str,
-) -> str:
-    steps = {"original": "train", "unlearned": "unlearn", "retrained": "retrain"}
-    many = len(args.classes) > 1
-    lines = [
-        (
-            f"forgotten class{'es' if many else ''}, test accuracy",
-            lambda r: percent(r["accuracy"]["test_forget"]),
-        ),
-        ("kept classes, test accuracy", lambda r: percent(r["accuracy"]["test_retain"])),
-        (
-            "loss attack AUC, forgotten against unseen",
-            lambda r: number(r["attacks"]["forget_vs_test"]["loss"]["auc"]),
-        ),
-        ("forgetting rate", lambda r: percent(r["forgetting_rate"])),
-        (
-            "relative weight distance from the original",
-            lambda r: number(r["weight_distance"].get("original", {}).get("relative")),
-        ),
-        ("seconds", lambda r: f"{seconds[steps[r['model']]]:.2f}"),
-        ("by the audit's rule", lambda r: r["status"]),
-    ]
-    left = max(len(label) for label, _ in lines)
-    out = [
-        f"{found.name}, {args.net}, class{'es' if many else ''} {', '.join(map(str, args.classes))}, "
-        f"method {args.method}, seed {args.seed}",
-        "",
-        " " * left + "".join(f"{r['model']:>12}" for r in report.rows),
-    ]
-    out += [f"{label:<{left}}" + "".join(f"{show(r):>12}" for r in report.rows) for label, show in lines]
-    out += ["", f"{'FORGOT' if forgot else 'DID NOT FORGET'}: {why}"]
-    if seconds["unlearn"] > 0:
-        ratio = speedup(seconds)
-        out.append(
-            f"Unlearning took {seconds['unlearn']:.2f} s, retraining {seconds['retrain']:.2f} s: "
-            + (f"{ratio:.1f} times as fast." if ratio >= 1 else f"{1 / ratio:.1f} times as slow, on a task this small.")
-        )
-    out += [f"Audit: {reason}" for reason in report.row("unlearned")["reasons"] if not reason.startswith("PASS")]
-    trusted = all(entry["behaved"] for entry in report.controls.values())
-    said = ", ".join(f"{name} {entry['status']}" for name, entry in report.controls.items())
-    out.append(f"Controls: {said}: {'as they must' if trusted else 'NOT as they must, this audit tells nothing'}.")
-    return "\n".join(out)
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    write_whole(path, buffer.getvalue())

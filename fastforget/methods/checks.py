@@ -1,22 +1,41 @@
-"""What is refused before anything starts. Each error names the argument, what came, what is accepted and
-what to do.
-"""
+"""What is refused. Each error names the argument, what came, what is accepted and what to do."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import operator
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import _weights
+from .. import _outputs, _tree, _weights
 from .._data import Source
+from .._modules import refuse_kind
 from .task import Forward
+
+
+def seed(value: Any) -> int:
+    whole = _whole_number(value)
+    if whole is None or not 0 <= whole < 2**63:
+        raise ValueError(f"seed: got {value!r}; accepted is an int from 0 to 2**63 - 1")
+    return whole
+
+
+def _whole_number(value: Any) -> int | None:
+    """An int, also numpy's or a tensor of one; None for anything else, truth values included."""
+    if isinstance(value, (bool, np.bool_)) or (isinstance(value, Tensor) and (value.dtype == torch.bool or value.dim())):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def model_device(model: Any) -> torch.device:
     """The one device of the model's weights."""
+    refuse_kind("model", model)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}; accepted is a torch.nn.Module that maps a batch to logits")
     parameters = list(model.named_parameters())
@@ -27,8 +46,7 @@ def model_device(model: Any) -> torch.device:
     for name, value in tensors:
         if value.device != first.device:
             raise ValueError(
-                f"model: {first_name} is on {first.device} but {name} on {value.device}; accepted is one "
-                "device. "
+                f"model: {first_name} is on {first.device} but {name} on {value.device}; accepted is one device. "
                 f"Move it first: model.to({str(first.device)!r})"
             )
     if not any(p.requires_grad for _, p in parameters):
@@ -42,40 +60,71 @@ def class_list(classes: Any, forget: Source | None) -> list[int]:
         if forget is None:
             raise ValueError("classes: not given; accepted is a list of class ids to forget, e.g. classes=[3]")
         return sorted(set(forget.labels().tolist()))
-    given = [classes] if isinstance(classes, int) else list(classes) if isinstance(classes, Iterable) else None
-    ok = given is not None and all(isinstance(c, int) and not isinstance(c, bool) and c >= 0 for c in given)
-    if isinstance(classes, Tensor) or not ok or not given:
-        raise TypeError(f"classes: got {classes!r}; accepted is a list of class ids (Python ints >= 0), e.g. classes=[3]")
-    if len(set(given)) != len(given):
+    single = _whole_number(classes) is not None
+    given = [_whole_number(c) for c in ([classes] if single else _items(classes))]
+    ids = [c for c in given if c is not None and c >= 0]
+    if not ids or len(ids) < len(given):
+        raise TypeError(f"classes: got {classes!r}; accepted is a list of class ids (ints >= 0), e.g. classes=[3]")
+    if len(set(ids)) != len(ids):
         raise ValueError(f"classes: got {classes!r}; accepted are distinct class ids")
-    return sorted(given)
+    return sorted(ids)
 
 
-def probe(model: nn.Module, forward: Forward, source: Source, device: torch.device, noisy: bool) -> int:
-    """Number of classes the model knows, from one small batch; refuses what can't serve. ``noisy``: the method learns noise in the
-    inputs' place, so they must be floating point.
+def _items(values: Any) -> list[Any]:
+    try:
+        return list(values)
+    except TypeError:  # not iterable, or an array without dimensions
+        return []
+
+
+@dataclass
+class Probed:
+    """What one small batch showed: the batch on the model's device, and how many classes the model knows."""
+
+    inputs: Any
+    labels: Tensor
+    outputs: int
+
+
+def probe(model: nn.Module, forward: Forward, source: Source, device: torch.device, noisy: bool) -> Probed:
+    """What one small batch shows of the model; refuses what can't serve. ``noisy``: the method learns noise in the inputs' place, so they
+    must be one floating point tensor.
     """
-    inputs, _ = next(iter(source.at([torch.arange(min(2, len(source)))], device=device)))
-    if not isinstance(inputs, Tensor):
-        raise TypeError(f"{source.name}: inputs are {type(inputs).__name__}; accepted are tensors (choose one by unpack=)")
+    inputs, labels = next(iter(source.at([torch.arange(min(2, len(source)))], device=device)))
+    if noisy and not isinstance(inputs, Tensor):
+        raise TypeError(
+            f"{source.name}: inputs are {_tree.describe(inputs)}, and this method learns noise in the place of one tensor. Choose one by "
+            "unpack=, or let the noise stand in for the output of a layer that embeds them: noise_at='name of the layer'"
+        )
     if noisy and not inputs.is_floating_point():
         raise TypeError(
-            f"{source.name}: inputs are {inputs.dtype}; accepted are floating point tensors, prepared "
-            "as in training. "
-            "Convert them first, e.g. images.float() / 255; where they are numbers of words or the like, let the noise stand in "
-            "for the output of the layer that embeds them: noise_at='name of the layer'"
+            f"{source.name}: inputs are {inputs.dtype}; accepted are floating point tensors, prepared as in training. Convert them first, "
+            "e.g. images.float() / 255; where they are numbers of words or the like, let the noise stand in for the output of the layer "
+            "that embeds them: noise_at='name of the layer'"
         )
     with _weights.evaluating(model):
         logits = forward(model, inputs)
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(inputs):
-        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(labels) or not logits.is_floating_point():
+        got = f"shape {tuple(logits.shape)}, {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
         raise TypeError(
-            f"model: a batch of {len(inputs)} gives {got}; accepted are logits [batch, classes]. "
+            f"model: a batch of {len(labels)} gives {got}; accepted are logits [batch, classes]. "
             "Pass forward=lambda model, inputs: ... that returns them"
         )
     if not bool(torch.isfinite(logits).all()):
         raise ValueError(f"model: its logits on the first {source.name} batch aren't finite (NaN or inf); nothing was changed")
-    return logits.shape[1]
+    _warn_of_probabilities(model, forward, source, device, logits)
+    return Probed(inputs, labels, logits.shape[1])
+
+
+def _warn_of_probabilities(model: nn.Module, forward: Forward, source: Source, device: torch.device, logits: Tensor) -> None:
+    single = logits.shape[1] == 2 and not bool(logits[:, 0].any())
+    if single and _outputs.between_0_and_1(logits):  # a few logits may lie there by chance
+        inputs, _ = next(iter(source.at([torch.arange(min(64, len(source)))], device=device)))
+        with _weights.evaluating(model):
+            logits = forward(model, inputs)
+    remedy = _outputs.probabilities(logits)
+    if remedy is not None:
+        _outputs.warn_of_probabilities("model", remedy, stacklevel=6)
 
 
 def label_range(source: Source, outputs: int) -> None:
@@ -84,9 +133,8 @@ def label_range(source: Source, outputs: int) -> None:
     if len(wrong):
         at = int(wrong[0])
         raise ValueError(
-            f"{source.name}: label {int(labels[at])} at sample {at} is out of range; accepted are 0 to "
-            f"{outputs - 1}, "
-            f"as the model gives {outputs} logits"
+            f"{source.name}: label {int(labels[at])} at sample {at} is out of range; accepted are 0 to {outputs - 1}, as the model gives "
+            f"{outputs} logits. Labels were read from {source.read_from}; for others pass unpack=lambda batch: (inputs, labels)"
         )
 
 
@@ -102,10 +150,16 @@ def clean_retain(retain: Source, classes: list[int], drop_forget: bool) -> Sourc
     count = int(inside.sum())
     if count and not drop_forget:
         raise ValueError(
-            f"retain: {count} of its {len(retain)} samples have a label in classes={classes}: training "
-            "on them would keep "
-            "what is to be forgotten. Take them out, or pass drop_forget=True to have them left out here"
+            f"retain: {count} of its {len(retain)} samples have a label in classes={classes}: training on them would keep what is to be "
+            "forgotten. Take them out, or pass drop_forget=True to have them left out here"
         )
     if count == len(retain):
         raise ValueError(f"retain: all {count} samples have a label in classes={classes}; accepted is a set of other classes")
     return retain.subset((~inside).nonzero()[:, 0]) if count else retain
+
+
+def finite_weights(model: nn.Module) -> None:
+    """Refuses what a run made of the weights."""
+    for name, value in model.named_parameters():
+        if not bool(torch.isfinite(value).all()):
+            raise FloatingPointError(f"the run made {name} NaN or inf; the given model is unchanged. Lower the rates")

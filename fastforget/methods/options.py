@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 
-def check(options: Any, choices: Mapping[str, Iterable[str]], whole: Iterable[str], numbers: Iterable[str]) -> None:
+def check(options: Any, choices: Mapping[str, Iterable[str]] | None = None, whole: Iterable[str] = (), numbers: Iterable[str] = ()) -> None:
     """``choices``: names and what each may be; ``whole``: ints >= 1; ``numbers``: finite numbers >= 0."""
-    for name, accepted in choices.items():
+    for name, accepted in (choices or {}).items():
         if getattr(options, name) not in tuple(accepted):
             raise ValueError(f"{name}: got {getattr(options, name)!r}; accepted are {', '.join(map(repr, accepted))}")
     for name in whole:
@@ -20,3 +20,8 @@ def check(options: Any, choices: Mapping[str, Iterable[str]], whole: Iterable[st
         value = getattr(options, name)
         if not (isinstance(value, (int, float)) and value >= 0 and math.isfinite(value)):
             raise ValueError(f"{name}: got {value!r}; accepted is a finite number >= 0")
+
+
+def given(options: Any, names: Iterable[str]) -> list[str]:
+    """Those of the names whose option isn't None."""
+    return [name for name in names if getattr(options, name) is not None]

@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
 
-from .._data import Source, _Pair
+from .._data import Loaded, Pair, Source, unwrap_subsets
+from .._hashes import set_hashes
 
 READ_LIMIT = 20_000  # samples of a Dataset that are read one by one for this; tensors are always compared
 SHARE = 0.01  # of the forget set may be shared without a question
@@ -23,73 +24,78 @@ _MIX = -7046029254386353131  # 2**64 / golden ratio, as a signed number: spreads
 
 @dataclass
 class Shared:
-    """How many forget samples another set holds as well, how many are allowed, and how it was found out."""
+    """How many forget samples another set holds as well, how many are allowed, and by what they were compared."""
 
     count: int
     allowed: float
-    how: str  # "contents", "indices" or "not checked: why"
+    compared_by: str  # "contents", "indices" or "not checked: why"
 
     def receipt(self) -> dict[str, Any]:
-        return {"how": self.how} if self.how.startswith("not") else {"how": self.how, "shared": self.count, "allowed": self.allowed}
+        counts = {} if self.compared_by.startswith("not") else {"shared": self.count, "allowed": self.allowed}
+        return {"how": self.compared_by, **counts}
 
 
 def check(forget: Source, others: list[Source]) -> dict[str, Any]:
     """Refuses a forget set that shares more samples with one of the others than twins explain; returns the counts for the receipt."""
-    found = {}
+    counts = {}
     for other in others:
         shared = compare(forget, other)
         if shared.count > shared.allowed:
             what = "training on them would keep" if other.name == "retain" else "they are not unseen, and would be the model for"
             raise ValueError(
-                f"forget: {shared.count} of its {len(forget)} samples are in {other.name} too (same {shared.how}, {shared.allowed:.1f} "
-                f"accepted): {what} what is to be forgotten. Take them out of {other.name}, or pass check_overlap=False if they are "
-                "different samples that look the same"
+                f"forget: {shared.count} of its {len(forget)} samples are in {other.name} too (same {shared.compared_by}, "
+                f"{shared.allowed:.1f} accepted): {what} what is to be forgotten. Take them out of {other.name}, or pass "
+                "check_overlap=False if they are different samples that look the same"
             )
-        found[other.name] = shared.receipt()
-    return found
+        counts[other.name] = shared.receipt()
+    return counts
 
 
 def compare(forget: Source, other: Source) -> Shared:
     """Indices where both are parts of one data set, contents where they can be read; in either case forget samples are counted."""
-    (base, mine), (same, theirs) = _base(forget), _base(other)
-    if base == same:
-        return Shared(int(torch.isin(mine, theirs).sum()), 0.0, "indices")  # the same index is never a twin
-    size = sum(len(s) for s in (forget, other) if not isinstance(s.dataset, _Pair))
+    (forget_base, forget_indices), (other_base, other_indices) = _base(forget), _base(other)
+    if forget_base == other_base:
+        return Shared(int(torch.isin(forget_indices, other_indices).sum()), 0.0, "indices")  # the same index is never a twin
+    size = sum(len(data) for data in (forget, other) if not isinstance(data.samples, Pair))
     if size > READ_LIMIT:
         return Shared(0, 0.0, f"not checked: {size} samples would be read one by one (at most {READ_LIMIT})")
-    wanted, have = fingerprints(forget), fingerprints(other)
-    if wanted is None or have is None:
-        return Shared(0, 0.0, "not checked: samples are not tensors of one shape")
-    count = int(torch.isin(wanted, have).sum())
-    return Shared(count, allowed(len(wanted), have) if count else SHARE * len(wanted), "contents")
+    forget_prints = fingerprints(forget)
+    other_prints = None if forget_prints is None else fingerprints(other)
+    if forget_prints is None or other_prints is None:
+        try:
+            forget_prints, other_prints = _by_hash(forget), _by_hash(other)
+        except TypeError as error:
+            return Shared(0, 0.0, f"not checked: {error}")
+    count = int(torch.isin(forget_prints, other_prints).sum())
+    return Shared(count, allowed(len(forget), other_prints) if count else SHARE * len(forget), "contents")
 
 
-def allowed(n: int, have: Tensor) -> float:
+def allowed(n: int, other_prints: Tensor) -> float:
     """1 % of the ``n`` forget samples, and twice as many as would have a twin in the other set if that were as likely as within it."""
-    _, counts = have.unique(return_counts=True)
-    twins = float(counts[counts > 1].sum()) / len(have)
+    _, counts = other_prints.unique(return_counts=True)
+    twins = float(counts[counts > 1].sum()) / len(other_prints)
     return (SHARE + 2 * twins) * n
 
 
 def _base(data: Source) -> tuple[tuple[Any, ...], Tensor]:
     """What a set is a part of, and which part: tensors by where they lie in memory, data sets by identity."""
     indices = torch.arange(len(data)) if data.indices is None else data.indices
-    if isinstance(data.dataset, _Pair):
-        x = data.dataset.inputs
-        return (x.data_ptr(), x.shape, x.stride(), x.device, data.dataset.labels.data_ptr()), indices
-    inner = data.dataset
-    while type(inner) is Subset:
-        indices = torch.as_tensor(list(inner.indices), dtype=torch.int64)[indices]
-        inner = inner.dataset
-    return (id(inner),), indices
+    if isinstance(data.samples, Pair):
+        x = data.samples.inputs
+        return (x.data_ptr(), x.shape, x.stride(), x.device, data.samples.labels.data_ptr()), indices
+    whole, shown = unwrap_subsets(data.samples.dataset)
+    return (id(whole),), indices if shown is None else shown[indices]
 
 
 def fingerprints(data: Source) -> Tensor | None:
-    """int64[N]: one number a sample, from the bytes of its inputs and its label; ``None`` where inputs have no common shape.
+    """int64[N]: one number a sample, from the bytes of its inputs and its label; ``None`` where inputs aren't tensors of one shape, or
+    where the user's own function makes the batches, so that a sample's shape may depend on its batch.
 
     A sum of words times odd random numbers, with their halves folded before and after: two different samples agree by chance about once
     in 2**40 pairs or rarer.
     """
+    if isinstance(data.samples, Loaded) and data.samples.collated:
+        return None
     out, keys, like = [], torch.empty(0, dtype=torch.int64), None
     order = torch.arange(len(data)).split(_ROWS)
     for inputs, labels in data.at(order):
@@ -101,6 +107,11 @@ def fingerprints(data: Source) -> Tensor | None:
             keys = torch.randint(-(2**62), 2**62, (words.shape[1],), generator=torch.Generator().manual_seed(0)) * 2 + 1
         out.append(_folded(_folded(words) * keys).sum(dim=1) + labels.cpu() * _MIX)
     return torch.cat(out)
+
+
+def _by_hash(data: Source) -> Tensor:
+    """int64[N]: the first eight bytes of each sample's hash, which is the same for any batching."""
+    return torch.from_numpy(np.frombuffer(b"".join(one[:8] for one in set_hashes(data)), np.int64).copy())
 
 
 def _folded(x: Tensor) -> Tensor:

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _direct, backend
+from .. import backend
 
 FLOATS = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
+
+_SCALARS = {dtype: torch.empty((), dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64, torch.int64)}
 
 # A list of parameters is judged as a whole by passes that stay inside the interpreter's C code: a third of the time of a loop
 # over the tensors. Only where such a pass finds something does the loop run that says what and where. Tracing gets the loop,
@@ -21,6 +23,8 @@ _STRIDED = {torch.strided}
 _dtype, _layout, _device = attrgetter("dtype"), attrgetter("layout"), attrgetter("device")
 _is_cpu, _requires_grad = attrgetter("is_cpu"), attrgetter("requires_grad")
 _is_compiling = torch.compiler.is_compiling
+# what torch.autograd.graph.increment_version calls with a list of tensors
+increment_version = getattr(torch._C, "_increment_version", torch.autograd.graph.increment_version)
 
 
 def _plain(xs: list[Tensor]) -> bool:
@@ -217,10 +221,59 @@ def signed64(seed: int) -> int:
     return seed - 2**64 if seed >= 2**63 else seed
 
 
-def short() -> bool:
-    """Whether a public function may try its op directly (``_direct.py``), before it looks at anything: the op looks itself, and where it
-    refuses nothing has changed, and the careful way finds the words or makes the contiguous copies that an op needs."""
-    return not _is_compiling() and backend.forced is None and backend.native_cpu
+# The fast path. The op of the CPU library checks its tensors itself and changes nothing when it refuses them (``_schema.py``), so a public
+# function tries the op first. If the op refuses, the slow path finds the words for what is wrong, or makes the contiguous copies that the
+# op needs. Asked here is only what the op can't see: which backend is in force, and what autograd would have to record.
+
+
+def plain(first: Any, *others: Any) -> bool:
+    """Whether the fast path may be tried with these arguments."""
+    if type(first) not in _TYPES or _is_compiling() or backend.forced is not None or not backend.native_cpu:
+        return False
+    if torch.is_grad_enabled():
+        for x in (first, *others):
+            if not isinstance(x, Tensor) or x.requires_grad:
+                return False
+    return first.is_cpu  # another one that is elsewhere makes the op refuse the call
+
+
+def plain_lists(*values: Any) -> list[Sequence[Tensor]] | None:
+    """The arguments as lists of tensors, a tensor alone as a list of one; None if the fast path may not be tried with them."""
+    if _is_compiling() or backend.forced is not None or not backend.native_cpu:
+        return None
+    lists: list[Sequence[Tensor]] = []
+    for value in values:
+        kind = type(value)
+        if kind in _TYPES:
+            lists.append((value,))
+        elif kind is list or kind is tuple:
+            lists.append(value)
+        else:
+            return None
+    try:
+        if torch.is_grad_enabled():
+            for tensors in lists:
+                if any(map(_requires_grad, tensors)):
+                    return None
+        return lists if lists[0] and lists[0][0].is_cpu else None
+    except AttributeError:  # something that is no tensor
+        return None
+
+
+def accepted(op: Callable[..., None], args: tuple[Any, ...], *mutated: Sequence[Tensor]) -> bool:
+    """Whether the op took the call. If so, autograd is told what has changed; ``mutated`` are lists of tensors."""
+    try:
+        op(*args)
+    except RuntimeError:
+        return False
+    for tensors in mutated:
+        increment_version(tensors)
+    return True
+
+
+def unset_scalar(dtype: torch.dtype) -> Tensor:
+    """A 0-d CPU tensor for a result."""
+    return torch.empty_like(_SCALARS[dtype])  # half the time of torch.empty((), ...)
 
 
 def run(name: str, op: Callable[..., None], mutated: list[Tensor], args: tuple[Any, ...]) -> None:
@@ -231,9 +284,9 @@ def run(name: str, op: Callable[..., None], mutated: list[Tensor], args: tuple[A
     elif compiling:
         op(*args)
     else:
-        getattr(op, "_op", op)(*args)  # what OpOverload.__call__ calls: that frame alone would be a tenth of a small call
+        getattr(op, "_op", op)(*args)
     if not compiling:
-        _direct.increment_version(mutated)
+        increment_version(mutated)
 
 
 def write_back(xs: Sequence[Tensor], staged: Sequence[Tensor]) -> None:

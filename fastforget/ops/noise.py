@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .. import _direct, _schema
+from .. import _schema
 from . import _arguments as arg
 
 T = TypeVar("T", Tensor, Sequence[Tensor])
@@ -23,9 +23,10 @@ _random_bits = _schema.overload("random_bits")
 _normal = _schema.overload("normal_")
 _add_normal = _schema.overload("add_normal_")
 _perturb_step = _schema.overload("perturb_step_")
-_direct_normal, _direct_add_normal = _direct.op("normal_"), _direct.op("add_normal_")
-_direct_perturb_step = _direct.op("perturb_step_")
+_try_normal, _try_add_normal = _schema.boxed("normal_"), _schema.boxed("add_normal_")
+_try_perturb_step = _schema.boxed("perturb_step_")
 
+_NUMBER = (float, int)
 Std = float | Tensor | Sequence[float] | Sequence[Tensor]
 
 
@@ -47,20 +48,35 @@ def _starts(start: int | Sequence[int], tensors: int) -> list[int]:
     return starts
 
 
-def _short(
-    op: Callable[..., Any],
-    x: Tensor | Sequence[Tensor],
-    more: tuple[Any, ...],
+def _fast(
+    op: Callable[..., None],
+    tensors: tuple[Any, ...],
+    numbers: tuple[Any, ...],
     seed: int,
     stream: int,
     step: int,
     start: int | Sequence[int],
 ) -> bool:
-    """Whether the op took the call as it is; ``more``: the arguments between the tensors and the place in the stream."""
-    if not arg.short():
+    """Whether the op took the call as it is. ``numbers``: its arguments between the tensors and the place in the stream."""
+    if type(start) is not int:
         return False
-    place = _counter(seed, stream, step, len(x) if isinstance(x, (list, tuple)) else 1)
-    return op(x, *more, *place, start) is not None
+    lists: list[Sequence[Tensor]] | None
+    if isinstance(tensors[0], Tensor) and len(tensors) == 1:
+        lists = [tensors] if arg.plain(tensors[0]) else None
+    else:
+        lists = arg.plain_lists(*tensors)
+    if lists is None:
+        return False
+    changed = lists[0]
+    key, stream, step = _counter(seed, stream, step, len(changed))
+    # Arguments that have their default value are left out: a list of one start would take the dispatcher as long as two tensors.
+    place = (key, stream, step, (start,)) if start else (key, stream, step) if stream or step else (key,)
+    try:
+        op(*lists, *numbers, *place)
+    except RuntimeError:
+        return False
+    arg.increment_version(changed)
+    return True
 
 
 def _prepared(
@@ -156,7 +172,8 @@ def normal_(
     >>> torch.equal(whole[4:], noise.normal_(torch.empty(2), seed=7, start=4))
     True
     """
-    if _short(_direct_normal, x, (mean, std), seed, stream, step, start):
+    numbers = isinstance(mean, _NUMBER) and isinstance(std, _NUMBER)
+    if numbers and _fast(_try_normal, (x,), ((mean,), (std,)), seed, stream, step, start):
         return x
     xs, staged, (key, stream, step, starts) = _prepared("x", x, seed, stream, step, start)
     if xs:
@@ -199,7 +216,7 @@ def add_normal_(
     >>> only_last[:2].tolist(), torch.equal(only_last[2:], params[0].view(-1)[2:3])
     ([0.0, 0.0], True)
     """
-    if _short(_direct_add_normal, x, (std,), seed, stream, step, start):
+    if isinstance(std, _NUMBER) and _fast(_try_add_normal, (x,), ((std,),), seed, stream, step, start):
         return x
     xs, staged, (key, stream, step, starts) = _prepared("x", x, seed, stream, step, start)
     if xs:
@@ -259,7 +276,7 @@ def perturb_step_(
         raise TypeError(f"lr: got {arg.describe(lr)}; accepted is a float")
     if not math.isfinite(lr):
         raise ValueError(f"lr: got {lr}; accepted is a finite number")
-    if _short(_direct_perturb_step, params, (grads, lr, std, ()), seed, stream, step, start):
+    if isinstance(std, _NUMBER) and _fast(_try_perturb_step, (params, grads), (lr, (std,), ()), seed, stream, step, start):
         return params
     xs, staged, (key, stream, step, starts) = _prepared("params", params, seed, stream, step, start)
     slopes = arg.readable(arg.same_list("grads", grads, "params", xs))

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _direct, _schema
+from .. import _schema
 from . import _arguments as arg
 
 _error_max_loss = _schema.overload("error_max_loss")
 _error_max_step = _schema.overload("error_max_step_")
-_direct_step = _direct.op("error_max_step_")
+_try_step = _schema.boxed("error_max_step_")
 
 
 def _loss_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,14 +150,15 @@ def error_max_step_(
     >>> x.tolist()
     [[0.8999999761581421, 0.8999999761581421]]
     """
-    if arg.short():
+    if type(step) is int and arg.plain(x, grad, exp_avg, exp_avg_sq):
         try:
-            rule = _rule(lr, betas, eps, l2, clamp)
+            rule: tuple[float, ...] | None = _rule(lr, betas, eps, l2, clamp)
         except TypeError:
-            rule = ()
-        sum_sq = _direct_step(x, grad, exp_avg, exp_avg_sq, step, *rule)
-        if sum_sq is not None:
-            return sum_sq
+            rule = None
+        if rule is not None:
+            sum_sq = arg.unset_scalar(torch.float64 if x.dtype is torch.float64 else torch.float32)
+            if arg.accepted(_try_step, (x, grad, exp_avg, exp_avg_sq, sum_sq, step, *rule), (x, exp_avg, exp_avg_sq)):
+                return sum_sq
     arg.integer("step", step, 1, 2**63)
     numbers = _numbers(lr, betas, eps, l2, clamp)
     arg.floating("x", x)

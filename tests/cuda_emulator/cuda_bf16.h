@@ -1,5 +1,5 @@
 #pragma once
-#include "numeric.h"
+#include "common/numeric.h"
 
 using __nv_bfloat16 = ff::BFloat16;
 inline float __bfloat162float(__nv_bfloat16 x) { return ff::to_float(x); }

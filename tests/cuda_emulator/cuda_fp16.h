@@ -1,5 +1,5 @@
 #pragma once
-#include "numeric.h"
+#include "common/numeric.h"
 
 using __half = ff::Float16;
 inline float __half2float(__half x) { return ff::to_float(x); }

@@ -5,34 +5,39 @@ from __future__ import annotations
 import math
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ... import _safetensors as safetensors_io
+from ..._arrays import BadArray, Header, describe, entry_header, header, regular_size, stored_at, unpacked, zip_entries
+
+__all__ = ["SUFFIXES", "BadArray", "Rows", "class_ids", "files_of", "flags", "open_rows"]
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
-
-
-class BadArray(ValueError):
-    """A file that can't be used; the message names it and says what to do."""
 
 
 class Rows:
     """An array in a file, by its first dimension. Made by :func:`open_rows`.
 
     Attributes:
-        path, shape: where and how large.
+        path, shape: the file, and the sizes of the array.
         dtype: numpy's, or torch.bfloat16.
     """
 
     def __init__(
-        self, path: Path, shape: tuple[int, ...], dtype: np.dtype | torch.dtype, start: int, held: np.ndarray | None = None
+        self,
+        path: Path,
+        shape: tuple[int, ...],
+        dtype: np.dtype | torch.dtype,
+        start: int,
+        whole: Callable[[], np.ndarray] | None = None,
     ) -> None:
-        self.path, self.shape, self.dtype, self._start, self._held = path, shape, dtype, start, held
+        self.path, self.shape, self.dtype, self._start, self._whole = path, shape, dtype, start, whole
+        self._held: np.ndarray | None = None
         if not shape:
             raise BadArray(f"{path} holds a single number; accepted is an array with one row a sample")
 
@@ -50,8 +55,11 @@ class Rows:
     def read(self, low: int = 0, high: int | None = None) -> Tensor:
         """Rows low to high - 1, a tensor of their own."""
         high = len(self) if high is None else min(high, len(self))
-        if self._held is not None:
-            return torch.from_numpy(np.array(self._held[low:high]))
+        if self._whole is not None:
+            if self._held is None:
+                self._held = self._whole()
+            rows = np.array(self._held[low:high])
+            return torch.from_numpy(rows.astype(rows.dtype.newbyteorder("="), copy=False))
         wanted = (high - low) * self.row_bytes
         raw = np.fromfile(self.path, np.uint8, count=wanted, offset=self._start + low * self.row_bytes)
         if len(raw) != wanted:
@@ -66,7 +74,7 @@ def open_rows(path: str | os.PathLike[str], key: str) -> Rows:
     """The array of a file: of several in an npz or safetensors file, the one called ``key``.
 
     Only the header is read, and checked against the file's length. A compressed npz or an array in Fortran order can't be read by rows; the
-    first is decompressed into memory, the second mapped.
+    first is unpacked into memory when it is read, the second mapped.
 
     Raises:
         BadArray: missing, of another kind, cut off, Python objects in it, or no array of that name.
@@ -74,74 +82,57 @@ def open_rows(path: str | os.PathLike[str], key: str) -> Rows:
     place = Path(path)
     if place.suffix not in SUFFIXES:
         raise BadArray(f"{place}: its name ends in {place.suffix or 'nothing'!r}; accepted are {', '.join(SUFFIXES)}")
-    if not place.is_file():
+    if not os.path.exists(place):
         raise BadArray(f"{place} is not there")
+    size = regular_size(place)
     try:
         if place.suffix == ".safetensors":
             return _safetensors(place, key)
         if place.suffix == ".npz":
             return _npz(place, key)
-        with open(place, "rb") as file:
-            return _npy(place, file, 0, os.path.getsize(place))
+        return _npy(place, 0, size)
     except BadArray:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise BadArray(f"{place} can't be read: {error}. Copy or write it again") from error
 
 
-def _one_of(place: Path, names: list[str], key: str) -> str:
+def _chosen_name(place: Path, names: list[str], key: str) -> str:
     if key in names:
         return key
     if len(names) != 1:
-        raise BadArray(f"{place} holds {', '.join(names) or 'nothing'}; accepted is one array, or one called {key!r}")
+        raise BadArray(f"{place} holds {describe(names)}; accepted is one array, or one called {key!r}")
     return names[0]
 
 
 def _safetensors(place: Path, key: str) -> Rows:
-    found, _ = safetensors_io.entries(place)
-    entry = found[_one_of(place, list(found), key)]
+    entries, _ = safetensors_io.entries(place)
+    entry = entries[_chosen_name(place, list(entries), key)]
     if entry.dtype == torch.bfloat16:
         return Rows(place, entry.shape, entry.dtype, entry.start)
     return Rows(place, entry.shape, torch.empty(0, dtype=entry.dtype).numpy().dtype, entry.start)
 
 
 def _npz(place: Path, key: str) -> Rows:
-    with zipfile.ZipFile(place) as archive:
-        names = {name.removesuffix(".npy"): name for name in archive.namelist()}
-        about = archive.getinfo(names[_one_of(place, list(names), key)])
-        if about.compress_type == zipfile.ZIP_STORED:
-            with open(place, "rb") as file:
-                file.seek(about.header_offset + 26)
-                name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
-                begin = about.header_offset + 30 + name + extra
-                file.seek(begin)
-                return _npy(place, file, begin, begin + about.file_size)
-        with archive.open(about) as stream:
-            array = np.lib.format.read_array(stream, allow_pickle=False)
-    return Rows(place, array.shape, _native(place, array.dtype), 0, array.astype(array.dtype.newbyteorder("="), copy=False))
+    entries = zip_entries(place)
+    entry = entries[_chosen_name(place, list(entries), key)]
+    if entry.compress_type == zipfile.ZIP_STORED:
+        return _npy(place, *stored_at(place, entry))
+    about = entry_header(place, entry)
+    return Rows(place, about.shape, about.dtype, 0, lambda: unpacked(place, entry))
 
 
-def _npy(place: Path, file: IO[bytes], begin: int, end: int) -> Rows:
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(file)
-    needed, there = math.prod(shape) * dtype.itemsize, end - file.tell()
-    if dtype.hasobject:
-        raise BadArray(f"{place} holds Python objects; accepted are numbers. Write it again as float32, int64 or bool")
-    if there < needed:
-        raise BadArray(
-            f"{place} is cut off: shape {shape}, {dtype}, takes {needed} bytes and {there} are there. Copy or write it again"
-        )
-    if fortran and len(shape) > 1:
-        mapped = np.memmap(place, dtype, "r", file.tell(), shape, "F")
-        return Rows(place, shape, _native(place, dtype), 0, mapped)
-    return Rows(place, shape, _native(place, dtype), file.tell())
+def _npy(place: Path, begin: int, end: int) -> Rows:
+    with open(place, "rb") as file:
+        file.seek(begin)
+        about = header(place, file, end - begin)
+    if about.fortran and len(about.shape) > 1:
+        return Rows(place, about.shape, about.dtype, 0, lambda: _mapped(place, about))
+    return Rows(place, about.shape, about.dtype, about.start)
 
 
-def _native(place: Path, dtype: np.dtype) -> np.dtype:
-    if dtype.kind not in "fiub" or dtype.itemsize > 8:
-        raise BadArray(f"{place} holds {dtype}; accepted are float16 to float64, integers and bool")
-    return dtype
+def _mapped(place: Path, about: Header) -> np.ndarray:
+    return np.memmap(place, about.dtype, "r", about.start, about.shape, "F")
 
 
 def files_of(folder: str | os.PathLike[str]) -> list[Path]:
@@ -165,9 +156,12 @@ def flags(rows: Rows, shape: tuple[int, ...], what: str) -> Tensor:
     if rows.shape != shape:
         raise BadArray(f"{rows.path}: shape {list(rows.shape)}; accepted is {list(shape)}: {what}")
     values = rows.read()
-    if values.dtype != torch.bool and not bool(((values == 0) | (values == 1)).all()):
+    if values.dtype == torch.bool:
+        return values.view(torch.uint8) != 0  # a file may hold any byte for true
+    wide = values.double()
+    if not bool(((wide == 0) | (wide == 1)).all()):
         raise BadArray(f"{rows.path}: numbers other than 0 and 1; accepted are bool, or 0 and 1: {what}")
-    return values.bool()
+    return wide.bool()
 
 
 def class_ids(rows: Rows, n: int, beside: str) -> Tensor:

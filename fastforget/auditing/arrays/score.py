@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,13 @@ import torch
 from torch import Tensor
 
 from ... import _safetensors as safetensors_io
-from ..._files import write_whole
+from ..._command import Parser, unusable
+from ..._files import write_json, write_whole
 from ..._progress import progress as progress_bar
-from ...ops.membership_lira import VARIANCES
+from ..._text import visible
+from ...ops.membership._lira import VARIANCES
 from ..measure import intervals
 from ..measure.attacks import figures
-from ..report import write_json
 from .files import BadArray, Rows, class_ids, files_of, flags, open_rows
 from .run import ATTACKS, NEED_KEEP, OF_SCORES, SHADOWED, Inputs, Options, Result, run
 
@@ -34,7 +34,7 @@ Exit status: 0 done, 2 a file or an option could not be used."""
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="python -m fastforget score",
         description="Membership-inference scores of a model from saved logits, alone or beside shadow models' logits.",
         epilog=HELP,
@@ -50,13 +50,14 @@ def parser() -> argparse.ArgumentParser:
     files.add_argument("--population-labels", type=Path, metavar="FILE")
     files.add_argument("--population-shadow-logits", type=Path, metavar="DIR", help="the shadow models', file names as in --shadow-logits")
     files.add_argument("--scores", action="store_true", help="the files hold logit-scaled confidences [N] or [N, A], not logits")
-    how = p.add_argument_group("attacks")
-    how.add_argument("--attack", nargs="+", choices=ATTACKS, metavar="NAME", help=f"of {', '.join(ATTACKS)} (default: all the files allow)")
-    how.add_argument("--gamma", type=float, default=2.0, help="RMIA's (default: %(default)s)")
-    how.add_argument("--a", type=float, default=0.3, help="RMIA's offline scaling (default: %(default)s)")
-    how.add_argument("--strict", action="store_true", help="RMIA compares with > in place of >=")
-    how.add_argument("--variance", choices=VARIANCES, default="auto", help="LiRA's (default: per_example from 64 models, else global)")
-    how.add_argument("--tail", choices=("one_sided", "density"), default="one_sided", help="offline LiRA's (default: %(default)s)")
+    rules = p.add_argument_group("attacks")
+    attack_help = f"of {', '.join(ATTACKS)} (default: all the files allow)"
+    rules.add_argument("--attack", nargs="+", choices=ATTACKS, metavar="NAME", help=attack_help)
+    rules.add_argument("--gamma", type=float, default=2.0, help="RMIA's (default: %(default)s)")
+    rules.add_argument("--a", type=float, default=0.3, help="RMIA's offline scaling (default: %(default)s)")
+    rules.add_argument("--strict", action="store_true", help="RMIA compares with > in place of >=")
+    rules.add_argument("--variance", choices=VARIANCES, default="auto", help="LiRA's (default: per_example from 64 models, else global)")
+    rules.add_argument("--tail", choices=("one_sided", "density"), default="one_sided", help="offline LiRA's (default: %(default)s)")
     out = p.add_argument_group("output")
     out.add_argument("--out", type=Path, metavar="FILE", help="each sample's scores, higher = more member-like (.npz or .safetensors)")
     out.add_argument("--json", type=Path, metavar="FILE", help="figures, counts and conventions")
@@ -82,17 +83,16 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise BadArray(f"{args.members}: all samples are {'' if members.any() else 'non-'}members; accepted are some of both")
         attacks = _attacks(args, inputs, population)
         options = Options(args.gamma, args.a, args.strict, args.variance, args.tail, args.chunk)
-        found = run(inputs, population, attacks, options, lambda total: progress_bar(total, "score", not args.no_progress))
-        rows = [_row(a, s, members, args) for a, s in found.scores.items()]
+        result = run(inputs, population, attacks, options, lambda total: progress_bar(total, "score", not args.no_progress))
+        rows = [_row(a, s, members, args) for a, s in result.scores.items()]
         if args.out is not None:
-            _write(args.out, found.scores)
+            _write(args.out, result.scores)
         if args.json is not None:
-            facts = {"counts": found.counts, "conventions": found.conventions, "intervals": intervals.CONVENTION}
+            facts = {"counts": result.counts, "conventions": result.conventions, "intervals": intervals.CONVENTION}
             write_json(args.json, {"rows": rows, **facts})
     except (BadArray, OSError) as error:
-        print(f"python -m fastforget score: {error}", file=sys.stderr)
-        return 2
-    print(_text(rows, found, members))
+        return unusable("score", error)
+    print(visible(_text(rows, result, members), keep="\n"))
     return 0
 
 
@@ -167,13 +167,13 @@ def _shadows(folder: Path | None, target: Rows, option: str) -> list[Rows]:
     files = files_of(folder)
     if len(files) < 2:
         raise BadArray(f"{option}: {folder} holds {len(files)} shadow model{'' if len(files) == 1 else 's'}; accepted are 2 or more")
-    found = [open_rows(path, "logits") for path in files]
-    for rows in found:
+    shadows = [open_rows(path, "logits") for path in files]
+    for rows in shadows:
         if rows.shape != target.shape:
             raise BadArray(f"{rows.path}: shape {list(rows.shape)}; accepted is that of {target.path}, {list(target.shape)}")
         if not rows.floating:
             raise BadArray(f"{rows.path}: {rows.dtype}; accepted are floating-point numbers")
-    return found
+    return shadows
 
 
 def _attacks(args: argparse.Namespace, inputs: Inputs, population: Inputs | None) -> list[str]:
@@ -207,7 +207,7 @@ def _row(attack: str, scores: Tensor, members: Tensor | None, args: argparse.Nam
     row |= {"members": len(inside), "nonmembers": len(outside)}
     if not len(inside) or not len(outside):
         return row | {"auc": math.nan, "auc_interval": [math.nan] * 2}
-    return row | figures(inside, outside, seed=args.seed, draws=args.resamples)
+    return row | figures(inside, outside, seed=args.seed, draws=args.resamples).to_dict()
 
 
 def _write(path: Path, scores: dict[str, Tensor]) -> None:
@@ -219,7 +219,7 @@ def _write(path: Path, scores: dict[str, Tensor]) -> None:
     write_whole(path, buffer.getvalue())
 
 
-def _text(rows: list[dict[str, Any]], found: Result, members: Tensor | None) -> str:
+def _text(rows: list[dict[str, Any]], result: Result, members: Tensor | None) -> str:
     keys = {"p5": "5 %", "median": "median", "p95": "95 %"}
     if members is not None:
         keys = {"auc": "AUC", "balanced_accuracy": "balanced acc.", "tpr_at_1pct_fpr": "TPR at 1 % FPR"}
@@ -229,14 +229,14 @@ def _text(rows: list[dict[str, Any]], found: Result, members: Tensor | None) -> 
         table.append([row["attack"], *(_cell(row, key) for key in keys), str(row["nan"])])
     wide = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, wide, strict=True))) for r in table]
-    lines += ["", _counted(found.counts)]
+    lines += ["", _counted(result.counts)]
     if members is not None:
         lines.append(f"{int(members.sum())} members, {int((~members).sum())} non-members; in brackets 95 % intervals; higher = member")
         if not rows[0].get("resolves_0.1pct_fpr", True):
             lines.append("too few non-members for an FPR of 0.1 %: there no false positive is allowed at all")
-    for attack, said in found.conventions.items():
-        if said:
-            lines.append(f"{attack}: " + "; ".join(f"{k} {v}" if k != "source" else str(v) for k, v in said.items()))
+    for attack, convention in result.conventions.items():
+        if convention:
+            lines.append(f"{attack}: " + "; ".join(f"{k} {v}" if k != "source" else str(v) for k, v in convention.items()))
     return "\n".join(lines)
 
 

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...ops.membership import forgetting_rate, roc_stats
+from ..figures import FORGET, FPRS, RETAIN, AttackFigures, Figure, Interval, RateAtFpr
+from ..names import DIRECTION, RATIOS
 from . import intervals
 from .passes import Scored
 
-# +1: a member scores higher; -1: lower. The names are the fields of ff.ops.membership.MembershipScores.
-DIRECTION = {
-    "loss": -1,
-    "confidence": 1,
-    "entropy": -1,
-    "modified_entropy": -1,
-    "margin": 1,
-    "logit_confidence": 1,
-}
 DEFAULT = ("loss", "confidence", "entropy")
 POPULATION = "attack_p"
 CONVENTION = {
@@ -34,13 +27,9 @@ CONVENTION = {
     "of the duel's non-members, from the first; the others are the non-members judged, so there are half as many. Samples with more than "
     "the population's largest or less than its smallest loss tie",
 }
-# scores that are log likelihood ratios: above 0 means that membership is the likelier
-RATIOS = ("lira", "u_lira")
-FPRS = (1e-2, 1e-3)
-FPR_NAMES = ("1pct", "0.1pct")
 
 
-class Duel(NamedTuple):
+class Comparison(NamedTuple):
     """Samples a model was trained on (members) against samples it never saw, of the same classes."""
 
     name: str
@@ -49,7 +38,7 @@ class Duel(NamedTuple):
     convention: str
 
 
-def duels(labels: dict[str, Tensor]) -> list[Duel]:
+def comparisons(labels: dict[str, Tensor]) -> list[Comparison]:
     """Forget against test, and retain against test, each with the test samples of the same classes as
     non-members.
 
@@ -58,7 +47,7 @@ def duels(labels: dict[str, Tensor]) -> list[Duel]:
     model; only samples of the same classes tell memory of the samples from knowledge of the class.
     """
     result = []
-    for name in ("forget", "retain"):
+    for comparison, name in ((FORGET, "forget"), (RETAIN, "retain")):
         classes = labels[name].unique()
         keep = torch.isin(labels["test"], classes)
         if keep.any():
@@ -70,16 +59,16 @@ def duels(labels: dict[str, Tensor]) -> list[Duel]:
                 f"of the {name} set's classes. The attack then compares different classes, and a perfectly "
                 "retrained model is far from 0.5"
             )
-        result.append(Duel(f"{name}_vs_test", name, keep, convention))
+        result.append(Comparison(comparison, name, keep, convention))
     return result
 
 
-def sides(scored: dict[str, Scored], duel: Duel, attack: str) -> tuple[Tensor, Tensor]:
+def sides(scored: dict[str, Scored], comparison: Comparison, attack: str) -> tuple[Tensor, Tensor]:
     """Member and non-member scores, higher = more member-like."""
     if attack == POPULATION:
-        return _population_ranks(*(-side for side in sides(scored, duel, "loss")))
+        return _population_ranks(*(-side for side in sides(scored, comparison, "loss")))
     sign = DIRECTION.get(attack, 1)
-    return sign * scored[duel.members].scores[attack], sign * scored["test"].scores[attack][duel.keep]
+    return sign * scored[comparison.members].scores[attack], sign * scored["test"].scores[attack][comparison.keep]
 
 
 def _population_ranks(member: Tensor, nonmember: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,56 +83,58 @@ def _population_ranks(member: Tensor, nonmember: Tensor) -> tuple[Tensor, Tensor
 
 def figures(
     member: Tensor, nonmember: Tensor, *, ratio: bool = False, seed: int = 0, with_intervals: bool = True, draws: int | None = None
-) -> dict[str, Any]:
+) -> AttackFigures:
     """One attack's figures; samples whose score is undefined (NaN) are left out and counted.
 
-    ``ratio``: the scores are log likelihood ratios, so there is also the accuracy of calling a probability above one half a member.
+    Args:
+        member, nonmember: [N] scores of each side, higher = more member-like.
+        ratio: the scores are log likelihood ratios, so there is also the accuracy of calling a probability above one half a member.
+        seed: of the bootstrap behind the AUC's interval.
+        with_intervals: whether the figures get intervals.
+        draws: the AUC's resamples, where not the usual number.
 
-    ``draws``: the AUC's resamples, where not the usual number.
-
-    Where a side has no score left, the figures are NaN and ``reason`` says so.
+    Returns:
+        The figures; NaN with a ``reason`` where a side has no score left.
     """
     undefined = [int(torch.isnan(side).sum()) for side in (member, nonmember)]
     if undefined[0] == member.numel() or undefined[1] == nonmember.numel():
-        return _no_figures(sum(undefined), "no member has a score" if undefined[0] == member.numel() else "no non-member has a score")
+        side = "member" if undefined[0] == member.numel() else "non-member"
+        return AttackFigures.without(f"no {side} has a score", sum(undefined))
     member, nonmember = (side[~torch.isnan(side)] if k else side for side, k in zip((member, nonmember), undefined, strict=True))
-    stats = roc_stats(member, nonmember, fprs=FPRS)
+    stats = roc_stats(member, nonmember, fprs=tuple(FPRS.values()))
     n1, n0 = stats.members, stats.nonmembers
-    result: dict[str, Any] = {
-        "auc": float(stats.auc),
-        "auc_standard_error": math.sqrt((n1 + n0 + 1) / (12 * n1 * n0)),
-        "balanced_accuracy": float(stats.balanced_accuracy),
-    }
-    for name, rate, tpr in zip(FPR_NAMES, FPRS, stats.tpr.tolist(), strict=True):
-        result[f"tpr_at_{name}_fpr"] = tpr
-        result[f"resolves_{name}_fpr"] = n0 * rate >= 1 - 1e-9
-        if with_intervals:
-            result[f"tpr_at_{name}_fpr_interval"] = intervals.share(round(tpr * n1), n1)
-    if ratio:
-        result |= _at_half(member, nonmember, with_intervals)
+    rates = {}
+    for (name, rate), tpr in zip(FPRS.items(), stats.tpr.tolist(), strict=True):
+        ends = intervals.share(round(tpr * n1), n1) if with_intervals else None
+        rates[name] = RateAtFpr(Figure(tpr, ends), resolves=n0 * rate >= 1 - 1e-9)
+    auc, balanced = Figure(float(stats.auc)), Figure(float(stats.balanced_accuracy))
     if with_intervals:
         called = [int((side >= float(stats.best_threshold)).sum()) for side in (member, nonmember)]
-        result["auc_interval"] = intervals.auc(member, nonmember, seed, draws)
-        result["balanced_accuracy_interval"] = intervals.balanced(called[0], n1, called[1], n0)
-    return result | {"members": n1, "nonmembers": n0, "undefined": sum(undefined), "reason": None}
+        auc.interval = intervals.auc(member, nonmember, seed, draws)
+        balanced.interval = intervals.balanced(called[0], n1, called[1], n0)
+    return AttackFigures(
+        auc=auc,
+        auc_standard_error=math.sqrt((n1 + n0 + 1) / (12 * n1 * n0)),
+        balanced_accuracy=balanced,
+        tpr_at=rates,
+        members=n1,
+        nonmembers=n0,
+        undefined=sum(undefined),
+        balanced_accuracy_at_half=_at_half(member, nonmember, with_intervals) if ratio else None,
+    )
 
 
-def figures_of(scored: dict[str, Scored], duel: Duel, attack: str, **how: Any) -> dict[str, Any]:
-    """One attack's figures of one model in one duel."""
-    return figures(*sides(scored, duel, attack), ratio=attack in RATIOS, **how)
+def figures_of(
+    scored: dict[str, Scored], comparison: Comparison, attack: str, *, seed: int = 0, with_intervals: bool = True
+) -> AttackFigures:
+    """One attack's figures of one model in one comparison."""
+    member, nonmember = sides(scored, comparison, attack)
+    return figures(member, nonmember, ratio=attack in RATIOS, seed=seed, with_intervals=with_intervals)
 
 
-def _at_half(member: Tensor, nonmember: Tensor, with_interval: bool) -> dict[str, Any]:
+def _at_half(member: Tensor, nonmember: Tensor, with_interval: bool) -> Figure:
     (tp, n1), (fp, n0) = ((int((side > 0).sum()), side.numel()) for side in (member, nonmember))
-    found: dict[str, Any] = {"balanced_accuracy_at_half": (1 + tp / n1 - fp / n0) / 2}
-    return found | ({"balanced_accuracy_at_half_interval": intervals.balanced(tp, n1, fp, n0)} if with_interval else {})
-
-
-def _no_figures(undefined: int, reason: str) -> dict[str, Any]:
-    result: dict[str, Any] = dict.fromkeys(("auc", "auc_standard_error", "balanced_accuracy"), math.nan)
-    for name in FPR_NAMES:
-        result |= {f"tpr_at_{name}_fpr": math.nan, f"resolves_{name}_fpr": False}
-    return result | {"members": 0, "nonmembers": 0, "undefined": undefined, "reason": reason}
+    return Figure((1 + tp / n1 - fp / n0) / 2, intervals.balanced(tp, n1, fp, n0) if with_interval else None)
 
 
 def curve(member: Tensor, nonmember: Tensor, points: int = 120) -> dict[str, list[float]]:
@@ -163,11 +154,11 @@ class Oracle(NamedTuple):
     reason: str | None
 
 
-def calibrate(original: dict[str, Scored] | None, duel: Duel) -> Oracle:
+def calibrate(original: dict[str, Scored] | None, comparison: Comparison) -> Oracle:
     """The loss threshold of best balanced accuracy between retain and test samples, on the original model."""
     if original is None:
         return Oracle(math.nan, 'no model named "original" was given, so the oracle can\'t be calibrated')
-    stats = roc_stats(*sides(original, duel, "loss"), fprs=())
+    stats = roc_stats(*sides(original, comparison, "loss"), fprs=())
     score = float(stats.best_threshold)
     if math.isinf(score) and score > 0:
         return Oracle(math.nan, "on the original model no loss threshold tells retained samples from test samples")
@@ -178,18 +169,27 @@ def verdicts(scored: Scored, oracle: Oracle) -> Tensor:
     return scored.scores["loss"] <= oracle.threshold
 
 
-def rate_interval(before: dict[str, Scored] | None, after: dict[str, Scored], oracle: Oracle) -> list[float] | None:
-    """The forgetting rate's interval; None where the rate is undefined."""
-    if oracle.reason is not None or before is None:
-        return None
-    return intervals.forgetting_rate(verdicts(before["forget"], oracle), verdicts(after["forget"], oracle))
-
-
-def rate(before: dict[str, Scored] | None, after: dict[str, Scored], oracle: Oracle) -> tuple[float, str | None]:
+def rate(before: dict[str, Scored] | None, after: dict[str, Scored], oracle: Oracle, with_interval: bool = False) -> Figure:
     """Forsaken's forgetting rate on the forget set, or NaN and why."""
     if oracle.reason is not None or before is None:
-        return math.nan, oracle.reason
-    was = verdicts(before["forget"], oracle)
+        return Figure(math.nan, reason=oracle.reason)
+    was, now = verdicts(before["forget"], oracle), verdicts(after["forget"], oracle)
+    ends: Interval | None = intervals.forgetting_rate(was, now) if with_interval else None
     if not was.any():
-        return math.nan, "the oracle recognises no forget sample as a member on the original model (BT = 0)"
-    return forgetting_rate(was, verdicts(after["forget"], oracle)), None
+        return Figure(math.nan, ends, "the oracle recognises no forget sample as a member on the original model (BT = 0)")
+    return Figure(forgetting_rate(was, now), ends)
+
+
+def oracle_members(scored: dict[str, Scored], comparison: Comparison, oracle: Oracle, with_intervals: bool) -> dict[str, Figure]:
+    """The shares of forget samples, and of unseen samples of the same classes, that the fixed oracle calls members."""
+    if oracle.reason is not None:
+        return {"forget": Figure(math.nan), "unseen": Figure(math.nan)}
+    called = {"forget": verdicts(scored["forget"], oracle), "unseen": verdicts(scored["test"], oracle)[comparison.keep]}
+    return {side: share_of(members, with_intervals) for side, members in called.items()}
+
+
+def share_of(flags: Tensor, with_interval: bool) -> Figure:
+    """The share of true ones among bool[N], NaN of none."""
+    n = flags.numel()
+    value = float(flags.double().mean()) if n else math.nan
+    return Figure(value, intervals.share(int(flags.sum()), n) if with_interval else None)

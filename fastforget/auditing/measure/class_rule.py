@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 from torch import Tensor
 
 from ...ops.membership import class_thresholds
-from . import attacks as atk
+from ..figures import Figure, ThresholdFigures
 from . import intervals
+from .attacks import DIRECTION, Comparison, share_of, sides
 from .passes import Scored
 
 CONVENTION = (
@@ -19,35 +17,29 @@ CONVENTION = (
 )
 
 
-class Rule:
-    """The thresholds, [classes] for each attack; or the reason why there are none."""
+class ClassThresholds:
+    """The thresholds, [classes] for each score; or the reason why there are none."""
 
-    def __init__(self, original: dict[str, Scored] | None, retain: atk.Duel, names: tuple[str, ...]) -> None:
-        self.names = [name for name in names if name in atk.DIRECTION]
+    def __init__(self, original: dict[str, Scored] | None, retain: Comparison, names: tuple[str, ...]) -> None:
+        self.names = [name for name in names if name in DIRECTION]
         self.reason = None if original else 'no model named "original" was given, so the thresholds can\'t be calibrated'
         self.thresholds: dict[str, Tensor] = {}
         if original:
             labels = original["retain"].labels, original["test"].labels[retain.keep]
             for name in self.names:
-                member, other = atk.sides(original, retain, name)
+                member, other = sides(original, retain, name)
                 self.thresholds[name] = class_thresholds(member, labels[0], other, labels[1], original["retain"].classes)
 
-    def figures(self, scored: dict[str, Scored], duel: atk.Duel, with_intervals: bool) -> dict[str, dict[str, Any]]:
-        """``{attack: verdict figures}`` of one model in one duel."""
-        return {name: self._figures(scored, duel, name, with_intervals) for name in self.names}
+    def figures(self, scored: dict[str, Scored], comparison: Comparison, with_intervals: bool) -> dict[str, ThresholdFigures]:
+        """Each score's verdicts on one model in one comparison."""
+        return {name: self._figures(scored, comparison, name, with_intervals) for name in self.names}
 
-    def _figures(self, scored: dict[str, Scored], duel: atk.Duel, name: str, with_intervals: bool) -> dict[str, Any]:
+    def _figures(self, scored: dict[str, Scored], comparison: Comparison, name: str, with_intervals: bool) -> ThresholdFigures:
         if self.reason:
-            return {"balanced_accuracy": math.nan, "tpr": math.nan, "fpr": math.nan, "reason": self.reason}
-        labels = scored[duel.members].labels, scored["test"].labels[duel.keep]
-        called = [s >= self.thresholds[name][y] for s, y in zip(atk.sides(scored, duel, name), labels, strict=True)]
+            return ThresholdFigures.without(self.reason)
+        labels = scored[comparison.members].labels, scored["test"].labels[comparison.keep]
+        called = [s >= self.thresholds[name][y] for s, y in zip(sides(scored, comparison, name), labels, strict=True)]
         (tp, n1), (fp, n0) = ((int(c.sum()), c.numel()) for c in called)
-        found: dict[str, Any] = {"balanced_accuracy": (1 + tp / n1 - fp / n0) / 2, "tpr": tp / n1, "fpr": fp / n0}
-        found |= {"members": n1, "nonmembers": n0}
-        if with_intervals:
-            found |= {
-                "balanced_accuracy_interval": intervals.balanced(tp, n1, fp, n0),
-                "tpr_interval": intervals.share(tp, n1),
-                "fpr_interval": intervals.share(fp, n0),
-            }
-        return found | {"reason": None}
+        balanced = Figure((1 + tp / n1 - fp / n0) / 2, intervals.balanced(tp, n1, fp, n0) if with_intervals else None)
+        tpr, fpr = (share_of(c, with_intervals) for c in called)
+        return ThresholdFigures(balanced, tpr, fpr, n1, n0)

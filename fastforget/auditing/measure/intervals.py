@@ -59,7 +59,7 @@ def auc(member: Tensor, nonmember: Tensor, seed: int, draws: int | None = None) 
     >>> [round(end, 3) for end in auc(torch.tensor([5.0, 6.0, 7.0]), torch.tensor([1.0, 2.0, 3.0, 4.0]), seed=0)]
     [0.292, 1.0]
     """
-    found = roc_bootstrap(
+    bootstrap = roc_bootstrap(
         member,
         nonmember,
         fprs=(),
@@ -67,10 +67,10 @@ def auc(member: Tensor, nonmember: Tensor, seed: int, draws: int | None = None) 
         confidence=CONFIDENCE,
         seed=seed % 2**64,
     )
-    value, pairs = float(found.auc), min(member.numel(), nonmember.numel())
+    value, pairs = float(bootstrap.auc), min(member.numel(), nonmember.numel())
     if value in (0.0, 1.0):
         return share(int(value) * pairs, pairs)
-    return [float(found.auc_low), float(found.auc_high)]
+    return [float(bootstrap.auc_low), float(bootstrap.auc_high)]
 
 
 def balanced(tp: int, members: int, fp: int, nonmembers: int) -> Interval:

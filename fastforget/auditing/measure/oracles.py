@@ -14,17 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..._columns import Column
 from ..._data import Source, source
+from ..._random import own_randomness
+from ..._weights import eval_mode, reading_copy
 from ...ops.membership import forgetting_rate, membership_scores, roc_stats
+from ..figures import Figure, OracleRate
 from . import passes
 
 Oracle = Callable[[Tensor, Tensor], Tensor]
 FEATURES = ("loss", "entropy", "modified_entropy", "margin")
-NOT_IDEAL = (
-    "100 % is not the ideal: an exactly retrained model still answers some samples it never saw as if it had, and some forget samples "
-    "were never recognised by more than chance. The retrained model's rate beside it is the aim; for random records of a strongly "
-    "overfitted tabular net it is about 75 %."
-)
 
 
 @torch.no_grad()
@@ -33,12 +32,13 @@ def logits_of(
 ) -> tuple[Tensor, Tensor]:
     """Logits [N, K] and labels [N] of a whole set, in eval mode, on the CPU."""
     held: Source = source(data, name=name)
-    kept, labels = [], []
-    with passes.evaluating({name: model}):
+    kept, labels = Column(), Column()
+    called = reading_copy(model)
+    with own_randomness(0), eval_mode(called):
         for inputs, y in held.batches():
-            kept.append(passes.batch_logits(model, inputs, forward, f"{name} set").cpu())
-            labels.append(y.cpu())
-    return torch.cat(kept), torch.cat(labels)
+            kept.add(passes.batch_logits(called, inputs, forward, f"{name} set").cpu())
+            labels.add(y.cpu())
+    return kept.joined(), labels.joined()
 
 
 class LossThreshold:
@@ -53,9 +53,9 @@ class LossThreshold:
         self.threshold = threshold
 
     @classmethod
-    def calibrated(cls, model: nn.Module, members: Any, nonmembers: Any, **how: Any) -> LossThreshold:
+    def calibrated(cls, model: nn.Module, members: Any, nonmembers: Any, **options: Any) -> LossThreshold:
         """The threshold of best balanced accuracy between known members and non-members of ``model``."""
-        inside, outside = (membership_scores(*logits_of(model, data, **how)).loss for data in (members, nonmembers))
+        inside, outside = (membership_scores(*logits_of(model, data, **options)).loss for data in (members, nonmembers))
         return cls(-float(roc_stats(-inside, -outside, fprs=()).best_threshold))
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -126,14 +126,14 @@ class LiRAVerdict:
         lira: a :class:`fastforget.ops.membership.Lira` state over the forget set, in the order in which it will be judged, updated with
             the logit-scaled confidences of shadow models.
         threshold: of the log-likelihood ratio.
-        how: options of ``lira.score``, such as ``mode="offline"``.
+        options: of ``lira.score``, such as ``mode="offline"``.
     """
 
-    def __init__(self, lira: Any, threshold: float = 0.0, **how: Any) -> None:
-        self.lira, self.threshold, self.how = lira, threshold, how
+    def __init__(self, lira: Any, threshold: float = 0.0, **options: Any) -> None:
+        self.lira, self.threshold, self.options = lira, threshold, options
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return self.lira.score(membership_scores(logits, labels).logit_confidence, **self.how) > self.threshold
+        return self.lira.score(membership_scores(logits, labels).logit_confidence, **self.options) > self.threshold
 
 
 def rates(
@@ -142,28 +142,28 @@ def rates(
     oracles: dict[str, Oracle],
     original: str,
     forward: Callable[[nn.Module, Any], Tensor] | None,
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """``{model: {oracle: {"rate", "members", "reason"}}}`` on the forget set, verdicts before being those on the original model."""
-    seen = {name: logits_of(model, forget, "forget", forward) for name, model in models.items()}
-    result: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in models}
+) -> dict[str, dict[str, OracleRate]]:
+    """Forgetting rates on the forget set, by model and oracle; verdicts before being those on the original model."""
+    answers = {name: logits_of(model, forget, "forget", forward) for name, model in models.items()}
+    by_model: dict[str, dict[str, OracleRate]] = {name: {} for name in models}
     for oracle, judge in oracles.items():
-        said = {name: _verdicts(oracle, judge, *pair) for name, pair in seen.items()}
-        before = said.get(original)
-        for name, after in said.items():
-            entry: dict[str, Any] = {"rate": math.nan, "members": int(after.sum()), "reason": None}
+        verdicts = {name: _verdicts(oracle, judge, *pair) for name, pair in answers.items()}
+        before = verdicts.get(original)
+        for name, after in verdicts.items():
+            rate = Figure(math.nan)
             if before is None:
-                entry["reason"] = f"no model named {original!r} was given"
+                rate.reason = f"no model named {original!r} was given"
             elif not bool(before.any()):
-                entry["reason"] = "the oracle recognises no forget sample as a member on the original model (BT = 0)"
+                rate.reason = "the oracle recognises no forget sample as a member on the original model (BT = 0)"
             else:
-                entry["rate"] = forgetting_rate(before, after)
-            result[name][oracle] = entry
-    return result
+                rate.value = forgetting_rate(before, after)
+            by_model[name][oracle] = OracleRate(rate, int(after.sum()))
+    return by_model
 
 
 def _verdicts(name: str, judge: Oracle, logits: Tensor, labels: Tensor) -> Tensor:
-    said = judge(logits, labels)
-    if not isinstance(said, Tensor) or said.dtype != torch.bool or said.shape != labels.shape:
-        got = f"{said.dtype}{tuple(said.shape)}" if isinstance(said, Tensor) else type(said).__name__
+    members = judge(logits, labels)
+    if not isinstance(members, Tensor) or members.dtype != torch.bool or members.shape != labels.shape:
+        got = f"{members.dtype}{tuple(members.shape)}" if isinstance(members, Tensor) else type(members).__name__
         raise TypeError(f"oracles[{name!r}]: returned {got}; accepted is a bool tensor [{len(labels)}], True = member")
-    return said.cpu()
+    return members.cpu()

@@ -6,17 +6,21 @@ every model sees the same samples in the same order, even from a data set that a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..._columns import Column
 from ..._data import Source, move
+from ..._outputs import as_columns, pick, probabilities, warn_of_probabilities
 from ..._progress import Progress
 from ..._progress import progress as progress_bar
+from ..._random import own_randomness
+from ..._tree import rows as rows_of
+from ..._weights import device_of, eval_mode
 from ...ops.membership import membership_scores
 
 # (set, inputs, labels, {model: logits})
@@ -25,46 +29,13 @@ Watch = Callable[[str, Any, Tensor, dict[str, Tensor]], None]
 
 @dataclass
 class Scored:
-    """What one model said about one set; all on the CPU, sample by sample in the set's order."""
+    """What one model answered to one set; all on the CPU, sample by sample in the set's order."""
 
     labels: Tensor
     correct: Tensor
     predicted: Tensor
     scores: dict[str, Tensor]
     classes: int
-
-
-@contextmanager
-def evaluating(models: dict[str, nn.Module]) -> Iterator[None]:
-    """All models in eval mode; afterwards every submodule's own training flag is as it was."""
-    flags = [(module, module.training) for model in models.values() for module in model.modules()]
-    try:
-        for model in models.values():
-            model.eval()
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
-
-
-@contextmanager
-def own_randomness(seed: int) -> Iterator[None]:
-    """Augmentation, dropout, initial weights and the like draw from ``seed``; the caller's random state stays as it was, also on GPUs in
-    use.
-    """
-    on_gpus = torch.cuda.is_initialized()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if on_gpus else []):
-        torch.default_generator.manual_seed(seed)
-        if on_gpus:
-            torch.cuda.manual_seed_all(seed)
-        yield
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where a batch for this model belongs: the device of its first parameter or buffer."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
 
 
 def run(
@@ -79,14 +50,24 @@ def run(
 ) -> dict[str, dict[str, Scored]]:
     """Scores every set with every model; ``{model: {set: Scored}}``. ``watch`` sees each batch with all models' logits."""
     total = sum(len(source) for source in sets.values())
-    with evaluating(models), own_randomness(seed), torch.no_grad():
+    suspects: dict[str, list[str | None]] = {name: [] for name in models}
+    with eval_mode(*models.values()), own_randomness(seed), torch.no_grad():
         done: dict[str, dict[str, Scored]] = {name: {} for name in models}
         bar: Progress[int] = progress_bar(total, "audit", progress)
         with bar:
             for set_name, source in sets.items():
-                for name, scored in _one_set(models, set_name, source, attacks, forward, bar, watch).items():
+                for name, scored in _one_set(models, set_name, source, attacks, forward, bar, watch, suspects).items():
                     done[name][set_name] = scored
+    _warn_of_probabilities(suspects)
     return done
+
+
+def _warn_of_probabilities(suspects: dict[str, list[str | None]]) -> None:
+    """``suspects``: by model, what each of its batches looked like."""
+    remedies = {name: kinds[0] for name, kinds in suspects.items() if kinds and kinds[0] is not None and all(kinds)}
+    if remedies:
+        names = ", ".join(map(repr, remedies))
+        warn_of_probabilities(f"model{'s' if len(remedies) > 1 else ''} {names}", str(next(iter(remedies.values()))), stacklevel=6)
 
 
 def _one_set(
@@ -97,29 +78,33 @@ def _one_set(
     forward: Callable[[nn.Module, Any], Tensor] | None,
     bar: Progress[int],
     watch: Watch | None,
+    suspects: dict[str, list[str | None]],
 ) -> dict[str, Scored]:
-    kept: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in models}
+    kept = {name: [Column() for _ in ("correct", "predicted", *attacks)] for name in models}
     classes: dict[str, int] = {}
-    all_labels: list[Tensor] = []
-    seen = 0
+    all_labels, seen = Column(), 0
     for inputs, labels in source.batches():
-        all_labels.append(labels.cpu())
-        of_batch: dict[str, Tensor] = {}
+        here = labels.cpu()
+        all_labels.add(here)
+        logits_by_model: dict[str, Tensor] = {}
         for name, model in models.items():
-            where = f"model {name!r}, {set_name} set, samples {seen} to {seen + len(all_labels[-1]) - 1}"
+            where = f"model {name!r}, {set_name} set, samples {seen} to {seen + len(here) - 1}"
             logits = batch_logits(model, inputs, forward, where)
-            classes[name] = _check(logits, all_labels[-1], name, where)
-            of_batch[name] = logits
+            classes[name] = check(logits, here, name, where, source.read_from)
+            if None not in suspects[name]:
+                suspects[name].append(probabilities(logits))
+            logits_by_model[name] = logits
             scores = membership_scores(logits, labels.to(logits.device))
-            kept[name].append((scores.correct, logits.argmax(1), *(getattr(scores, a) for a in attacks)))
+            for column, values in zip(kept[name], (scores.correct, logits.argmax(1), *(getattr(scores, a) for a in attacks)), strict=True):
+                column.add(values)
         if watch is not None:
-            watch(set_name, inputs, all_labels[-1], of_batch)
-        seen += len(all_labels[-1])
-        bar.step(len(all_labels[-1]))
+            watch(set_name, inputs, here, logits_by_model)
+        seen += len(here)
+        bar.step(len(here))
     result = {}
-    for name, rows in kept.items():
-        correct, predicted, *values = (torch.cat(column).cpu() for column in zip(*rows, strict=True))
-        scored = Scored(torch.cat(all_labels), correct, predicted, dict(zip(attacks, values, strict=True)), classes[name])
+    for name, columns in kept.items():
+        correct, predicted, *by_attack = (column.joined().cpu() for column in columns)
+        scored = Scored(all_labels.joined(), correct, predicted, dict(zip(attacks, by_attack, strict=True)), classes[name])
         _refuse_nan(scored, name, set_name)
         result[name] = scored
     return result
@@ -128,18 +113,20 @@ def _one_set(
 def batch_logits(model: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Tensor] | None, where: str) -> Tensor:
     inputs = move(inputs, device_of(model))
     try:
-        logits = forward(model, inputs) if forward is not None else model(inputs)
+        output = forward(model, inputs) if forward is not None else model(inputs)
     except Exception as error:
         raise RuntimeError(f"{where}: its forward failed with {type(error).__name__}: {error}") from error
-    if not isinstance(logits, Tensor):
+    logits = pick(output)
+    if logits is None:
         raise TypeError(
-            f"{where}: it returned {type(logits).__name__}; accepted is a tensor of logits [batch, "
+            f"{where}: it returned {type(output).__name__}; accepted is a tensor of logits [batch, "
             "classes]. Pass forward=lambda model, batch: ... to pick them"
         )
-    return logits.detach()
+    return as_columns(logits.detach(), rows_of(inputs))
 
 
-def _check(logits: Tensor, labels: Tensor, name: str, where: str) -> int:
+def check(logits: Tensor, labels: Tensor, name: str, where: str, read_from: str = "") -> int:
+    """The number of classes; refuses what aren't logits for these labels. ``read_from``: what the labels were in the user's batch."""
     if logits.dim() != 2 or logits.shape[0] != labels.numel() or logits.shape[1] < 2:
         raise ValueError(
             f"{where}: it returned a tensor of shape {tuple(logits.shape)} for {labels.numel()} labels; "
@@ -155,6 +142,7 @@ def _check(logits: Tensor, labels: Tensor, name: str, where: str) -> int:
         raise ValueError(
             f"{where}: label {int(labels[first])} (the batch's sample {first}), but model {name!r} has "
             f"{classes} classes; accepted are labels from 0 to {classes - 1}"
+            + (f". Labels were read from {read_from}; for others pass unpack=lambda batch: (inputs, labels)" if read_from else "")
         )
     return classes
 

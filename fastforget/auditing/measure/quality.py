@@ -36,7 +36,7 @@ def forgetting_quality(
     *,
     retain_accuracy: tuple[Any, Any],
     test_accuracy: tuple[Any, Any],
-    **how: Any,
+    **options: Any,
 ) -> ForgettingQuality:
     """How hard it is to tell unlearned from retrained models by one number for each forget sample, times what utility was kept.
 
@@ -45,7 +45,7 @@ def forgetting_quality(
         retrained_scores: [S', F], of S' models retrained without them.
         retain_accuracy: (unlearned, retrained), shares in [0, 1]; each one number, or one for each model, whose mean counts.
         test_accuracy: the same on the test set.
-        how: options of ``ff.ops.membership.forget_quality``: ``delta``, ``rules``, ``cap``.
+        options: of ``ff.ops.membership.forget_quality``: ``delta``, ``rules``, ``cap``.
 
     Returns:
         :class:`ForgettingQuality`. The interval is over the draw of forget samples. A ratio above 1 (an unlearned model better than the
@@ -62,21 +62,21 @@ def forgetting_quality(
     >>> good.test_ratio, good.score > 0.01 > bad.score
     (0.5, True)
     """
-    found = forget_quality(unlearned_scores, retrained_scores, **how)
+    quality = forget_quality(unlearned_scores, retrained_scores, **options)
     retain, test = (_ratio(name, pair) for name, pair in (("retain_accuracy", retain_accuracy), ("test_accuracy", test_accuracy)))
-    forgetting = float(found.score)
-    interval = intervals.mean(torch.exp2(-torch.floor(found.epsilon / 0.5)), 0.0, 1.0)
-    return ForgettingQuality(forgetting * retain * test, forgetting, interval, retain, test, found.epsilon, CONVENTION)
+    forgetting = float(quality.score)
+    interval = intervals.mean(torch.exp2(-torch.floor(quality.epsilon / 0.5)), 0.0, 1.0)
+    return ForgettingQuality(forgetting * retain * test, forgetting, interval, retain, test, quality.epsilon, CONVENTION)
 
 
 def _ratio(name: str, pair: Sequence[Any]) -> float:
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise TypeError(f"{name}: got {type(pair).__name__}; accepted is a pair (unlearned, retrained)")
     means = []
-    for value, of in zip(pair, ("unlearned", "retrained"), strict=True):
+    for value, model in zip(pair, ("unlearned", "retrained"), strict=True):
         values = torch.as_tensor(value, dtype=torch.float64)
         if values.numel() == 0 or not bool(((values >= 0) & (values <= 1)).all()):
-            raise ValueError(f"{name}, {of}: got {value!r}; accepted are shares from 0 to 1")
+            raise ValueError(f"{name}, {model}: got {value!r}; accepted are shares from 0 to 1")
         means.append(float(values.mean()))
     if means[1] == 0 or math.isnan(means[1]):
         raise ValueError(f"{name}, retrained: got 0; a ratio to it has no value")

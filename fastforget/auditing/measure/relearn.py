@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -12,11 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import _data
+from ..._caller import Caller
 from ..._data import Source
+from ..._modules import copy_of, dense_gradients, refuse_half, refuse_kind
+from ..._outputs import Forward, reading
 from ..._progress import Progress
 from ..._progress import progress as progress_bar
+from ..._trial import explained, least_of, refuse_single_gradients
+from ..._weights import device_of, training_mode
+from ..figures import Probe, RelearnProbe
 from . import passes
-from .probes import entry
 
 
 class Definition(NamedTuple):
@@ -125,19 +129,25 @@ def relearn_time(
     >>> fresh = torch.nn.Linear(2, 2)
     >>> with torch.no_grad():
     ...     _ = fresh.weight.zero_(), fresh.bias.copy_(torch.tensor([0.0, 1.0]))
-    >>> found = relearn_time(fresh, train=(x, y), forget=(x[:60], y[:60]), original_accuracy=1.0)
-    >>> found.reached, found.unit, found.value > 0, found.trace[0]
+    >>> time = relearn_time(fresh, train=(x, y), forget=(x[:60], y[:60]), original_accuracy=1.0)
+    >>> time.reached, time.unit, time.value > 0, time.trace[0]
     (True, 'epochs', True, 0.0)
     """
+    refuse_kind("model", model)
     rule = _rule(definition, lr, samples, tolerance, cap)
     goal = _goal(rule, definition, original_accuracy, original_loss)
-    whole = _data.source(train, name="train", unpack=unpack, batch_size=batch_size)
-    target = _data.source(forget, name="forget", unpack=unpack)
-    student = copy.deepcopy(model)
-    if not any(p.requires_grad for p in student.parameters()):
-        raise ValueError("model: none of its parameters requires grad; accepted is a model that can be trained on")
-    with passes.own_randomness(seed):
-        value, trace = _train(student, whole, target, rule, goal, forward, seed, progress)
+    with Caller() as caller, caller.aside("relearn_time", seed):
+        whole = _data.source(train, name="train", unpack=unpack, batch_size=batch_size)
+        target = _data.source(forget, name="forget", unpack=unpack)
+        student = copy_of(model)
+        if not any(p.requires_grad for p in student.parameters()):
+            raise ValueError("model: none of its parameters requires grad; accepted is a model that can be trained on")
+        refuse_half("relearn, model", student)
+        call = reading(caller.own(forward))
+        epoch = rule.samples if rule.samples and rule.replacement else min(len(whole), rule.samples or len(whole))
+        least = least_of(student, whole, call) if epoch % whole.batch_size == 1 else 1
+        with dense_gradients(student):
+            value, trace = _train(student, model, whole, target, rule, goal, call, seed, progress, least)
     convention = rule.source if rule == DEFINITIONS[definition] else f"{rule.source}; CHANGED: {_changes(rule, DEFINITIONS[definition])}"
     reached = value is not None
     most = rule.cap if rule.unit == "epochs" else len(trace) - 1
@@ -173,13 +183,15 @@ def _goal(rule: Definition, definition: str, accuracy: float | None, loss: float
 
 def _train(
     model: nn.Module,
+    given: nn.Module,
     train: Source,
     forget: Source,
     rule: Definition,
     goal: float,
-    forward: Callable[[nn.Module, Any], Tensor] | None,
+    forward: Forward,
     seed: int,
     progress: bool,
+    least: int,
 ) -> tuple[int | None, list[float]]:
     """The count at which the goal was reached (None: never), and the goal's figure all along."""
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -191,7 +203,8 @@ def _train(
     bar: Progress[int] = progress_bar(rule.cap, f"relearn, {rule.unit}", progress)
     with bar:
         for _ in range(rule.cap):
-            for inputs, labels in _epoch(train, rule, generator):
+            for inputs, labels in _epoch(train, rule, generator, least):
+                training_mode(model, given)
                 _step(model, optimizer, inputs, labels, forward)
                 if rule.unit == "batches":
                     trace.append(_figure(model, forget, rule, forward))
@@ -210,14 +223,14 @@ def _reached(figure: float, goal: float, rule: Definition) -> bool:
     return figure <= goal if rule.goal == "loss" else figure >= goal - 1e-12
 
 
-def _epoch(train: Source, rule: Definition, generator: torch.Generator) -> Iterator[tuple[Any, Tensor]]:
+def _epoch(train: Source, rule: Definition, generator: torch.Generator, least: int) -> Iterator[tuple[Any, Tensor]]:
     if rule.samples is None:
-        return train.batches(generator=generator)
+        return train.batches(generator=generator, least=least)
     if rule.replacement:
         order = torch.randint(len(train), (rule.samples,), generator=generator)
     else:
         order = torch.randperm(len(train), generator=generator)[: rule.samples]
-    return train.at(order.split(train.batch_size))
+    return train.at(_data.cut(order, train.batch_size, least))
 
 
 def _step(
@@ -225,19 +238,20 @@ def _step(
     optimizer: torch.optim.Optimizer,
     inputs: Any,
     labels: Tensor,
-    forward: Callable[[nn.Module, Any], Tensor] | None,
+    forward: Forward,
 ) -> None:
-    model.train()
-    device = passes.device_of(model)
+    device = device_of(model)
     moved = _data.move(inputs, device)
-    logits = forward(model, moved) if forward is not None else model(moved)
-    optimizer.zero_grad()
-    F.cross_entropy(logits, labels.to(device)).backward()
+    with explained("relearn, model"):
+        logits = forward(model, moved)
+        optimizer.zero_grad()
+        F.cross_entropy(logits, labels.to(device)).backward()
+        refuse_single_gradients("relearn, model", model)
     optimizer.step()
 
 
 @torch.no_grad()
-def _figure(model: nn.Module, forget: Source, rule: Definition, forward: Callable[[nn.Module, Any], Tensor] | None) -> float:
+def _figure(model: nn.Module, forget: Source, rule: Definition, forward: Forward) -> float:
     model.eval()
     total, n = 0.0, 0
     for inputs, labels in forget.batches():
@@ -251,7 +265,7 @@ def _figure(model: nn.Module, forget: Source, rule: Definition, forward: Callabl
     return total / n
 
 
-def rows(
+def probes(
     models: dict[str, nn.Module],
     definitions: tuple[str, ...],
     *,
@@ -259,40 +273,43 @@ def rows(
     forget: Source,
     accuracy: float,
     loss: float,
-    **how: Any,
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """``{model: {probe: entry}}`` of an audit: ``relearn_time_<definition>`` each, and ``ain`` beside the retrained model.
+    **options: Any,
+) -> dict[str, dict[str, Probe]]:
+    """The probes of an audit, by model and name: ``relearn_time_<definition>`` each, and ``ain`` beside the retrained model.
 
     ``accuracy`` and ``loss`` are the original's on the forget set; NaN where there is no original.
     """
-    found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in models}
+    by_model: dict[str, dict[str, Probe]] = {name: {} for name in models}
     for definition in definitions:
-        times = {}
+        times: dict[str, RelearnTime] = {}
         for name, model in models.items():
+            probe = f"relearn_time_{definition}"
             if math.isnan(accuracy):
                 reason = 'no model named "original" was given, whose accuracy or loss is the goal'
-                found[name][f"relearn_time_{definition}"] = entry(math.nan, DEFINITIONS[definition].source, reason=reason)
+                by_model[name][probe] = Probe(math.nan, reason=reason, convention=DEFINITIONS[definition].source)
                 continue
             times[name] = relearn_time(
-                model, train=train, forget=forget, original_accuracy=accuracy, original_loss=loss, definition=definition, **how
+                model, train=train, forget=forget, original_accuracy=accuracy, original_loss=loss, definition=definition, **options
             )
-            found[name][f"relearn_time_{definition}"] = _of(times[name])
+            by_model[name][probe] = _probe(times[name])
         if definition == "ain":
             for name in models:
-                found[name]["ain"] = _index(times.get(name), times.get("retrained"))
-    return found
+                by_model[name]["ain"] = _index(times.get(name), times.get("retrained"))
+    return by_model
 
 
-def _of(time: RelearnTime) -> dict[str, Any]:
+def _probe(time: RelearnTime) -> RelearnProbe:
     reason = None if time.reached else f"not reached in {time.cap} epochs: the true value is larger"
-    return entry(float(time.value), time.convention, reason=reason, unit=time.unit, reached=time.reached, trace=time.trace)
+    return RelearnProbe(
+        float(time.value), reason=reason, convention=time.convention, unit=time.unit, reached=time.reached, trace=time.trace
+    )
 
 
-def _index(mine: RelearnTime | None, retrained: RelearnTime | None) -> dict[str, Any]:
-    if mine is None or retrained is None:
-        return entry(math.nan, AIN, reason="it needs an original and a retrained model")
+def _index(time: RelearnTime | None, retrained: RelearnTime | None) -> Probe:
+    if time is None or retrained is None:
+        return Probe(math.nan, reason="it needs an original and a retrained model", convention=AIN)
     if not retrained.reached or retrained.value == 0:
         why = "did not relearn within the cap" if not retrained.reached else "knows the forget set without relearning"
-        return entry(math.nan, AIN, reason=f"the retrained model {why}")
-    reason = None if mine.reached else "the model did not relearn within the cap: a lower bound"
-    return entry(mine.value / retrained.value, AIN, reason=reason)
+        return Probe(math.nan, reason=f"the retrained model {why}", convention=AIN)
+    reason = None if time.reached else "the model did not relearn within the cap: a lower bound"
+    return Probe(time.value / retrained.value, reason=reason, convention=AIN)

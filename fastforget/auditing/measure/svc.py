@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ...ops.membership import membership_scores, roc_stats
+from ..figures import Probe
 from . import intervals
 from .passes import Scored
-from .probes import entry
 
 CLASSIFIERS = ("threshold", "svc")
 FORMULAS = ("song_mittal", "published")
@@ -132,21 +132,21 @@ def _by_svc(members: Tensor, others: Tensor, forget: Tensor) -> float:
     return float(1 - machine.predict(x[2]).mean())
 
 
-def audit_entry(scored: dict[str, Scored], with_interval: bool) -> dict[str, Any]:
+def mia_probe(scored: dict[str, Scored], with_interval: bool) -> Probe:
     """The probe ``mia_efficacy`` of one audited model: by a threshold on the confidence, in float64 from the loss."""
     confidence = [torch.exp(-scored[name].scores["loss"].double()) for name in ("retain", "test", "forget")]
     value, reason = mia_efficacy(*confidence)
     n = len(confidence[2])
     ends = intervals.share(round(value * n), n) if with_interval and reason is None else None
-    return entry(value, CONVENTION, interval=ends, reason=reason)
+    return Probe(value, ends, reason, CONVENTION)
 
 
 def all_features(retain: SvcFeatures, test: SvcFeatures, forget: SvcFeatures, *, classifier: str = "threshold") -> dict[str, float]:
     """:func:`mia_efficacy` on every feature that the classifier can take (``prob`` needs the SVC); NaN where undefined."""
     names = [name for name in SvcFeatures._fields if name in SIGN or classifier == "svc"]
-    found = {}
+    efficacies = {}
     for name in names:
         sides = [getattr(features, name) for features in (retain, test, forget)]
         higher = "member" if SIGN.get(name, 1) > 0 else "nonmember"
-        found[name] = mia_efficacy(*sides, classifier=classifier, higher=higher)[0]
-    return found
+        efficacies[name] = mia_efficacy(*sides, classifier=classifier, higher=higher)[0]
+    return efficacies

@@ -3,40 +3,77 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..._identity import bare_names, fingerprint, outside, packed
+from ..figures import LayerDistance, WeightDistance
 
-def weight_distance(model: nn.Module, other: nn.Module) -> dict[str, Any]:
+
+def weight_distance(model: nn.Module, other: nn.Module) -> WeightDistance:
     """Euclidean distance between two models' parameters, per layer and in all.
 
-    A layer is a module that owns parameters itself (its weight and bias together). ``relative`` divides by
-    the norm of ``other``'s layer; ``rows`` is the first size of its weight, such as the number of classes in a
-    classifier's head. Buffers, such as batch-norm statistics, are left out; ``identical`` covers them too.
-    Models that can't be laid on each other give ``{"reason": ...}`` instead of figures.
+    A layer is a module that owns parameters itself (its weight and bias together), named without wrappers' prefixes. Buffers, such as
+    batch-norm statistics, are left out; ``identical`` covers them too. Models that can't be laid on each other give a ``reason`` in place
+    of figures, and are never called identical unless all their weights have the same hash.
     """
-    mine, theirs = dict(model.named_parameters()), dict(other.named_parameters())
-    reason = _mismatch(mine, theirs)
+    parameters, others = _parameters(model), _parameters(other)
+    reason = _not_plain(model, parameters) or _not_plain(other, others)
     if reason:
-        return {"total": math.nan, "relative": math.nan, "identical": False, "layers": [], "reason": reason}
-    layers: dict[str, list[float]] = {}
-    rows = dict(layer_rows(model))
+        return _by_hash(model, other, reason)
+    reason = _mismatch(parameters, others)
+    if reason:
+        return _without(reason)
+    squares: dict[str, list[float]] = {}
+    rows = _rows(parameters)
     with torch.no_grad():
-        for name, parameter in mine.items():
-            sums = layers.setdefault(_layer(name), [0.0, 0.0])
-            reference = theirs[name].detach().to(parameter.device)
+        for name, parameter in parameters.items():
+            sums = squares.setdefault(_layer(name), [0.0, 0.0])
+            reference = others[name].detach().to(parameter.device)
             sums[0] += _square(parameter.detach(), reference)
             sums[1] += _square(reference, None)
-    total, norm = (math.fsum(sums[i] for sums in layers.values()) for i in (0, 1))
-    return {
-        "total": math.sqrt(total),
-        "relative": _ratio(total, norm),
-        "identical": total == 0 and _same_buffers(model, other),
-        "layers": [{"layer": name, "l2": math.sqrt(d), "relative": _ratio(d, n), "rows": rows[name]} for name, (d, n) in layers.items()],
-        "reason": None,
-    }
+    total, norm = (math.fsum(sums[i] for sums in squares.values()) for i in (0, 1))
+    if not math.isfinite(total):
+        return _without("the weights hold NaN or infinity, so they can't be compared")
+    layers = [LayerDistance(name, math.sqrt(d), _ratio(d, n), rows[name]) for name, (d, n) in squares.items()]
+    return WeightDistance(math.sqrt(total), _ratio(total, norm), total == 0 and _same_buffers(model, other), layers)
+
+
+def _without(reason: str) -> WeightDistance:
+    return WeightDistance(math.nan, math.nan, False, [], reason)
+
+
+def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    named = dict(model.named_parameters())
+    bare = bare_names(named)
+    return {bare[name]: parameter for name, parameter in named.items()}
+
+
+def _not_plain(model: nn.Module, parameters: dict[str, nn.Parameter]) -> str | None:
+    """Why a model's weights can't be compared layer by layer."""
+    try:
+        hidden = next(iter(packed(model)), None)
+    except Exception as error:  # a module's own state_dict may do anything
+        return f"a model's state_dict can't be read ({type(error).__name__}: {error}), so weights can't be compared"
+    if hidden is not None:
+        return f"weights are packed in {hidden} (a quantised layer?), so they can't be compared layer by layer"
+    for name, parameter in parameters.items():
+        if parameter.is_quantized or parameter.layout is not torch.strided or parameter.is_meta:
+            form = "quantised" if parameter.is_quantized else "on the meta device" if parameter.is_meta else parameter.layout
+            return f"{name} is {form}, so weights can't be compared layer by layer"
+        if hasattr(parameter, "__tensor_flatten__"):
+            return f"{name} is a {type(parameter).__name__} (a quantised weight?), so weights can't be compared layer by layer"
+    return outside(model) if parameters else outside(model) or "a model has no parameters, so there are no weights to compare"
+
+
+def _by_hash(model: nn.Module, other: nn.Module, reason: str) -> WeightDistance:
+    """Identical where the hashes over everything are the same; else without figures."""
+    try:
+        same = outside(model) is None and outside(other) is None and fingerprint(model) == fingerprint(other)
+    except (RuntimeError, TypeError, NotImplementedError):
+        same = False
+    return WeightDistance(0.0, 0.0, True, []) if same else _without(reason)
 
 
 def _layer(parameter: str) -> str:
@@ -45,11 +82,15 @@ def _layer(parameter: str) -> str:
 
 def layer_rows(model: nn.Module) -> list[tuple[str, int]]:
     """Every layer, in the model's own order, with the first size of its weight."""
+    return list(_rows(dict(model.named_parameters())).items())
+
+
+def _rows(parameters: dict[str, nn.Parameter]) -> dict[str, int]:
     rows: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         if parameter.dim() > 1 or _layer(name) not in rows:
             rows[_layer(name)] = len(parameter) if parameter.dim() else 1
-    return list(rows.items())
+    return rows
 
 
 def head(layers: list[tuple[str, int]], classes: int) -> str | None:
@@ -58,22 +99,23 @@ def head(layers: list[tuple[str, int]], classes: int) -> str | None:
     >>> head([("body", 64), ("classifier", 10), ("projector", 32)], classes=10)
     'classifier'
     """
-    found = [name for name, rows in layers if rows == classes]
-    return found[-1].partition(".parametrizations")[0] if found else None
+    heads = [name for name, rows in layers if rows == classes]
+    return heads[-1].partition(".parametrizations")[0] if heads else None
 
 
-def _mismatch(mine: dict[str, nn.Parameter], theirs: dict[str, nn.Parameter]) -> str | None:
-    only = sorted(set(mine) ^ set(theirs))
+def _mismatch(parameters: dict[str, nn.Parameter], others: dict[str, nn.Parameter]) -> str | None:
+    only = sorted(set(parameters) ^ set(others))
     if only:
         return f"the models differ in structure (first difference: {only[0]})"
-    for name, parameter in mine.items():
-        if parameter.shape != theirs[name].shape:
-            return f"{name} has shape {tuple(parameter.shape)} in one model and {tuple(theirs[name].shape)} "
-            "in the other"
+    for name, parameter in parameters.items():
+        if parameter.shape != others[name].shape:
+            return f"{name} has shape {tuple(parameter.shape)} in one model and {tuple(others[name].shape)} in the other"
     return None
 
 
 def _square(x: Tensor, minus: Tensor | None) -> float:
+    if x.is_complex():
+        x, minus = torch.view_as_real(x.resolve_conj()), None if minus is None else torch.view_as_real(minus.resolve_conj())
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     difference = x.to(wide) if minus is None else x.to(wide) - minus.to(wide)
     return float(torch.linalg.vector_norm(difference, dtype=torch.float64)) ** 2
@@ -86,7 +128,13 @@ def _ratio(square: float, norm: float) -> float:
 
 
 def _same_buffers(model: nn.Module, other: nn.Module) -> bool:
-    mine, theirs = dict(model.named_buffers()), dict(other.named_buffers())
-    return mine.keys() == theirs.keys() and all(
-        b.shape == theirs[n].shape and torch.equal(b, theirs[n].to(b.device)) for n, b in mine.items()
+    buffers, others = _buffers(model), _buffers(other)
+    return buffers.keys() == others.keys() and all(
+        b.shape == others[n].shape and torch.equal(b, others[n].to(b.device)) for n, b in buffers.items()
     )
+
+
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
+    named = dict(model.named_buffers())
+    bare = bare_names(named)
+    return {bare[name]: buffer for name, buffer in named.items()}

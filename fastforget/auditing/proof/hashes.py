@@ -6,18 +6,18 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..._data import Source
-from ..._weights import digest, fingerprint
-from ..measure.passes import device_of, own_randomness
+from ..._hashes import set_hashes
+from ..._identity import WRAPPERS, bare_names, fingerprint, of_state, outside
+from ..._random import own_randomness
+from ..._weights import device_of
 
 SCHEMES = {
-    "weights_sha256": "sha256 over name, shape, dtype and bytes of every parameter and buffer, in the order of the names; as in the "
-    "result of ff.unlearn",
-    "state_dict_sha256": "the same over the tensors of model.state_dict(): what a weights file holds",
+    "weights_sha256": "sha256 over name, shape, dtype and bytes of every parameter, buffer and packed weight, in the order of the names, "
+    "without the parts of a name that wrappers put in (module, _orig_mod, _module); as in the result of ff.unlearn",
+    "state_dict_sha256": "the same over model.state_dict(), without lone numbers and texts: what a weights file holds",
     "samples_sha256": "sha256 over the sorted sha256 of each sample (label, then dtype, shape and bytes of its input), so the order "
     "doesn't matter",
     "ids_sha256": "sha256 over the sorted ids as text, each followed by a line feed",
@@ -25,12 +25,15 @@ SCHEMES = {
 
 
 def of_model(model: nn.Module) -> dict[str, Any]:
-    """A model's hashes and size; where its tensors have no plain bytes (quantised, sparse), None and a reason."""
+    """A model's hashes and size; None and a reason where its weights have no plain bytes (sparse), or lie where no hash finds them."""
     about = {"parameters": sum(p.numel() for p in model.parameters()), "device": str(device_of(model)), "reason": None}
     try:
-        return {"weights_sha256": fingerprint(model), "state_dict_sha256": of_state(model.state_dict()), **about}
+        elsewhere = outside(model)
+        if elsewhere is None:
+            return {"weights_sha256": fingerprint(model), "state_dict_sha256": of_state(model.state_dict()), **about}
     except (RuntimeError, TypeError, NotImplementedError) as error:
-        return {"weights_sha256": None, "state_dict_sha256": None, **about, "reason": f"can't be hashed: {error}"}
+        elsewhere = str(error)
+    return {"weights_sha256": None, "state_dict_sha256": None, **about, "reason": f"can't be hashed: {elsewhere}"}
 
 
 def of_set(source: Source, seed: int) -> dict[str, Any]:
@@ -42,9 +45,20 @@ def of_set(source: Source, seed: int) -> dict[str, Any]:
         return {**about, "samples_sha256": None, "reason": f"can't be hashed: {error}"}
 
 
-def of_state(state: Mapping[str, Any]) -> str:
-    """sha256 of a state_dict's tensors; what is not a tensor is left out."""
-    return digest({name: value for name, value in state.items() if isinstance(value, Tensor)})
+def same_state(stated: str, state: Mapping[str, Any]) -> bool:
+    """Whether a stated hash is that of a state_dict, whatever wrapper the model was in when it was hashed.
+
+    Receipts from before wrappers' prefixes were left out hold the hash with the prefix, and over tensors alone.
+
+    >>> import torch
+    >>> plain = {"weight": torch.eye(2)}
+    >>> same_state(of_state(plain), {"module.weight": torch.eye(2)}), same_state(of_state(plain), {"weight": torch.ones(2, 2)})
+    (True, False)
+    """
+    if stated == of_state(state) or stated == of_state(state, bare=False):
+        return True
+    bare = {name: state[key] for key, name in bare_names(state).items()}
+    return any(stated == of_state({f"{prefix}.{name}": value for name, value in bare.items()}, bare=False) for prefix in sorted(WRAPPERS))
 
 
 def of_samples(source: Source, seed: int = 0) -> str:
@@ -57,8 +71,8 @@ def of_samples(source: Source, seed: int = 0) -> str:
     True
     """
     with own_randomness(seed):
-        found = [one for inputs, labels in source.batches() for one in of_each(inputs, labels)]
-    return hashlib.sha256(b"".join(sorted(found))).hexdigest()
+        digests = list(set_hashes(source))
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
 def of_ids(ids: Iterable[Any]) -> tuple[str, int]:
@@ -66,33 +80,4 @@ def of_ids(ids: Iterable[Any]) -> tuple[str, int]:
     text = sorted(str(one) for one in ids)
     if any("\n" in one for one in text):
         raise ValueError("ids: one of them holds a line feed; accepted are ids that fit on one line")
-    return hashlib.sha256("".join(f"{one}\n" for one in text).encode()).hexdigest(), len(text)
-
-
-def of_each(inputs: Any, labels: Tensor) -> list[bytes]:
-    """sha256 of each sample of a batch: its label, then dtype, shape and bytes of its input."""
-    parts = list(_arrays(inputs, len(labels)))
-    found = []
-    for i, label in enumerate(labels.tolist()):
-        one = hashlib.sha256(f"{label}|".encode())
-        for head, rows in parts:
-            one.update(head)
-            one.update(rows[i])
-        found.append(one.digest())
-    return found
-
-
-def _arrays(inputs: Any, count: int) -> Iterable[tuple[bytes, Any]]:
-    """(dtype and shape of one sample, one buffer a sample) for each tensor in a batch's inputs."""
-    if isinstance(inputs, Tensor):
-        flat = inputs.detach().cpu().contiguous()
-        raw = flat.reshape(count, -1).view(torch.uint8).numpy() if flat.numel() else np.empty((count, 0), np.uint8)
-        yield f"{tuple(flat.shape[1:])}|{flat.dtype}|".encode(), raw
-    elif isinstance(inputs, Mapping):
-        for key in sorted(inputs):
-            yield from ((f"{key}|".encode() + head, rows) for head, rows in _arrays(inputs[key], count))
-    elif isinstance(inputs, (tuple, list)) and all(isinstance(part, (Tensor, Mapping)) for part in inputs):
-        for part in inputs:
-            yield from _arrays(part, count)
-    else:
-        yield b"text|", [str(one).encode() for one in inputs]
+    return hashlib.sha256("".join(f"{one}\n" for one in text).encode("utf-8", "surrogatepass")).hexdigest(), len(text)

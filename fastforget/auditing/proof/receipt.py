@@ -7,7 +7,6 @@ are those of the weights at hand, which ``python -m fastforget verify`` checks.
 
 from __future__ import annotations
 
-import copy
 import datetime
 import hashlib
 import json
@@ -21,8 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..._files import write_whole
-from ..report import CONVENTIONS, AuditReport, jsonable, write_json
+from ..._files import jsonable, write_json, write_whole
+from ..._version import __version__
+from ..conventions import CONVENTIONS
+from ..figures import AuditFigures
 from . import hashes
 
 FORMAT = "fastforget receipt 1"
@@ -30,7 +31,7 @@ CALLED = "evidence from measurements on the samples named here; not a proof, and
 
 
 def receipt(
-    report: AuditReport,
+    report: AuditFigures,
     result: Any = None,
     *,
     ids: Iterable[Any] | None = None,
@@ -63,32 +64,31 @@ def receipt(
         "conventions": {**CONVENTIONS, **hashes.SCHEMES},
     }
     # through text and back: what is hashed is what a reader of the file sees
-    found = json.loads(json.dumps(jsonable(copy.deepcopy(body)), allow_nan=False))
-    return {**found, "sha256": own_hash(found)}
+    written = json.loads(json.dumps(jsonable(body), allow_nan=False))
+    return {**written, "sha256": own_hash(written)}
 
 
-def own_hash(found: dict[str, Any]) -> str:
+def own_hash(receipt: dict[str, Any]) -> str:
     """sha256 over the canonical JSON (sorted keys, no spaces, UTF-8) of all but the entry "sha256"."""
-    body = {key: value for key, value in found.items() if key != "sha256"}
+    body = {key: value for key, value in receipt.items() if key != "sha256"}
     text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    # a name may hold half of a surrogate pair, which strict UTF-8 has no bytes for
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def write(path: str | PathLike[str], found: dict[str, Any], *, page: bool = True) -> None:
+def write(path: str | PathLike[str], receipt: dict[str, Any], *, page: bool = True) -> None:
     """Writes a receipt as JSON and, beside it with the suffix .html, as a page; each file whole or not at all (OSError)."""
     from ..show.receipt_page import render
 
     place = Path(path)
     if page and place.suffix == ".html":
         raise ValueError(f"path: got {os.fspath(path)}; accepted is a name for the JSON file, the page goes beside it as .html")
-    write_json(place, found)
+    write_json(place, receipt)
     if page:
-        write_whole(place.with_suffix(".html"), render(found, place.name))
+        write_whole(place.with_suffix(".html"), render(receipt, place.name))
 
 
 def versions() -> dict[str, str]:
-    from ... import __version__
-
     return {"fastforget": __version__, "torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()}
 
 
@@ -117,10 +117,10 @@ def _ids(ids: Iterable[Any] | None, expected: int) -> dict[str, Any] | None:
         return None
     if isinstance(ids, str):
         raise TypeError("ids: got a str; accepted is a list with one id a forget sample")
-    found, count = hashes.of_ids(ids)
+    sha256, count = hashes.of_ids(ids)
     if count != expected:
         raise ValueError(f"ids: got {count}, but the forget set has {expected} samples; accepted is one id a sample")
-    return {"sha256": found, "count": count}
+    return {"sha256": sha256, "count": count}
 
 
 def _method(result: Any, models: dict[str, Any]) -> dict[str, Any] | None:
@@ -129,12 +129,12 @@ def _method(result: Any, models: dict[str, Any]) -> dict[str, Any] | None:
         return None
     record = result.receipt
     for name, moment in (("original", "before"), (None, "after")):
-        own = record["weights_sha256"][moment]
+        weights = record["weights_sha256"][moment]
         among = [name] if name in models else list(models)
-        if own not in (models[one]["weights_sha256"] for one in among):
+        if weights not in (models[one]["weights_sha256"] for one in among):
             which = f"of the model {name!r}" if name in models else "of any model"
             raise ValueError(
-                f"result: its weights {moment} unlearning ({own[:12]}…) are not those {which} in this audit; "
+                f"result: its weights {moment} unlearning ({weights[:12]}…) are not those {which} in this audit; "
                 "accepted is the result whose model was audited, unchanged since"
             )
     return {**record, "seconds": result.seconds}

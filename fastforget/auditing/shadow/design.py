@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..proof.hashes import of_each
+from ..._data import Loaded, Pair, Source
+from ..._hashes import set_hashes
+from ..._random import own_randomness
+
+TRIED = 8  # samples that show whether a set augments at random
 
 
 def derived_seed(seed: int, *what: int | str) -> int:
@@ -50,11 +54,43 @@ def half_to_forget(member: Tensor, candidates: Tensor, seed: int, index: int) ->
     return torch.zeros_like(member).index_fill_(0, chosen, True)
 
 
-def digests(inputs: Any, labels: Tensor, name: str) -> Tensor:
-    """uint8[B, 16]: the first half of each sample's hash (:func:`fastforget.auditing.proof.hashes.of_each`)."""
-    if not isinstance(inputs, Tensor):
-        raise TypeError(
-            f"{name}: inputs are a {type(inputs).__name__}; accepted is one tensor [batch, ...]. Pass unpack=lambda batch: (tensor, labels)"
-        )
-    found = b"".join(one[:16] for one in of_each(inputs, labels))
-    return torch.from_numpy(np.frombuffer(found, np.uint8).reshape(len(labels), 16).copy())
+def digests(hashes: Iterable[bytes]) -> Tensor:
+    """uint8[N, 16]: the first half of each sample's hash (:func:`fastforget._hashes.sample_hashes`)."""
+    joined = b"".join(digest[:16] for digest in hashes)
+    return torch.from_numpy(np.frombuffer(joined, np.uint8).reshape(-1, 16).copy())
+
+
+def augments(source: Source) -> bool:
+    """Whether a data set gives other samples each time it is read, tried with its first few."""
+    if isinstance(source.samples, Pair):
+        return False
+    # in this process, where random states move from one read to the next
+    own = Loaded(source.name, source.samples.dataset, source.samples.unpack, source.samples.collate)
+    few = Source(own, name=source.name, indices=source.indices).subset(torch.arange(min(TRIED, len(source))))
+    reads = []
+    for seed in (0, 1):
+        with own_randomness(seed):
+            reads.append(list(set_hashes(few)))
+    return reads[0] != reads[1]
+
+
+def positions_of(samples: Tensor, pool: Tensor) -> tuple[Tensor, list[int]]:
+    """Where samples stand in a pool, both known by their digests.
+
+    Returns:
+        int64 positions of the samples that are in the pool, where equal samples get different positions while the pool has as many; and
+        the numbers of the samples that are not.
+    """
+    places: dict[bytes, list[int]] = {}
+    for at, digest in enumerate(pool.numpy()):
+        places.setdefault(digest.tobytes(), []).append(at)
+    used: dict[bytes, int] = {}
+    positions, missing = [], []
+    for number, digest in enumerate(samples.numpy()):
+        key = digest.tobytes()
+        if key not in places:
+            missing.append(number)
+            continue
+        nth = used[key] = used.get(key, -1) + 1
+        positions.append(places[key][nth % len(places[key])])
+    return torch.tensor(positions, dtype=torch.int64), missing

@@ -1,4 +1,4 @@
-"""Training shadow models: one after another, or several at once with their weights stacked (torch.func).
+"""The default recipe of shadow models: one after another, or several at once with their weights stacked (torch.func).
 
 Both follow one schedule, that of the demonstration's recipe: Adam, a rate that rises and falls once, an epoch's random order cut into
 batches that differ by at most one sample. Stacked and single training give the same models up to rounding (dropout draws differ).
@@ -6,7 +6,6 @@ batches that differ by at most one sample. Stacked and single training give the 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 
-from ..measure.passes import device_of, own_randomness
+from ..._modules import copy_of, dense_gradients
+from ..._outputs import reading
+from ..._random import own_randomness
+from ..._weights import device_of, training_mode
 
 Forward = Callable[[nn.Module, Any], Tensor]
 # Measured on one AVX-512 core (benchmarks/results/shadows-stack.json): where a step is mostly overhead, stacks of 16 give 1.2 to 2.6 times
@@ -42,8 +44,8 @@ class Recipe:
     forward: Forward | None = None
 
     @classmethod
-    def of(cls, samples: int, epochs: int, lr: float, batch_size: int, forward: Forward | None) -> Recipe:
-        """For training sets of half of ``samples``, or one less."""
+    def for_pool(cls, samples: int, epochs: int, lr: float, batch_size: int, forward: Forward | None) -> Recipe:
+        """For training sets of half of a pool of ``samples``, or one less."""
         return cls(epochs, lr, batch_size, math.ceil(math.ceil(samples / 2) / batch_size), forward)
 
     def optimiser(self, parameters: Any) -> tuple[torch.optim.Adam, torch.optim.lr_scheduler.OneCycleLR]:
@@ -58,24 +60,24 @@ class Recipe:
 
 
 class _Called(nn.Module):
-    """The model behind its ``forward=``, so that torch.func can call it with other weights."""
+    """The model with its ``forward=``, in one module that torch.func can call with other weights."""
 
     def __init__(self, model: nn.Module, forward: Forward | None) -> None:
         super().__init__()
-        self.model, self.how = model, forward
+        self.model, self.call = model, reading(forward)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.model(inputs) if self.how is None else self.how(self.model, inputs)
+    def forward(self, inputs: Any) -> Tensor:
+        return self.call(self.model, inputs)
 
 
 def train_one(
-    model: nn.Module, inputs: Tensor, labels: Tensor, indices: Tensor, seed: int, recipe: Recipe, tick: Callable[[str], None]
+    model: nn.Module, inputs: Any, labels: Tensor, indices: Tensor, seed: int, recipe: Recipe, tick: Callable[[str], None]
 ) -> None:
     """Trains in place on the samples at ``indices``. Inputs and labels are on the model's device."""
     optimiser, schedule = recipe.optimiser(model.parameters())
     called, generator = _Called(model, recipe.forward), torch.Generator().manual_seed(seed)
-    model.train()
-    with own_randomness(seed):
+    training_mode(model, model)
+    with own_randomness(seed), dense_gradients(model):
         for epoch in range(recipe.epochs):
             for batch in recipe.orders(indices, generator):
                 at = batch.to(labels.device)
@@ -88,7 +90,7 @@ def train_one(
 
 def train_stack(
     models: list[nn.Module],
-    inputs: Tensor,
+    inputs: Any,
     labels: Tensor,
     indices: list[Tensor],
     seeds: list[int],
@@ -96,9 +98,11 @@ def train_stack(
     tick: Callable[[str], None],
 ) -> None:
     """Trains all models in place at once, each on its own samples in its own order."""
-    called = [_Called(m.train(), recipe.forward) for m in models]
+    for model in models:
+        training_mode(model, model)
+    called = [_Called(model, recipe.forward) for model in models]
     parameters, buffers = stack_module_state(called)
-    skeleton = copy.deepcopy(called[0]).to("meta")
+    skeleton = copy_of(called[0]).to("meta")
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     optimiser, schedule = recipe.optimiser(parameters.values())
 
@@ -134,28 +138,29 @@ def _padded(batches: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     return at, share
 
 
-def why_not_stacked(models: list[nn.Module], inputs: Tensor, forward: Forward | None) -> str | None:
+def why_not_stacked(models: list[nn.Module], inputs: Any, forward: Forward | None) -> str | None:
     """Why these models (two are enough) can't be trained as a stack; ``None`` if they can."""
     for module in models[0].modules():
         if isinstance(module, _KEEPS_STATISTICS) and module.track_running_stats:
             return f"{type(module).__name__} keeps running statistics, which each model would need of its own"
-    called = [_Called(copy.deepcopy(m), forward).eval() for m in models[:2]]
-    few = inputs[:2]
+    called = [_Called(copy_of(m), forward).eval() for m in models[:2]]
     try:
+        two = torch.arange(2, device=device_of(models[0]))
+        few, twice = inputs[two], inputs[two.expand(len(called), 2)]
         parameters, buffers = stack_module_state(called)
-        skeleton = copy.deepcopy(called[0]).to("meta")
+        skeleton = copy_of(called[0]).to("meta")
 
-        def run(weights: dict[str, Tensor], state: dict[str, Tensor]) -> Tensor:
-            return functional_call(skeleton, (weights, state), (few,))
+        def run(weights: dict[str, Tensor], state: dict[str, Tensor], x: Any) -> Tensor:
+            return functional_call(skeleton, (weights, state), (x,))
 
         with torch.no_grad(), own_randomness(0):
-            found = vmap(run, randomness="different")(parameters, buffers)
+            stacked = vmap(run, randomness="different")(parameters, buffers, twice)
             expected = torch.stack([one(few) for one in called])
             skeleton.train()
-            vmap(run, randomness="different")(parameters, buffers)
+            vmap(run, randomness="different")(parameters, buffers, twice)
     except Exception as error:
         return f"torch.func can't map over this network ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
-    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
+    if stacked.shape != expected.shape or not torch.allclose(stacked, expected, rtol=1e-3, atol=1e-4):
         return "its stacked answer differs from the single model's"
     return None
 

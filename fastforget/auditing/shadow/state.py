@@ -1,4 +1,4 @@
-"""What shadow models said about a pool of samples: running, mergeable sums, in memory and in files."""
+"""Shadow models over a pool of samples: which there are, their sums, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ... import _data
 from ... import _safetensors as safetensors_io
-from ...ops.membership import Lira
-from .design import digests
-from .reading import ShadowAttacks
+from ..._hashes import set_hashes
+from .attacks import ShadowAttacks
+from .design import augments, digests, positions_of
+from .sums import Probabilities, ShadowSums
 
 FORMAT = "fastforget shadows 1"
 # settings that may differ between folders that are merged: they say which models, not what was asked of them
@@ -24,7 +25,7 @@ _OF_THE_RUN = ("n", "seed", "stack")
 
 
 class Shadows(ShadowAttacks):
-    """Streamed state of shadow models over a pool of N samples; made by ``ff.audit.shadows``.
+    """Shadow models over a pool of N samples, as sums; made by ``ff.audit.shadows``.
 
     Memory is O(N A) for A queries, whatever the number M of models, but for one membership flag a model and sample (and one float32 loss
     with ``keep_scores``).
@@ -37,19 +38,12 @@ class Shadows(ShadowAttacks):
     """
 
     def __init__(self, settings: dict[str, Any], pool_digests: Tensor, population: int = 0) -> None:
+        queries = int(settings["queries"])
+        sums = ShadowSums(len(pool_digests), queries, unlearned=bool(settings["unlearn"]))
+        super().__init__(sums, Probabilities(population, queries, sides=1), bool(settings["keep_scores"]))
         self.settings, self.digests = settings, pool_digests
-        n, a = len(pool_digests), int(settings["queries"])
-        self.lira = Lira(n, a)
-        self.unlearned: Lira | None = Lira(n, a) if settings["unlearn"] else None
-        # log sums of probabilities: [OUT, IN] of the pool, and of the population, which no model was trained on
-        self.log_p = torch.full((2, n, a), -torch.inf, dtype=torch.float64)
-        self.log_p_population = torch.full((population, a), -torch.inf, dtype=torch.float64)
         self._index: list[int] = []
         self._seeds: list[int] = []
-        self._member: list[Tensor] = []
-        self._losses: list[Tensor] = []
-        # one model's own losses, as a target whose members are known: to tune RMIA's a
-        self._tuner: dict[str, Tensor] = {}
 
     # ------------------------------------------------------------------ facts
 
@@ -62,13 +56,6 @@ class Shadows(ShadowAttacks):
     def seeds(self) -> Tensor:
         """int64[M]: the seed that made and trained each model."""
         return torch.tensor(self._seeds, dtype=torch.int64)
-
-    @property
-    def losses(self) -> Tensor | None:
-        """float32[M, N] with ``keep_scores``: each model's loss on each sample (the first query); else ``None``."""
-        if not self.settings["keep_scores"]:
-            return None
-        return torch.stack(self._losses) if self._losses else torch.zeros((0, self.n_samples))
 
     def __repr__(self) -> str:
         return f"Shadows({self.n_models} of {self.settings['n']} models, {self.n_samples} samples, {self.queries} queries)"
@@ -94,19 +81,14 @@ class Shadows(ShadowAttacks):
             population_loss: [Z, A], with a population.
             unlearned: (int8[N] of 1 unlearned, 0 never had, -1 skip; logit-scaled confidences [N, A] after unlearning).
         """
-        self.lira.update(logit_confidence[None], member[None])
-        for side, chosen in enumerate((~member, member)):
-            self.log_p[side, chosen] = torch.logaddexp(self.log_p[side, chosen], -loss[chosen].double())
+        self.sums.add(logit_confidence, loss, member, unlearned)
         if population_loss is not None:
-            self.log_p_population = torch.logaddexp(self.log_p_population, -population_loss.double())
+            self.population.add(population_loss, torch.zeros(len(population_loss), dtype=torch.int8))
         if not self._index:
             # the population's loss goes along, so that both sides of RMIA's ratio can leave this model out
             empty = torch.zeros((0, self.queries))
             self._tuner = {"loss": loss.float(), "population": (empty if population_loss is None else population_loss).float()}
-        if unlearned is not None:
-            assert self.unlearned is not None
-            self.unlearned.update(unlearned[1][None], unlearned[0][None])
-        if self.settings["keep_scores"]:
+        if self._losses is not None:
             self._losses.append(loss[:, 0].float().clone())
         self._index.append(index)
         self._seeds.append(seed)
@@ -127,15 +109,13 @@ class Shadows(ShadowAttacks):
             raise ValueError(f"other: {len(twice)} of its models are here already (the first has seed {twice[0]}); each may count once")
         if not self._index:
             self._tuner = dict(other._tuner)
-        self.lira.merge(other.lira)
-        if self.unlearned is not None and other.unlearned is not None:
-            self.unlearned.merge(other.unlearned)
-        self.log_p = torch.logaddexp(self.log_p, other.log_p)
-        self.log_p_population = torch.logaddexp(self.log_p_population, other.log_p_population)
+        self.sums.merge(other.sums)
+        self.population.merge(other.population)
         self._index += other._index
         self._seeds += other._seeds
         self._member += other._member
-        self._losses += other._losses
+        if self._losses is not None and other._losses is not None:
+            self._losses += other._losses
         return self
 
     # ------------------------------------------------------------------ files
@@ -143,15 +123,13 @@ class Shadows(ShadowAttacks):
     def tensors(self) -> dict[str, Tensor]:
         """The state as tensors by name."""
         packed = torch.from_numpy(np.packbits(self.member.numpy(), axis=1, bitorder="little"))
-        found = {"digests": self.digests, "index": self.index, "seeds": self.seeds, "member": packed}
-        found |= {"log_p": self.log_p, "log_p_population": self.log_p_population}
-        found |= {f"lira.{k}": v for k, v in self.lira.state_dict().items()}
-        found |= {f"tuner.{k}": v for k, v in self._tuner.items()}
-        if self.unlearned is not None:
-            found |= {f"unlearned.{k}": v for k, v in self.unlearned.state_dict().items()}
+        tensors = {"digests": self.digests, "index": self.index, "seeds": self.seeds, "member": packed}
+        tensors |= self.sums.state_dict()
+        tensors["log_p_population"] = self.population.log_sum[0].clone()
+        tensors |= {f"tuner.{name}": value for name, value in self._tuner.items()}
         if self.losses is not None:
-            found["losses"] = self.losses
-        return found
+            tensors["losses"] = self.losses
+        return tensors
 
     def write(self, path: str | PathLike[str]) -> None:
         """One file with everything, written whole or not at all."""
@@ -164,21 +142,20 @@ class Shadows(ShadowAttacks):
         Raises:
             ValueError: not such a file, or cut off.
         """
-        t, metadata = safetensors_io.load(path)
+        tensors, metadata = safetensors_io.load(path)
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path}: its format is {metadata.get('format')!r}; accepted is {FORMAT!r}, a file of ff.audit.shadows")
         try:
             settings = json.loads(metadata["settings"])
-            self = cls(settings, t["digests"], len(t["log_p_population"]))
-            self._index, self._seeds = t["index"].tolist(), t["seeds"].tolist()
-            bits = np.unpackbits(t["member"].numpy(), axis=1, count=self.n_samples, bitorder="little")
+            self = cls(settings, tensors["digests"], len(tensors["log_p_population"]))
+            self._index, self._seeds = tensors["index"].tolist(), tensors["seeds"].tolist()
+            bits = np.unpackbits(tensors["member"].numpy(), axis=1, count=self.n_samples, bitorder="little")
             self._member = list(torch.from_numpy(bits).bool())
-            self._losses = list(t["losses"]) if settings["keep_scores"] else []
-            self.log_p, self.log_p_population = t["log_p"], t["log_p_population"]
-            self._tuner = {k.partition(".")[2]: v for k, v in t.items() if k.startswith("tuner.")}
-            for name, lira in (("lira", self.lira), ("unlearned", self.unlearned)):
-                if lira is not None:
-                    lira.load_state_dict({k.partition(".")[2]: v for k, v in t.items() if k.startswith(f"{name}.")})
+            if self._losses is not None:
+                self._losses = list(tensors["losses"])
+            self.sums.load_state_dict(tensors)
+            self.population.log_sum = tensors["log_p_population"][None].clone()
+            self._tuner = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith("tuner.")}
         except (KeyError, ValueError) as error:
             raise ValueError(f"{path}: it isn't a whole file of ff.audit.shadows ({error})") from error
         return self
@@ -191,7 +168,7 @@ class Shadows(ShadowAttacks):
             OSError: it can't be written.
         """
         place = Path(folder)
-        if parts_of(place):
+        if part_files(place):
             raise ValueError(f"folder: {place} already holds shadow models; choose an empty one")
         place.mkdir(parents=True, exist_ok=True)
         path = place / part_name(0, 1)
@@ -205,7 +182,7 @@ class Shadows(ShadowAttacks):
         Raises:
             FileNotFoundError: no such models there.
         """
-        parts = parts_of(Path(folder))
+        parts = part_files(Path(folder))
         if not parts:
             raise FileNotFoundError(f"folder: {os.fspath(folder)} holds no shadow models (no file {part_name(0, 1)} or the like)")
         whole = cls.read(parts[0])
@@ -231,38 +208,34 @@ class Shadows(ShadowAttacks):
             ValueError: samples that are not in the pool; the message counts them.
         """
         held = _data.source(source, name="source", unpack=unpack)
-        found = torch.cat([digests(x, y, "source") for x, y in held.batches()])
-        places: dict[bytes, list[int]] = {}
-        for at, digest in enumerate(self.digests.numpy()):
-            places.setdefault(digest.tobytes(), []).append(at)
-        used: dict[bytes, int] = {}
-        positions, missing = [], []
-        for i, digest in enumerate(found.numpy()):
-            key = digest.tobytes()
-            if key not in places:
-                missing.append(i)
-                continue
-            nth = used[key] = used.get(key, -1) + 1
-            positions.append(places[key][nth % len(places[key])])
+        positions, missing = positions_of(digests(set_hashes(held)), self.digests)
+        if missing and augments(held):
+            raise ValueError(
+                f"source: {len(missing)} of {len(held)} samples are not in the shadow models' pool of {self.n_samples}, and the set "
+                "augments at random: read twice, its first samples differ. Give the samples without random transforms, here and to "
+                "shadows(); there augmentations go into train= and queries="
+            )
         if missing:
             raise ValueError(
                 f"source: {len(missing)} of {len(held)} samples are not in the shadow models' pool of {self.n_samples} (the first at "
                 f"position {missing[0]}). Give the same samples as to shadows(): equal values, dtype, shape and label"
             )
-        return torch.tensor(positions, dtype=torch.int64)
+        return positions
 
 
 def part_name(rank: int, world: int) -> str:
     return f"shadows-{rank:03d}-of-{world:03d}.safetensors"
 
 
-def parts_of(folder: Path) -> list[Path]:
+def part_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("shadows-*-of-*.safetensors"), key=lambda p: (p.stem.rpartition("-")[2], p.name))
 
 
-def refuse_difference(name: str, mine: dict[str, Any], theirs: dict[str, Any], skip: tuple[str, ...] = ()) -> None:
-    """An error that says in what two configurations differ, if they do."""
-    keys = [k for k in dict.fromkeys((*mine, *theirs)) if k not in skip and mine.get(k) != theirs.get(k)]
+def refuse_difference(name: str, here: dict[str, Any], there: dict[str, Any], skip: tuple[str, ...] = ()) -> None:
+    """Raises a ValueError that names the settings in which two runs differ, if they do."""
+    keys = [key for key in dict.fromkeys((*here, *there)) if key not in skip and here.get(key) != there.get(key)]
     if keys:
-        said = "; ".join(f"{k} is {theirs.get(k)!r}, not {mine.get(k)!r}" for k in keys)
-        raise ValueError(f"{name}: these shadow models are of another configuration: {said}. Choose another folder, or the same settings")
+        differences = "; ".join(f"{key} is {there.get(key)!r}, not {here.get(key)!r}" for key in keys)
+        raise ValueError(
+            f"{name}: these shadow models are of another configuration: {differences}. Choose another folder, or the same settings"
+        )

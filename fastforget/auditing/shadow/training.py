@@ -1,10 +1,12 @@
-"""``ff.audit.shadows``: train shadow models, and keep what the attacks need of them."""
+"""``ff.audit.shadows``: trains shadow models and keeps the sums that the attacks read."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,50 +14,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ... import _data
+from ..._caller import Caller
+from ..._outputs import probabilities, reading, warn_of_probabilities
 from ..._progress import Progress
 from ..._progress import progress as progress_bar
-from ...methods import UnlearnResult
+from ..._random import own_randomness
+from ..._trial import first_step, trains_on_one
+from ..._weights import device_of, eval_mode
 from ...ops import _arguments as arg
 from ...ops.membership import membership_scores
 from ..measure import passes
-from ..measure.passes import own_randomness
-from .design import digests, half_to_forget, membership, model_seed
+from .design import augments, half_to_forget, membership, model_seed
+from .pool import Pool
 from .stack import Forward, Recipe, stack_size, train_one, train_stack, why_not_stacked
-from .state import Shadows, part_name, parts_of, refuse_difference
+from .state import Shadows, part_files, part_name, refuse_difference
 
 Pair = tuple[Tensor, Tensor]
+AUGMENTS = (
+    "fastforget: dataset: the pool augments at random (its first samples, read twice, differ). The shadow models see each sample as it was "
+    "read once, and an audit won't find its samples in the pool. Give the samples without random transforms; augmentations go into train= "
+    "and queries="
+)
 MakeModel = Callable[[int], nn.Module]
 Train = Callable[[nn.Module, Pair, int], None]
 Unlearn = Callable[[nn.Module, Pair, Pair, int], nn.Module]
 
 
-class _Set:
-    """A set read once: inputs and labels in memory, and what its samples are."""
-
-    def __init__(self, data: Any, name: str, unpack: _data.Unpack | None, seed: int) -> None:
-        held = _data.source(data, name=name, unpack=unpack)
-        self.name, self.batch_size = name, held.batch_size
-        with own_randomness(seed):  # a data set may augment at random
-            batches = [(x, y, digests(x, y, name)) for x, y in held.batches()]
-        self.inputs, self.labels, self.digests = (torch.cat(column) for column in zip(*batches, strict=True))
-        self.sha256 = hashlib.sha256(self.digests.numpy().tobytes()).hexdigest()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def to(self, device: torch.device) -> None:
-        self.inputs, self.labels = self.inputs.to(device), self.labels.to(device)
-
-    def pair(self, chosen: Tensor) -> Pair:
-        at = chosen.nonzero()[:, 0].to(self.labels.device)
-        return self.inputs[at], self.labels[at]
-
-
 class _Work:
-    """Everything one call of :func:`shadows` holds fixed, checked."""
+    """The checked arguments of one call of :func:`shadows`."""
 
-    def __init__(self, make_model: MakeModel, pool: _Set, population: _Set | None, n: int, seed: int) -> None:
+    def __init__(self, make_model: MakeModel, pool: Pool, population: Pool | None, n: int, seed: int) -> None:
         self.make_model, self.pool, self.population, self.n, self.seed = make_model, pool, population, n, seed
         self.member = membership(n, len(pool), seed)
         self.train: Train | None = None
@@ -98,7 +86,7 @@ def shadows(
     unpack: Callable[[Any], tuple[Any, Tensor]] | None = None,
     forward: Forward | None = None,
 ) -> Shadows:
-    """Trains shadow models on halves of a pool of samples and streams what they say of it into a mergeable state.
+    """Trains shadow models on halves of a pool of samples and adds their scores to sums that can be merged and saved.
 
     Each sample is IN exactly half of the models (one model more or less for odd ``n``), each model is trained on half of the pool: models
     come in pairs that share the pool out at random (Carlini et al., S&P'22, section VI). No model is kept, nor its logits.
@@ -160,22 +148,47 @@ def shadows(
         raise ValueError(f"lr: got {lr!r}; accepted is a number > 0")
     if n_queries > 1 and queries is None:
         raise ValueError(f"queries: got None with n_queries={n_queries}; accepted is (inputs, k) -> the k-th augmentation of inputs")
-    pool = _Set(dataset, "dataset", unpack, seed)
-    if len(pool) < 2:
-        raise ValueError(f"dataset: got {len(pool)} sample; accepted is a pool of at least 2, half of which a model is trained on")
-    others = None if population is None else _Set(population, "population", unpack, seed)
-    work = _Work(make_model, pool, others, n, seed)
-    work.train, work.unlearn, work.queries, work.n_queries, work.forward = train, unlearn, queries, n_queries, forward
-    work.recipe = Recipe.of(len(pool), epochs, lr, batch_size, forward)
-    if unlearn_pool is not None:
-        work.candidates = _chosen(unlearn_pool, len(pool))
-    first = work.model(0)
-    device = passes.device_of(first)
-    for part in (pool, *([others] if others is not None else [])):
-        part.to(device)
-    work.stack, note = _stack(stack, first, work)
-    settings = _settings(work, first, epochs, lr, batch_size, keep_scores)
-    return _run(work, settings, note, out, progress)
+    seed = int(seed)
+    with Caller() as caller, caller.aside("shadows", seed):
+        pool = Pool(dataset, "dataset", unpack, seed)
+        if len(pool) < 2:
+            raise ValueError(f"dataset: got {len(pool)} sample; accepted is a pool of at least 2, half of which a model is trained on")
+        others = None if population is None else Pool(population, "population", unpack, seed)
+        work = _Work(caller.own(make_model), pool, others, n, seed)
+        work.train, work.unlearn, work.queries, work.n_queries = caller.own(train), caller.own(unlearn), caller.own(queries), n_queries
+        work.forward = caller.own(forward)
+        work.recipe = Recipe.for_pool(len(pool), epochs, lr, batch_size, work.forward)
+        if augments(pool.source):
+            warnings.warn(AUGMENTS, UserWarning, stacklevel=2)
+        if unlearn_pool is not None:
+            work.candidates = _chosen(unlearn_pool, len(pool))
+        first = work.model(0)
+        device = device_of(first)
+        for part in (pool, *([others] if others is not None else [])):
+            part.to(device)
+        if train is None:
+            _try(first, work)
+        work.stack, note = _stack(stack, first, work)
+        settings = _settings(work, first, epochs, lr, batch_size, keep_scores)
+        return _run(work, settings, note, out, progress)
+
+
+def _try(first: nn.Module, work: _Work) -> None:
+    """A step on a copy of the first model, before hours are spent; shorter epochs where batch norm can't train on a single sample."""
+    call, half = reading(work.forward), len(work.pool) // 2
+    first_step(first, *work.pool.first(2), call, name="make_model", modes=("train",))
+    if half // work.recipe.steps < 2 and not trains_on_one(first, work.pool.first(1)[0], call):
+        if half < 2:
+            raise ValueError(
+                f"dataset: half of {len(work.pool)} samples is one, and the network's batch norm can't train on that; accepted is a pool "
+                "of at least 4"
+            )
+        work.recipe = replace(work.recipe, steps=half // 2)
+    inputs, _ = work.pool.first(64)
+    with eval_mode(first), own_randomness(0), torch.no_grad():
+        remedy = probabilities(call(first, inputs))
+    if remedy is not None:
+        warn_of_probabilities("make_model", remedy, stacklevel=4)
 
 
 def _chosen(positions: Any, n: int) -> Tensor:
@@ -186,7 +199,7 @@ def _chosen(positions: Any, n: int) -> Tensor:
 
 
 def _stack(asked: str | int | bool, first: nn.Module, work: _Work) -> tuple[int, str]:
-    """How many models at once, and why not more."""
+    """How many models to train at once, and the reason if it is one although more were wanted."""
     if asked is False or (asked == 1 and asked is not True):
         return 1, ""
     auto = asked == "auto"
@@ -241,16 +254,16 @@ def _run(work: _Work, settings: dict[str, Any], note: str, out: str | PathLike[s
     if world > 1 and folder is None:
         raise ValueError(f"out: got None under torchrun with {world} processes; accepted is a folder that all of them reach")
     state, elsewhere = Shadows(settings, work.pool.digests, len(work.population or ())), set[int]()
-    mine = part_name(rank, world)
+    own_part = part_name(rank, world)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in parts_of(folder):
+        for path in part_files(folder):
             part = Shadows.read(path)
             refuse_difference(f"out, {path}", settings, part.settings)
-            if path.name == mine:
+            if path.name == own_part:
                 state = part
-            elif not path.name.endswith(mine.partition("-of-")[2]):
-                # an earlier run in another number of processes; what this run's other processes do is theirs
+            elif not path.name.endswith(own_part.partition("-of-")[2]):
+                # models of an earlier run with another number of processes; this run's other processes go on with their own files
                 elsewhere |= set(part.index.tolist())
     done = elsewhere | set(state.index.tolist())
     groups = [range(i, min(i + work.stack, work.n)) for i in range(0, work.n, work.stack)][rank::world]
@@ -261,7 +274,7 @@ def _run(work: _Work, settings: dict[str, Any], note: str, out: str | PathLike[s
             if todo:
                 _train_and_score(work, todo, state, lambda at: bar.step(0, f"{note} {at}".strip()))
                 if folder is not None:
-                    state.write(folder / mine)
+                    state.write(folder / own_part)
             bar.step(len(group), note)
     return _together(state, folder, elsewhere, world)
 
@@ -304,20 +317,20 @@ def _unlearned(work: _Work, model: nn.Module, index: int, seed: int) -> tuple[Te
     groups[forget] = 1
     with own_randomness(seed):
         changed = work.unlearn(model, work.pool.pair(forget), work.pool.pair(member & ~forget), seed)
-    if isinstance(changed, UnlearnResult):
-        changed = changed.model
+    if not isinstance(changed, nn.Module):
+        changed = getattr(changed, "model", changed)  # of what ff.unlearn returned
     if not isinstance(changed, nn.Module):
         raise TypeError(f"unlearn: returned {type(changed).__name__}; accepted is the unlearned model")
     return groups, _scores(work, changed, work.pool, index)[0]
 
 
-def _scores(work: _Work, model: nn.Module, data: _Set, index: int) -> tuple[Tensor, Tensor]:
+def _scores(work: _Work, model: nn.Module, data: Pool, index: int) -> tuple[Tensor, Tensor]:
     """Logit-scaled confidences and losses [n, A], on the CPU."""
     phi, loss = [], []
     where = f"shadow model {index}, {data.name}"
     size = max(data.batch_size, 256)
-    with passes.evaluating({"shadow": model}), torch.no_grad():
-        for x, y in zip(data.inputs.split(size), data.labels.split(size), strict=True):
+    with eval_mode(model), torch.no_grad():
+        for x, y in data.batches(size):
             asked = [x if work.queries is None else work.queries(x, k) for k in range(work.n_queries)]
             answers = [membership_scores(_logits(model, q, y, work.forward, where), y) for q in asked]
             phi.append(torch.stack([a.logit_confidence for a in answers], dim=1).cpu())
@@ -331,7 +344,7 @@ def _scores(work: _Work, model: nn.Module, data: _Set, index: int) -> tuple[Tens
     return torch.cat(phi), losses
 
 
-def _logits(model: nn.Module, inputs: Tensor, labels: Tensor, forward: Forward | None, where: str) -> Tensor:
+def _logits(model: nn.Module, inputs: Any, labels: Tensor, forward: Forward | None, where: str) -> Tensor:
     logits = passes.batch_logits(model, inputs, forward, where)
-    passes._check(logits, labels.cpu(), "shadow", where)
+    passes.check(logits, labels.cpu(), "shadow", where)
     return logits

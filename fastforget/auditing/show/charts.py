@@ -3,78 +3,91 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 
-from ..measure import attacks as atk
-from ..report import AuditReport
+from ..._text import number
+from ..figures import FORGET, ORIGINAL, RETAIN, AuditFigures, LayerDistance
+from ..names import DIRECTION
 from . import svg
-from .markup import figure, grid, legend, ordered, section, styles
-from .text import attack_name, further, number
+from .shown import css_classes, ordered
+from .wording import attack_name, beyond_thresholds
 
-SETS = ("forget", "retain", "test")
-MOST = 40  # layers in one figure
-SIDES = {"forget_vs_test": "forget set against unseen samples", "retain_vs_test": "retain set against unseen samples"}
+MOST_LAYERS = 40  # in one figure
+SIDES = {FORGET: "forget set against unseen samples", RETAIN: "retain set against unseen samples"}
 
 
-def membership(report: AuditReport) -> str:
+@dataclass
+class Chart:
+    """A drawing with its caption and a smaller line below it; a ``hidden`` one shows when the controls are asked for."""
+
+    caption: str
+    note: str
+    drawing: str
+    hidden: bool = False
+
+    @property
+    def scrolls(self) -> bool:
+        """Whether the drawing is of fixed size, so that its box has to scroll."""
+        return svg.is_fixed(self.drawing)
+
+
+@dataclass
+class Roc:
+    """ROC curves that are seen at once, and those that can be unfolded, with their attacks' names."""
+
+    first: list[Chart]
+    folded: list[Chart]
+    folded_names: str
+
+
+@dataclass
+class Cost:
+    """Accuracy by class and layer distances; ``moved`` says whether these are drawn, ``not_compared`` of which models they can't be."""
+
+    charts: list[Chart] = field(default_factory=list)
+    moved: bool = False
+    not_compared: list[str] = field(default_factory=list)
+
+
+def membership(audit: AuditFigures) -> Roc:
     """ROC curves: the strongest attacks first, then the loss attack; those that rank like it can be unfolded."""
-    drawn = report.curves["roc"]
-    strong = [("forget_vs_test", attack) for attack in further(report.settings["attacks"])]
-    plain = [(duel, "loss") for duel in SIDES]
-    rest = [("forget_vs_test", attack) for attack in drawn["forget_vs_test"] if attack in atk.DIRECTION and attack != "loss"]
-    found = [chart for duel, attack in (*strong, *plain) if (chart := _roc(report, duel, attack))]
-    more = [chart for duel, attack in rest if (chart := _roc(report, duel, attack))]
-    names = ", ".join(attack.replace("_", " ") for _, attack in rest)
-    folded = f"<details><summary>ROC curves of the other thresholds: {names}</summary>{grid(more, wide=True)}</details>" if more else ""
-    return section(
-        "Can an attacker tell who was in the training data?",
-        "A curve near the dotted line means that forgotten samples look like samples the model never saw. "
-        "Compare the unlearned model with the retrained one. Both axes are logarithmic.",
-        found,
-        legend(report),
-        folded,
-        wide=True,
-    )
+    strong = [(FORGET, attack) for attack in beyond_thresholds(audit.settings["attacks"])]
+    loss = [(comparison, "loss") for comparison in SIDES]
+    others = [attack for attack in audit.curves["roc"][FORGET] if attack in DIRECTION and attack != "loss"]
+    first = [_roc(audit, comparison, attack) for comparison, attack in (*strong, *loss)]
+    folded = [_roc(audit, FORGET, attack) for attack in others]
+    names = ", ".join(attack.replace("_", " ") for attack in others)
+    return Roc([chart for chart in first if chart], [chart for chart in folded if chart], names)
 
 
-def _roc(report: AuditReport, duel: str, attack: str) -> str:
-    curves = report.curves["roc"].get(duel, {}).get(attack, {})
-    rows = [row for row in ordered(report) if row["model"] in curves]
-    if not rows:
-        return ""
-    of, name = styles(report), attack_name(attack)
-    figures = {row["model"]: row["attacks"].get(duel, {}).get(attack, {}) for row in rows}
-    unseen = next((f["nonmembers"] for f in figures.values() if f.get("nonmembers")), None)
-    unseen = unseen or report.rows[0]["attacks"][duel]["loss"]["nonmembers"]
-    aucs = ", ".join(f"{model} {number(f['auc'])}" for model, f in figures.items() if f.get("auc") is not None and math.isfinite(f["auc"]))
-    alt = f"ROC curves, {name}, {SIDES[duel]}" + (f": AUC {aucs}" if aucs else "")
+def _roc(audit: AuditFigures, comparison: str, attack: str) -> Chart | None:
+    curves = audit.curves["roc"].get(comparison, {}).get(attack, {})
+    models = [model for model in ordered(audit) if model.model in curves]
+    if not models:
+        return None
+    classes, title = css_classes(audit), attack_name(attack)
+    figures = {model.model: model.attacks[comparison][attack] for model in models}
+    unseen = next((f.nonmembers for f in figures.values() if f.nonmembers), None)
+    unseen = unseen or audit.figures[0].attacks[comparison]["loss"].nonmembers
+    aucs = ", ".join(f"{name} {number(f.auc.value)}" for name, f in figures.items() if math.isfinite(f.auc.value))
+    label = f"ROC curves, {title}, {SIDES[comparison]}" + (f": AUC {aucs}" if aucs else "")
     # The controls below: one that is the original as it is must not hide it.
-    series = [(of[row["model"]], row["model"], curves[row["model"]]) for row in sorted(rows, key=lambda row: not row["control"])]
-    small = f"{SIDES[duel].capitalize()}. Dotted: guessing."
-    return figure(name[:1].upper() + name[1:], small, svg.roc(alt, series, unseen))
+    below_first = sorted(models, key=lambda model: not model.control)
+    series = [(classes[model.model], model.model, curves[model.model]) for model in below_first]
+    note = f"{SIDES[comparison].capitalize()}. Dotted: guessing."
+    return Chart(title[:1].upper() + title[1:], note, svg.roc(label, series, unseen))
 
 
-def losses(report: AuditReport) -> str:
+def losses(audit: AuditFigures) -> list[Chart]:
     """Histograms of the losses, one chart a model."""
-    edges, share = report.curves["loss"]["log10_edges"], report.curves["loss"]["share"]
-    of = styles(report)
-    span, ceiling = _bounds(edges, [s for sets in share.values() for s in sets.values()])
-    charts = []
-    for model in (row["model"] for row in ordered(report)):
-        sets = share.get(model)
-        if sets is None:
-            continue
-        series = [(s, s, sets[s]) for s in ("retain", "test", "forget")]
-        alt = f"Histograms of the losses of {model} on the retain, test and forget set"
-        charts.append(figure(model, "", svg.histogram(alt, edges, series, span, ceiling), of[model]))
-    keys = "".join(f'<li class="{s}">{s}</li>' for s in SETS)
-    return section(
-        "How surprised is each model?",
-        "The loss of every sample, on a logarithmic axis. After forgetting, the forget set should lie "
-        "where it lies for the retrained model; further to the right, the model shows what it was made to "
-        "forget. Heights are square roots of the shares, so that a narrow peak leaves the rest visible.",
-        charts,
-        f'<ul class="legend">{keys}</ul>',
-    )
+    edges, share = audit.curves["loss"]["log10_edges"], audit.curves["loss"]["share"]
+    span, ceiling = _bounds(edges, [shares for sets in share.values() for shares in sets.values()])
+    classes, charts = css_classes(audit), []
+    for model in (model.model for model in ordered(audit) if model.model in share):
+        series = [(name, name, share[model][name]) for name in ("retain", "test", "forget")]
+        label = f"Histograms of the losses of {model} on the retain, test and forget set"
+        charts.append(Chart(model, "", svg.histogram(label, edges, series, span, ceiling), _hidden(classes[model])))
+    return charts
 
 
 def _bounds(edges: list[float], shares: list[list[float]]) -> tuple[tuple[int, int], float]:
@@ -85,76 +98,66 @@ def _bounds(edges: list[float], shares: list[list[float]]) -> tuple[tuple[int, i
     return (first, last), max(0.1, math.ceil(10 * max(max(s) for s in shares)) / 10)
 
 
-def predictions(report: AuditReport, names: list[str]) -> str:
+def predictions(audit: AuditFigures, class_names: list[str]) -> list[Chart]:
     """The classes predicted for the forget set, one chart a model."""
-    shares = {row["model"]: [c / sum(row["forget_predictions"]) for c in row["forget_predictions"]] for row in ordered(report)}
-    of, marked = styles(report), report.settings["forgotten_classes"]
+    shares = {model.model: [count / sum(model.forget_predictions) for count in model.forget_predictions] for model in ordered(audit)}
+    classes, marked = css_classes(audit), audit.settings["forgotten_classes"]
     ceiling = math.ceil(10 * max(map(max, shares.values()))) / 10
     charts = []
-    for row in ordered(report):
-        model = row["model"]
-        chart = svg.columns(
-            f"Predictions of {model} on the forget set",
-            names,
-            [(of[model], model, shares[model])],
+    for model in ordered(audit):
+        name = model.model
+        drawing = svg.columns(
+            f"Predictions of {name} on the forget set",
+            class_names,
+            [(classes[name], name, shares[name])],
             marked=marked,
             axis="predicted class",
             ceiling=ceiling,
             width=svg.SMALL,
         )
-        spread = f"spread over {row['forget_prediction_spread']:.1f} classes"
-        charts.append(figure(model, spread, chart, of[model]))
-    return section(
-        "What does it say instead?",
-        "The classes predicted for the forget set. They should be spread as the retrained model's are: a "
-        "single class that takes all of them is a trace of its own.",
-        charts,
-    )
+        note = f"spread over {model.forget_prediction_spread:.1f} classes"
+        charts.append(Chart(name, note, drawing, _hidden(classes[name])))
+    return charts
 
 
-def cost(report: AuditReport, names: list[str]) -> str:
+def _hidden(css_class: str) -> bool:
+    return "control" in css_class.split()
+
+
+def cost(audit: AuditFigures, class_names: list[str]) -> Cost:
     """Accuracy by class, without the controls, and how far each layer moved."""
-    of, bars = styles(report), []
-    for row in report.rows:
-        accuracy = row["class_accuracy"]["test"]
-        bars.append((of[row["model"]], row["model"], [accuracy.get(i, math.nan) for i in range(len(names))]))
-    marked = report.settings["forgotten_classes"]
-    charts = []
+    classes, bars = css_classes(audit), []
+    for model in audit.figures:
+        accuracy = model.class_accuracy["test"]
+        bars.append((classes[model.model], model.model, [accuracy.get(i, math.nan) for i in range(len(class_names))]))
+    shown = Cost()
     if bars:
-        chart = svg.columns("Test accuracy by class", names, bars, marked=marked, axis="class")
-        charts.append(figure("Test accuracy by class", "", chart))
-    text = "What the other classes paid, and how far each layer moved from the original model."
-    weights, reasons = _weights(report)
-    if weights:
-        charts.append(weights)
-        text += (
-            " Weights that moved much less than retraining moves them suggest that little was changed; "
-            "much more, that the model was hit hard and repaired."
-        )
-    return section("What did it cost?", " ".join([text, *reasons]), charts, legend(report))
+        title, marked = "Test accuracy by class", audit.settings["forgotten_classes"]
+        shown.charts.append(Chart(title, "", svg.columns(title, class_names, bars, marked=marked, axis="class")))
+    distances = {model.model: model.weight_distance[ORIGINAL] for model in ordered(audit) if ORIGINAL in model.weight_distance}
+    shown.not_compared = [f"{name}: {distance.reason}" for name, distance in distances.items() if distance.reason]
+    layers = {name: distance.layers for name, distance in distances.items() if not distance.reason}
+    if layers:
+        shown.charts.append(_layers(audit, layers))
+        shown.moved = True
+    return shown
 
 
-def _weights(report: AuditReport) -> tuple[str, list[str]]:
-    """The chart of layer distances, and for models that can't be compared the reasons."""
-    of = styles(report)
-    distances = {row["model"]: row["weight_distance"]["original"] for row in ordered(report) if "original" in row["weight_distance"]}
-    reasons = [f"{name}: {found['reason']}." for name, found in distances.items() if found["reason"]]
-    moved = {name: found["layers"] for name, found in distances.items() if not found["reason"]}
-    if not moved:
-        return "", reasons
-    layers = [layer["layer"] for layer in next(iter(moved.values()))]
-    values = {name: [layer["relative"] for layer in found] for name, found in moved.items()}
-    most = [max(at) for at in zip(*values.values(), strict=True)]
-    chosen = sorted(sorted(range(len(layers)), key=lambda i: -most[i])[:MOST])
-    few = "" if len(chosen) == len(layers) else f"The {MOST} most changed of {len(layers)} layers."
-    series: list[svg.Series] = [(of[name], name, [v[i] for i in chosen]) for name, v in values.items()]
-    axis = "distance / norm of the original"
-    chart = svg.dots("Weight distance by layer", [layers[i] for i in chosen], series, axis, reach=_reach(report, values))
-    return figure("Weight distance by layer", few, chart), reasons
+def _layers(audit: AuditFigures, layers: dict[str, list[LayerDistance]]) -> Chart:
+    """How far each layer of each model moved."""
+    classes = css_classes(audit)
+    names = [layer.layer for layer in next(iter(layers.values()))]
+    values = {model: [layer.relative for layer in moved] for model, moved in layers.items()}
+    largest = [max(of_layer) for of_layer in zip(*values.values(), strict=True)]
+    chosen = sorted(sorted(range(len(names)), key=lambda i: -largest[i])[:MOST_LAYERS])
+    note = "" if len(chosen) == len(names) else f"The {MOST_LAYERS} most changed of {len(names)} layers."
+    series: list[svg.Series] = [(classes[model], model, [moved[i] for i in chosen]) for model, moved in values.items()]
+    title, axis = "Weight distance by layer", "distance / norm of the original"
+    return Chart(title, note, svg.dots(title, [names[i] for i in chosen], series, axis, reach=_reach(audit, values)))
 
 
-def _reach(report: AuditReport, values: dict[str, list[float]]) -> float | None:
+def _reach(audit: AuditFigures, values: dict[str, list[float]]) -> float | None:
     """Where the axis ends: for the models that are shown, unless only controls are."""
-    names = {row["model"] for row in report.rows}
-    found = [v for name, of in values.items() if name in names for v in of if math.isfinite(v)]
-    return max(found, default=None)
+    shown = {model.model for model in audit.figures}
+    finite = [value for model, moved in values.items() if model in shown for value in moved if math.isfinite(value)]
+    return max(finite, default=None)

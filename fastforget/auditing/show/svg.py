@@ -3,13 +3,20 @@ dark and print."""
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Sequence
-from html import escape
+
+from ..._text import visible
 
 WIDTH = 400
 SMALL = 300  # one of three side by side
 Series = tuple[str, str, Sequence[float]]  # css class, name, values
+
+
+def escape(text: str, *, quote: bool = False) -> str:
+    """A text inside a drawing, with nothing in it that a page would obey or that can't be seen."""
+    return html.escape(visible(text), quote=quote)
 
 
 def svg(width: float, height: float, title: str, body: list[str], *, fixed: bool = False) -> str:
@@ -18,6 +25,11 @@ def svg(width: float, height: float, title: str, body: list[str], *, fixed: bool
     style = f'class="fixed" style="width:{width:g}px"' if fixed else f'style="max-width:{1.15 * width:g}px"{wide}'
     label = escape(title, quote=True)
     return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{label}" {style}>' + "".join(body) + "</svg>"
+
+
+def is_fixed(drawing: str) -> bool:
+    """Whether a chart is of fixed size."""
+    return 'class="fixed"' in drawing
 
 
 def text(x: float, y: float, label: str, *, anchor: str = "middle", kind: str = "tick", turn: float | None = None) -> str:

@@ -1,223 +1,129 @@
-"""An audit's figures as labelled lines, each figure's text apart from its interval: what the text and the page both show."""
+"""The report as text: headline, the table of figures, reasons, and what a reader must know about these particular figures."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import textwrap
 
-from ..measure import attacks as atk
+from ..._text import visible
+from ..figures import FORGET, AuditFigures
+from ..names import NOT_IDEAL, WHY
+from .lines import Line, lines, resolves, undefined_probes
+from .wording import FPR_TEXTS, attack_name, beyond_thresholds
 
-Row = dict[str, Any]
-Show = Callable[[float | None], str]
-STRONGEST = ("lira", "rmia")
-NAMES = {"lira": "LiRA", "lira_offline": "LiRA offline", "u_lira": "U-LiRA", "rmia": "RMIA", "rmia_offline": "RMIA offline"}
-NAMES |= {"attack_p": "attack P", "attack_r": "attack R"}
-FPRS = tuple(zip(atk.FPR_NAMES, ("1 %", "0.1 %"), strict=True))
+WIDTH = 110
 
 
-class Cell(NamedTuple):
-    """One model's figure, and the two ends of its interval where there is one."""
-
-    text: str
-    ends: tuple[str, str] | None = None
-
-    def __str__(self) -> str:
-        return f"{self.text} [{', '.join(self.ends)}]" if self.ends else self.text
+def report_text(audit: AuditFigures) -> str:
+    """The whole report for a terminal."""
+    out = [f"fastforget audit: {audit.verdict}", f"  {headline(audit)}", "", *_table(audit)]
+    out += ["", *map(_wrap, audit.reasons), *([""] if audit.reasons else [])]
+    out += [*map(_wrap, _controls(audit)), *([""] if audit.control_outcomes else [])]
+    return "\n".join([*out, *map(_wrap, notes(audit)), _wrap(WHY)])
 
 
-class Line(NamedTuple):
-    """One figure of every model."""
-
-    group: str
-    label: str
-    cells: list[Cell]
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.1f} %"
+def headline(audit: AuditFigures) -> str:
+    """What was asked to be forgotten, and the sizes of the sets."""
+    sizes, classes = audit.settings["sizes"], audit.settings["forgotten_classes"]
+    request = (
+        f"class-wise request, class{'es' if len(classes) > 1 else ''} {', '.join(map(str, classes))}" if classes else "sample-wise request"
+    )
+    return f"{request}; forget {sizes['forget']}, retain {sizes['retain']}, test {sizes['test']} samples"
 
 
-def number(value: float | None) -> str:
-    if value is None or math.isnan(value):
-        return "-"
-    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
+def audit_lines(audit: AuditFigures, *, controls: bool = False) -> list[Line]:
+    """The figures as lines of one cell a model; ``controls`` adds the controls' cells, last."""
+    return lines([*audit.figures, *(audit.control_figures if controls else [])], audit.settings["attacks"])
 
 
-def plain(value: float | None) -> str:
-    """A figure of any size: three decimals, or two digits where those would show nothing; whole numbers from 10 on as such.
+def _table(audit: AuditFigures) -> list[str]:
+    columns = [visible(model.model) for model in audit.figures]
+    table = [(line.group, visible(line.label), list(map(str, line.cells))) for line in audit_lines(audit)]
+    if audit.settings["reference"] is None:
+        columns.append("retrained")
+        table = [(group, label, [*cells, "no ref."]) for group, label, cells in table]
+    left = max(len(label) for _, label, _ in table) + 2
+    widths = [max(10, len(column), *(len(cells[i]) for _, _, cells in table)) for i, column in enumerate(columns)]
+    out = [" " * (left + 2) + "  ".join(column.rjust(width) for column, width in zip(columns, widths, strict=True))]
+    shown = ""
+    for group, label, cells in table:
+        if group != shown:
+            shown = group
+            out.append(group)
+        out.append(f"  {label.ljust(left)}" + "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)))
+    return out
 
-    >>> [plain(v) for v in (None, 0.5, 4.1e-5, 12.0, float("inf"))]
-    ['-', '0.500', '4.1e-5', '12', '∞']
+
+def _controls(audit: AuditFigures) -> list[str]:
+    """One line a control."""
+    texts = {True: "as it must", False: "NOT AS IT MUST: this audit can't be trusted", None: "not judged"}
+    return [f"control {name}: {outcome.status}, {texts[outcome.behaved]}" for name, outcome in audit.control_outcomes.items()]
+
+
+def _wrap(text: str) -> str:
+    return textwrap.fill(visible(text), WIDTH, subsequent_indent="  ")
+
+
+def notes(audit: AuditFigures, *, intervals: str = "[low, high]", conventions: bool = True) -> list[str]:
+    """What a reader must know about these particular figures.
+
+    Args:
+        intervals: how the reader sees the intervals.
+        conventions: whether to say what the attacks beyond thresholds measure.
     """
-    if value is None or not math.isfinite(value):
-        return "-" if value is None or math.isnan(value) else "∞" if value > 0 else "-∞"
-    if abs(value) >= 10 and value == round(value):
-        return f"{value:.0f}"
-    return f"{value:.2g}".replace("e-0", "e-") if 0 < abs(value) < 1e-3 else number(value)
+    settings, result = audit.settings, _coarse(audit)
+    if settings.get("intervals"):
+        result.append(f"{intervals}: 95 % confidence interval over the draw of the samples.")
+    if settings["reference"] is None:
+        result.append('NO REFERENCE: no model named "retrained" was given. Read the figures as changes, not as distances from an ideal.')
+    result += _undefined_rates(audit)
+    result.append(f"forgetting rate: {NOT_IDEAL}")
+    used = settings.get("conventions_used", {})
+    if conventions:
+        result += [f"{attack_name(attack)}: {used[attack]}." for attack in beyond_thresholds(settings["attacks"]) if attack in used]
+    result += _undefined_scores(audit)
+    for reason, labels in undefined_probes([*audit.figures, *audit.control_figures]).items():
+        result.append(f"no figure (-) where {reason}: {'; '.join(labels)}.")
+    return result + [f"{name.replace('_', ' ')}: {convention}." for name, convention in settings["comparisons"].items()]
 
 
-def ends(interval: Any, show: Show) -> tuple[str, str] | None:
-    """The texts of an interval's ends, without a unit; None of nothing, or of ends that are not finite. A narrow one has three decimals,
-    as its figure has.
-
-    >>> ends([0.4721, 0.5204], number), ends([0.9, 1.0], percent), ends([0.9981, 0.9999], number), ends(None, number)
-    (('0.47', '0.52'), ('90.0', '100.0'), ('0.998', '1.000'), None)
-    """
-    if not interval or not all(isinstance(end, (int, float)) and math.isfinite(end) for end in interval):
-        return None
-    low, high = interval
-    if show is percent:
-        return f"{100 * low:.1f}", f"{100 * high:.1f}"
-    most = max(abs(low), abs(high))
-    form = ".3g" if most >= 10 else ".2g" if 0 < most < 1e-3 else ".2f" if high - low >= 0.02 else ".3f"
-    return format(low, form).replace("e-0", "e-"), format(high, form).replace("e-0", "e-")
-
-
-# Of the probes that the rows hold, those that are shown: name, label, how.
-PROBES: tuple[tuple[str, str, Show], ...] = (
-    ("class_logit_auc", "forgotten class told by its logit, AUC", number),
-    ("mia_efficacy", "called NON-member by its own threshold", percent),
-    ("js_to_retrained", "JS divergence to the retrained, nats", plain),
-    ("js_of_means_to_retrained", "JS divergence of the mean answers, nats", plain),
-    ("activation_distance", "activation distance to the retrained, L2", plain),
-    ("zrf", "ZRF, JS in nats", number),
-    ("zrf_badt", "ZRF, as its published code has it", number),
-    ("ain", "anamnesis index", number),
-)
-RELEARN = "relearn_time_"
+def _coarse(audit: AuditFigures) -> list[str]:
+    """Which false-positive rates can't be resolved; the attacks with another number of unseen samples than the loss attack by name."""
+    coarse_attacks: dict[tuple[int, str], list[str]] = {}
+    for attack in audit.settings["attacks"]:
+        unseen = audit.figures[0].attacks[FORGET][attack].nonmembers
+        coarse = " or ".join(text for name, text in FPR_TEXTS.items() if not resolves(audit.figures, name, attack))
+        if coarse and unseen:
+            coarse_attacks.setdefault((unseen, coarse), []).append(attack)
+    result = []
+    for (unseen, coarse), attacks in coarse_attacks.items():
+        whose = "" if "loss" in attacks else f"{', '.join(map(attack_name, attacks))}: "
+        result.append(
+            f"* {whose}{unseen} unseen samples can't resolve a false-positive rate of {coarse}: one false positive is already "
+            f"{100 / unseen:.2g} %. The figure is the true-positive rate at no false positive at all, and rests on one sample."
+        )
+    return result
 
 
-def attack_name(attack: str) -> str:
-    """How a text names an attack: "LiRA", "loss attack"."""
-    return NAMES.get(attack, f"{attack.replace('_', ' ')} attack")
-
-
-def further(attacks: list[str]) -> list[str]:
-    """Those beyond thresholds on one model's outputs, the strongest first."""
-    found = [a for a in attacks if a not in atk.DIRECTION]
-    return sorted(found, key=lambda a: (a not in STRONGEST, found.index(a)))
-
-
-def lines(rows: list[Row], attacks: list[str]) -> list[Line]:
-    """Accuracies, attacks (the strongest first), memory, probes, weights; one cell a row.
-
-    Which lines there are follows from all ``rows``; what no model has a value of is left out, but for the attacks.
-    """
-    strong = further(attacks)
-    found = _accuracies(rows)
-    for attack in (*strong, *(a for a in attacks if a not in strong)):
-        found += _attack(rows, attack)
-    of = ("attacks", "retain_vs_test", "loss")
-    found.append(_line(rows, "loss attack, retain against unseen", "AUC", number, *of, "auc", interval=(*of, "auc_interval")))
-    for attack in rows[0].get("class_thresholds", {}).get("forget_vs_test", {}):
-        of, key = ("class_thresholds", "forget_vs_test", attack), "balanced_accuracy"
-        label = f"balanced accuracy, {attack.replace('_', ' ')}"
-        group = "one threshold a class, forget against unseen"
-        found.append(_line(rows, group, label, number, *of, key, interval=(*of, f"{key}_interval")))
-    found += [*_memory(rows), *_probes(rows)]
-    for other in ("original", "retrained"):
-        if any(other == row["model"] for row in rows):
-            found.append(_line(rows, "weights, relative distance", f"to the {other}", number, "weight_distance", other, "relative"))
-    return found
-
-
-def resolves(rows: list[Row], fpr: str, attack: str) -> bool:
-    """Whether an attack's non-members, the forget set's, are many enough for this false-positive rate."""
-    return bool(rows[0]["attacks"]["forget_vs_test"][attack][f"resolves_{fpr}_fpr"])
-
-
-def known_probes(rows: list[Row]) -> list[str]:
-    """The probes that some model has a figure of; the others were not asked for, or can't be."""
-    names = dict.fromkeys(name for row in rows for name in row.get("probes", {}))
-    return [name for name in names if any(_known(_under(row, ("probes", name, "value"))) for row in rows)]
-
-
-def probe_labels(rows: list[Row]) -> dict[str, str]:
-    """How the lines name the probes that they show."""
-    known = known_probes(rows)
-    found = {name: label for name, label, _ in PROBES if name in known}
-    return found | {name: f"relearn time, {name.removeprefix(RELEARN)}" for name in sorted(known) if name.startswith(RELEARN)}
-
-
-def undefined_probes(rows: list[Row]) -> dict[str, list[str]]:
-    """The labels of the shown probes that some model has no figure of, by the reason."""
-    found: dict[str, list[str]] = {}
-    for name, label in probe_labels(rows).items():
-        probes = [row["probes"][name] for row in rows if name in row["probes"]]
-        for reason in dict.fromkeys(probe["reason"] for probe in probes if not _known(probe["value"])):
-            found.setdefault(str(reason), []).append(label)
-    return found
-
-
-def _accuracies(rows: list[Row]) -> list[Line]:
-    parts = [("forget set", "forget"), ("retain set", "retain")]
-    parts += [("test, forgotten classes", "test_forget"), ("test, kept classes", "test_retain")] if rows[0]["class_wise"] else []
-    parts += [("test, all", "test")]
-    return [_line(rows, "accuracy", label, percent, "accuracy", part, interval=("accuracy_intervals", part)) for label, part in parts]
-
-
-def _attack(rows: list[Row], attack: str) -> list[Line]:
-    shown: list[tuple[str, str, Show]] = [("auc", "AUC", number), ("balanced_accuracy", "balanced accuracy", number)]
-    unseen = rows[0]["attacks"]["forget_vs_test"][attack]["nonmembers"]
-    if attack in atk.RATIOS:
-        shown.append(("balanced_accuracy_at_half", "the same, member if likelier than not", number))
-    for name, text in FPRS:
-        mark = "" if resolves(rows, name, attack) or not unseen else " *"
-        shown.append((f"tpr_at_{name}_fpr", f"TPR at {text} FPR{mark}", percent))
-    group, of = f"{attack_name(attack)}, forget against unseen", ("attacks", "forget_vs_test", attack)
-    return [_line(rows, group, label, show, *of, key, interval=(*of, f"{key}_interval")) for key, label, show in shown]
-
-
-def _memory(rows: list[Row]) -> list[Line]:
-    group, members = "memory of the forget set", "oracle_members_intervals"
-    rates = [
-        _line(rows, group, f"forgetting rate, oracle {name}", percent, "forgetting_rates", name, "rate")
-        for name in rows[0].get("forgetting_rates", {})
-    ]
+def _undefined_rates(audit: AuditFigures) -> list[str]:
+    """Why models have no forgetting rate."""
+    reasons = {model.forgetting_rate.reason for model in audit.figures if model.forgetting_rate.reason}
+    by_oracle = {
+        (oracle, entry.rate.reason) for model in audit.figures for oracle, entry in model.forgetting_rates.items() if entry.rate.reason
+    }
     return [
-        _line(rows, group, "forgetting rate", percent, "forgetting_rate", interval=("forgetting_rate_interval",)),
-        *rates,
-        _line(rows, group, "called members by the oracle", percent, "oracle_members", "forget", interval=(members, "forget")),
-        _line(rows, group, "the same, unseen samples", percent, "oracle_members", "unseen", interval=(members, "unseen")),
-        _line(rows, group, "mean loss", number, "mean_loss", "forget", interval=("mean_loss_intervals", "forget")),
-        _line(rows, group, "classes its predictions spread over", number, "forget_prediction_spread"),
+        *(f"forgetting rate undefined: {reason}" for reason in sorted(reasons)),
+        *(f"forgetting rate of oracle {oracle} undefined: {reason}" for oracle, reason in sorted(by_oracle)),
     ]
 
 
-def _probes(rows: list[Row]) -> list[Line]:
-    group, labels = "probes of the forget set", probe_labels(rows)
-    found = [
-        _line(rows, group, label, show, "probes", name, "value", interval=("probes", name, "interval"))
-        for name, label, show in PROBES
-        if name in labels
-    ]
-    for name in (name for name in labels if name.startswith(RELEARN)):
-        unit = next((unit for row in rows if (unit := _under(row, ("probes", name, "unit")))), "steps")
-        found.append(Line(group, f"{labels[name]}, {unit}", [Cell(_relearned(row, name)) for row in rows]))
-    return found
-
-
-def _relearned(row: Row, name: str) -> str:
-    value = _under(row, ("probes", name, "value"))
-    return f"{'' if row['probes'][name]['reached'] else '> '}{value:.0f}" if _known(value) else "-"
-
-
-def _line(rows: list[Row], group: str, label: str, show: Show, *keys: str, interval: tuple[str, ...] = ()) -> Line:
-    """The figure under ``keys`` of each row, with the interval under ``interval``."""
-    cells = []
-    for row in rows:
-        text = show(_under(row, keys))
-        cells.append(Cell(text, ends(_under(row, interval), show) if interval and text != "-" else None))
-    return Line(group, label, cells)
-
-
-def _known(value: float | None) -> bool:
-    return value is not None and not math.isnan(value)
-
-
-def _under(row: Row, keys: tuple[str, ...]) -> Any:
-    value: Any = row
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
+def _undefined_scores(audit: AuditFigures) -> list[str]:
+    """Where samples have no score, and where an attack has no figures at all."""
+    result = []
+    for attack in audit.settings["attacks"]:
+        for comparison in audit.figures[0].attacks:
+            by_model = [model.attacks[comparison][attack] for model in audit.figures]
+            about = f"{attack_name(attack)}, {comparison.replace('_', ' ')}"
+            if most := max(figures.undefined for figures in by_model):
+                result.append(f"{about}: {most} samples have no score (NaN) and are left out.")
+            result += [f"{about}: {reason}." for reason in sorted({figures.reason for figures in by_model if figures.reason})]
+    return result

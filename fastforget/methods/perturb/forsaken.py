@@ -24,10 +24,10 @@ from torch.nn import functional as F
 from ... import _weights
 from ..._progress import Progress, progress
 from ...ops import mask
-from .. import options as _options
+from ..options import check, given
 from ..task import Task
-from . import match as _match
 from .generators import GENERATORS, Context, Generator, rows
+from .match import DIVERGENCES, REFERENCES, Evidence, Look, accuracy, forget_batch, gradient
 
 COSTLY = 0.2  # changes that cost more than this of the accuracy on the retain data are undone whatever they bring
 STUCK = 0.02  # of the first step size
@@ -82,17 +82,18 @@ class Forsaken:
     name = "forsaken"
     scope = "samples"
     learns_noise = False
+    gradients = ("eval",)
 
     def __post_init__(self) -> None:
         choices = {
             "generator": tuple(GENERATORS),
-            "divergence": _match.DIVERGENCES,
-            "reference": _match.REFERENCES,
+            "divergence": DIVERGENCES,
+            "reference": REFERENCES,
             "stop": ("unknown", "divergence", "steps"),
         }
-        whole = ("steps", "batch_size", "check_every", "evidence_batches", *(("hidden",) if self.hidden is not None else ()))
-        numbers = ("step_size", "l1", "utility", "tolerance", "margin", "give")
-        _options.check(self, choices, whole, (*numbers, *(("generator_lr",) if self.generator_lr is not None else ())))
+        whole = ("steps", "batch_size", "check_every", "evidence_batches", *given(self, ("hidden",)))
+        numbers = ("step_size", "l1", "utility", "tolerance", "margin", "give", *given(self, ("generator_lr",)))
+        check(self, choices, whole, numbers)
 
     def receipt(self) -> dict[str, Any]:
         """Every option in force, JSON-able."""
@@ -119,13 +120,13 @@ class _Run:
         self.options, self.task = options, task
         self.params: list[Tensor] = [p for p in task.model.parameters() if p.requires_grad]
         self.generator: Generator = GENERATORS[options.generator](task, self.params, options)
-        self.forget = _match.cycle(task.forget, _match.forget_batch(task, options.batch_size), task.generator(FORGET_ORDER), task.device)
+        self.forget = task.forget.cycle(forget_batch(task, options.batch_size), task.generator(FORGET_ORDER), task.device)
         most = options.evidence_batches * options.batch_size
-        self.evidence = _match.Evidence(task, most, options.margin, options.reference, options.divergence, EVIDENCE)
+        self.evidence = Evidence(task, most, options.margin, options.reference, options.divergence, EVIDENCE)
         self.retain, self.kept = None, None
         if task.retain is not None:
-            self.retain = _match.cycle(task.retain, options.batch_size, task.generator(RETAIN_ORDER), task.device)
-            self.kept = _match.at_most(task.retain, most, task.generator(EVIDENCE))
+            self.retain = task.retain.cycle(options.batch_size, task.generator(RETAIN_ORDER), task.device)
+            self.kept = task.retain.at_most(most, task.generator(EVIDENCE))
         self.eta, self.undone, self.step, self.idle = options.step_size, 0, 0, 0
         self.look, self.target = self.evidence.look(), self.evidence.target
         self.loss, self.right = self._retain()
@@ -137,8 +138,8 @@ class _Run:
         """Mean loss on the retain data, and the share answered right."""
         if self.kept is None:
             return 0.0, 1.0
-        logits, labels = _match.outputs(self.task, self.kept)
-        return float(F.cross_entropy(logits, labels)), _match.accuracy(logits, labels)
+        logits, labels = self.task.logits(self.kept)
+        return float(F.cross_entropy(logits, labels)), accuracy(logits, labels)
 
     def loop(self, bar: Any) -> None:
         """Change, look, keep or undo: until the forget data is unknown."""
@@ -160,10 +161,10 @@ class _Run:
             logits = task.forward(task.model, x).float()
             away = self.target.distance(logits, y)
             difference = self.target.table[y].mean(dim=0) - logits.detach().softmax(dim=1).mean(dim=0)
-            grads = _match.gradient(away, self.params)
+            grads = gradient(away, self.params)
             if self.retain is not None and options.utility > 0:
                 x, y = next(self.retain)
-                kept = _match.gradient(F.cross_entropy(task.forward(task.model, x).float(), y), self.params)
+                kept = gradient(F.cross_entropy(task.forward(task.model, x).float(), y), self.params)
                 importance = list(mask.neuron_stats([rows(g) for g in kept]).mean_abs)
                 torch._foreach_add_(grads, kept, alpha=options.utility)
             self.generator.learn(grads)
@@ -191,7 +192,7 @@ class _Run:
             self.eta /= 2
             self.undone += 1
 
-    def _helps(self, look: _match.Look, distance: float, loss: float) -> bool:
+    def _helps(self, look: Look, distance: float, loss: float) -> bool:
         """Objective lower, or the attack knows less; once the data is unknown: still so, and better on the retain data."""
         if not math.isfinite(distance + loss):
             return False
@@ -211,7 +212,7 @@ class _Run:
             return False
         return self.kept is None or (self.idle >= self.options.patience and self.right >= self.first_right - self.options.give)
 
-    def _unknown(self, look: _match.Look) -> bool:
+    def _unknown(self, look: Look) -> bool:
         if self.options.stop == "steps":
             return False
         if self.options.stop == "divergence":

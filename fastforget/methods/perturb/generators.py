@@ -8,11 +8,13 @@ by delta is -eta times the gradient at the changed weights, which the next itera
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ..._random import own_randomness
 from ...ops import mask
 from ..task import Task
 
@@ -31,20 +33,41 @@ class Generator(Protocol):
     def learn(self, grads: list[Tensor]) -> None: ...
 
 
+@dataclass
 class Context:
-    """What a generator may look at: step size, threshold of the l1 term, the objective's distance, P - V."""
+    """What a generator may look at.
 
-    def __init__(self, eta: float, threshold: float, distance: float, difference: Tensor, importance: list[Tensor]) -> None:
-        self.eta = eta
-        self.threshold = threshold
-        self.distance = distance
-        self.difference = difference
-        self.importance = importance  # per tensor, per output neuron: mean |retain gradient|, empty without retain data
+    Attributes:
+        eta: the step size.
+        threshold: of the l1 term.
+        distance: the objective's, at the weights as they are.
+        difference: P - V, the reference distribution minus that of the forget data.
+        importance: for each tensor, mean |retain gradient| of each output neuron; empty without retain data.
+    """
+
+    eta: float
+    threshold: float
+    distance: float
+    difference: Tensor
+    importance: list[Tensor]
+
+
+class Options(Protocol):
+    """What a generator reads of :class:`fastforget.methods.Forsaken`."""
+
+    l1: float
+    hidden: int | None
+    generator_lr: float | None
 
 
 def rows(x: Tensor) -> Tensor:
     """The tensor with its output neurons as rows (a 0-d tensor is one neuron)."""
     return x.view(1) if x.dim() == 0 else x
+
+
+def matrix(x: Tensor) -> Tensor:
+    """The tensor as one row of numbers for each output neuron."""
+    return rows(x).flatten(1) if x.dim() > 1 else rows(x)[:, None]
 
 
 def scales(params: Sequence[Tensor]) -> list[float]:
@@ -73,7 +96,7 @@ def _shrink(deltas: list[Tensor], threshold: float, weight: Sequence[float]) -> 
 class Direct:
     """No network: proximal gradient descent on the whole change D = theta0 - theta, min dist(theta0 - D) + threshold * |D|_1."""
 
-    def __init__(self, task: Task, params: list[Tensor], options: Any) -> None:
+    def __init__(self, task: Task, params: list[Tensor], options: Options) -> None:
         assert task.original is not None
         given = dict(task.original.named_parameters())
         self.start = [given[name].detach() for name, p in task.model.named_parameters() if p.requires_grad]
@@ -91,11 +114,15 @@ class Direct:
         pass
 
 
+def _linear(features: int, outputs: int) -> nn.Linear:
+    """A layer of a generator: in float32 whatever the caller's default is."""
+    return nn.Linear(features, outputs, dtype=torch.float32)
+
+
 def _net(features: int, hidden: int, seed: int, device: torch.device) -> nn.Sequential:
     """A small net whose last layer starts at zero: factors start at one, so the first change is the gradient itself."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        net = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+    with own_randomness(seed):
+        net = nn.Sequential(_linear(features, hidden), nn.ReLU(), _linear(hidden, 1))
     _zero_last(net)
     return net.to(device)
 
@@ -115,7 +142,7 @@ class Neuron:
     A neuron's weight and bias have the same factor. The neuron mask of the paper's third version, as we read it.
     """
 
-    def __init__(self, task: Task, params: list[Tensor], options: Any) -> None:
+    def __init__(self, task: Task, params: list[Tensor], options: Options) -> None:
         names = [name for name, p in task.model.named_parameters() if p.requires_grad]
         self.l1 = options.l1
         keys = [(name.rpartition(".")[0], rows(p).shape[0]) for name, p in zip(names, params, strict=True)]
@@ -151,14 +178,14 @@ class Neuron:
             used = context.importance[first]
             kept = (used / used.mean().clamp_min(1e-12)).clamp_min(1e-6).log()
         flat = torch.ones_like(own)
-        return torch.stack((own, kept, flat * self.depth[group], flat * context.distance), dim=1)
+        return torch.stack((own, kept, flat * self.depth[group], flat * context.distance), dim=1).float()
 
     def learn(self, grads: list[Tensor]) -> None:
         if self.last is None:
             return
-        upstream = [torch.zeros(len(f), device=f.device) for f in self.features]
+        upstream = [torch.zeros(len(f), dtype=torch.float32, device=f.device) for f in self.features]
         for g, d, k, w in zip(grads, self.last, self.group, self.scale, strict=True):
-            now, before = rows(g).flatten(1) if g.dim() > 1 else rows(g)[:, None], rows(d).flatten(1) if d.dim() > 1 else rows(d)[:, None]
+            now, before = matrix(g), matrix(d)
             norm = (now.norm() * before.norm()).clamp_min(1e-12)
             upstream[k] += self.penalty * before.abs().mean(dim=1) / w - (now * before).sum(dim=1) / norm
         factors = 2 * torch.sigmoid(self.net(torch.cat(self.features))[:, 0])
@@ -171,7 +198,7 @@ class Neuron:
 class Coordinate:
     """One factor for each weight, from a net shared by all: delta_i = s(gradient_i, theta_i, layer, distance) * gradient_i."""
 
-    def __init__(self, task: Task, params: list[Tensor], options: Any) -> None:
+    def __init__(self, task: Task, params: list[Tensor], options: Options) -> None:
         self.l1 = options.l1
         self.net = _net(5, options.hidden or 16, task.seed, params[0].device)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=options.generator_lr or SHARED_LR)
@@ -189,9 +216,12 @@ class Coordinate:
         self.before = params  # read again by learn(): theta' = theta - eta * delta, and theta is near enough to it as a feature
         with torch.no_grad():
             for i, (p, g, w) in enumerate(zip(params, grads, weight, strict=True)):
-                for a, b in zip(p.view(-1).split(_CHUNK), g.view(-1).split(_CHUNK), strict=True):
+                ordered = p.detach().contiguous()  # the parameter itself, unless its memory has another order (channels_last)
+                for a, b in zip(ordered.view(-1).split(_CHUNK), g.view(-1).split(_CHUNK), strict=True):
                     factor = 2 * torch.sigmoid(self.net(self._features(a, b, w, i / len(params), context.distance))[:, 0])
                     a.sub_(context.eta * factor.to(b.dtype) * b)
+                if not p.is_contiguous():
+                    p.copy_(ordered)
         return figures
 
     def learn(self, grads: list[Tensor]) -> None:
@@ -212,7 +242,7 @@ class Coordinate:
 class Dense:
     """The generator as described: [theta, V] -> hidden -> ReLU -> |theta|. Its size is 2 * hidden * |theta|, so small nets only."""
 
-    def __init__(self, task: Task, params: list[Tensor], options: Any) -> None:
+    def __init__(self, task: Task, params: list[Tensor], options: Options) -> None:
         hidden, n, classes = options.hidden or 64, sum(p.numel() for p in params), task.outputs
         numbers = hidden * (n + classes + 1) + n * (hidden + 1)
         size = 4 * 4 * numbers  # weights, gradients and Adam's two moments
@@ -222,9 +252,8 @@ class Dense:
                 f"optimiser); accepted is up to {DENSE_LIMIT / 2**30:.0f} GiB. Use generator='neuron', 'coordinate' or 'direct', or a "
                 "smaller hidden="
             )
-        with torch.random.fork_rng(devices=[task.device] if task.device.type == "cuda" else []):
-            torch.manual_seed(task.seed)
-            self.net = nn.Sequential(nn.Linear(n + classes, hidden), nn.ReLU(), nn.Linear(hidden, n)).to(task.device)
+        with own_randomness(task.seed):
+            self.net = nn.Sequential(_linear(n + classes, hidden), nn.ReLU(), _linear(hidden, n)).to(task.device)
         self.bias = _zero_last(self.net)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=options.generator_lr or DENSE_LR)
         self.l1 = options.l1

@@ -22,10 +22,10 @@ from torch.nn import functional as F
 from ... import _weights
 from ..._progress import Progress, progress
 from ...ops import noise
-from .. import options as _options
+from ..options import check
 from ..task import Task
-from . import match as _match
 from .generators import relative
+from .match import DIVERGENCES, REFERENCES, Evidence, accuracy, forget_batch, gradient
 
 STUCK = 0.05  # of the first step size: smaller steps don't move anything any more
 LOOK_AT = 0.05  # a class of which the last batches show no more than this may be gone
@@ -78,14 +78,19 @@ class Lightweight:
     scope = "samples"
     learns_noise = False
 
+    @property
+    def gradients(self) -> tuple[str, ...]:
+        """Where the steps are taken: the copy to go towards is trained, the model itself stays in eval mode."""
+        return ("train", "eval") if self.direction == "interpolate" else ("eval",)
+
     def __post_init__(self) -> None:
         choices = {
             "direction": ("gradient", "interpolate"),
-            "divergence": _match.DIVERGENCES,
-            "reference": _match.REFERENCES,
+            "divergence": DIVERGENCES,
+            "reference": REFERENCES,
         }
         whole = ("steps", "batch_size", "check_every", "evidence", "finetune_epochs")
-        _options.check(self, choices, whole, ("step_size", "noise", "pull", "finetune_lr", "decay", "margin", "give"))
+        check(self, choices, whole, ("step_size", "noise", "pull", "finetune_lr", "decay", "margin", "give"))
 
     def receipt(self) -> dict[str, Any]:
         """Every option in force, JSON-able."""
@@ -111,12 +116,12 @@ class _Run:
     def __init__(self, options: Lightweight, task: Task) -> None:
         assert task.forget is not None and task.retain is not None
         self.options, self.task = options, task
-        self.evidence = _match.Evidence(task, options.evidence, options.margin, options.reference, options.divergence, EVIDENCE)
-        kept = _match.at_most(task.retain, options.evidence, task.generator(EVIDENCE))
-        self.first = _match.accuracy(*_match.outputs(task, kept))
+        self.evidence = Evidence(task, options.evidence, options.margin, options.reference, options.divergence, EVIDENCE)
+        kept = task.retain.at_most(options.evidence, task.generator(EVIDENCE))
+        self.first = accuracy(*task.logits(kept))
         self.towards = _fine_tuned(options, task) if options.direction == "interpolate" else None
-        self.forget = _match.cycle(task.forget, _match.forget_batch(task, options.batch_size), task.generator(FORGET_ORDER), task.device)
-        self.retain = _match.cycle(task.retain, options.batch_size, task.generator(RETAIN_ORDER), task.device)
+        self.forget = task.forget.cycle(forget_batch(task, options.batch_size), task.generator(FORGET_ORDER), task.device)
+        self.retain = task.retain.cycle(options.batch_size, task.generator(RETAIN_ORDER), task.device)
         self.params: list[Tensor] = [p for p in task.model.parameters() if p.requires_grad]
         self.step, self.eta, self.best = 0, options.step_size, math.inf
         self.look = self.evidence.look()
@@ -160,14 +165,14 @@ class _Run:
         with torch.set_grad_enabled(self.towards is None):
             logits = task.forward(task.model, x).float()
             loss = F.cross_entropy(logits, y)
-        figures = {"retain_loss": float(loss.detach()), "retain_accuracy": _match.accuracy(logits.detach(), y)}
+        figures = {"retain_loss": float(loss.detach()), "retain_accuracy": accuracy(logits.detach(), y)}
         if options.pull > 0 and not self.look.unknown:  # once it is unknown, only the kept data needs more steps
             x, y = next(self.forget)
             logits = task.forward(task.model, x).float()
             away = self.look.target.distance(logits, y)
-            figures |= {"distance": float(away.detach()), "forget_accuracy": _match.accuracy(logits.detach(), y)}
+            figures |= {"distance": float(away.detach()), "forget_accuracy": accuracy(logits.detach(), y)}
             loss = (loss if self.towards is None else 0.0) + options.pull * away
-        grads = _match.gradient(loss, self.params) if loss.requires_grad else [torch.zeros_like(p) for p in self.params]
+        grads = gradient(loss, self.params) if loss.requires_grad else [torch.zeros_like(p) for p in self.params]
         if self.towards is not None:
             way = [p.detach() - t for p, t in zip(self.params, self.towards, strict=True)]
             torch._foreach_add_(grads, way, alpha=1.0)
@@ -178,13 +183,13 @@ def _fine_tuned(options: Lightweight, task: Task) -> list[Tensor]:
     """Weights of a copy trained on the retain subset."""
     assert task.retain is not None
     copy = _weights.working_copy(task.model)
-    copy.train()
+    _weights.training_mode(copy, task.original or task.model)
     params = [p for p in copy.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(params, lr=options.finetune_lr)
     with torch.enable_grad():
         for epoch in range(options.finetune_epochs):
-            order = task.generator(RETAIN_ORDER + 100 + epoch)
-            for x, y in task.retain.batches(generator=order, device=task.device, batch_size=options.batch_size):
+            order = torch.randperm(len(task.retain), generator=task.generator(RETAIN_ORDER + 100 + epoch))
+            for x, y in task.retain.at(task.cut(order, options.batch_size, task.retain), device=task.device):
                 optimizer.zero_grad()
                 F.cross_entropy(task.forward(copy, x), y).backward()
                 optimizer.step()

@@ -8,16 +8,14 @@ reading is marked in the two methods.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ... import _weights
-from ..._data import Source
 from ...ops import membership
+from ..attack import auc_of
 from ..task import Task
 
 REFERENCES = ("by_class", "mean", "confidence", "uniform")
@@ -67,7 +65,7 @@ def target(task: Task, kind: str, divergence: str, answered: tuple[Tensor, Tenso
     ``confidence``: the one public re-implementation's: per class the mean largest logit, as shares. ``uniform``: 1 / K.
     """
     assert task.nonmember is not None
-    logits, labels = answered or outputs(task, task.nonmember)
+    logits, labels = answered or task.logits(task.nonmember)
     table = _table(task.outputs, kind, logits, labels)
     if not task.classes:
         return Target(table, confidence(logits, labels).sort().values, divergence)
@@ -102,28 +100,28 @@ class Evidence:
 
     def __init__(self, task: Task, most: int, margin: float, kind: str, divergence: str, purpose: int) -> None:
         assert task.forget is not None and task.nonmember is not None
-        self.task, self.margin, self.how = task, margin, (kind, divergence)
-        self.forget = at_most(task.forget, most, task.generator(purpose))
-        self.others = at_most(task.nonmember, most, task.generator(purpose))
-        self.target = target(task, kind, divergence, outputs(task, self.others))
+        self.task, self.margin, self.kind, self.divergence = task, margin, kind, divergence
+        self.forget = task.forget.at_most(most, task.generator(purpose))
+        self.others = task.nonmember.at_most(most, task.generator(purpose))
+        self.target = target(task, kind, divergence, task.logits(self.others))
 
     def look(self) -> Look:
         """One look at the model as it is."""
-        logits, labels = outputs(self.task, self.forget)
+        logits, labels = self.task.logits(self.forget)
         if self.task.classes:
             right = logits.argmax(dim=1).eq(labels).double()
             kept = max(float(right[labels == c].mean()) for c in labels.unique().tolist())
             return Look(logits, labels, self.target, kept, kept <= GONE)
-        others = outputs(self.task, self.others)
+        others = self.task.logits(self.others)
         auc, error = auc_of(membership.membership_scores(logits, labels).loss, membership.membership_scores(*others).loss)
-        return Look(logits, labels, target(self.task, *self.how, others), auc, auc <= 0.5 + self.margin * error)
+        return Look(logits, labels, target(self.task, self.kind, self.divergence, others), auc, auc <= 0.5 + self.margin * error)
 
 
 def _table(classes: int, kind: str, logits: Tensor, labels: Tensor) -> Tensor:
     if kind == "uniform":
-        return torch.full((classes, classes), 1.0 / classes, device=logits.device)
+        return torch.full((classes, classes), 1.0 / classes, dtype=logits.dtype, device=logits.device)
     if kind == "confidence":
-        total = torch.zeros(classes, device=logits.device).index_add_(0, labels, logits.amax(dim=1))
+        total = torch.zeros(classes, dtype=logits.dtype, device=logits.device).index_add_(0, labels, logits.amax(dim=1))
         mean = (total / torch.bincount(labels, minlength=classes).clamp_min(1)).clamp_min(0)
         return (mean / mean.sum().clamp_min(_SMALL)).expand(classes, classes).clone()
     posterior = logits.softmax(dim=1)
@@ -132,16 +130,6 @@ def _table(classes: int, kind: str, logits: Tensor, labels: Tensor) -> Tensor:
         for c in labels.unique().tolist():
             table[c] = posterior[labels == c].mean(dim=0)
     return table
-
-
-def outputs(task: Task, data: Source) -> tuple[Tensor, Tensor]:
-    """Logits float32[N, K] and labels[N] of a set, in eval mode, without gradients."""
-    logits, labels = [], []
-    with _weights.evaluating(task.model):
-        for x, y in data.batches(device=task.device):
-            logits.append(task.forward(task.model, x).float())
-            labels.append(y)
-    return torch.cat(logits), torch.cat(labels)
 
 
 def mean_posteriors(logits: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -162,45 +150,15 @@ def divergence(p: Tensor, v: Tensor, kind: str) -> Tensor:
     return 0.5 * ((p * (p / m).log()).sum(dim=-1) + (v * (v / m).log()).sum(dim=-1))
 
 
-def cycle(data: Source, size: int, generator: torch.Generator, device: torch.device) -> Iterator[tuple[Any, Tensor]]:
-    """Shuffled batches without end, each pass in a new order."""
-    while True:
-        yield from data.batches(generator=generator, device=device, batch_size=min(size, len(data)))
-
-
 def forget_batch(task: Task, size: int) -> int:
     """How many forget samples a step takes: a batch, and twice as many where samples are to be forgotten, whose confidences are compared
     quantile by quantile within each class: a small batch would ask more of the single sample than the whole set does."""
     return size if task.classes else 2 * size
 
 
-def at_most(data: Source, n: int, generator: torch.Generator) -> Source:
-    """The set, or ``n`` of its samples drawn at random where it holds more."""
-    return data if len(data) <= n else data.split(n, generator)[1]
-
-
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """The share of samples answered right."""
     return float(logits.argmax(dim=1).eq(labels).double().mean())
-
-
-def losses(task: Task, data: Source) -> Tensor:
-    """The cross-entropy of every sample of a set, float32[N]."""
-    logits, labels = outputs(task, data)
-    return membership.membership_scores(logits, labels).loss
-
-
-def attack_auc(task: Task, forget: Source, nonmember: Source) -> tuple[float, float]:
-    """AUC of the loss attack that tells ``forget`` from ``nonmember``, and its standard error where they are alike."""
-    return auc_of(losses(task, forget), losses(task, nonmember))
-
-
-def auc_of(members: Tensor, others: Tensor) -> tuple[float, float]:
-    """AUC of the attack by these losses, and its standard error where both are alike: the Mann-Whitney statistic's under equality,
-    sqrt((n1 + n0 + 1) / (12 n1 n0))."""
-    auc = float(membership.roc_stats(-members, -others, fprs=()).auc)
-    n1, n0 = len(members), len(others)
-    return auc, math.sqrt((n1 + n0 + 1) / (12 * n1 * n0))
 
 
 def gradient(loss: Tensor, params: Iterable[Tensor]) -> list[Tensor]:

@@ -1,38 +1,35 @@
 """UNSIR without numbers from the user: the rate is found from the model and the retained data at hand.
 
-No published rate survives another network or request, and the forgotten class's data isn't there to look at.
-So the search rehearses: a few *retained* classes are forgotten together with the wanted ones, by the
-same noise and passes, and the rate rises until
+No published rate survives another network or request, and the forgotten class's data isn't there to look at. So the search rehearses: a
+few *retained* classes are forgotten together with the wanted ones, by the same noise and passes, and the rate rises until
 
 * the rehearsed classes, whose real samples are at hand and weren't trained on in the rehearsal, are gone, and
-* the images that the original model is surest to be of the wanted classes (error-minimising noise) are no
-  longer answered so, or the rehearsed classes are gone at the next rate too: such images can mislead, in
-  batch-norm nets above all, while real samples of a class never did.
+* the images that the original model is surest to be of the wanted classes (error-minimising noise) are no longer answered so, or the
+  rehearsed classes are gone at the next rate too: such images can mislead, in batch-norm nets above all, while real samples of a class
+  never did.
 
-Each trial starts from the original weights; the noise is learned once. The run itself then uses ``margin``
-times that rate (the higher of the two rates in the last case), for the wanted classes alone, and repairs
-until the accuracy on held-back retained samples stops rising, each pass at half the last one's rate, going
-back to the best state in which the class had not returned. With ``forget=`` data no rehearsal is needed: it
-is looked at directly, and no margin is added.
+Each trial starts from the original weights; the noise is learned once. The run itself then uses ``margin`` times that rate (the higher of
+the two rates in the last case), for the wanted classes alone, and repairs until the accuracy on held-back retained samples stops rising,
+each pass at half the last one's rate, going back to the best state in which the class had not returned. With ``forget=`` data no rehearsal
+is needed: it is looked at directly, and no margin is added.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import _weights
 from ..._data import Source
-from ..task import Task, share
-from . import train as unsir
-from .place import place
-
-if TYPE_CHECKING:
-    from .train import UNSIR, Noise
+from ..._text import percent
+from ..task import Task
+from .noise import Noise, find_place, learn_noise
+from .options import Options
+from .train import KEEP, capped, impair, repair
 
 SPLIT, CHOOSE = 11, 12  # purposes of seeds
 IMAGE_STREAM = 1 << 20  # noise streams of the error-minimising images
@@ -45,56 +42,52 @@ NOISE_SHARE = 1.0  # noise items of a class in an impair epoch, over the samples
 class Search:
     """What a trial needs: data, noise, and the weights that every trial starts from."""
 
-    options: UNSIR
+    options: Options
     task: Task
     train: Source
-    held: Source
+    held: Source  # never trained on
     start: dict[str, Tensor]
-    images: Noise
-    before: float
+    images: Noise  # error-minimising: what the original model is surest to be of the wanted classes
+    before: float  # the original model's accuracy on ``held``
     images_count: bool = True  # whether the images are evidence in this model
 
     def images_kept(self) -> float:
         """Of the wanted classes' synthetic images, the share still answered so (the worst class)."""
-        x, y = self.images.images, self.images.labels
         with _weights.evaluating(self.task.model):
-            answers = torch.cat([self.images.place.logits(self.task, part).argmax(1).cpu() for part in x.split(256)])
-        right = answers.eq(y.cpu()).double()
-        return max(right[y.cpu() == c].mean().item() for c in self.task.classes)
+            parts = self.images.images.split(256)
+            answers = torch.cat([self.images.place.logits(self.task, part).argmax(1).cpu() for part in parts])
+        labels = self.images.labels.cpu()
+        right = answers.eq(labels).double()
+        return max(right[labels == c].mean().item() for c in self.task.classes)
 
-    def attempt(self, rate: float, data: Source, noise: Noise) -> None:
+    def impair(self, rate: float, data: Source, noise: Noise) -> None:
         """Impair at ``rate``, from the original weights."""
         _weights.put_back(self.task.model, self.start)
-        unsir.impair(settled(self.options, impair_lr=rate), self.task, data, noise)
+        impair(dataclasses.replace(self.options, impair_lr=rate), self.task, data, noise)
 
-    def mend(self, rate: float, data: Source) -> None:
+    def repair(self, rate: float, data: Source) -> None:
         """One epoch of repair."""
-        unsir.repair(settled(self.options, repair_lr=rate, repair_epochs=1), self.task, data)
+        repair(dataclasses.replace(self.options, repair_lr=rate, repair_epochs=1), self.task, data)
 
 
-def settled(options: UNSIR, **chosen: Any) -> UNSIR:
-    """The options with ``auto``'s choices filled in."""
-    return dataclasses.replace(options, **chosen)
-
-
-def run(options: UNSIR, task: Task) -> dict[str, Any]:
+def run(options: Options, task: Task) -> dict[str, Any]:
     """Searches, unlearns, and returns what was measured and chosen."""
     assert task.retain is not None
-    data = unsir.capped(task.retain, options.retain_per_class, task.generator(unsir.KEEP))
+    data = capped(task.retain, options.retain_per_class, task.generator(KEEP))
     train, held = _hold_back(data, options.held_back, task.generator(SPLIT))
     rehearsed = [] if task.forget is not None else _rehearsed(train, options.rehearsal_classes, task)
-    at = place(task, options.noise_at, train)
-    options = _amounts(options, train, at.like)
-    noise = unsir.learn_noise(options, task, task.classes + rehearsed, at)
-    plain = settled(options, label_rule="class", images_used=None)
-    images = unsir.learn_noise(plain, task, task.classes, at, sign=-1, stream=IMAGE_STREAM)
+    place = find_place(task, options.noise_at, train)
+    options = _amounts(options, train, place.like)
+    noise = learn_noise(options, task, task.classes + rehearsed, place)
+    plain = dataclasses.replace(options, label_rule="class", images_used=None)
+    images = learn_noise(plain, task, task.classes, place, sign=-1, stream=IMAGE_STREAM)
     search = Search(options, task, train, held, _weights.save(task.model), images, task.right(held))
     rate, trials = _find_rate(search, rehearsed, noise)
-    own = _only(noise, task.classes, rehearsed)
-    exact = task.forget is not None or options.impair_lr is not None or trials[-1].get("twice", False)
-    search.images_count = not trials[-1].get("twice", False)
-    final = _final(search, rate if exact else rate * options.margin, own)
-    found = trials[-1]["gone"]
+    last = trials[-1]
+    # "twice": the images misled, and the rehearsed classes were gone at two rates in a row, of which this is the higher one
+    exact = task.forget is not None or options.impair_lr is not None or last.get("twice", False)
+    search.images_count = not last.get("twice", False)
+    final = _final(search, rate if exact else rate * options.margin, _wanted_only(noise, task.classes, rehearsed))
     return {
         "chosen": {
             "impair_lr": final["rate"],
@@ -105,13 +98,13 @@ def run(options: UNSIR, task: Task) -> dict[str, Any]:
         },
         "measured": {
             "trials": trials,
-            "rate_found": found,
+            "rate_found": last["gone"],
             "held_back_samples": len(held),
             "held_back_accuracy_before": search.before,
             "held_back_accuracy": final["held"],
             "images_kept": final["images"],
         },
-        "proxy": _proxy(search, rehearsed, trials[-1], final),
+        "proxy": _proxy(search, rehearsed, last, final),
     }
 
 
@@ -121,17 +114,15 @@ def _hold_back(data: Source, part: float, generator: torch.Generator) -> tuple[S
     order = torch.randperm(len(labels), generator=generator)
     held = torch.zeros(len(labels), dtype=torch.bool)
     for c in labels.unique().tolist():
-        mine = order[labels[order] == c]
-        held[mine[: max(round(part * len(mine)), int(len(mine) > 1))]] = True
+        own = order[labels[order] == c]
+        held[own[: max(round(part * len(own)), int(len(own) > 1))]] = True
     if not bool(held.any()):
         raise ValueError(f"retain: {len(data)} samples, none of a class twice, are too few to hold any back; give more")
     return data.subset((~held).nonzero()[:, 0]), data.subset(held.nonzero()[:, 0])
 
 
 def _rehearsed(train: Source, wanted: int, task: Task) -> list[int]:
-    """Retained classes to rehearse on: enough samples to measure, right at first, and two others left to
-    train on.
-    """
+    """Retained classes to rehearse on: enough samples to measure, right at first, and two others left to train on."""
     counts = torch.bincount(train.labels(), minlength=task.outputs)
     present = int((counts > 0).sum())
     able = [c for c in range(task.outputs) if counts[c] >= 20]
@@ -141,7 +132,7 @@ def _rehearsed(train: Source, wanted: int, task: Task) -> list[int]:
     return sorted(able[i] for i in order[: max(min(wanted, present - 2), 0)])
 
 
-def _amounts(options: UNSIR, train: Source, like: Tensor) -> UNSIR:
+def _amounts(options: Options, train: Source, like: Tensor) -> Options:
     """Numbers that follow from the data's size, where the user gave none."""
     classes = len(train.labels().unique())
     copies = options.copies or max(1, round(NOISE_SHARE * len(train) / classes / options.noise_batch))
@@ -149,33 +140,33 @@ def _amounts(options: UNSIR, train: Source, like: Tensor) -> UNSIR:
     size = options.batch_size or max(32, min(256, 1 << ((len(train) // 50) or 1).bit_length()))
     # the published 0.1 at 32x32x3, and no larger a pull on larger images, where it would drown the error term
     l2 = options.l2 if options.l2 is not None else 0.1 * min(1.0, 3072 / like.numel())
-    return settled(options, copies=copies, batch_size=size, l2=l2)
+    return dataclasses.replace(options, copies=copies, batch_size=size, l2=l2)
 
 
-def _only(noise: Noise, classes: list[int], rehearsed: list[int]) -> Noise:
+def _wanted_only(noise: Noise, classes: list[int], rehearsed: list[int]) -> Noise:
     """The part of the noise that was learned for the wanted classes (they come first)."""
     n = len(noise.images) // (len(classes) + len(rehearsed)) * len(classes)
-    return unsir.Noise(noise.images[:n], noise.labels[:n], noise.place)
+    return Noise(noise.images[:n], noise.labels[:n], noise.place)
 
 
 def _find_rate(search: Search, rehearsed: list[int], noise: Noise) -> tuple[float, list[dict[str, Any]]]:
     """The lowest rate of the search that made the classes go, with one row for each trial."""
     options, task = search.options, search.task
-    labels = search.train.labels()
-    mine = torch.isin(labels, torch.tensor(rehearsed, dtype=torch.int64))
-    data = search.train.subset((~mine).nonzero()[:, 0]) if rehearsed else search.train
-    shown = task.forget or (search.train.subset(mine.nonzero()[:, 0]) if rehearsed else None)
-    names = task.classes if task.forget else rehearsed
+    inside = torch.isin(search.train.labels(), torch.tensor(rehearsed, dtype=torch.int64))
+    data = search.train.subset((~inside).nonzero()[:, 0]) if rehearsed else search.train
+    # real samples of classes that are to be gone, where there are any
+    samples = task.forget or (search.train.subset(inside.nonzero()[:, 0]) if rehearsed else None)
+    classes = task.classes if task.forget else rehearsed
     rate, trials = options.impair_lr or options.first_rate, []
     while True:
         row: dict[str, Any] = {"rate": rate}
         trials.append(row)
         try:
-            search.attempt(rate, data, noise)
-            row["kept_after_impair"] = _worst(task, shown, names)
-            if shown is None or row["kept_after_impair"] < 0.9:
-                search.mend(rate / 2, data)
-                row["kept"] = _worst(task, shown, names)
+            search.impair(rate, data, noise)
+            row["kept_after_impair"] = _worst(task, samples, classes)
+            if samples is None or row["kept_after_impair"] < 0.9:
+                search.repair(rate / 2, data)
+                row["kept"] = _worst(task, samples, classes)
                 row["images_kept"] = search.images_kept()
             row["gone"] = _gone(search, trials)
         except FloatingPointError as error:
@@ -188,29 +179,28 @@ def _find_rate(search: Search, rehearsed: list[int], noise: Noise) -> tuple[floa
             return trials[-1]["rate"], trials
 
 
-def _worst(task: Task, shown: Source | None, names: list[int]) -> float | None:
-    return max(task.right_by_class(shown, names).values()) if shown is not None else None
+def _worst(task: Task, samples: Source | None, classes: list[int]) -> float | None:
+    """The share of a class's samples that is still answered right, of the class that is best remembered."""
+    return max(task.right_by_class(samples, classes).values()) if samples is not None else None
 
 
 def _gone(search: Search, trials: list[dict[str, Any]]) -> bool:
-    """Whether the last trial's classes are gone."""
+    """Whether the last trial's classes are gone. Adds to its row whether that rests on two trials in a row."""
     row, limit = trials[-1], search.options.gone_at
     if "images_kept" not in row:
         return False
-    shown = row["kept"] is None or row["kept"] <= limit
-    if search.task.forget is not None or (shown and row["images_kept"] <= IMAGES_GONE_AT):
-        return shown
+    samples_gone = row["kept"] is None or row["kept"] <= limit
+    if search.task.forget is not None or (samples_gone and row["images_kept"] <= IMAGES_GONE_AT):
+        return samples_gone
     before = trials[-2].get("kept") if len(trials) > 1 else None
-    row["twice"] = row["kept"] is not None and shown and before is not None and before <= limit
+    row["twice"] = row["kept"] is not None and samples_gone and before is not None and before <= limit
     return bool(row["twice"])
 
 
 def _final(search: Search, rate: float, noise: Noise) -> dict[str, Any]:
-    """The run itself: impair, then repair as long as it helps and the class stays away. Returns what it ended
-    with.
-    """
+    """The run itself: impair, then repair as long as it helps and the class stays away. Returns what it ended with."""
     for retry in range(RETRIES + 1):
-        search.attempt(rate, search.train, noise)
+        search.impair(rate, search.train, noise)
         best = _repaired(search, rate)
         if not best["back"] or retry == RETRIES or search.options.impair_lr:
             break
@@ -219,14 +209,14 @@ def _final(search: Search, rate: float, noise: Noise) -> dict[str, Any]:
 
 
 def _repaired(search: Search, rate: float) -> dict[str, Any]:
-    """Repairs by halving rates and leaves the model in the best state: without the class, accuracy as high as
-    it got (to within its standard error, where the later, better settled state is taken).
+    """Repairs by halving rates and leaves the model in the best state: without the class, accuracy as high as it got (to within its
+    standard error, where the later, better settled state is taken).
     """
     task, options = search.task, search.options
     lr, top, stale = options.repair_lr or rate / 2, 0.0, 0
     best, weights = _state(search, rate, 0, 0.0), _weights.save(task.model)
     for epoch in range(1, options.repair_epochs + 1):
-        search.mend(lr, search.train)
+        search.repair(lr, search.train)
         row = _state(search, rate, epoch, lr)
         task.history.append({"phase": "repaired", **row})
         stale = 0 if row["held"] > top else stale + 1
@@ -243,12 +233,13 @@ def _repaired(search: Search, rate: float) -> dict[str, Any]:
 
 
 def _state(search: Search, rate: float, epoch: int, lr: float) -> dict[str, Any]:
-    row: dict[str, Any] = {"rate": rate, "repair_lr": lr, "epochs": epoch}
-    row |= {"held": search.task.right(search.held), "images": search.images_kept()}
-    return row | {"back": _back(search, row["images"])}
+    """What the model answers after so many epochs of repair."""
+    held, images = search.task.right(search.held), search.images_kept()
+    return {"rate": rate, "repair_lr": lr, "epochs": epoch, "held": held, "images": images, "back": _returned(search, images)}
 
 
-def _back(search: Search, images: float) -> bool:
+def _returned(search: Search, images: float) -> bool:
+    """Whether a wanted class is answered again: its real samples where there are any, else its images (``images``: the share kept)."""
     if search.task.forget is not None:
         return (_worst(search.task, search.task.forget, search.task.classes) or 0.0) > search.options.gone_at
     return search.images_count and images > IMAGES_GONE_AT
@@ -256,22 +247,16 @@ def _back(search: Search, images: float) -> bool:
 
 def _proxy(search: Search, rehearsed: list[int], trial: dict[str, Any], final: dict[str, Any]) -> dict[str, Any]:
     """The verdict where no data of the classes is at hand, and what it rests on."""
-    kept = share(final["images"])
-    images = f"of the images that the original model was surest of, {kept} are still answered so"
+    images = f"of the images that the original model was surest of, {percent(final['images'])} are still answered so"
     if not rehearsed:
         why = f"not shown: {images}, but too few retained classes are left to rehearse on. "
         return {"gone": False, "why": why + "Pass forget= or test= with samples of the classes"}
     if not trial["gone"]:
-        top = search.options.last_rate
-        return {
-            "gone": False,
-            "why": f"no rate up to {top:g} made the rehearsed classes {rehearsed} go; {images}",
-        }
+        why = f"no rate up to {search.options.last_rate:g} made the rehearsed classes {rehearsed} go; {images}"
+        return {"gone": False, "why": why}
     twice = " (and at half of it)" if trial.get("twice") else ""
     why = (
-        f"no data of the classes was given; by rehearsal: at rate {trial['rate']:g}{twice} the "
-        "retained classes "
-        f"{rehearsed} went ({share(trial['kept'])} of their samples still right), the run used "
-        f"{final['rate']:g}, and {images}"
+        f"no data of the classes was given; by rehearsal: at rate {trial['rate']:g}{twice} the retained classes {rehearsed} went "
+        f"({percent(trial['kept'])} of their samples still right), the run used {final['rate']:g}, and {images}"
     )
-    return {"gone": not _back(search, final["images"]), "why": why}
+    return {"gone": not _returned(search, final["images"]), "why": why}

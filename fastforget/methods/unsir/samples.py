@@ -10,81 +10,103 @@ alone is of the same order), and noise with labels of its own costs accuracy. Pr
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ... import _weights
+from ... import _tree, _weights
+from ..._data import Source
 from ..._progress import Progress, progress
+from ..._trial import least_of
 from ...ops import noise as noise_ops
 from ...ops import update
-from ..perturb import match as _match
 from ..task import Task
-from . import train as unsir
-from .place import Place, place
+from .noise import Place, find_place
+from .options import Options
+from .train import KEEP, capped, repair, trainable
 
-if TYPE_CHECKING:
-    from .train import UNSIR
-
+HELD = 64 << 20  # bytes of the forget set that are read at once
 FORGET_ORDER, RETAIN_ORDER = 41, 42  # purposes of seeds
 
 
-def run(options: UNSIR, task: Task) -> dict[str, Any]:
+def run(options: Options, task: Task) -> dict[str, Any]:
     """Impairs with paired noise, then repairs."""
     if task.forget is None:
         raise ValueError("forget: not given; preset='samples' needs the samples to forget")
-    assert task.retain is not None and options.impair_lr is not None and options.batch_size is not None
-    retain = unsir.capped(task.retain, options.retain_per_class, task.generator(unsir.KEEP))
-    at = place(task, options.noise_at, retain)
-    parameters = unsir.trainable(task.model)
-    optimizer = options.impair_optimizer(parameters, options.impair_lr)
+    assert task.retain is not None and options.impair_lr is not None
+    retain = capped(task.retain, options.retain_per_class, task.generator(KEEP))
+    place = find_place(task, options.noise_at, retain)
+    optimizer = options.impair_optimizer(trainable(task.model), options.impair_lr)
     for epoch in range(options.impair_epochs):
-        order = task.generator(FORGET_ORDER + 1000 * epoch)
-        batches = list(task.forget.batches(generator=order, device=task.device, batch_size=options.batch_size))
-        kept_order = task.generator(RETAIN_ORDER + 1000 * epoch)
-        pairs = zip(batches, _match.cycle(retain, options.batch_size, kept_order, task.device), strict=False)
-        total = 0.0
-        bar: Progress[int]
-        with _weights.flags_kept(task.model), torch.enable_grad(), progress(len(batches), f"impair {epoch + 1}", task.progress) as bar:
-            for i, ((x, _), (kept, labels)) in enumerate(pairs):
-                # the same number of images on both sides: each noise image takes a retained one's label
-                n = min(len(x), len(kept))
-                images = paired_noise(options, task, x[:n], at, parameters, stream=len(batches) * epoch + i)
-                task.model.train()
-                loss = F.cross_entropy(task.forward(task.model, kept), labels)
-                loss = loss + F.cross_entropy(at.logits(task, images), labels[:n])
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                total += float(loss.detach())
-                bar.step()
-        mean = total / len(batches)
-        task.history.append({"phase": f"impair {epoch + 1}", "lr": options.impair_lr, "loss": mean, "samples": len(task.forget)})
+        mean = _impair_epoch(options, task, retain, place, optimizer, epoch)
+        phase = f"impair {epoch + 1}"
+        task.history.append({"phase": phase, "lr": options.impair_lr, "loss": mean, "samples": len(task.forget)})
         if not math.isfinite(mean):
-            raise FloatingPointError(f"impair {epoch + 1}: the loss became {mean}; the model is unchanged. Lower impair_lr")
-    unsir.repair(options, task, retain)
+            raise FloatingPointError(f"{phase}: the loss became {mean}; the model is unchanged. Lower impair_lr")
+    repair(options, task, retain)
     return {}
 
 
-def paired_noise(options: UNSIR, task: Task, x: Tensor, at: Place, parameters: list[torch.nn.Parameter], *, stream: int) -> Tensor:
-    """Images [B, ...] (or what stands in for a layer's output) whose logits are as far from those of ``x`` as ``noise_steps`` of Adam
-    get them."""
+def _impair_epoch(options: Options, task: Task, retain: Source, place: Place, optimizer: torch.optim.Optimizer, epoch: int) -> float:
+    """One pass over the forget set, each batch with noise of its own; returns the mean loss."""
+    assert task.forget is not None and options.batch_size is not None
+    order = task.generator(FORGET_ORDER + 1000 * epoch)
+    positions = task.cut(torch.randperm(len(task.forget), generator=order), options.batch_size, task.forget)
+    batches = _read(task.forget.at(positions, device=task.device), len(positions))
+    least = least_of(task.model, retain, task.forward) if len(retain) % options.batch_size == 1 else 1
+    retained = retain.cycle(options.batch_size, task.generator(RETAIN_ORDER + 1000 * epoch), task.device, least)
+    parameters = trainable(task.model)
+    total = 0.0
+    bar: Progress[int]
+    with _weights.flags_kept(task.model), torch.enable_grad(), progress(len(positions), f"impair {epoch + 1}", task.progress) as bar:
+        for i, ((forget_inputs, forget_labels), (inputs, labels)) in enumerate(zip(batches, retained, strict=False)):
+            # the same number of images on both sides: each noise image takes a retained one's label
+            n = min(len(forget_labels), len(labels))
+            forgotten = forget_inputs if n == len(forget_labels) else _tree.index(forget_inputs, slice(0, n))
+            images = paired_noise(options, task, forgotten, n, place, parameters, stream=len(positions) * epoch + i)
+            task.train_mode()
+            loss = F.cross_entropy(task.forward(task.model, inputs), labels)
+            loss = loss + F.cross_entropy(place.logits(task, images), labels[:n])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            total += float(loss.detach())
+            bar.step()
+    return total / len(positions)
+
+
+def _read(batches: Iterator[tuple[Any, Tensor]], count: int) -> Iterable[tuple[Any, Tensor]]:
+    """All batches at once where they are small, so that a set that augments at random draws for them before it does for the retained ones;
+    a large set one by one.
+    """
+    first = next(batches)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in _tree.tensors(first[0]))
+    return [first, *batches] if size * count <= HELD else itertools.chain([first], batches)
+
+
+def paired_noise(
+    options: Options, task: Task, inputs: Any, count: int, place: Place, parameters: list[nn.Parameter], *, stream: int
+) -> Tensor:
+    """Images [count, ...] (or what stands in for a layer's output) whose logits are as far from those of ``inputs`` as ``noise_steps`` of
+    Adam get them."""
     assert options.l2 is not None
-    l2 = options.l2 / (at.like.numel() if options.l2_reduction == "mean" else 1)
-    images = torch.empty(len(x), *at.like.shape, dtype=at.like.dtype, device=task.device)
+    l2 = options.l2 / (place.like.numel() if options.l2_reduction == "mean" else 1)
+    images = torch.empty(count, *place.like.shape, dtype=place.like.dtype, device=task.device)
     noise_ops.normal_(images, seed=task.seed, stream=stream)
     exp_avg, exp_avg_sq = torch.zeros_like(images), torch.zeros_like(images)
-    task.model.train(options.noise_mode == "train")
+    task.train_mode() if options.noise_mode == "train" else task.model.eval()
     for p in parameters:
         p.requires_grad_(False)
     with torch.no_grad():
-        target = task.forward(task.model, x)
+        target = task.forward(task.model, inputs)
     for step in range(1, options.noise_steps + 1):
         leaf = images.detach().requires_grad_()
-        away = -F.mse_loss(at.logits(task, leaf), target)
+        away = -F.mse_loss(place.logits(task, leaf), target)
         gradient = torch.autograd.grad(away, leaf)[0]
         update.error_max_step_(
             images, gradient, exp_avg, exp_avg_sq, step=step, lr=options.noise_lr, l2=l2, clamp=options.noise_clamp

@@ -1,0 +1,156 @@
+"""The generated parts of README and docs/: tables and blocks between two marks, written anew from committed rows and from the code.
+
+    python -m fastforget._bench.docs            # rewrite every part (make docs)
+    python -m fastforget._bench.docs --check    # name the parts that are out of date; the exit status is 1 if there are any
+
+A part stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``. What it says comes from :data:`PARTS`, so a figure on a page
+can't differ from the row that was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastforget import _files, _schema, ops
+from fastforget.auditing import verdict
+
+from . import experiment, experiment_page, rows, shadow_audit
+from .experiment_claims import choices
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+SPEED = RESULTS / "cpu-amd-epyc-family-26-model-2.json"
+PAGES = ("README.md", "docs/audit.md", "docs/environment.md", "docs/experiment.md", "docs/gpu.md", "docs/ops.md")
+PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+# What README's table of methods says beside the measured columns.
+NEEDS = {
+    "unsir": ("UNSIR", "classes", "retain"),
+    "forsaken": ("Forsaken", "classes, samples", "forget, non-members, retain"),
+    "lightweight": ("Lightweight", "classes, samples", "forget, non-members, retain"),
+}
+# What docs/ops.md says of a family.
+FAMILIES = {
+    "noise": "counter-based normal noise",
+    "update": "UNSIR's loss and its Adam step on the noise",
+    "mask": "importance of weights, and steps that keep some of them as they are",
+    "membership": "scores of membership attacks, and what they are worth",
+}
+# README's six rows of speed: op, case, the plain form.
+FAST = (
+    ("add_normal_", "11.2M", "`p.add_(torch.randn_like(p) * s)`"),
+    ("error_max_step_", "256x3x32x32", "autograd + Adam + clamp"),
+    ("dampen_", "1M", "the published loop"),
+    ("saliency_mask", "ResNet-18", "the published sorts"),
+    ("membership_scores", "50000x10", "the six scores in PyTorch"),
+    ("rmia_counts", "10000x10000", "all pairs"),
+)
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def methods() -> str:
+    """README's table: what each method forgets, what it needs, and what it cost beside retraining."""
+    lines = ["| method | forgets | needs | × as fast as retraining: class, classes, samples | points lost |", "|---|---|---|---|---|"]
+    records = choices(_json(experiment.ROWS)["rows"])
+    for name, (title, request, needs) in NEEDS.items():
+        own = {record.scenario: record for record in records if record.method == name}
+        served = ("class", "classes", "random") if "samples" in request else ("class", "classes")
+        speeds = [f"{own[s].speedup:.1f}" for s in served if s in own] + ["-"] * (3 - len(served))
+        worst = min(own[s].accuracy for s in served if s in own)
+        lines.append(f"| `{name}` ({title}) | {request} | {needs} | {', '.join(speeds)} | {max(0.0, -100 * worst):.1f} |")
+    return "\n".join(lines)
+
+
+def speed() -> str:
+    """README's table of six ops."""
+    lines = ["| op | against | AVX-512 | AVX2 | time at AVX-512 |", "|---|---|---|---|---|"]
+    found = {(row["op"], row["case"], row["isa"]): row for row in _json(SPEED)["rows"]}
+    for op, case, form in FAST:
+        wide, narrow = found[op, case, "avx512"], found[op, case, "avx2"]
+        key = "published" if "published" in form and "published" in wide["ratios"] else "eager"
+        ratios = " | ".join(f"{float(rows.times(row['ratios'][key])[:-1]):g}x" for row in (wide, narrow))
+        lines.append(f"| `{op}` {case} | {form} | {ratios} | {rows.duration(wide['ours'])} |")
+    return "\n".join(lines)
+
+
+def support() -> str:
+    """Where each op runs, and what that was seen in."""
+    lines = ["| op | reference | native CPU (AVX-512, AVX2, baseline) | native CUDA | Triton |", "|---|---|---|---|---|"]
+    ops = (f"| `{_schema.MODULE_OF[op]}`: `{op}` | tested | tested | compiled | interpreted |" for op in _schema.SCHEMAS)
+    return "\n".join([*lines, *ops])
+
+
+def families() -> str:
+    """The public functions of ``ff.ops``; a named tuple belongs to the function that returns it."""
+    lines = ["| family | what for | ops |", "|---|---|---|"]
+    for family, purpose in FAMILIES.items():
+        module = getattr(ops, family)
+        public = [
+            name
+            for name, value in vars(module).items()
+            if (inspect.isfunction(value) or (inspect.isclass(value) and not hasattr(value, "_fields")))
+            and value.__module__.startswith(module.__name__) and not name.startswith("_")
+        ]  # fmt: skip
+        lines.append(f"| `{family}` | {purpose} | {', '.join(f'`{name}`' for name in public)} |")
+    return "\n".join(lines)
+
+
+def rule() -> str:
+    return verdict.RULE
+
+
+def shadow() -> str:
+    return shadow_audit.markdown(_json(RESULTS / "shadow-audit-mnist5k.json")).strip()
+
+
+def experiments() -> str:
+    return experiment_page.section(_json(experiment.ROWS)).strip()
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "methods": methods,
+    "speed": speed,
+    "support": support,
+    "families": families,
+    "rule": rule,
+    "shadow-audit": shadow,
+    "experiment": experiments,
+}
+
+
+def renewed(text: str) -> str:
+    """A page with its generated parts written anew."""
+    return PART.sub(lambda part: f"{part[1]}{PARTS[part[2]]()}\n{part[3]}", text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m fastforget._bench.docs", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; end with 1 where a page is out of date")
+    check = parser.parse_args(argv).check
+    status = 0
+    for name in PAGES:
+        page = ROOT / name
+        text = page.read_text()
+        new = renewed(text)
+        if new == text:
+            continue
+        print(f"{name}: {'out of date, run `make docs`' if check else 'written'}")
+        status = max(status, int(check))
+        if not check:
+            _files.write_whole(page, new)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

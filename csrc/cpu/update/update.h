@@ -1,0 +1,28 @@
+// UNSIR's error-maximising step: kernel table. Torch-free; update_ops.cpp checks the arguments and cuts the work.
+#pragma once
+#include <cstdint>
+
+#include "common/dtypes.h"
+
+namespace ff {
+
+// Constants of one error_max_step_, computed once in double.
+struct AdamStep {
+  double l2_gradient;  // 2 * l2 / B
+  double beta1, beta2;
+  double eps;
+  double step_size;   // lr / (1 - beta1^step)
+  double sqrt_bias2;  // sqrt(1 - beta2^step)
+  double clamp_min, clamp_max;
+};
+
+struct UpdateTable {
+  // Rows of logits[n, classes]; `batch` is the B of the batch mean. loss: float32 (float64 for float64 logits).
+  void (*error_max_loss[kDtypes])(const void* logits, const int64_t* labels, int64_t n, int64_t classes, int64_t batch,
+                                  void* loss, void* dlogits);
+  // Returns the sum of x^2 before the step over the n elements.
+  double (*error_max_step[kDtypes])(void* x, const void* grad, void* exp_avg, void* exp_avg_sq, int64_t n,
+                                    const AdamStep& step);
+};
+
+}  // namespace ff

@@ -1,0 +1,76 @@
+"""Labels as people have them, read as int64[N]; and which part of a batch they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._tree import describe
+
+ONE_OF_TWO = "unpack=lambda batch: (batch[0], batch[1])"
+
+
+def as_tensor(value: Any) -> Any:
+    """A numpy array, or a list of numbers, as a tensor; anything else as it is."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return torch.from_numpy(value if all(stride >= 0 for stride in value.strides) else value.copy())
+    if isinstance(value, (list, tuple)) and value and all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in value):
+        return torch.tensor([int(v) for v in value])
+    return value
+
+
+def check_labels(name: str, labels: Any, read_from: str = "") -> Tensor:
+    """Labels as int64[N], or an error that says what came instead, and from where in a batch (``read_from``)."""
+    labels = as_tensor(labels)
+    about = f"{name}: labels{f' ({read_from})' if read_from else ''} are {describe(labels)}"
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{about}; accepted is an integer tensor [N]. {_other_element(read_from)}".rstrip())
+    if labels.dim() == 2 and labels.shape[1] > 1 and bool(((labels == 0) | (labels == 1)).all()) and bool((labels.sum(dim=1) == 1).all()):
+        kind = TypeError if labels.is_floating_point() or labels.dtype == torch.bool else ValueError
+        raise kind(f"{about}: one-hot rows; accepted are integer class ids [N]. Pass labels.argmax(1)")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(
+            f"{about}; accepted are integer class ids [N]. Convert class ids by labels.long(), one-hot rows by labels.argmax(1)"
+        )
+    if labels.dim() == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.dim() != 1:
+        raise ValueError(
+            f"{about}; accepted is one class id a sample, shape [N]. {_other_element(read_from)}"
+            "(A list of ready batches is no set of samples: pass the DataLoader itself)"
+        )
+    return labels.to(torch.int64)
+
+
+def _other_element(read_from: str) -> str:
+    return f"If another element is the label, pass {ONE_OF_TWO} " if "3" in read_from else ""
+
+
+def refuse_two_labels(name: str, second: Any, third: Any) -> None:
+    """Refuses (x, second, third) where either could be the label."""
+    if _could_be_labels(as_tensor(second)) and _integers(as_tensor(third)):
+        raise TypeError(
+            f"{name}: a batch has 3 elements, and the second ({describe(second)}) as well as the third ({describe(third)}) could be the "
+            f"label; accepted are (x, y), and (x, _, y) where only the last could be. Pass {ONE_OF_TWO}, or batch[2]"
+        )
+
+
+def _integers(value: Any) -> bool:
+    shaped = isinstance(value, Tensor) and (value.dim() == 1 or (value.dim() == 2 and value.shape[1] == 1))
+    return shaped and not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+
+
+def _could_be_labels(value: Any) -> bool:
+    """Integers, and what people write labels as: floats without a fraction, truth values, one-hot rows."""
+    if not isinstance(value, Tensor) or value.is_complex() or value.dim() not in (1, 2):
+        return False
+    if _integers(value):
+        return True
+    if value.dim() == 2 and value.shape[1] > 1:
+        return bool(((value == 0) | (value == 1)).all()) and bool((value.sum(dim=1) == 1).all())
+    numbers = value.reshape(-1)
+    constant = len(numbers) == 0 or bool((numbers == numbers[0]).all())
+    return not constant and (value.dtype == torch.bool or bool((numbers == numbers.round()).all()))

@@ -1,0 +1,43 @@
+"""Names and sentences that measuring, judging and showing share."""
+
+from __future__ import annotations
+
+# The attacks that put a threshold on one model's output. +1: a member scores higher; -1: lower.
+# The names are the fields of ff.ops.membership.MembershipScores.
+DIRECTION = {
+    "loss": -1,
+    "confidence": 1,
+    "entropy": -1,
+    "modified_entropy": -1,
+    "margin": 1,
+    "logit_confidence": 1,
+}
+# The attacks whose scores are log likelihood ratios: above 0 means that membership is the likelier.
+RATIOS = ("lira", "u_lira")
+
+CONTROL_MEANING = {
+    "untouched": "the original model as it is",
+    "random": "the same network with fresh random weights",
+    "fine_tuned": "the original model trained a little further on the retain set",
+    "suppressed": "the original model, its last layer changed so that the forgotten classes are never answered",
+}
+
+# How every report is read.
+WHY = (
+    "Neither 0.5 nor 100 % is always the ideal. A model that never saw a class or a sample still guesses, so its "
+    "accuracy there need not be 0; against test samples of other classes even a perfectly retrained model is far from an "
+    "AUC of 0.5; a class that stands out (AUC well under 0.5) is a trace as well; and the oracle errs about a retrained "
+    "model too, so its forgetting rate can be under 100 %. The yardstick is therefore the retrained column: a model that "
+    "never saw the forget set."
+)
+# Of every forgetting rate.
+NOT_IDEAL = (
+    "100 % is not the ideal: an exactly retrained model still answers some samples it never saw as if it had, and some forget samples "
+    "were never recognised by more than chance. The retrained model's rate beside it is the aim; for random records of a strongly "
+    "overfitted tabular net it is about 75 %."
+)
+
+
+def must_pass(control: str) -> bool:
+    """A control named "retrained…" is a positive one: it must pass. All others must not."""
+    return control.startswith("retrained")

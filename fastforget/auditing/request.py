@@ -1,0 +1,151 @@
+"""What an audit was asked for, checked before anything runs."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from .. import _data
+from .._modules import refuse_kind
+from .controls import chosen
+from .figures import ORIGINAL, RETRAINED
+from .measure import attacks as attack_scores
+from .measure.oracles import Oracle
+from .measure.relearn import DEFINITIONS
+from .shadow import attacks as shadow_attacks
+
+Unpack = Callable[[Any], tuple[Any, Tensor]]
+Forward = Callable[[nn.Module, Any], Tensor]
+
+
+@dataclass
+class Request:
+    """One audit's models, sets and options.
+
+    Attributes:
+        models: the caller's, the original first and the retrained one last.
+        controls: further models, of which it is known what they must get.
+        sets: "forget", "retain" and "test"; and "population" where RMIA is run.
+        attacks: all that are run, the loss first and those on shadow models last.
+        shadow_attacks: those of them that read shadow models.
+        shadows: the shadow models' answers.
+        oracles: further membership oracles by name.
+        teacher: ZRF's network.
+        relearn: definitions of relearn time.
+        train: the whole training set, for these.
+        intervals: whether figures get confidence intervals.
+        seed: of everything that draws at random.
+        unpack, forward: batch -> (inputs, labels); (model, inputs) -> logits.
+        progress: whether to show a bar.
+    """
+
+    models: dict[str, nn.Module]
+    controls: dict[str, nn.Module]
+    sets: dict[str, _data.Source]
+    attacks: tuple[str, ...]
+    shadow_attacks: tuple[str, ...]
+    shadows: Any
+    oracles: dict[str, Oracle]
+    teacher: nn.Module | None
+    relearn: tuple[str, ...]
+    train: Any
+    intervals: bool
+    seed: int
+    unpack: Unpack | None
+    forward: Forward | None
+    progress: bool
+
+    def everyone(self) -> dict[str, nn.Module]:
+        """The models and then the controls."""
+        return {**self.models, **self.controls}
+
+
+def checked(
+    models: dict[str, nn.Module],
+    sets: Mapping[str, Any],
+    *,
+    attacks: Sequence[str],
+    oracles: dict[str, Oracle] | None,
+    shadows: Any,
+    population: Any,
+    teacher: nn.Module | None,
+    relearn: Sequence[str],
+    train: Any,
+    intervals: bool,
+    controls: bool | dict[str, nn.Module],
+    seed: int,
+    unpack: Unpack | None,
+    forward: Forward | None,
+    batch_size: int | None,
+    progress: bool,
+) -> Request:
+    """The request of one call of ``ff.audit``; makes the controls where they are asked for.
+
+    Raises:
+        TypeError, ValueError: as ``ff.audit``.
+    """
+    models, names = _models(models), _attacks(attacks)
+    seed = _seed(seed)
+    definitions = _probes(teacher, relearn, train)
+    by_shadows = shadow_attacks.chosen(names, shadows, population is not None)
+    names = (*(name for name in names if name not in shadow_attacks.NAMES), *by_shadows)
+    if any(name.startswith("rmia") for name in by_shadows):
+        sets = {**sets, "population": population}
+    sources = {name: _data.source(data, name=name, unpack=unpack, batch_size=batch_size) for name, data in sets.items()}
+    return Request(
+        models=models,
+        controls=chosen(controls, models, sources, seed, forward),
+        sets=sources,
+        attacks=names,
+        shadow_attacks=by_shadows,
+        shadows=shadows,
+        oracles=oracles or {},
+        teacher=teacher,
+        relearn=definitions,
+        train=None if train is None else _data.source(train, name="train", unpack=unpack),
+        intervals=intervals,
+        seed=seed,
+        unpack=unpack,
+        forward=forward,
+        progress=progress,
+    )
+
+
+def _models(models: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """The original first and the retrained one last."""
+    if not isinstance(models, dict) or not models:
+        raise TypeError(f'models: got {type(models).__name__}; accepted is a dict such as {{"original": net, "unlearned": net2}}')
+    for name, model in models.items():
+        refuse_kind(f"models[{name!r}]", model)
+        if not isinstance(name, str) or not isinstance(model, nn.Module):
+            raise TypeError(f"models[{name!r}]: got {type(model).__name__}; accepted is a name and a torch.nn.Module")
+    order = sorted(models, key=lambda name: (name != ORIGINAL) + (name == RETRAINED))
+    return {name: models[name] for name in order}
+
+
+def _seed(seed: Any) -> int:
+    try:
+        return operator.index(seed)
+    except TypeError:
+        raise TypeError(f"seed: got {seed!r}; accepted is an int") from None
+
+
+def _attacks(attacks: Sequence[str]) -> tuple[str, ...]:
+    accepted = (*attack_scores.CONVENTION, *shadow_attacks.NAMES)
+    if isinstance(attacks, str) or not all(attack in accepted for attack in attacks):
+        raise ValueError(f"attacks: got {attacks!r}; accepted is a list of {', '.join(map(repr, accepted))}")
+    return tuple(dict.fromkeys(("loss", *attacks)))
+
+
+def _probes(teacher: Any, relearn: Sequence[str], train: Any) -> tuple[str, ...]:
+    if teacher is not None and not isinstance(teacher, nn.Module):
+        raise TypeError(f"teacher: got {type(teacher).__name__}; accepted is a torch.nn.Module, the network randomly initialised")
+    if isinstance(relearn, str) or not all(definition in DEFINITIONS for definition in relearn):
+        raise ValueError(f"relearn: got {relearn!r}; accepted is a list of {', '.join(map(repr, DEFINITIONS))}")
+    if relearn and train is None:
+        raise ValueError("train: got None; relearn= trains on, so pass the whole training set")
+    return tuple(dict.fromkeys(relearn))

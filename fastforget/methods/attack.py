@@ -1,0 +1,35 @@
+"""The loss attack: can samples be told from unseen ones by how well the model fits them?"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from .. import _weights
+from .._columns import Column
+from .._data import Source
+from ..ops import membership
+from .task import Task
+
+
+def attack_auc(task: Task, forget: Source, nonmember: Source) -> tuple[float, float]:
+    """AUC of the loss attack that tells ``forget`` from ``nonmember``, and its standard error where they are alike."""
+    return auc_of(_losses(task, forget), _losses(task, nonmember))
+
+
+def auc_of(members: Tensor, others: Tensor) -> tuple[float, float]:
+    """AUC of the attack by these losses, and its standard error where both are alike: the Mann-Whitney statistic's under equality,
+    sqrt((n1 + n0 + 1) / (12 n1 n0))."""
+    auc = float(membership.roc_stats(-members, -others, fprs=()).auc)
+    n1, n0 = len(members), len(others)
+    return auc, math.sqrt((n1 + n0 + 1) / (12 * n1 * n0))
+
+
+def _losses(task: Task, data: Source) -> Tensor:
+    """The cross-entropy of every sample of a set, float32[N]: batch by batch, as a large set's logits may not fit in memory."""
+    with _weights.evaluating(task.model):
+        losses = Column()
+        for x, y in data.batches(device=task.device):
+            losses.add(membership.membership_scores(task.forward(task.model, x).float(), y).loss)
+        return losses.joined()

@@ -1,0 +1,108 @@
+"""A request as it came becomes a task: sets that can be read, classes, and a copy of the model to work on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import _weights
+from .._data import Source, source
+from .._outputs import reading
+from .._trial import first_step
+from . import checks, overlap
+from .registry import Method
+from .task import Forward, Task
+
+
+@dataclass
+class Sets:
+    """The sets of a request, those that were given."""
+
+    retain: Source | None
+    forget: Source | None
+    nonmember: Source | None
+    test: Source | None
+
+    @classmethod
+    def read(cls, unpack: Callable[[Any], tuple[Any, Any]] | None, **data: Any) -> Sets:
+        return cls(**{name: None if value is None else source(value, name=name, unpack=unpack) for name, value in data.items()})
+
+    def given(self) -> list[Source]:
+        return [data for data in (self.retain, self.forget, self.nonmember, self.test) if data is not None]
+
+
+def wanted_classes(method: Method, classes: Any, forget: Source | None) -> list[int]:
+    """The classes to forget; none where a method is asked to forget the samples of ``forget``, whatever their class."""
+    by_samples = method.scope == "samples"
+    wanted = [] if by_samples and classes is None and forget is not None else checks.class_list(classes, forget)
+    if by_samples and method.name != "none" and forget is None:
+        raise ValueError(f"forget: not given; {method.name} needs the data to forget (for whole classes: samples of them)")
+    return wanted
+
+
+def make_task(
+    model: nn.Module,
+    method: Method,
+    classes: list[int],
+    sets: Sets,
+    *,
+    forward: Forward,
+    device: torch.device,
+    seed: int,
+    progress: bool,
+    drop_forget: bool,
+) -> Task:
+    """A task on a copy of the model, with sets that hold what their names say; refuses what can't serve."""
+    given = sets.given()
+    if not given:
+        raise ValueError("retain: not given; accepted is a DataLoader, a Dataset or an (inputs, labels) pair of data to keep")
+    work = _weights.working_copy(model)
+    forward = reading(forward)
+    probed = checks.probe(work, forward, given[0], device, getattr(method, "learns_noise", True))
+    outputs = probed.outputs
+    checks.known_classes(classes, outputs)
+    for data in given:
+        checks.label_range(data, outputs)
+    if classes:
+        sets = _by_class(sets, classes, drop_forget)
+    first_step(work, probed.inputs, probed.labels, forward, modes=getattr(method, "gradients", ()))
+    return Task(
+        work, forward, classes, outputs, device, seed, progress, sets.retain, sets.forget, sets.test, sets.nonmember, original=model
+    )
+
+
+def count_overlap(task: Task) -> dict[str, Any]:
+    """Counts of forget samples in other sets. Whole classes can't be there: samples of them have been refused or left out by label."""
+    if task.classes or task.forget is None:
+        return {}
+    return overlap.check(task.forget, [data for data in (task.retain, task.nonmember) if data is not None])
+
+
+def _by_class(sets: Sets, classes: list[int], drop_forget: bool) -> Sets:
+    """Each set's part: of the classes to forget what is to be forgotten and measured, of the others what is kept and unseen."""
+    return Sets(
+        retain=sets.retain and checks.clean_retain(sets.retain, classes, drop_forget),
+        forget=sets.forget and _only(sets.forget, classes, required=True),
+        test=sets.test and _only(sets.test, classes, required=False),
+        nonmember=sets.nonmember and _without(sets.nonmember, classes),
+    )
+
+
+def _only(data: Source, classes: list[int], *, required: bool) -> Source | None:
+    """The set's samples of these classes."""
+    inside = torch.isin(data.labels(), torch.tensor(classes)).nonzero()[:, 0]
+    if len(inside) == 0 and required:
+        raise ValueError(f"{data.name}: holds no sample of classes={classes}; accepted is data of the classes to forget")
+    return data.subset(inside) if len(inside) else None
+
+
+def _without(data: Source, classes: list[int]) -> Source:
+    """The set's samples of other classes: a model that never saw the classes wouldn't answer with them."""
+    outside = (~torch.isin(data.labels(), torch.tensor(classes))).nonzero()[:, 0]
+    if len(outside) == 0:
+        raise ValueError(f"{data.name}: holds only samples of classes={classes}; accepted is data of other classes, never trained on")
+    return data.subset(outside)

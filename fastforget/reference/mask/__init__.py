@@ -1,0 +1,1 @@
+"""The mask family in plain PyTorch."""

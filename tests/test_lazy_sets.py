@@ -1,0 +1,54 @@
+"""Large sets that are read sample by sample stay on their disk: a call holds no more than the batches in flight."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+LIMIT = 100  # MB beside what a run over one batch takes
+AUDIT = """
+import resource, sys
+import torch
+from torch.utils.data import DataLoader, Dataset
+import fastforget as ff
+
+class Lazy(Dataset):
+    def __init__(self, size): self.size = size
+    def __len__(self): return self.size
+    def __getitem__(self, i):
+        x = torch.zeros(50_000); x[:8] = torch.randn(8, generator=torch.Generator().manual_seed(i)); x[0] += i % 3
+        return x, i % 3
+
+torch.set_num_threads(1)
+class Narrow(torch.nn.Module):
+    def __init__(self): super().__init__(); self.inner = torch.nn.Linear(8, 3)
+    def forward(self, x): return self.inner(x[:, :8])
+
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def run(size):
+    given = {name: DataLoader(Lazy(size), batch_size=64) for name in ("forget", "retain", "test")}
+    torch.manual_seed(0)
+    call(Narrow(), given)
+def call(net, given):
+    CALL
+run(64); first = peak(); run(SIZE); print(peak() - first)
+"""
+CALLS = {
+    "audit": 'ff.audit({"original": net}, **given, controls=True, intervals=False, progress=False)',
+    "unlearn": 'ff.unlearn(net, "lightweight", forget=given["forget"], retain=given["retain"], nonmember=given["test"], steps=4, '
+    "check_overlap=False, progress=False)",
+    "relearn": 'ff.audit.relearn_time(net, train=given["retain"], forget=given["forget"], original_accuracy=1.0, cap=1, progress=False)',
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", CALLS)
+def test_peak_memory_over_a_lazy_set_ten_times_the_limit(call):
+    """5,120 samples of 200 kB in each of three sets: a gigabyte each, ten times the limit."""
+    code = textwrap.dedent(AUDIT).replace("CALL", CALLS[call]).replace("SIZE", "5120")
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert float(run.stdout) <= LIMIT
