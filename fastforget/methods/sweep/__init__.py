@@ -34,10 +34,13 @@ class Sweep(SweepOptions):
         rate: the first step's size of every weight, relative to the root mean square of its tensor; ``None``: found from the model.
         steps: of the first sweep; ``None``: what the budget has room for, once for classes, twice for samples.
         sweeps: at most so many; each further one starts where the last one ended, at a higher rate.
-        batch_size: unseen samples in a step, with half as many more to keep, and half as many to forget; ``None``: 64, or 32 where the
-            budget is small.
+        batch_size: unseen samples in a step, with half as many more to keep, and half as many to forget; ``None``: 64, 32 or 16, by
+            the budget.
         hold: ``"anchor"`` (the original's answers) or ``"labels"`` (cross-entropy; unseen data is held by the anchor anyhow).
         alike: weight of the quantile term; ``None``: 3 for samples; for classes up to 1, by how much the model has memorised.
+
+    Its own budget, where none is given, is two epochs over ``retain``, and 15,000 sample passes at most. Where a class is still known
+    then, up to two more sweeps exceed it; a budget that was given is never exceeded.
 
     Needs ``retain``; ``nonmember`` for samples, and for better results with classes. For classes ``forget`` may be missing: then noise
     as UNSIR learns it stands in for their samples.

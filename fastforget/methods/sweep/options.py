@@ -12,7 +12,7 @@ from ..task import Task
 from ..unsir.options import Options as NoiseOptions
 
 BUDGET, EPOCHS = 15_000, 2.0  # sample passes of a run without a budget of its own: at most, and epochs over the data to keep
-LARGE = 9_000  # a budget that has room for batches of 64
+BATCHES = {9_000: 64, 4_500: 32, 0: 16}  # the least budget, and its batches of unseen samples
 TRIALS = 7  # training steps that finding precision and rate costs, at most
 LEAST = 3  # steps: fewer bring nothing
 # of the steps that the budget has room for, those of one sweep: samples may need a second one, classes hardly ever do
@@ -68,7 +68,7 @@ def plan(options: SweepOptions, task: Task, look: int) -> Plan:
     assert task.retain is not None
     if task.cost.budget is None:
         task.cost.budget = round(min(BUDGET, EPOCHS * len(task.retain)))
-    b = options.batch_size or (64 if task.cost.budget >= LARGE else 32)
+    b = options.batch_size or next(size for least, size in BATCHES.items() if task.cost.budget >= least)
     sizes = {"retain": kept_size(b), "nonmember": b if task.nonmember is not None else 0, "forget": forget_size(b)}
     each, trial = sum(sizes.values()), forget_size(b)
     noise = None if task.forget is not None else NoiseOptions(noise_batch=max(1, forget_size(b) // len(task.classes)), l2=0.1)

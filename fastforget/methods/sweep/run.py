@@ -52,6 +52,7 @@ class Run:
 
     def __init__(self, options: SweepOptions, task: Task) -> None:
         self.options, self.task = options, task
+        self.own = task.cost.budget is None  # the budget may be extended where it is the run's own
         self.classes = torch.tensor(task.classes, dtype=torch.int64, device=task.device)
         self.looked = task.forget.at_most(LOOK, task.generator(LOOK_ORDER)) if task.forget is not None else None
         self.plan = plan(options, task, 2 * self._look_costs())
@@ -87,6 +88,8 @@ class Run:
             return {"chosen": dataclasses.asdict(self.plan), "measured": {"sweeps": []}}
         task, rate = self.task, self.rate
         for number in range(self.options.sweeps):
+            if number and self.own and task.classes and not self._fits():
+                task.cost.budget = (task.cost.budget or 0) + self.plan.steps * self.plan.each + self._look_costs()
             if not self._has_room():
                 break
             before = _weights.save(task.model)
@@ -116,8 +119,13 @@ class Run:
         look["undone"] = self.first - look["right"] > LOST + MARGIN * error
         return look["undone"]
 
+    def _fits(self) -> bool:
+        """Whether a whole sweep and the look after it are within the budget."""
+        whole = self.plan.steps * self.plan.each + self._look_costs()
+        return self.task.cost.passes + whole <= (self.task.cost.budget or 0)
+
     def _has_room(self) -> bool:
-        """Whether the budget has room for a whole sweep and the look after it."""
+        """The same, noted where it isn't."""
         return self.task.cost.has_room(self.plan.steps * self.plan.each + self._look_costs())
 
     def _look_costs(self) -> int:
