@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from fastforget._data import source
 from fastforget.methods import Forsaken, Lightweight
 from fastforget.methods.attack import attack_auc
+from fastforget.methods.engine import terms
 from fastforget.methods.perturb import generators, match
 from fastforget.methods.perturb.lightweight import _fine_tuned
 from fastforget.methods.task import Task
@@ -212,7 +213,7 @@ def test_divergence_is_the_definition(kind):
 def test_distance_is_zero_where_the_answers_are_alike_and_falls_along_its_gradient():
     logits, labels = torch.randn(40, 6, dtype=torch.float64) * 3, torch.arange(40) % 6
     v, _ = match.mean_posteriors(logits, labels, 6)
-    own = match.Target(v, match.confidence(logits, labels).sort().values, "P||V")
+    own = match.Target(v, terms.confidence(logits, labels).sort().values, "P||V")
     assert float(own.distance(logits, labels)) < 0.02  # quantiles are interpolated between samples
     other = torch.randn(40, 6, dtype=torch.float64).requires_grad_()
     value = own.distance(other, labels)
@@ -259,7 +260,7 @@ def test_a_look_is_one_pass_over_forget_and_unseen_samples():
     calls.clear()
     look = evidence.look()
     assert sorted(calls) == [30, 30]
-    auc, _ = attack_auc(task, evidence.forget, evidence.others)
+    auc, _ = attack_auc(task, evidence.forget[0], evidence.others[0])
     assert look.known == pytest.approx(auc)
 
 

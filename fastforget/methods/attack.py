@@ -19,11 +19,14 @@ def attack_auc(task: Task, forget: Source, nonmember: Source) -> tuple[float, fl
 
 
 def auc_of(members: Tensor, others: Tensor) -> tuple[float, float]:
-    """AUC of the attack by these losses, and its standard error where both are alike: the Mann-Whitney statistic's under equality,
-    sqrt((n1 + n0 + 1) / (12 n1 n0))."""
+    """AUC of the attack by these losses, and its standard error where both are alike."""
     auc = float(membership.roc_stats(-members, -others, fprs=()).auc)
-    n1, n0 = len(members), len(others)
-    return auc, math.sqrt((n1 + n0 + 1) / (12 * n1 * n0))
+    return auc, standard_error(len(members), len(others))
+
+
+def standard_error(n1: int, n0: int) -> float:
+    """Of an AUC over so many members and others that are alike: the Mann-Whitney statistic's, sqrt((n1 + n0 + 1) / (12 n1 n0))."""
+    return math.sqrt((n1 + n0 + 1) / (12 * n1 * n0))
 
 
 def _losses(task: Task, data: Source) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -71,6 +72,10 @@ class Cost:
             return True
         self.stopped_by_budget = True
         return False
+
+    def left(self) -> float:
+        """Sample passes that the budget still has room for: a look that could take more samples ends there, which doesn't end the run."""
+        return math.inf if self.budget is None else self.budget - self.passes
 
     def count(self, samples: int, *, trained: bool) -> None:
         phase = self._current()

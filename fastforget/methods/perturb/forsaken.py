@@ -19,15 +19,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ... import _weights
-from ..._progress import Progress, progress
 from ...ops import mask
+from ..cost import FORWARD
+from ..engine.loop import gradients, steps, trainable, training
 from ..options import check, given
 from ..task import Task
 from .generators import GENERATORS, Context, Generator, rows
-from .match import DIVERGENCES, REFERENCES, Evidence, Look, accuracy, forget_batch, gradient
+from .held import KINDS, Hold, Kept, kind_of
+from .match import DIVERGENCES, REFERENCES, Evidence, Look, forget_batch
 
 COSTLY = 0.2  # changes that cost more than this of the accuracy on the retain data are undone whatever they bring
 STUCK = 0.02  # of the first step size
@@ -43,8 +44,11 @@ class Forsaken:
             described in the paper; small nets only), ``"direct"`` (no net: sparse mask by proximal steps).
         steps: at most so many changes.
         step_size: eta, relative to the root mean square of each layer's weights; halved when a block of changes is undone.
-        l1: lambda of the l1 term; multiplied by omega, the mean retain loss over the evidence batches' number (1 without retain data).
-        utility: weight of the retain loss in the objective (0: only omega looks at the retain data, as in the description).
+        l1: lambda of the l1 term; multiplied by omega, the mean loss of the hold over the evidence batches' number (1 without one).
+        hold: what keeps the model where it was: ``"anchor"`` (its own answers before, on retain and non-member data; without retain data on
+            non-member data alone), ``"labels"`` (cross-entropy on retain data, as in the description) or ``"auto"``: the anchor for
+            classes, labels for samples.
+        utility: weight of that hold in the objective (0: only omega looks at it, as in the description).
         divergence: ``"P||V"``, ``"V||P"`` or ``"JS"``, of the reference distribution P and the forget data's V.
         reference: see ``fastforget/methods/perturb/match.py``.
         stop: ``"unknown"`` (the loss attack's AUC, forget against non-member data, is at most ``margin`` standard errors above 0.5; for
@@ -64,6 +68,7 @@ class Forsaken:
     steps: int = 120
     step_size: float = 0.02
     l1: float = 0.01
+    hold: str = "auto"
     utility: float = 1.0
     divergence: str = "P||V"
     reference: str = "by_class"
@@ -87,6 +92,7 @@ class Forsaken:
     def __post_init__(self) -> None:
         choices = {
             "generator": tuple(GENERATORS),
+            "hold": KINDS,
             "divergence": DIVERGENCES,
             "reference": REFERENCES,
             "stop": ("unknown", "divergence", "steps"),
@@ -105,10 +111,8 @@ class Forsaken:
             raise ValueError("nonmember: not given; Forsaken needs data the model never saw, to learn how it answers such data")
         assert task.forget is not None
         run = _Run(self, task)
-        bar: Progress[int]
-        with _weights.flags_kept(task.model), progress(self.steps, "forsaken", task.progress) as bar:
-            task.model.eval()  # batch statistics and dropout stay as they are
-            run.loop(bar)
+        with training(task, "eval"):  # batch statistics and dropout stay as they are
+            run.loop()
         return {"measured": run.measured()}
 
 
@@ -118,67 +122,86 @@ class _Run:
     def __init__(self, options: Forsaken, task: Task) -> None:
         assert task.forget is not None and task.nonmember is not None
         self.options, self.task = options, task
-        self.params: list[Tensor] = [p for p in task.model.parameters() if p.requires_grad]
+        self.params: list[Tensor] = list(trainable(task.model))
         self.generator: Generator = GENERATORS[options.generator](task, self.params, options)
-        self.forget = task.forget.cycle(forget_batch(task, options.batch_size), task.generator(FORGET_ORDER), task.device)
-        most = options.evidence_batches * options.batch_size
-        self.evidence = Evidence(task, most, options.margin, options.reference, options.divergence, EVIDENCE)
-        self.retain, self.kept = None, None
-        if task.retain is not None:
-            self.retain = task.retain.cycle(options.batch_size, task.generator(RETAIN_ORDER), task.device)
-            self.kept = task.retain.at_most(most, task.generator(EVIDENCE))
+        size = forget_batch(task, options.batch_size)
+        self.forget = task.forget.cycle(size, task.generator(FORGET_ORDER), task.device)
+        self.hold = Hold(task, kind_of(options.hold, task), options.batch_size, RETAIN_ORDER)
         self.eta, self.undone, self.step, self.idle = options.step_size, 0, 0, 0
-        self.look, self.target = self.evidence.look(), self.evidence.target
-        self.loss, self.right = self._retain()
-        self.first_right = self.right
-        self.first = self.distance = self.look.distance
-        self.accepted = _weights.save(task.model)
+        self.first = self.distance = 0.0
+        self.evidence = Evidence(
+            task, options.evidence_batches * options.batch_size, options.margin, options.reference, options.divergence, EVIDENCE,
+            whole=options.stop == "divergence",
+        )  # fmt: skip
+        anchors = task.nonmember if self.hold.kind == "anchor" else None
+        most = options.evidence_batches * options.batch_size
+        self.kept = [Kept(self.hold, data, most, EVIDENCE) for data in (task.retain, anchors) if data is not None]
+        # a step, and the look that decides whether it is kept
+        self.look_passes = -(-(self.evidence.least + sum(kept.least for kept in self.kept)) // FORWARD)
+        self.each = min(size, len(task.forget)) + (self.hold.each if options.utility > 0 else 0) + self.look_passes
 
-    def _retain(self) -> tuple[float, float]:
-        """Mean loss on the retain data, and the share answered right."""
-        if self.kept is None:
-            return 0.0, 1.0
-        logits, labels = self.task.logits(self.kept)
-        return float(F.cross_entropy(logits, labels)), accuracy(logits, labels)
-
-    def loop(self, bar: Any) -> None:
+    def loop(self) -> None:
         """Change, look, keep or undo: until the forget data is unknown."""
-        while self.step < self.options.steps and not self._stuck() and not self._settled():
-            figures: dict[str, float] = {}
-            for _ in range(min(self.options.check_every, self.options.steps - self.step)):
-                figures = self._change()
-                self.step += 1
-                bar.step()
-            self._keep_or_undo(figures)
-        _weights.put_back(self.task.model, self.accepted)
+        options, task, figures, since = self.options, self.task, None, 0
+        # the first look, and the teacher's answers that looks compare with
+        if not task.cost.has_room(self.each + 3 * self.look_passes + self.evidence.others_passes):
+            return
+        self.look = self.evidence.look()
+        self.target, self.first = self.look.target, self.look.distance
+        self.distance = self.first
+        self.loss, self.lost = self._held()
+        self.accepted = _weights.save(task.model)
+        if self._settled():
+            return
+        for step in steps(task, options.steps, "forsaken", each=self.each):
+            figures, self.step, since = self._change(), step + 1, since + 1
+            if since == options.check_every:
+                self._keep_or_undo(figures)
+                since = 0
+                if self._stuck() or self._settled():
+                    break
+        if since and figures is not None:  # the last steps, where the budget or the number of steps cut a block short
+            with task.cost.phase("forsaken"):
+                self._keep_or_undo(figures)
+        _weights.put_back(task.model, self.accepted)
+
+    def _held(self) -> tuple[float, float]:
+        """The hold's mean loss, and the share of right answers lost, on the data that holds the model."""
+        if not self.kept:
+            return 0.0, 0.0
+        losses, lost = zip(*(kept.look(self.options.give if self._unknown(self.look) else COSTLY) for kept in self.kept), strict=True)
+        return sum(losses) / len(losses), max(lost)
 
     def _change(self) -> dict[str, float]:
         """One step of the generator: theta <- theta - eta * delta."""
         options, task = self.options, self.task
         importance: list[Tensor] = []
-        with torch.enable_grad():
-            x, y = next(self.forget)
-            logits = task.forward(task.model, x).float()
-            away = self.target.distance(logits, y)
-            difference = self.target.table[y].mean(dim=0) - logits.detach().softmax(dim=1).mean(dim=0)
-            grads = gradient(away, self.params)
-            if self.retain is not None and options.utility > 0:
-                x, y = next(self.retain)
-                kept = gradient(F.cross_entropy(task.forward(task.model, x).float(), y), self.params)
+        x, y = next(self.forget)
+        logits = task.forward(task.model, x).float()
+        away = self.target.distance(logits, y)
+        difference = self.target.table[y].mean(dim=0) - logits.detach().softmax(dim=1).mean(dim=0)
+        grads = gradients(task, away, self.params)
+        if self.hold.batches and options.utility > 0:
+            kept = gradients(task, self.hold.step().loss, self.params)
+            with task.cost.at("ops"):
                 importance = list(mask.neuron_stats([rows(g) for g in kept]).mean_abs)
                 torch._foreach_add_(grads, kept, alpha=options.utility)
+        omega = self.loss / options.evidence_batches if self.kept else 1.0
+        with task.cost.at("ops"):
             self.generator.learn(grads)
-        omega = self.loss / options.evidence_batches if self.kept is not None else 1.0
-        with torch.no_grad():
-            return self.generator.apply(
-                self.params, grads, Context(self.eta, options.l1 * omega, float(away.detach()), difference, importance)
-            )
+            with torch.no_grad():
+                return self.generator.apply(
+                    self.params, grads, Context(self.eta, options.l1 * omega, float(away.detach()), difference, importance)
+                )
 
     def _keep_or_undo(self, figures: dict[str, float]) -> None:
-        look, (loss, right) = self.evidence.look(), self._retain()
+        look, before = self.evidence.look(), self.look
+        self.look = look  # what the kept data is looked at for depends on whether the data is unknown now
+        loss, lost = self._held()
+        self.look = before
         distance = float(self.target.distance(look.logits, look.labels))
         row = {"phase": "forsaken", "step": self.step, "distance": distance, "retain_loss": loss, "eta": self.eta, **figures}
-        kept = right >= self.first_right - COSTLY and self._helps(look, distance, loss)
+        kept = lost <= COSTLY and self._helps(look, distance, loss)
         self.task.history.append(row | {"known": look.known, "kept": kept})
         better = loss < 0.98 * self.loss if self.look.unknown else distance < 0.98 * self.distance
         self.idle = 0 if kept and better else self.idle + 1
@@ -186,7 +209,7 @@ class _Run:
             self.accepted, self.undone = _weights.save(self.task.model), 0
             # from here on compared with what the changed model answers data never seen
             self.look, self.target, self.distance = look, look.target, look.distance
-            self.loss, self.right = loss, right
+            self.loss, self.lost = loss, lost
         else:
             _weights.put_back(self.task.model, self.accepted)
             self.eta /= 2
@@ -210,7 +233,7 @@ class _Run:
         """Forgotten, and the kept data has recovered as far as the last changes could bring it."""
         if not self._unknown(self.look):
             return False
-        return self.kept is None or (self.idle >= self.options.patience and self.right >= self.first_right - self.options.give)
+        return not self.kept or (self.idle >= self.options.patience and self.lost <= self.options.give)
 
     def _unknown(self, look: Look) -> bool:
         if self.options.stop == "steps":
@@ -220,4 +243,6 @@ class _Run:
         return look.unknown
 
     def measured(self) -> dict[str, Any]:
+        if not self.step:
+            return {"steps": 0}
         return {"steps": self.step, "distance_before": self.first, "distance": self.distance, "step_size_at_end": self.eta}

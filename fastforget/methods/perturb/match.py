@@ -7,20 +7,25 @@ reading is marked in the two methods.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ...ops import membership
-from ..attack import auc_of
+from ..attack import auc_of, standard_error
+from ..cost import FORWARD
+from ..engine.terms import confidence
 from ..task import Task
+from .sequential import FIRST, clear, parts
 
 REFERENCES = ("by_class", "mean", "confidence", "uniform")
 DIVERGENCES = ("P||V", "V||P", "JS")
 GONE = 0.005  # a class is gone when at most this share of its samples is answered right: half of what the verdict allows
+FIRST_SAMPLES = 512  # of a look's first part where samples are to be forgotten: the target is made of as many non-members' answers
 _SMALL = 1e-12  # keeps the logarithm of an unused class finite
 
 
@@ -52,12 +57,6 @@ class Target:
         return total + (own - like).square().mean() / self.confidence.var().clamp_min(_SMALL)
 
 
-def confidence(logits: Tensor, labels: Tensor) -> Tensor:
-    """z_y - logsumexp of the others, differentiable (Carlini et al., S&P'22, section VI-A)."""
-    others = logits.scatter(1, labels[:, None], -math.inf)
-    return logits.gather(1, labels[:, None])[:, 0] - others.logsumexp(dim=1)
-
-
 def target(task: Task, kind: str, divergence: str, answered: tuple[Tensor, Tensor] | None = None) -> Target:
     """How the model as it is answers the non-members (``answered``: their logits and labels, where they are known already).
 
@@ -76,8 +75,9 @@ def target(task: Task, kind: str, divergence: str, answered: tuple[Tensor, Tenso
 
 @dataclass
 class Look:
-    """What the model answers at one moment: the forget data's logits and labels, the target they are compared with, what is still known
-    (of the worst class, the share still answered right; for samples, the loss attack's AUC), and whether that makes the data unknown."""
+    """What the model answers at one moment: logits and labels of the first forget samples (the same in every look, so that distances
+    can be compared), the target they are compared with, what is still known (of the worst class, the share still answered right; for
+    samples, the loss attack's AUC), and whether that makes the data unknown."""
 
     logits: Tensor
     labels: Tensor
@@ -91,30 +91,86 @@ class Look:
 
 
 class Evidence:
-    """The samples that decide, and what the model answers them. One look is one pass over ``most`` forget samples; where samples are to
-    be forgotten, also over as many non-members: what the changes do to data never seen is part of the comparison, as the attacker sees
-    the same model. Where whole classes are, the target stays what the original model answers.
+    """The samples that decide, and what the model answers them. One look is a pass over at most ``most`` forget samples; where samples
+    are to be forgotten, also over as many non-members: what the changes do to data never seen is part of the comparison, as the attacker
+    sees the same model. Where whole classes are, the target stays what the original model answers.
 
-    ``margin``: how many standard errors above a half the loss attack's AUC may be for samples to count as unknown.
+    A look ends as soon as it decides: once more samples of a class are answered right than may be of all; for samples, once the attack's
+    AUC is clearly above or below its limit.
+
+    Args:
+        task: the run.
+        most: samples of each set, at most.
+        margin: how many standard errors above a half the loss attack's AUC may be for samples to count as unknown.
+        kind, divergence: of the target.
+        purpose: of the seed.
+        whole: looks take all samples at once: where the distance itself is what is looked for.
     """
 
-    def __init__(self, task: Task, most: int, margin: float, kind: str, divergence: str, purpose: int) -> None:
+    def __init__(self, task: Task, most: int, margin: float, kind: str, divergence: str, purpose: int, whole: bool = False) -> None:
         assert task.forget is not None and task.nonmember is not None
-        self.task, self.margin, self.kind, self.divergence = task, margin, kind, divergence
-        self.forget = task.forget.at_most(most, task.generator(purpose))
-        self.others = task.nonmember.at_most(most, task.generator(purpose))
-        self.target = target(task, kind, divergence, task.logits(self.others))
+        self.task, self.most, self.margin, self.kind, self.divergence = task, most, margin, kind, divergence
+        first = most if whole else FIRST if task.classes else FIRST_SAMPLES
+        self.forget = [task.forget.subset(part) for part in parts(task, len(task.forget), most, purpose, first)]
+        self.others = [task.nonmember.subset(part) for part in parts(task, len(task.nonmember), most, purpose, first)]
+
+    @functools.cached_property
+    def target(self) -> Target:
+        """How the model answered the non-members when it was first looked at."""
+        return target(self.task, self.kind, self.divergence, _joined([self.task.logits(part) for part in self.others]))
+
+    @property
+    def least(self) -> int:
+        """Samples that a look takes at least."""
+        return len(self.forget[0]) + (0 if self.task.classes else len(self.others[0]))
+
+    @property
+    def others_passes(self) -> int:
+        """Sample passes that the target takes."""
+        return -(-sum(map(len, self.others)) // FORWARD)
 
     def look(self) -> Look:
         """One look at the model as it is."""
-        logits, labels = self.task.logits(self.forget)
-        if self.task.classes:
-            right = logits.argmax(dim=1).eq(labels).double()
-            kept = max(float(right[labels == c].mean()) for c in labels.unique().tolist())
-            return Look(logits, labels, self.target, kept, kept <= GONE)
-        others = self.task.logits(self.others)
-        auc, error = auc_of(membership.membership_scores(logits, labels).loss, membership.membership_scores(*others).loss)
-        return Look(logits, labels, target(self.task, self.kind, self.divergence, others), auc, auc <= 0.5 + self.margin * error)
+        with self.task.cost.phase("looks"):
+            return self._classes() if self.task.classes else self._samples()
+
+    def _classes(self) -> Look:
+        total = torch.bincount(torch.cat([part.labels() for part in self.forget]), minlength=self.task.outputs)
+        right, seen = torch.zeros_like(total), torch.zeros_like(total)
+        first: tuple[Tensor, Tensor] | None = None
+        for part in self.forget:
+            # as many right answers as this: whatever the others are, the class isn't gone
+            if first is not None and (bool((right > GONE * total).any()) or self.task.cost.left() < len(part)):
+                break
+            logits, labels = self.task.logits(part)
+            first = first or (logits, labels)
+            seen += torch.bincount(labels.cpu(), minlength=len(seen))
+            right += torch.bincount(labels[logits.argmax(dim=1).eq(labels)].cpu(), minlength=len(seen))
+        assert first is not None
+        known = float((right[seen > 0] / seen[seen > 0]).max())
+        return Look(*first, self.target, known, not bool((right > GONE * total).any()) and bool(seen.eq(total).all()))
+
+    def _samples(self) -> Look:
+        own: list[tuple[Tensor, Tensor]] = []
+        others: list[tuple[Tensor, Tensor]] = []
+        auc, error = 0.5, 0.0
+        n1, n0 = (sum(map(len, sets)) for sets in (self.forget, self.others))
+        limit = 0.5 + self.margin * standard_error(n1, n0)
+        for more, unseen in itertools.zip_longest(self.forget, self.others):
+            size = sum(len(part) for part in (more, unseen) if part is not None)
+            if own and (clear(auc, error, limit) or self.task.cost.left() < size):
+                break
+            own += [self.task.logits(more)] if more is not None else []
+            others += [self.task.logits(unseen)] if unseen is not None else []
+            losses = [membership.membership_scores(*_joined(answers)).loss for answers in (own, others)]
+            auc, error = auc_of(*losses)
+        return Look(*own[0], target(self.task, self.kind, self.divergence, _joined(others)), auc, auc <= limit)
+
+
+def _joined(answers: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Logits and labels of parts, as one."""
+    logits, labels = zip(*answers, strict=True)
+    return torch.cat(logits), torch.cat(labels)
 
 
 def _table(classes: int, kind: str, logits: Tensor, labels: Tensor) -> Tensor:
@@ -159,10 +215,3 @@ def forget_batch(task: Task, size: int) -> int:
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """The share of samples answered right."""
     return float(logits.argmax(dim=1).eq(labels).double().mean())
-
-
-def gradient(loss: Tensor, params: Iterable[Tensor]) -> list[Tensor]:
-    """Gradients, zero where the loss doesn't depend on a parameter."""
-    params = list(params)
-    grads = torch.autograd.grad(loss, params, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g.contiguous() for p, g in zip(params, grads, strict=True)]
