@@ -271,7 +271,7 @@ def test_direct_generator_is_the_proximal_step():
     with torch.no_grad():
         for p in moved.parameters():
             p.add_(torch.randn_like(p) * 0.01)
-    task = Task(moved, lambda m, v: m(v), [3], 10, torch.device("cpu"), 0, False, None, None, None, None, model)
+    task = Task(moved, lambda m, v: m(v), [3], 10, torch.device("cpu"), 0, False, None, None, None, original=model)
     params = list(moved.parameters())
     grads = [torch.randn_like(p) for p in params]
     exact = []

@@ -16,11 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 import fastforget as ff
 
 class Lazy(Dataset):
+    labels = (0, 1, 2)
     def __init__(self, size): self.size = size
     def __len__(self): return self.size
     def __getitem__(self, i):
-        x = torch.zeros(50_000); x[:8] = torch.randn(8, generator=torch.Generator().manual_seed(i)); x[0] += i % 3
-        return x, i % 3
+        x = torch.zeros(50_000); x[:8] = torch.randn(8, generator=torch.Generator().manual_seed(i)); x[0] += self.labels[i % len(self.labels)]
+        return x, self.labels[i % len(self.labels)]
 
 torch.set_num_threads(1)
 class Narrow(torch.nn.Module):
@@ -38,6 +39,10 @@ run(64); first = peak(); run(SIZE); print(peak() - first)
 """
 CALLS = {
     "audit": 'ff.audit({"original": net}, **given, controls=True, intervals=False, progress=False)',
+    "audit of a class": 'given["forget"].dataset.labels, given["retain"].dataset.labels = (2,), (0, 1); '
+    'ff.audit({"original": net}, **given, controls=True, intervals=False, progress=False)',
+    "sweep": 'ff.unlearn(net, "sweep", forget=given["forget"], retain=given["retain"], nonmember=given["test"], budget=2000, '
+    "check_overlap=False, progress=False)",
     "unlearn": 'ff.unlearn(net, "lightweight", forget=given["forget"], retain=given["retain"], nonmember=given["test"], steps=4, '
     "check_overlap=False, progress=False)",
     "relearn": 'ff.audit.relearn_time(net, train=given["retain"], forget=given["forget"], original_accuracy=1.0, cap=1, progress=False)',

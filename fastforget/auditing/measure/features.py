@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..._columns import Column
 from ..._data import source
 from ..._outputs import as_columns
 from ..._weights import eval_mode
@@ -183,18 +184,17 @@ def penultimate(model: nn.Module, data: Any, *, name: str = "test", forward: For
     held = source(data, name=name)
     if limit is not None and len(held) > limit:
         held = held.subset(torch.linspace(0, len(held) - 1, limit, dtype=torch.float64).round().long())
-    kept: list[Tensor] = []
-    labels: list[Tensor] = []
+    kept, labels = Column(), Column()  # features can be a view of the batch, which a list of them would keep
     with reading(model, forward) as reader:
         for inputs, y in held.batches():
             _, values = reader.read(inputs, f"{name} set")
-            labels.append(y.cpu())
+            labels.add(y.cpu())
             if values is not None:
-                kept.append(narrowed(values))
-    every = torch.cat(labels)
+                kept.add(narrowed(values))
+    every = labels.joined()
     if reader.reason:
         return Features(None, every, None, reader.reason)
-    return Features(torch.cat(kept), every, reader.layer, None)
+    return Features(kept.joined(), every, reader.layer, None)
 
 
 def narrowed(values: Tensor) -> Tensor:

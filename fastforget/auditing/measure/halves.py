@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..._columns import Column
 from ..._data import Source, source
 from ..._modules import copy_of, dense_gradients
 from ..._outputs import reading
@@ -94,12 +95,12 @@ def _descend(model: nn.Module, held: Source, steps: int, lr: float, forward: For
 
 def losses(model: nn.Module, held: Source, forward: Forward | None = None) -> Tensor:
     """Each sample's cross-entropy, float64[N] on the CPU, in eval mode."""
-    kept: list[Tensor] = []
+    kept = Column()
     with eval_mode(model), torch.no_grad():
         for inputs, labels in held.batches():
             logits = passes.batch_logits(model, inputs, forward, f"{held.name} set")
-            kept.append(membership_scores(logits, labels.to(logits.device)).loss.double().cpu())
-    return torch.cat(kept)
+            kept.add(membership_scores(logits, labels.to(logits.device)).loss.double().cpu())
+    return kept.joined()
 
 
 def other_half(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..._columns import Column
 from ..._data import Source, source
 from ..._random import own_randomness
 from ..._tree import like
@@ -91,7 +92,7 @@ def add_noise(value: Any, std: float, *, seed: int, step: int, first: int, strea
 
 def noised_losses(model: nn.Module, held: Source, std: float, *, draws: int, seed: int, forward: Forward | None = None) -> Tensor:
     """Each sample's cross-entropy, the mean of ``draws`` noised copies, float64[N] on the CPU."""
-    kept: list[Tensor] = []
+    kept = Column()
     first = 0
     with eval_mode(model), own_randomness(seed), torch.no_grad():
         for inputs, labels in held.batches():
@@ -100,9 +101,9 @@ def noised_losses(model: nn.Module, held: Source, std: float, *, draws: int, see
                 noisy = add_noise(inputs, std, seed=seed, step=draw, first=first)
                 logits = passes.batch_logits(model, noisy, forward, f"{held.name} set, noised")
                 total += membership_scores(logits, labels.to(logits.device)).loss.double().cpu()
-            kept.append(total / draws)
+            kept.add(total / draws)
             first += len(labels)
-    return torch.cat(kept)
+    return kept.joined()
 
 
 def noised_attack(

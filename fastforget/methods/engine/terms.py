@@ -24,8 +24,8 @@ def anchor(logits: Tensor, teacher: Tensor) -> Tensor:
 
     >>> import torch
     >>> teacher = torch.tensor([[0.5, 0.5, 0.0]]).log()
-    >>> float(anchor(torch.tensor([[0.0, 0.0, 0.0]]), teacher)), float(anchor(torch.tensor([[1.0, 1.0, -99.0]]), teacher))
-    (0.4054651856422424, 0.0)
+    >>> round(anchor(torch.tensor([[0.0, 0.0, 0.0]]), teacher).item(), 4), anchor(torch.tensor([[1.0, 1.0, -99.0]]), teacher).item()
+    (0.4055, 0.0)
     """
     p = teacher.exp()
     return (p * (teacher.masked_fill(p == 0, 0.0) - logits.log_softmax(dim=1))).sum(dim=1).mean()
