@@ -14,6 +14,7 @@ from digits_world import World, quiet, right, same_trace, trace
 from fastforget.methods import Sweep
 from fastforget.methods.cost import Cost, budget_of
 from fastforget.methods.engine import terms
+from fastforget.methods.engine.drawn import joined
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +186,11 @@ def test_waiting_threads_sleep():
         [sys.executable, "-c", SPIN], env=plain | {"OMP_WAIT_POLICY": "passive"}, capture_output=True, text=True, check=True
     )
     assert chosen.stdout.split()[0] == "False"
+
+
+@pytest.mark.parametrize(("widths", "whole"), [((3, 3), True), ((3, 2), False)])
+def test_batches_that_differ_in_length_are_not_joined(widths, whole):
+    """Two tensors of one shape each, as the ids and the mask of padded texts are."""
+    ids = [{"ids": torch.ones(2, width, dtype=torch.int64), "mask": torch.ones(2, width, dtype=torch.int64)} for width in widths]
+    found = joined(ids)
+    assert found["mask"].shape == (4, 3) if whole else found is None

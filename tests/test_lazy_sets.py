@@ -20,8 +20,9 @@ class Lazy(Dataset):
     def __init__(self, size): self.size = size
     def __len__(self): return self.size
     def __getitem__(self, i):
-        x = torch.zeros(50_000); x[:8] = torch.randn(8, generator=torch.Generator().manual_seed(i)); x[0] += self.labels[i % len(self.labels)]
-        return x, self.labels[i % len(self.labels)]
+        x, y = torch.zeros(50_000), self.labels[i % len(self.labels)]
+        x[:8] = torch.randn(8, generator=torch.Generator().manual_seed(i)); x[0] += y
+        return x, y
 
 torch.set_num_threads(1)
 class Narrow(torch.nn.Module):

@@ -84,7 +84,5 @@ def joined(inputs: list[Any]) -> Any | None:
     """Batches' inputs as one, or ``None`` where nobody knows which rows belong to which sample, or the samples differ in shape."""
     if any(_tree.rows(part) is None for part in inputs):
         return None
-    shapes = {tuple(tensor.shape[1:]) for part in inputs for tensor in _tree.tensors(part)}
-    if len(shapes) > len(list(_tree.tensors(inputs[0]))):
-        return None
-    return _tree.cat(inputs)
+    shapes = {tuple(tensor.shape[1:] for tensor in _tree.tensors(part)) for part in inputs}
+    return _tree.cat(inputs) if len(shapes) == 1 else None
