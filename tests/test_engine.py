@@ -219,7 +219,8 @@ def test_the_verdict_is_the_same_on_another_number_of_threads():
     """Sums in another order move the figures a little: within a point, as another seed would."""
     one, two = (
         [line.split() for line in subprocess.run(
-            [sys.executable, "-c", THREADS, count], env=os.environ | {"OMP_WAIT_POLICY": "passive"}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", THREADS, count],
+            env=os.environ | {"OMP_WAIT_POLICY": "passive"}, capture_output=True, text=True, check=True,
         ).stdout.splitlines()]
         for count in ("1", "2")
     )  # fmt: skip
