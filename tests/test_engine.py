@@ -74,10 +74,13 @@ def test_a_budget_is_kept(world, classes, budget):
     assert result.cost.passes <= number == result.receipt["cost"]["budget"]
 
 
-def test_a_budget_without_room_changes_nothing_and_says_so(world):
-    model = world.net("cnn")
-    result = quiet(model, "sweep", **request_of(world, [3]), budget=10)
-    assert not result.forgot
+@pytest.mark.parametrize("budget", [1, 50])
+@pytest.mark.parametrize("method", [("sweep",), ("forsaken",), ("lightweight",), ("unsir",), ("unsir", "paper")], ids="-".join)
+def test_a_budget_without_room_changes_nothing_and_says_so(world, method, budget):
+    name, *preset = method
+    options = {"preset": preset[0]} if preset else {}
+    result = quiet(world.net("mlp"), name, **request_of(world, [3]), budget=budget, **options)
+    assert not result.forgot and result.cost.passes <= budget
     assert result.receipt["cost"]["stopped_by_budget"]
     assert "budget" in result.why
     assert result.receipt["weights_sha256"]["before"] == result.receipt["weights_sha256"]["after"]

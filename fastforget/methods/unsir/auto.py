@@ -105,6 +105,8 @@ def run(options: Options, task: Task) -> dict[str, Any]:
     if task.cost.budget is None:
         task.cost.budget = BUDGET * paper_passes(task)
     train_set, held = _hold_back(data, options.held_back, task.generator(SPLIT))
+    if not task.cost.has_room(2 * _look_passes(options, task, held)):  # before and after: without looks no rate can be found
+        return {"measured": {"trials": []}}
     with task.cost.phase("looks"):
         rehearsed = [] if task.forget is not None else _rehearsed(train_set, options.rehearsal_classes, task)
     place = find_place(task, options.noise_at, train_set)

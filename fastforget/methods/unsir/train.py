@@ -27,12 +27,13 @@ LOST = 0.02  # of their right answers: what it may lose without a warning
 def run(options: Options, task: Task) -> dict[str, Any]:
     """The paper's procedure, and its published variants.
 
-    Their rates are those of their papers' nets. What they cost on the model at hand is measured, and said where it is clearly too much.
+    Their rates are those of their papers' nets. What they cost on the model at hand is measured, and said where it is clearly too much; a
+    budget of the user's is left to the procedure alone.
     """
     assert task.retain is not None
     retain = capped(task.retain, options.retain_per_class, task.generator(KEEP))
-    watched = retain.subset(torch.arange(0, len(retain), -(-len(retain) // LOOK)))
-    before = _right(task, watched)
+    watched = retain.subset(torch.arange(0, len(retain), -(-len(retain) // LOOK))) if task.cost.budget is None else None
+    before = _right(task, watched) if watched is not None else None
     kept = to_hold(options, task, retain) if options.hold == "anchor" else None
     noise = learn_noise(options, task, task.classes, find_place(task, options.noise_at, retain))
     impair(options, task, retain, noise)
@@ -41,6 +42,8 @@ def run(options: Options, task: Task) -> dict[str, Any]:
     else:
         assert options.repair_lr is not None
         hold_on(options, task, iter(kept), len(kept.order), options.repair_lr, "repair")
+    if watched is None or before is None:
+        return {}
     return {"measured": {"retained": _lost(options, before, _right(task, watched))}}
 
 
