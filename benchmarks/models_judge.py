@@ -1,0 +1,177 @@
+"""Judges methods on the nets under benchmarks/models: forget on ``original-0``, and compare with the models retrained without.
+
+    python -m fastforget._bench.models_judge --root FOLDER                     sweep, three seeds, every request
+    python -m fastforget._bench.models_judge --root FOLDER --method unsir forsaken lightweight --seeds 0
+    python -m fastforget._bench.models_judge --table                           the table of the stored rows, as Markdown
+
+Half of the test images are the method's non-members, drawn once; the other half measures. Each row is written as soon as it is there; rows
+that are there already are skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fastforget as ff
+from fastforget._files import write_whole
+from fastforget._weights import evaluating
+from fastforget.demo.data import DataMissing
+from fastforget.ops import membership
+
+from . import machine
+from .cifar40 import REQUESTS, Tiles, read
+from .models import ORDER, load
+
+ROWS = Path(__file__).resolve().parent / "results" / "models.json"
+METHODS = ("sweep", "unsir", "forsaken", "lightweight")
+ASKED = ("class", "classes", "random")
+Pair = tuple[Tensor, Tensor]
+
+
+class Sets(NamedTuple):
+    """What a request gives a method, and what measures: ``unseen`` are test images of the same classes, ``test`` of those that stay."""
+
+    forget: Pair
+    retain: Pair
+    nonmember: Pair
+    measuring: Pair
+    unseen: Pair
+    test: Pair
+    classes: list[int] | None
+
+
+def sets_of(kind: str, data: Tiles) -> Sets:
+    """The sets of a request on the 40 classes of CIFAR-100."""
+    request, (x, y) = REQUESTS[kind], data.train
+    forget, retain = request.split(y)
+    images, labels = data.test
+    first, second = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1000)).tensor_split(2)
+    gone = torch.isin(labels, torch.tensor(request.classes or (-1,)))
+    kept = second[~gone[second]]
+    unseen = gone.nonzero()[:, 0] if request.classes else second
+    pairs = [(images[at], labels[at]) for at in (first, second, unseen, kept)]
+    return Sets((x[forget], y[forget]), (x[retain], y[retain]), *pairs, list(request.classes) or None)
+
+
+def logits(net: nn.Module, images: Tensor) -> Tensor:
+    """In float32 and eval mode."""
+    with evaluating(net):
+        return torch.cat([net(part) for part in images.split(500)])
+
+
+def figures(net: nn.Module, sets: Sets) -> dict[str, float]:
+    """Accuracies, and the loss attack's AUC of forgotten against unseen samples."""
+    outputs = {name: logits(net, getattr(sets, name)[0]) for name in ("forget", "unseen", "test")}
+    right = {name: out.argmax(1).eq(getattr(sets, name)[1]).double().mean().item() for name, out in outputs.items()}
+    inside, outside = (-F.cross_entropy(outputs[name], getattr(sets, name)[1], reduction="none") for name in ("forget", "unseen"))
+    auc = float(membership.roc_stats(inside, outside, fprs=()).auc)
+    return {"kept": round(right["test"], 5), "forget": round(right["forget"], 5), "unseen": round(right["unseen"], 5), "auc": round(auc, 4)}
+
+
+def row_of(method: str, kind: str, seed: int, data: Tiles, audited: bool) -> dict[str, Any]:
+    """One run of a method on ``original-0``, measured; and audited beside the retrained models."""
+    sets, original = sets_of(kind, data), load("original-0")
+    began = time.thread_time()
+    result = ff.unlearn(
+        original.net, method, forget=sets.forget, retain=sets.retain, nonmember=sets.nonmember, classes=sets.classes,
+        seed=seed, progress=False,
+    )  # fmt: skip
+    seconds = time.thread_time() - began
+    row: dict[str, Any] = {"request": kind, "method": method, "seed": seed, **figures(result.model, sets)}
+    row |= {"forgot": result.forgot, "passes": result.cost.passes, "seconds": round(seconds, 1)}
+    row["faster"] = round(original.receipt["processor_seconds"] / seconds, 1)
+    if audited:
+        retrained = {f"retrained {i}": load(name).net for i, name in enumerate(_retrained(kind))}
+        report = ff.audit(
+            {"original": original.net, "unlearned": result.model, **retrained},
+            forget=sets.forget, retain=sets.retain, test=sets.measuring, seed=seed, progress=False,
+        )  # fmt: skip
+        row["verdict"] = report.verdict
+    return row
+
+
+def _retrained(kind: str) -> list[str]:
+    return [name for name in ORDER if name.rsplit("-", 1)[0] == kind and (Path(__file__).parent / "models" / f"{name}.json").exists()]
+
+
+def table(stored: dict[str, Any]) -> str:
+    """Markdown: medians over the seeds, beside the original and the retrained models."""
+    lines = [
+        "| request | model | kept classes right, % | forgotten right, % | attack AUC | sample passes | × retraining's time | audit |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for kind in ASKED:
+        for name, found in stored["models"].get(kind, {}).items():
+            lines.append(f"| {kind} | {name} | {100 * found['kept']:.2f} | {100 * found['forget']:.1f} | {found['auc']:.3f} | | | |")
+        for method in METHODS:
+            rows = [r for r in stored["rows"] if (r["request"], r["method"]) == (kind, method)]
+            if rows:
+                middle = {k: statistics.median(r[k] for r in rows) for k in ("kept", "forget", "auc", "passes", "faster")}
+                verdicts = ", ".join(r["verdict"] for r in rows if "verdict" in r)
+                lines.append(
+                    f"| {kind} | **{method}** ({len(rows)} seed{'s' * (len(rows) > 1)}) | {100 * middle['kept']:.2f} | "
+                    f"{100 * middle['forget']:.1f} | {middle['auc']:.3f} | {middle['passes']:,.0f} | {middle['faster']:.0f} | {verdicts} |"
+                )
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser("python -m fastforget._bench.models_judge", description=__doc__.split("\n\n")[0])
+    p.add_argument("--root", type=Path, help="folder with the images as webp tiles and labels.npz")
+    p.add_argument("--method", nargs="+", choices=METHODS, default=["sweep"])
+    p.add_argument("--request", nargs="+", choices=ASKED, default=list(ASKED))
+    p.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    p.add_argument("--no-audit", action="store_true")
+    p.add_argument("--again", action="store_true", help="make rows anew that are there")
+    p.add_argument("--out", type=Path, default=ROWS)
+    p.add_argument("--table", action="store_true", help="only print the table")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Makes the rows that aren't there yet."""
+    args = parser().parse_args(argv)
+    stored: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {"models": {}, "rows": []}
+    if args.table:
+        print(table(stored))
+        return 0
+    torch.set_num_threads(1)
+    try:
+        if args.root is None:
+            raise DataMissing("--root FOLDER is needed: the folder with labels.npz, train_*.webp and test_*.webp")
+        data = read(args.root).floats()
+    except DataMissing as error:
+        print(f"python -m fastforget._bench.models_judge: {error}", file=sys.stderr)
+        return 2
+    warnings.simplefilter("ignore", ff.NotForgottenWarning)
+    stored["machine"] = machine.facts()
+    for kind in args.request:
+        sets = sets_of(kind, data)
+        stored["models"][kind] = {name: figures(load(name).net, sets) for name in ("original-0", *_retrained(kind))}
+        for method, seed in ((m, s) for m in args.method for s in args.seeds):
+            key = (kind, method, seed)
+            there = [r for r in stored["rows"] if (r["request"], r["method"], r["seed"]) == key]
+            if there and not args.again:
+                continue
+            row = row_of(method, kind, seed, data, not args.no_audit)
+            stored["rows"] = [r for r in stored["rows"] if r not in there] + [row]
+            print(row, flush=True)
+            write_whole(args.out, json.dumps(stored, indent=1) + "\n")
+    print(table(stored))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
