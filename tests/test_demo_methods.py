@@ -130,8 +130,9 @@ def test_a_page_about_one_model_of_several(tmp_path: Path) -> None:
     timing = {"train": 3.0, "unlearn": 0.5, "retrain": 2.5, "forsaken": 7.0}
     whole.to_html(tmp_path / "r.html", about="unlearned", timing=timing, passes={"unlearn": 1234, "lightweight": 777})
     page = (tmp_path / "r.html").read_text().replace("\u00a0", " ")
-    header, rest = page.split("</header>")
+    header, rest = page.partition("<body>")[2].split("</header>")
     assert "beside it: forsaken" in header and "beside it: lightweight" in header and "unlearned: " not in header
+    assert "Time: seconds that each model took" in rest and "<title>forsaken: 7.0 s</title>" in rest
     assert "7.0 s" in rest and "1,234" in rest and "777" in rest
     with pytest.raises(KeyError):
         whole.to_html(tmp_path / "r.html", about="sweep")

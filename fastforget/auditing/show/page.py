@@ -52,7 +52,7 @@ def render(
         losses=charts.losses(audit),
         predictions=charts.predictions(audit, names),
         exposed=evidence.exposed(audit, names, images),
-        cost=charts.cost(audit, names),
+        cost=charts.cost(audit, names, timing),
         noise={caption: as_pictures(pictures[:MOST_PICTURES]) for caption, pictures in noise.items()},
         reading={
             "why": WHY,

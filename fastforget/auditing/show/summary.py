@@ -9,11 +9,10 @@ from itertools import groupby
 from ..._text import number, percent
 from ..figures import FORGET, ORIGINAL, RETRAINED, AuditFigures, ModelRow
 from .lines import Cell, Line
-from .shown import colours, ordered, tone
+from .shown import STEPS, colours, ordered, seconds, tone
 from .text import audit_lines, headline, notes
 
 JUDGEMENTS = ("PASS", "PARTIAL", "FAIL")
-STEPS = {ORIGINAL: "train", "unlearned": "unlearn", RETRAINED: "retrain"}
 
 
 @dataclass
@@ -140,10 +139,6 @@ def _tiles(audit: AuditFigures, timing: dict[str, float]) -> list[Tile]:
         for one in tiles:
             one.name = f"{main.model}: {one.name}"
     return tiles
-
-
-def seconds(value: float) -> str:
-    return f"{value:.1f} s" if value >= 1 else f"{1000 * value:.0f} ms"
 
 
 def table(audit: AuditFigures, timing: dict[str, float], passes: dict[str, int]) -> Table:
