@@ -30,7 +30,9 @@ from .nets import NETS, build
 from .outcome import Outcome
 from .train import train
 
-# as many as raise the test accuracy of the CNN; see ACCURACY in README's sense
+# As many as raise the CNN's test accuracy, and no more: fewer would make a worse original, more would make retraining look dear. On MNIST 5k
+# it is 97.0, 97.4, 97.6, 97.7 and 97.7 % after 3, 6, 10, 12 and 20 epochs (means of three seeds), on Fashion-MNIST FMACC.
+# MNIST, of the same size and kind, gets as many as Fashion-MNIST.
 EPOCHS = {"mnist5k": 10, "digits": 20, "fashion-mnist": 10, "mnist": 10, "cifar10": 6}
 SMALL = ("mnist5k", "digits")
 
@@ -61,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--classes", type=int, nargs="+", default=[3], metavar="ID", help="to forget (default: 3)")
     p.add_argument("--net", choices=tuple(NETS), default="cnn", help="default: %(default)s")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--epochs", type=int, help="of training and retraining (default: by the data)")
+    p.add_argument("--epochs", type=int, help="of training and retraining (default: by the data, as many as raise test accuracy)")
     p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 …; auto takes a GPU where there is one")
     p.add_argument(
         "--threads",
