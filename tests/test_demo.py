@@ -295,7 +295,7 @@ def test_halves_share_no_sample_and_hold_every_class() -> None:
 def test_mnist_is_forgotten(tmp_path: Path, net: str, classes: list[int]) -> None:
     out = tmp_path / "figures.json"
     ids = list(map(str, classes))
-    arguments = ["--net", net, "--classes", *ids, "--no-progress", "--out", str(tmp_path), "--json", str(out)]
+    arguments = ["--net", net, "--classes", *ids, "--beside", "--no-progress", "--out", str(tmp_path), "--json", str(out)]
     assert main(["demo", *arguments]) == 0
     rows = {row["model"]: row for row in json.loads(out.read_text())["rows"]}
     assert rows["unlearned"]["forget_accuracy"] <= 0.01

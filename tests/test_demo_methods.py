@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from page_world import full_report
 
 from fastforget.__main__ import main
 from fastforget.demo import contest, data, nets, run
@@ -110,29 +109,3 @@ def test_beside_alone_runs_the_chosen_method(tmp_path: Path, capsys) -> None:
     assert [row["model"] for row in written["rows"]] == ["original", "unlearned", "retrained"] and written["method_chosen"] is None
     assert "chose" not in capsys.readouterr().out
     assert "The learned noise" not in (tmp_path / "report.html").read_text()
-
-
-def test_an_audit_of_one_model_of_several() -> None:
-    whole, _ = full_report()
-    part = whole.of("forsaken")
-    assert [row.model for row in part.figures] == ["original", "forsaken", "retrained"] and part.verdict == part.figures[1].status
-    assert part.row("forsaken") == whole.row("forsaken") and part.controls == whole.controls
-    assert set(part.settings["models"]) == {row.model for row in (*part.figures, *part.control_figures)}
-    assert "lightweight" not in json.dumps([part.curves, part.reasons]) and "lightweight" in json.dumps(whole.curves)
-    assert [row.model for row in whole.figures][1:4] == ["unlearned", "forsaken", "lightweight"]
-    assert [one.model for one in whole.of("unlearned", "forsaken").judged_figures()] == ["unlearned", "forsaken"]
-    with pytest.raises(KeyError, match="'sweep' is not among"):
-        whole.of("sweep")
-
-
-def test_a_page_about_one_model_of_several(tmp_path: Path) -> None:
-    whole, _ = full_report()
-    timing = {"train": 3.0, "unlearn": 0.5, "retrain": 2.5, "forsaken": 7.0}
-    whole.to_html(tmp_path / "r.html", about="unlearned", timing=timing, passes={"unlearn": 1234, "lightweight": 777})
-    page = (tmp_path / "r.html").read_text().replace("\u00a0", " ")
-    header, rest = page.partition("<body>")[2].split("</header>")
-    assert "beside it: forsaken" in header and "beside it: lightweight" in header and "unlearned: " not in header
-    assert "Time: seconds that each model took" in rest and "<title>forsaken: 7.0 s</title>" in rest
-    assert "7.0 s" in rest and "1,234" in rest and "777" in rest
-    with pytest.raises(KeyError):
-        whole.to_html(tmp_path / "r.html", about="sweep")
