@@ -114,7 +114,7 @@ class Outcome:
         widths = [max(map(len, of_column)) for of_column in cells]
         names, figures = cells[0], cells[1:]
         return [
-            f"{name:<{widths[0]}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(line, widths[1:], strict=True))
+            (f"{name:<{widths[0]}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(line, widths[1:], strict=True))).rstrip()
             for name, line in zip(names, zip(*figures, strict=True), strict=True)
         ]
 
