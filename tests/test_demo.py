@@ -189,6 +189,8 @@ def test_networks_take_any_image(name: str, shape: tuple[int, int, int]) -> None
         ["--net", "vgg"],
         ["--data", "imagenet"],
         ["--method", "magic"],
+        ["--beside", "none"],
+        ["--beside", "sweep", "magic"],
         ["--device", "cuda:99"],
         ["--seed", "-1"],
         ["--threads", "0"],
@@ -271,7 +273,7 @@ def test_digits_are_forgotten(tmp_path: Path, capsys) -> None:
 @pytest.mark.parametrize("method", ["forsaken", "lightweight"])
 def test_methods_that_look_at_unseen_images_are_measured_on_others(tmp_path: Path, capsys, method: str) -> None:
     arguments = ["--data", "digits", "--net", "mlp", "--no-progress", "--out", str(tmp_path)]
-    assert main(["demo", *arguments, "--method", method]) in (0, 1)
+    assert main(["demo", *arguments, "--method", method, "--beside"]) in (0, 1)
     assert f"method {method}" in capsys.readouterr().out
     receipt = json.loads((tmp_path / "receipt.json").read_text())
     test = data.load("digits").test
@@ -293,7 +295,7 @@ def test_halves_share_no_sample_and_hold_every_class() -> None:
 def test_mnist_is_forgotten(tmp_path: Path, net: str, classes: list[int]) -> None:
     out = tmp_path / "figures.json"
     ids = list(map(str, classes))
-    arguments = ["--net", net, "--classes", *ids, "--no-progress", "--out", str(tmp_path), "--json", str(out)]
+    arguments = ["--net", net, "--classes", *ids, "--beside", "--no-progress", "--out", str(tmp_path), "--json", str(out)]
     assert main(["demo", *arguments]) == 0
     rows = {row["model"]: row for row in json.loads(out.read_text())["rows"]}
     assert rows["unlearned"]["forget_accuracy"] <= 0.01

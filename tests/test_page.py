@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import html
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -217,3 +218,32 @@ def test_text_and_curves_stand_out(which: int) -> None:
         assert {n: c for n in text if (c := round(contrast(colours[n], colours[ground]), 2)) < 4.5} == {}
         assert {n: c for n in lines_of if (c := round(contrast(colours[n], colours[ground]), 2)) < 3} == {}
     assert contrast("000", "ffffff") == pytest.approx(21) and contrast("767676", "fff") == pytest.approx(4.54, abs=0.01)
+
+
+# ------------------------------------------------------------------ one model of several
+
+
+def test_an_audit_of_one_model_of_several(whole) -> None:
+    report, _ = whole
+    part = report.of("forsaken")
+    assert [row.model for row in part.figures] == ["original", "forsaken", "retrained"] and part.verdict == part.figures[1].status
+    assert part.row("forsaken") == report.row("forsaken") and part.controls == report.controls
+    assert set(part.settings["models"]) == {row.model for row in (*part.figures, *part.control_figures)}
+    assert "lightweight" not in json.dumps([part.curves, part.reasons]) and "lightweight" in json.dumps(report.curves)
+    assert [row.model for row in report.figures][1:4] == ["unlearned", "forsaken", "lightweight"]
+    assert [one.model for one in report.of("unlearned", "forsaken").judged_figures()] == ["unlearned", "forsaken"]
+    with pytest.raises(KeyError, match="'sweep' is not among"):
+        report.of("sweep")
+
+
+def test_a_page_about_one_model_of_several(whole, tmp_path: Path) -> None:
+    report, _ = whole
+    timing = {"train": 3.0, "unlearn": 0.5, "retrain": 2.5, "forsaken": 7.0}
+    report.to_html(tmp_path / "r.html", about="unlearned", timing=timing, passes={"unlearn": 1234, "lightweight": 777})
+    page = (tmp_path / "r.html").read_text().replace("\u00a0", " ")
+    header, rest = page.partition("<body>")[2].split("</header>")
+    assert "beside it: forsaken" in header and "beside it: lightweight" in header and "unlearned: " not in header
+    assert "Time: seconds that each model took" in rest and "<title>forsaken: 7.0 s</title>" in rest
+    assert "7.0 s" in rest and "1,234" in rest and "777" in rest
+    with pytest.raises(KeyError):
+        report.to_html(tmp_path / "r.html", about="sweep")

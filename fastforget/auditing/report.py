@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -13,6 +13,7 @@ from .figures import AuditFigures
 from .names import WHY
 from .show import text
 from .show.lines import Line, resolves
+from .verdict import judge_all
 
 FORMAT = "fastforget report 1"
 
@@ -31,6 +32,36 @@ class AuditReport(AuditFigures):
     def row(self, model: str) -> dict[str, Any]:
         """The row of one model or control."""
         return self.figures_of(model).to_dict()
+
+    def of(self, *models: str) -> AuditReport:
+        """The same audit with these models alone beside the original, the retrained ones and the controls: what an audit without the
+        others would have measured, judged again. So a receipt is about one model, although several were compared.
+
+        Raises:
+            KeyError: a model isn't among those that were audited.
+        """
+        for model in models:
+            self.figures_of(model)
+        left_out = {row.model for row in self.judged_figures()} - set(models)
+        rows = [row for row in (*self.figures, *self.control_figures) if row.model not in left_out]
+        judgement = judge_all(rows, frozen_body=self.settings["frozen_body"])
+
+        def kept(by_model: dict[str, Any]) -> dict[str, Any]:
+            return {name: value for name, value in by_model.items() if name not in left_out}
+
+        roc = {name: {attack: kept(curves) for attack, curves in attacks.items()} for name, attacks in self.curves["roc"].items()}
+        loss = self.curves["loss"] | {"share": kept(self.curves["loss"]["share"])}
+        exposed = [sample | {"score": kept(sample["score"])} for sample in self.curves["exposed"]]
+        return replace(
+            self,
+            figures=[row for row in judgement.rows if not row.control],
+            control_figures=[row for row in judgement.rows if row.control],
+            verdict=judgement.verdict,
+            reasons=judgement.reasons,
+            control_outcomes=judgement.controls,
+            settings=self.settings | {"models": kept(self.settings["models"])},
+            curves=self.curves | {"roc": roc, "loss": loss, "exposed": exposed},
+        )
 
     def judged(self) -> list[dict[str, Any]]:
         """The rows that the verdict is about: all but the original and the retrained model."""
@@ -67,6 +98,8 @@ class AuditReport(AuditFigures):
         facts: dict[str, str] | None = None,
         noise: Any = None,
         timing: dict[str, float] | None = None,
+        passes: dict[str, int] | None = None,
+        about: str | None = None,
         class_names: list[str] | None = None,
         images: dict[str, Any] | None = None,
     ) -> None:
@@ -80,23 +113,28 @@ class AuditReport(AuditFigures):
             title: the page's headline.
             facts: further lines for the settings at the foot, such as the data and the network.
             noise: images to show, ``{caption: tensor[n, channels, height, width]}``; 1 or 3 channels.
-            timing: seconds of each step, such as ``{"retrain": 31.0, "unlearn": 4.0}``.
+            timing: seconds of each step, such as ``{"retrain": 31.0, "unlearn": 4.0}``; for further models by their names.
+            passes: sample passes of each step (``UnlearnResult.cost.passes``; in training epochs times samples), by the same names.
+            about: the model whose verdict and figures stand at the top, where several were audited to compare it with; ``None``: all.
             class_names: names for the class ids.
             images: pictures of the most exposed samples, ``{"forget": tensor[n, channels, height, width]}``, the whole forget set
                 in its order, of any dtype; only those that are shown get into the file.
 
         Raises:
             TypeError, ValueError: ``images`` or ``noise`` are no such tensors.
+            KeyError: ``about`` isn't a model that was audited.
         """
         from .show.page import render
 
         page = render(
             self,
+            self if about is None else self.of(about),
             CONVENTIONS,
             title=title,
             facts=facts or {},
             noise=noise or {},
             timing=timing or {},
+            passes=passes or {},
             class_names=class_names,
             images=images or {},
         )

@@ -9,7 +9,7 @@ from ..._text import number
 from ..figures import FORGET, ORIGINAL, RETAIN, AuditFigures, LayerDistance
 from ..names import DIRECTION
 from . import svg
-from .shown import css_classes, ordered
+from .shown import STEPS, css_classes, ordered, seconds
 from .wording import attack_name, beyond_thresholds
 
 MOST_LAYERS = 40  # in one figure
@@ -124,13 +124,15 @@ def _hidden(css_class: str) -> bool:
     return "control" in css_class.split()
 
 
-def cost(audit: AuditFigures, class_names: list[str]) -> Cost:
-    """Accuracy by class, without the controls, and how far each layer moved."""
+def cost(audit: AuditFigures, class_names: list[str], timing: dict[str, float]) -> Cost:
+    """Seconds, accuracy by class, without the controls, and how far each layer moved."""
     classes, bars = css_classes(audit), []
     for model in audit.figures:
         accuracy = model.class_accuracy["test"]
         bars.append((classes[model.model], model.model, [accuracy.get(i, math.nan) for i in range(len(class_names))]))
     shown = Cost()
+    if (chart := _seconds(audit, timing)) is not None:
+        shown.charts.append(chart)
     if bars:
         title, marked = "Test accuracy by class", audit.settings["forgotten_classes"]
         shown.charts.append(Chart(title, "", svg.columns(title, class_names, bars, marked=marked, axis="class")))
@@ -141,6 +143,16 @@ def cost(audit: AuditFigures, class_names: list[str]) -> Cost:
         shown.charts.append(_layers(audit, layers))
         shown.moved = True
     return shown
+
+
+def _seconds(audit: AuditFigures, timing: dict[str, float]) -> Chart | None:
+    """What each model took, where several methods are to be compared."""
+    classes, timed = css_classes(audit), [(model.model, timing.get(STEPS.get(model.model, model.model))) for model in audit.figures]
+    rows = [(classes[name], name, value, seconds(value)) for name, value in timed if value is not None and math.isfinite(value)]
+    judged = {model.model for model in audit.judged_figures()}
+    if sum(name in judged for _, name, _, _ in rows) < 2 or max(value for _, _, value, _ in rows) <= 0:
+        return None
+    return Chart("Time", "", svg.bars("Time: seconds that each model took", rows, "seconds"))
 
 
 def _layers(audit: AuditFigures, layers: dict[str, list[LayerDistance]]) -> Chart:

@@ -21,20 +21,23 @@ MOST_PICTURES = 40  # noise images in one figure
 
 def render(
     audit: AuditFigures,
+    main: AuditFigures,
     conventions: dict[str, str],
     *,
     title: str,
     facts: dict[str, str],
     noise: dict[str, Any],
     timing: dict[str, float],
+    passes: dict[str, int],
     class_names: list[str] | None,
     images: dict[str, Any],
 ) -> str:
     """The whole page.
 
     Args:
+        main: what the head is about: the audit itself, or that of one of its models.
         conventions: what the figures of every report mean, by their names.
-        title, facts, noise, timing, class_names, images: see :meth:`fastforget.audit.AuditReport.to_html`.
+        title, facts, noise, timing, passes, class_names, images: see :meth:`fastforget.audit.AuditReport.to_html`.
     """
     names = _class_names(audit, class_names)
     classes = css_classes(audit)
@@ -42,14 +45,14 @@ def render(
         "report.html",
         title=title,
         models=[(classes[model.model], model.model) for model in ordered(audit)],
-        summary=summary.head(audit, timing),
-        table=summary.table(audit, timing),
+        summary=summary.head(main, timing, beside=audit),
+        table=summary.table(audit, timing, passes),
         controls=evidence.controls(audit),
         roc=charts.membership(audit),
         losses=charts.losses(audit),
         predictions=charts.predictions(audit, names),
         exposed=evidence.exposed(audit, names, images),
-        cost=charts.cost(audit, names),
+        cost=charts.cost(audit, names, timing),
         noise={caption: as_pictures(pictures[:MOST_PICTURES]) for caption, pictures in noise.items()},
         reading={
             "why": WHY,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..figures import ORIGINAL, RETRAINED, AuditFigures, ModelRow
 
+STEPS = {ORIGINAL: "train", "unlearned": "unlearn", RETRAINED: "retrain"}  # what made each model; further ones go by their own names
 COLOURS = 4  # for models of other names, and for controls
 
 
@@ -30,3 +31,7 @@ def colours(audit: AuditFigures) -> dict[str, str]:
 def tone(status: str) -> str:
     """The style class of a verdict."""
     return status if status in ("PASS", "PARTIAL", "FAIL") else "NONE"
+
+
+def seconds(value: float) -> str:
+    return f"{value:.1f} s" if value >= 1 else f"{1000 * value:.0f} ms"

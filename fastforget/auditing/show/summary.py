@@ -9,11 +9,10 @@ from itertools import groupby
 from ..._text import number, percent
 from ..figures import FORGET, ORIGINAL, RETRAINED, AuditFigures, ModelRow
 from .lines import Cell, Line
-from .shown import colours, ordered, tone
+from .shown import STEPS, colours, ordered, seconds, tone
 from .text import audit_lines, headline, notes
 
 JUDGEMENTS = ("PASS", "PARTIAL", "FAIL")
-STEPS = {ORIGINAL: "train", "unlearned": "unlearn", RETRAINED: "retrain"}
 
 
 @dataclass
@@ -82,10 +81,11 @@ class Table:
     notes: list[str]
 
 
-def head(audit: AuditFigures, timing: dict[str, float]) -> Head:
-    """The page's head, but for its title."""
+def head(audit: AuditFigures, timing: dict[str, float], *, beside: AuditFigures | None = None) -> Head:
+    """The page's head, but for its title; ``beside`` has further models, which are only named with what speaks against them."""
     lead = headline(audit)
-    return Head(lead[:1].upper() + lead[1:], audit.verdict, tone(audit.verdict), _reasons(audit), _tiles(audit, timing))
+    reasons = _reasons(audit) + ([] if beside is None else _compared(audit, beside))
+    return Head(lead[:1].upper() + lead[1:], audit.verdict, tone(audit.verdict), reasons, _tiles(audit, timing))
 
 
 def _reasons(audit: AuditFigures) -> list[Reason]:
@@ -100,6 +100,17 @@ def _reasons(audit: AuditFigures) -> list[Reason]:
         for text in model.reasons:
             status, _, rest = text.partition(": ")
             reasons.append(Reason(rest, status) if status in JUDGEMENTS else Reason(text))
+    return reasons
+
+
+def _compared(audit: AuditFigures, beside: AuditFigures) -> list[Reason]:
+    """The models that the head isn't about, each with what keeps it from passing."""
+    main, reasons = {model.model for model in audit.figures}, []
+    for model in beside.judged_figures():
+        if model.model not in main:
+            reasons.append(Reason(f"beside it: {model.model}", model.status, f"model {tone(model.status)}"))
+            against = [text.partition(": ") for text in model.reasons if not text.startswith("PASS")]
+            reasons += [Reason(rest, status) for status, _, rest in against if status in JUDGEMENTS]
     return reasons
 
 
@@ -130,17 +141,15 @@ def _tiles(audit: AuditFigures, timing: dict[str, float]) -> list[Tile]:
     return tiles
 
 
-def seconds(value: float) -> str:
-    return f"{value:.1f} s" if value >= 1 else f"{1000 * value:.0f} ms"
-
-
-def table(audit: AuditFigures, timing: dict[str, float]) -> Table:
+def table(audit: AuditFigures, timing: dict[str, float], passes: dict[str, int]) -> Table:
     """Every figure, one column a model and the controls last, with the intervals that were measured."""
     models, lines = ordered(audit), audit_lines(audit, controls=True)
     intervals = any(cell.ends for line in lines for cell in line.cells)
+    steps = [STEPS.get(model.model, model.model) for model in models]
     if timing:
-        steps = [STEPS.get(model.model, "") for model in models]
         lines.append(Line("cost", "time", [Cell(seconds(timing[step]) if step in timing else "-") for step in steps]))
+    if passes:
+        lines.append(Line("cost", "sample passes", [Cell(f"{passes[step]:,}" if step in passes else "-") for step in steps]))
     colour = colours(audit)
     columns: list[Column | None] = [Column(model.model, colour[model.model], model.status, tone(model.status)) for model in models]
     groups = [

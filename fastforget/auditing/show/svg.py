@@ -217,6 +217,26 @@ def dots(title: str, names: Sequence[str], series: Sequence[Series], axis: str, 
     return svg(WIDTH, top + h + bottom, title, body)
 
 
+def bars(title: str, rows: Sequence[tuple[str, str, float, str]], axis: str) -> str:
+    """Horizontal bars from 0, one a row: css class, name, value, and the text at the bar's end."""
+    shown = [f"{name[:9]}…{name[-12:]}" if len(name) > 22 else name for _, name, _, _ in rows]
+    left, top, bottom, row = 20 + 7.6 * max(map(len, shown)), 8, 40, 26
+    right = 12 + 7.0 * max(len(label) for *_, label in rows)
+    w, h = WIDTH - left - right, row * len(rows)
+    top_value = _round_up(max(value for _, _, value, _ in rows))
+    body = []
+    for part in (0.0, 0.5, 1.0):
+        body += [line(left + part * w, top, left + part * w, top + h, "axis" if part == 0 else "grid")]
+        body.append(text(left + part * w, top + h + 15, f"{part * top_value:g}"))
+    for i, (kind, name, value, label) in enumerate(rows):
+        at, size = top + (i + 0.5) * row, w * value / top_value
+        body.append(text(left - 8, at + 4, shown[i], anchor="end"))
+        body.append(rect(left, at - 8, size, 16, f"bar {kind}", f"{name}: {label}"))
+        body.append(text(left + size + 6, at + 4, label, anchor="start"))
+    body.append(text(left + w / 2, top + h + 34, axis, kind="label"))
+    return svg(WIDTH, top + h + bottom, title, body)
+
+
 def _round_up(value: float) -> float:
     if value <= 0:
         return 1.0
