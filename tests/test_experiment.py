@@ -166,8 +166,10 @@ def test_what_a_run_cost_stands_in_its_line_and_its_share_in_the_table():
 
 def test_rows_of_an_earlier_version_still_print():
     """They have no passes, shares or probe."""
-    assert "| digits, cnn | sweep | 95.0 | +0.0 | 2 of 2; 0.0 % | 0.510 | +0.000 | - | - | - | 20.0 |" in experiment_costs.requests(rows_of())
-    assert "nan" not in experiment_costs.requests(rows_of()) + experiment_costs.where(rows_of()) + experiment_plot.costs(rows_of())
+    rows = rows_of()
+    tables = experiment_costs.requests(rows)
+    assert "| digits, cnn | sweep | 95.0 | +0.0 | 2 of 2; 0.0 % | 0.510 | +0.000 | - | - | - | 20.0 |" in tables
+    assert "nan" not in tables + experiment_costs.where(rows) + experiment_plot.costs(rows)
 
 
 def toy() -> Problem:
