@@ -49,6 +49,7 @@ PLAN: dict[str, list[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]]] 
     "reuters-r8": [(("bag",), (*CLASSES, "random"), EVERY)],
     "adult": [(("mlp",), ("random",), EVERY)],
 }
+DOUBTED = "is not believed to be retrained"
 LEFT_OUT = ("why", "audit_why")  # long texts: in the cells, not in the committed rows
 
 
@@ -95,6 +96,7 @@ def _collected(out: Path) -> dict[str, Any]:
     rows = [r for path in sorted((out / "cells").glob("*.json")) for r in json.loads(path.read_text())]
     for r in rows:  # a verdict, or an audit, that could show nothing: the original model looks unlearned already
         r["undecided"] = UNDECIDED in (r.get("why") or "")
+        r["doubted"] = any(DOUBTED in line for line in r.get("audit_why") or ())
         r["powerless"] = bool(r.get("audit_why")) and all(POWERLESS in line for line in r["audit_why"])
     order = list(PROBLEMS)
     rows.sort(key=lambda r: (order.index(r["data"]), r["net"], SCENARIOS.index(r["scenario"]), EVERY.index(r["method"]), r["seed"]))

@@ -132,12 +132,15 @@ def forsaken(rows: Rows, scenarios: tuple[str, ...], label: str) -> Claim:
     losses = {d: mean(-c.gap("test_accuracy", c.original) for c in g) for d, g in by_data.items()}
     aim = mean(mean(r["forgetting_rate"] for r in c.retrained) for g in by_data.values() for c in g)
     rate, worst, n = mean(rates.values()), max(losses.values(), default=math.nan), len(rates)
-    held = None if not n else rate > 0.9 and mean(losses.values()) < 0.05 and (n >= 5 or scenarios == ("uploads",))
+    held = None if not n else rate > 0.9 and mean(losses.values()) < 0.05
+    short = n < 5 and scenarios != ("uploads",)
+    if held and short:
+        held = None
     each = sum(rates[d] > 0.9 and losses[d] < 0.05 for d in rates)
     why = ""
     if held is False:
         why = f"; exact retraining itself has {percent(aim)}, which is the aim" if aim <= 0.9 else "; see the table"
-    few = f" (only {n} data sets can hold this request)" if n < 5 else ""
+    few = f" ({'only' if short else 'no more than'} {n} data sets {'were run' if short else 'can hold this request'})" if n < 5 else ""
     measured = (
         f"average FR {percent(rate)}, retrained {percent(aim)}; accuracy {signed(-mean(losses.values()))} points on average, "
         f"{signed(-worst)} at worst; holds on {each} of {n} data sets by itself{few}{why}"
@@ -314,7 +317,10 @@ def controls(rows: Rows) -> list[Control]:
         out.append(Control(f"{name} model never reads as forgotten", by_method + by_audit == 0 if runs else None, measured))
     again = [r for r in alike(rows) if r["method"] == "retrained again"]
     passed, open_ = sum(r.get("audit") == "PASS" for r in again), sum(bool(r.get("powerless")) for r in again)
+    doubted = sum(bool(r.get("doubted")) for r in again)
     measured = f"PASS in {passed} of {len(again)}"
+    if doubted:
+        measured += f"; in {doubted} the audit doubts the retrained one, which began from the original's first weights and has its features"
     measured += f", and in {open_} PARTIAL only because these checks can't tell the original model either" if open_ else ""
     text = "a second retrained model always reads as forgotten in the audit, where that can tell the original"
     out.append(Control(text, passed + open_ == len(again) if again else None, measured))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from . import experiment_plot
+from . import experiment_costs, experiment_plot
 from .experiment_claims import HOLDS, METHODS, REQUESTS, RULE, Rows, choices, claims, controls, groups, mean, signed, spread
 
 ORDER = ("original", "retrained", "retrained again", *METHODS, *HOLDS.values(), "untouched", "random")
@@ -141,9 +141,9 @@ SPEEDS = (
 
 
 def profile(rows: Rows) -> list[str]:
-    """Where the methods' time goes, and how they compare with themselves on plain PyTorch."""
+    """Where the methods' time goes, and how they compare with themselves on plain PyTorch; nothing where it wasn't measured."""
     if not rows:
-        return ["Not measured."]
+        return []
     lines = [
         "| method | net, data | in our ops | model forward | model backward | rest | s | s, plain PyTorch | plain / ours | results |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -162,6 +162,12 @@ PROFILE = (
     "calls of `ff.ops`, `rest` is data, checks, bookkeeping, optimisers and what of the verdict isn't forward. Plain PyTorch is the same "
     'method under `ff.use_backend("reference")`. Where the model\'s own passes take nearly all the time, no kernel of ours can make '
     "the whole much faster."
+)
+
+
+SHARES = (
+    "Medians over runs, by the run's own account (`result.cost`): `model` is forward and backward, `ops` our ops, `data` reading batches, "
+    "`other` all else; above 15 % of what isn't the model in bold. `in looks`: of all seconds, those in looks before, within and after."
 )
 
 
@@ -194,7 +200,7 @@ def page(results: dict[str, Any]) -> str:
         ("What was claimed, and what held", [*claim_table(rows), "", TUNING]),
         ("Which method for what", [*advice(rows), "", *(f"![{p}]({p})" for p in FIGURES)]),
         ("Controls", control_table(rows)),
-        ("Where the time goes", profile(results["profile"])),
+        ("Where the time goes", [experiment_costs.where(rows), "", SHARES, "", *profile(results["profile"])]),
         ("All figures", [MEANING, *table(rows)]),
     ]
     text = ["# Experiment: every method on real data, beside retraining", "", INTRO, *machine(results["machine"])]
