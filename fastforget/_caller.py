@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from ._random import own_randomness
+from ._threads import sleep_while_waiting
 
 AUTOCAST = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "xla")
 F = TypeVar("F", bound=Callable[..., Any] | None)
@@ -28,6 +29,8 @@ class Caller:
     - inference mode and ``no_grad``
     - a default device: new tensors are on the CPU, but for those that the caller's own functions make, see :meth:`own`
 
+    Threads that wait for work sleep, from the first call on (see :mod:`fastforget._threads`).
+
     The default dtype is the caller's choice for his own models and data; nothing here relies on it.
     """
 
@@ -40,6 +43,7 @@ class Caller:
         self._device: torch.device | None = None
 
     def __enter__(self) -> Caller:
+        sleep_while_waiting()
         return self
 
     def __exit__(self, *_: Any) -> None:

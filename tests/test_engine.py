@@ -198,3 +198,37 @@ def test_batches_that_differ_in_length_are_not_joined(widths, whole):
     ids = [{"ids": torch.ones(2, width, dtype=torch.int64), "mask": torch.ones(2, width, dtype=torch.int64)} for width in widths]
     found = joined(ids)
     assert found["mask"].shape == (4, 3) if whole else found is None
+
+
+THREADS = """
+import sys, warnings, torch
+warnings.simplefilter("ignore")
+sys.path.insert(0, "tests")
+import fastforget as ff
+from digits_world import World
+world, chosen = World(), int(sys.argv[1])
+net = world.net("cnn")  # trained on one thread
+torch.set_num_threads(chosen)
+sets = {"forget": world.part(world.train, [3], True), "retain": world.part(world.train, [3], False)}
+for method in ("sweep", "unsir", "forsaken"):
+    result = ff.unlearn(net, method, classes=[3], nonmember=world.test, progress=False, check_overlap=False, **sets)
+    answers = result.model(world.test[0]).argmax(1)
+    kept = world.test[1] != 3
+    print(method, result.forgot, float(answers[~kept].eq(3).double().mean()), float(answers[kept].eq(world.test[1][kept]).double().mean()))
+"""
+
+
+@pytest.mark.slow
+def test_the_verdict_is_the_same_on_another_number_of_threads():
+    """Sums in another order move the figures a little: within a point, as another seed would."""
+    one, two = (
+        [line.split() for line in subprocess.run(
+            [sys.executable, "-c", THREADS, count],
+            env=os.environ | {"OMP_WAIT_POLICY": "passive"}, capture_output=True, text=True, check=True,
+        ).stdout.splitlines()]
+        for count in ("1", "2")
+    )  # fmt: skip
+    assert len(one) == 3
+    for a, b in zip(one, two, strict=True):
+        assert a[:2] == b[:2] == [a[0], "True"]
+        assert abs(float(a[2]) - float(b[2])) <= 0.01 and abs(float(a[3]) - float(b[3])) <= 0.015

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 
 import pytest
 import torch
@@ -151,6 +152,19 @@ def test_a_rate_that_is_not_found_is_said_before_the_run(world):
     assert len(texts) == 2 and "UNSIR: no rate up to 0.0005 made the rehearsed classes" in texts[0]
 
 
+@pytest.mark.parametrize(("rate", "warned"), [(None, True), (1e-5, False)], ids=["published", "gentle"])
+def test_a_published_procedure_says_what_it_cost(world, rate, warned):
+    """The measured loss decides, not the kind of the net."""
+    options = {"preset": "paper", "noise_batch": 16, "copies": 2} | ({"impair_lr": rate, "repair_lr": rate} if rate else {})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = unlearn(world.net("cnn"), retain=world.part(world.train, [3], False), classes=[3], progress=False, **options)
+    said = [str(warning.message) for warning in caught if "preset='auto'" in str(warning.message)]
+    kept = result.receipt["measured"]["retained"]
+    assert bool(said) == warned == (kept["right_before"] - kept["right_after"] > 0.03)
+    assert not said or f"preset='paper' left {kept['right_after']:.1%} of the retained samples right" in said[0]
+
+
 # The budget
 
 
@@ -158,12 +172,14 @@ def test_a_rate_that_is_not_found_is_said_before_the_run(world):
 def test_default_costs_at_most_twice_the_published_passes(world, classes):
     retain = world.part(world.train, classes, False)
     result, paper = (quiet(world.net("cnn"), preset=preset, retain=retain, classes=classes).cost for preset in ("auto", "paper"))
-    assert result.budget == 2 * paper.passes
-    assert result.passes <= 2 * paper.passes and not result.stopped_by_budget
     noise, epochs = 256 * len(classes), 2 * len(retain[1])
+    published = 60 * noise + epochs
+    assert result.budget == 2 * published
+    assert result.passes <= 2 * published and not result.stopped_by_budget
     assert paper.phases["noise"].trained == 40 * noise
     assert paper.phases["impair"].trained + paper.phases["repair"].trained == 20 * noise + epochs
-    assert paper.passes == 60 * noise + epochs
+    assert sum(phase.trained for phase in paper.phases.values()) == published  # what it adds are two looks at retained samples
+    assert paper.phases["looks"].forward <= 2 * 512
     # no whole run is repeated: the search costs a fraction of the published epoch, noise excepted
     assert result.phases["trial"].trained <= 5 * 40 * 32
 

@@ -13,7 +13,6 @@ from .. import _weights
 from .._caller import Caller
 from .._modules import dense_gradients
 from .._random import own_randomness
-from .._threads import sleep_while_waiting
 from . import checks
 from .engine.precision import Formats
 from .registry import method_of, suitable
@@ -112,7 +111,6 @@ def unlearn(
         reason = None
     chosen = method_of(method, options)
     seed = checks.seed(seed)
-    sleep_while_waiting()
     with Caller() as caller, caller.aside("unlearn", derived_seed(seed, READ)):
         # check
         device = checks.model_device(model)

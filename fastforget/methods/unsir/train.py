@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,12 +20,19 @@ from .noise import Noise, find_place, learn_noise
 from .options import Options
 
 SHUFFLE, KEEP, HOLD_ORDER = 1, 2, 3  # purposes of seeds
+LOOK = 512  # retained samples that a published procedure is watched on, at most
+LOST = 0.02  # of their right answers: what it may lose without a warning
 
 
 def run(options: Options, task: Task) -> dict[str, Any]:
-    """The paper's procedure, and its published variants."""
+    """The paper's procedure, and its published variants.
+
+    Their rates are those of their papers' nets. What they cost on the model at hand is measured, and said where it is clearly too much.
+    """
     assert task.retain is not None
     retain = capped(task.retain, options.retain_per_class, task.generator(KEEP))
+    watched = retain.subset(torch.arange(0, len(retain), -(-len(retain) // LOOK)))
+    before = _right(task, watched)
     kept = to_hold(options, task, retain) if options.hold == "anchor" else None
     noise = learn_noise(options, task, task.classes, find_place(task, options.noise_at, retain))
     impair(options, task, retain, noise)
@@ -33,7 +41,30 @@ def run(options: Options, task: Task) -> dict[str, Any]:
     else:
         assert options.repair_lr is not None
         hold_on(options, task, iter(kept), len(kept.order), options.repair_lr, "repair")
-    return {}
+    return {"measured": {"retained": _lost(options, before, _right(task, watched))}}
+
+
+def _right(task: Task, watched: Source) -> Tensor:
+    """Which samples the model answers right, float64[N]."""
+    with task.cost.phase("looks"):
+        return task.answers(watched).eq(watched.labels()).double()
+
+
+def _lost(options: Options, before: Tensor, after: Tensor) -> dict[str, float]:
+    """The retained samples' right answers before and after; a warning where more are lost than :data:`LOST`, by two standard errors."""
+    change = before - after
+    error = float(change.std(correction=0)) / math.sqrt(len(change))
+    kept = {"samples": len(change), "right_before": float(before.mean()), "right_after": float(after.mean())}
+    if float(change.mean()) - 2 * error > LOST:
+        warnings.warn(
+            f"fastforget: UNSIR: preset={options.preset!r} left {kept['right_after']:.1%} of the retained samples right where the model "
+            f"had {kept['right_before']:.1%} ({len(change)} samples): its rates, impair {options.impair_lr:g} and repair "
+            f"{options.repair_lr:g}, are those of its paper's nets and are too high for this one. Take preset='auto', which finds rates "
+            "from the model at hand, or method='sweep'",
+            UserWarning,
+            stacklevel=2,
+        )
+    return kept
 
 
 def impair(options: Options, task: Task, retain: Source, noise: Noise) -> None:
