@@ -35,7 +35,7 @@ NEEDS = {
     "unsir": ("UNSIR", "classes", "retain"),
     "forsaken": ("Forsaken", "classes, samples", "forget, non-members, retain"),
     "lightweight": ("Lightweight", "classes, samples", "forget, non-members, retain"),
-    "sweep": ("our own", "classes, samples", "retain; forget and non-members for samples"),
+    "sweep": ("our own", "classes, samples", "retain; samples: all three"),
 }
 # What docs/ops.md says of a family.
 FAMILIES = {

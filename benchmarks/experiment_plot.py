@@ -7,16 +7,21 @@ from collections.abc import Callable
 from html import escape
 from typing import Any
 
-from .experiment_claims import CLASSES, METHODS, REQUESTS, SAME, Case, Rows, cases
-from .experiment_costs import SHOWN as COSTED
+from .experiment_claims import CLASSES, HOLDS, METHODS, REQUESTS, SAME, Case, Rows, cases
 from .experiment_costs import full, share_of_retraining
 from .plot import COLOURS, MARKERS, STYLE, _marker
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 430, 300, 52, 34, 14, 84
 Point = tuple[float, float, str]  # x, value, title
 SHOWN = (*METHODS, "retrained again")
+COSTED = ("sweep", "unsir", *HOLDS, *HOLDS.values())
 FAR = 12  # points below retraining: a method that is farther off stands on the panel's floor
 COST = "Accuracy beside retraining against cost in retraining's sample passes; retraining: the dashed lines"
+
+
+def _shape(series: int) -> str:
+    """A series' marker: series whose colours are alike get different ones."""
+    return MARKERS[(series + series // len(MARKERS)) % len(MARKERS)]
 
 
 def _panel(
@@ -41,7 +46,7 @@ def _panel(
         x, y = LEFT + (i + 0.5) * step, bottom + 14
         out.append(f'<text x="{x:.1f}" y="{y}" text-anchor="end" transform="rotate(-24 {x:.1f} {y})">{escape(name)}</text>')
     for j, (series, points) in enumerate(lines.items()):
-        colour, marker = COLOURS[j % len(COLOURS)], MARKERS[j % len(MARKERS)]
+        colour, marker = COLOURS[j % len(COLOURS)], _shape(j)
         for name, value in points:
             x = LEFT + (names.index(name) + 0.5) * step + (j - (len(lines) - 1) / 2) * min(9.0, step / (len(lines) + 1))
             out.append(_marker(marker, x, height(value), colour, f"{series}, {name}: {value:.3g}{unit}"))
@@ -60,7 +65,7 @@ def _figure(label: str, panels: list[str], series: list[str]) -> str:
     ]
     for j, name in enumerate(series):
         x = LEFT + j * (w - LEFT) / len(series)
-        out.append(_marker(MARKERS[j % len(MARKERS)], x, h - 14, COLOURS[j % len(COLOURS)], name))
+        out.append(_marker(_shape(j), x, h - 14, COLOURS[j % len(COLOURS)], name))
         out.append(f'<text x="{x + 10:.0f}" y="{h - 10}">{escape(name)}</text>')
     return "\n".join([*out, "</svg>"]) + "\n"
 
@@ -147,5 +152,5 @@ def _cost_panel(
         for share, gap, case in points:
             if share > 0:
                 text = f"{method}, {case.data}, {case.net}: {gap:+.1f} points at {100 * share:.0f} %"
-                out.append(_marker(MARKERS[j % len(MARKERS)], across(share), height(gap), COLOURS[j % len(COLOURS)], text))
+                out.append(_marker(_shape(j), across(share), height(gap), COLOURS[j % len(COLOURS)], text))
     return "\n".join([*out, "</g>"])
