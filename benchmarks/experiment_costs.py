@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from typing import Any
 
 from .experiment_claims import CLASSES, REQUESTS, Case, Rows, cases, mean, signed
 
 SHOWN = ("sweep", "unsir", "forsaken", "forsaken labels", "lightweight", "lightweight labels")
 SHARES = ("model", "ops", "data", "other")
+LONG = 1.0  # seconds
 BAR = 0.15  # of a run, that nothing but the model may take
 
 
@@ -32,7 +34,7 @@ def requests(rows: Rows) -> str:
         order = list(dict.fromkeys((c.data, c.net) for _, c in listed))
         listed.sort(key=lambda item: order.index((item[1].data, item[1].net)))
         probes = " probe (retrained) |" if scenario in CLASSES else ""
-        head = f"| data, net | method | accuracy | beside | forgotten | AUC | beside |{probes} passes | share | times |"
+        head = f"| data, net | method | accuracy | beside | forgotten | AUC | beside |{probes} audit | passes | share | times |"
         lines = [_line(method, case) for method, case in listed]
         parts += [f"### {REQUESTS[scenario].capitalize()}", "", head, "|" + "---|" * (head.count("|") - 1), *lines, ""]
     return "\n".join(parts).strip()
@@ -51,11 +53,18 @@ def _line(method: str, case: Case) -> str:
         f"{case.mean('attack_auc'):.3f}",
         f"{case.gap('attack_auc'):+.3f}",
         *([_probe(case)] if case.scenario in CLASSES else []),
+        _audit(case.rows),
         "-" if math.isnan(share) else f"{case.mean('passes'):,.0f}",
         "-" if math.isnan(share) else f"{100 * share:.0f} %",
         f"{case.mean('speedup'):.1f}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _audit(rows: Rows) -> str:
+    """How many runs have which status, the best first."""
+    counts = Counter(r["audit"] for r in rows if r.get("audit"))
+    return ", ".join(f"{counts[status]} {status}" for status in ("PASS", "PARTIAL", "FAIL") if counts[status]) or "-"
 
 
 def _probe(case: Case) -> str:
@@ -64,22 +73,21 @@ def _probe(case: Case) -> str:
 
 
 def where(rows: Rows) -> str:
-    """Each method's median shares, and those of its longer runs; then which ones are above the bar."""
-    lines = ["| method | runs | s | model | ops | data | other | of all, in looks |", "|---|---|---|---|---|---|---|---|"]
+    """Each method's median shares, of all runs and of the longer ones."""
+    names = " | ".join((*SHARES, "in looks"))
+    lines = [f"| method | runs | {names} | {LONG:g} s and longer | {names} |", "|" + "---|" * (3 + 2 * (len(SHARES) + 1))]
     for method in SHOWN:
         runs = [r for r in rows if r["method"] == method and r.get("shares")]
-        for label, part in (("", runs), (", 1 s and longer", [r for r in runs if r["seconds"] >= 1])):
-            if part:
-                lines.append(f"| {method}{label} | {len(part)} | {_median(part, 'seconds'):.2f} | {_shares(part)} |")
+        if runs:
+            longer = [r for r in runs if r["seconds"] >= LONG]
+            lines.append(f"| {method} | {len(runs)} | {_shares(runs)} | {len(longer)} | {_shares(longer)} |")
     return "\n".join(lines)
-
-
-def _median(runs: Rows, key: str) -> float:
-    return statistics.median(r[key] for r in runs)
 
 
 def _shares(runs: Rows) -> str:
     def share(name: str) -> str:
+        if not runs:
+            return "-"
         value = statistics.median(r["shares"][name] for r in runs)
         return f"**{100 * value:.0f} %**" if name not in ("model", "looks") and value > BAR else f"{100 * value:.0f} %"
 

@@ -156,11 +156,11 @@ def test_committed_page_is_that_of_the_committed_rows():
 def test_what_a_run_cost_stands_in_its_line_and_its_share_in_the_table():
     shares = {"model": 0.6, "ops": 0.05, "data": 0.05, "other": 0.3, "looks": 0.1}
     rows = rows_of({"retrained": {"passes": 20_000}, "sweep": {"passes": 2_000, "shares": shares, "probe": 0.9, "probe_retrained": 0.8}})
-    assert "| digits, cnn | sweep | 95.0 | +0.0 | 2 of 2; 0.0 % | 0.510 | +0.000 | 0.900 (0.800) | 2,000 | 10 % | 20.0 |" in (
+    assert "| digits, cnn | sweep | 95.0 | +0.0 | 2 of 2; 0.0 % | 0.510 | +0.000 | 0.900 (0.800) | 2 PASS | 2,000 | 10 % | 20.0 |" in (
         experiment_costs.requests(rows).splitlines()
     )
     (line,) = [line for line in experiment_costs.where(rows).splitlines() if line.startswith("| sweep |")]
-    assert line == "| sweep | 10 | 1.00 | 60 % | 5 % | 5 % | **30 %** | 10 % |"
+    assert line == "| sweep | 10 | 60 % | 5 % | 5 % | **30 %** | 10 % | 10 | 60 % | 5 % | 5 % | **30 %** | 10 % |"
     assert experiment_plot.costs(rows).count("sweep, ") == len(DATA)  # the one method whose passes are known
 
 
@@ -168,7 +168,7 @@ def test_rows_of_an_earlier_version_still_print():
     """They have no passes, shares or probe."""
     rows = rows_of()
     tables = experiment_costs.requests(rows)
-    assert "| digits, cnn | sweep | 95.0 | +0.0 | 2 of 2; 0.0 % | 0.510 | +0.000 | - | - | - | 20.0 |" in tables
+    assert "| digits, cnn | sweep | 95.0 | +0.0 | 2 of 2; 0.0 % | 0.510 | +0.000 | - | 2 PASS | - | - | 20.0 |" in tables
     assert "nan" not in tables + experiment_costs.where(rows) + experiment_plot.costs(rows)
 
 
