@@ -98,6 +98,9 @@ def cases(rows: Rows, method: str, scenarios: Iterable[str] = tuple(REQUESTS), m
     return result
 
 
+NO_ROWS = "no rows of this request"
+
+
 class Claim(NamedTuple):
     """A claim as stated, whether it held, and what was measured."""
 
@@ -145,7 +148,8 @@ def forsaken(rows: Rows, scenarios: tuple[str, ...], label: str) -> Claim:
         f"average FR {percent(rate)}, retrained {percent(aim)}; accuracy {signed(-mean(losses.values()))} points on average, "
         f"{signed(-worst)} at worst; holds on {each} of {n} data sets by itself{few}{why}"
     )
-    return Claim(f"Forsaken, {label}: average forgetting rate above 90 % with less than 5 points of accuracy lost", held, measured)
+    text = f"Forsaken, {label}: average forgetting rate above 90 % with less than 5 points of accuracy lost"
+    return Claim(text, held, measured if n else NO_ROWS)
 
 
 def lightweight(rows: Rows) -> Claim:
@@ -182,6 +186,8 @@ def unsir(rows: Rows) -> Claim:
     if worst:
         measured += f", {signed(gaps[worst])} points at worst ({', '.join(worst)}); in all cases on the nets {', '.join(good)}"
         measured += f", not on {', '.join(n for n in nets if n not in good)}" if len(good) < len(nets) else ""
+    if len(nets) < 4:
+        measured += f"; only {len(nets)} nets were run"
     text = "one and several classes gone (<= 1 %) within 2 points of retraining, on at least four nets"
     return Claim(f"UNSIR, untuned: {text}", held, measured)
 
@@ -194,9 +200,11 @@ def misses(case: Case) -> list[str]:
     bar = max(NEAR, spread(r["attack_auc"] for r in case.retrained))
     times = FASTER.get(case.data, 5.0)
     gap, auc, speed = case.gap("test_accuracy"), case.gap("attack_auc"), case.mean("speedup")
+    refused = sum(not r.get("forgot") and not r.get("undecided") for r in case.rows)
     known = max(r["forget_accuracy"] for r in case.rows) if case.scenario in CLASSES else 0.0
     return [
         *([f"known for {percent(known)}"] if known > GONE else []),
+        *([f"its own verdict no in {refused} of {len(case.rows)}"] if refused else []),
         *([f"accuracy {signed(gap)} points"] if gap < -POINT else []),
         *([f"AUC {auc:+.3f}"] if abs(auc) > bar else []),
         *([f"{speed:.1f} times as fast"] if speed < times else []),
@@ -254,7 +262,7 @@ def own_bar(rows: Rows, scenario: str, where: str = "") -> Claim:
     close = sum(all(abs(r[k] - o[k]) <= SAME for k in ATTACKS) for r, o in again)
     note += f"; by single run a second retrained model is within it in {close} of {len(again)}" if again else ""
     note += f"; shows nothing on {', '.join(sorted(dull))}, where the original model is within the bar as well" if dull else ""
-    return Claim(text, covered == needed if needed else None, note)
+    return Claim(text, covered == needed if needed else None, note if needed else NO_ROWS)
 
 
 def _aim(rows: Rows, scenario: str, data: set[str]) -> str:
