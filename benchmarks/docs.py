@@ -21,13 +21,13 @@ from typing import Any
 from fastforget import _files, _schema, ops
 from fastforget.auditing import verdict
 
-from . import experiment, experiment_page, rows, shadow_audit, verdict_zoo, zoo_report
+from . import experiment, experiment_costs, experiment_page, rows, shadow_audit, verdict_zoo, zoo_report
 from .experiment_claims import choices
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SPEED = RESULTS / "cpu-amd-epyc-family-26-model-2.json"
-PAGES = ("README.md", "docs/audit.md", "docs/environment.md", "docs/experiment.md", "docs/gpu.md", "docs/ops.md")
+PAGES = ("README.md", "docs/audit.md", "docs/engine.md", "docs/environment.md", "docs/experiment.md", "docs/gpu.md", "docs/ops.md")
 PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 # What README's table of methods says beside the measured columns.
@@ -35,6 +35,7 @@ NEEDS = {
     "unsir": ("UNSIR", "classes", "retain"),
     "forsaken": ("Forsaken", "classes, samples", "forget, non-members, retain"),
     "lightweight": ("Lightweight", "classes, samples", "forget, non-members, retain"),
+    "sweep": ("our own", "classes, samples", "retain; samples: all three"),
 }
 # What docs/ops.md says of a family.
 FAMILIES = {
@@ -117,6 +118,16 @@ def experiments() -> str:
     return experiment_page.section(_json(experiment.ROWS)).strip()
 
 
+def requests() -> str:
+    """docs/engine.md's tables, and when their rows were measured."""
+    results = _json(experiment.ROWS)
+    return f"{experiment_costs.measured(results)}\n\n{experiment_costs.requests(results['rows'])}"
+
+
+def where() -> str:
+    return experiment_costs.where(_json(experiment.ROWS)["rows"])
+
+
 def verdict_rates() -> str:
     """How often the verdict errs, over the zoo's stored rows."""
     return zoo_report.table(_json(verdict_zoo.RESULTS))
@@ -131,6 +142,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "shadow-audit": shadow,
     "verdict-rates": verdict_rates,
     "experiment": experiments,
+    "requests": requests,
+    "where": where,
 }
 
 

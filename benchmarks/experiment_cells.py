@@ -18,11 +18,13 @@ import fastforget as ff
 from fastforget import _weights
 from fastforget.auditing.measure.oracles import LossThreshold, logits_of
 from fastforget.demo.train import train
+from fastforget.methods.cost import LOOKS, SPENT_ON, Cost
 from fastforget.ops import membership
 
 from .experiment_data import Pair, Problem
 
 SCENARIOS = ("class", "classes", "random", "uploads")
+CLASSES = ("class", "classes")
 SUBSET = 1_000  # retained samples that Lightweight may use, and that the audit looks at
 # name, method, options; "unsir" is the default of its scenario
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -30,7 +32,11 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "forsaken": ("forsaken", {}),
     "forsaken direct": ("forsaken", {"generator": "direct"}),
     "lightweight": ("lightweight", {}),
+    "sweep": ("sweep", {}),
+    "forsaken labels": ("forsaken", {"hold": "labels"}),
+    "lightweight labels": ("lightweight", {"hold": "labels"}),
 }
+LABELS = ("forsaken labels", "lightweight labels")  # for classes, whose default is the anchor; samples are held by labels anyhow
 CONTROLS = ("untouched", "random", "retrained", "retrained again")
 Row = dict[str, Any]
 
@@ -66,7 +72,7 @@ def make_cell(problem: Problem, scenario: str, seed: int, member: Tensor | None 
     data = problem.train if member is None else _pick(problem.train, member)
     half = torch.randperm(len(problem.test[1]), generator=generator).tensor_split(2)
     nonmember, test = _pick(problem.test, half[0]), _pick(problem.test, half[1])
-    if scenario in ("class", "classes"):
+    if scenario in CLASSES:
         classes = [problem.forget_class] if scenario == "class" else problem.several
         if not classes or problem.classes <= len(classes) + 1:
             return None
@@ -182,14 +188,17 @@ class Run:
     def row(self, name: str) -> Row | None:
         """What one method or control is measured to be; None where it doesn't apply."""
         assert self.cell is not None
+        if name in not_applicable(self.problem, self.scenario):
+            return None
         if name == "original":
             return self._measured(name, self.original, self.seconds)
         if name == "random":
             return self._control(name, self.problem.nets[self.net](self.seed + 77))
         if name == "retrained":
-            return self._control(name, self.retrained) | {"seconds": self.retraining}
+            passes = self.problem.epochs * len(self.cell.retain[1])
+            return self._control(name, self.retrained) | {"seconds": self.retraining, "passes": passes, "shares": None}
         if name == "retrained again":
-            return self._control(name, self.again()) if self.problem.again else None
+            return self._control(name, self.again())
         if name == "untouched":
             return self._unlearned(name, "none", {})
         method, options = METHODS[name]
@@ -200,7 +209,7 @@ class Run:
         return self._unlearned(name, method, options)
 
     def _control(self, name: str, model: nn.Module) -> Row:
-        return self._unlearned(name, Given(model.eval()), {}) | {"seconds": None, "speedup": None}
+        return self._unlearned(name, Given(model.eval()), {}) | {"seconds": None, "speedup": None, "passes": None, "shares": None}
 
     def _unlearned(self, name: str, method: Any, options: Row) -> Row:
         cell = self.cell
@@ -220,7 +229,8 @@ class Run:
                 return self._measured(name, self.original, None) | {"failed": f"{type(error).__name__}: {error}"}
         steps = (result.receipt.get("measured") or {}).get("steps")
         row = self._measured(name, result.model, took)
-        return row | {"speedup": self.retraining / took, "forgot": result.forgot, "why": result.why, "steps": steps}
+        row |= {"speedup": self.retraining / took, "forgot": result.forgot, "why": result.why, "steps": steps}
+        return row | {"passes": result.cost.passes, "shares": shares(result.cost)}
 
     def _measured(self, name: str, model: nn.Module, seconds: float | None) -> Row:
         cell = self.cell
@@ -237,17 +247,42 @@ class Run:
             return {}
         models = {"original": self.original, "judged": model, "retrained": self.retrained}
         retain, statuses, why = some(cell.retain, SUBSET, 2), [], []
+        probe: Row = {}
         # the attack needs unseen data of the forget data's kind, the loss of use ordinary test data: where they differ, two audits
         tests = [cell.unseen, cell.test] if self.scenario == "uploads" else [_both(cell.unseen, cell.test) if cell.classes else cell.test]
         for test in tests:
             report = ff.audit(models, forget=cell.forget, retain=retain, test=test, attacks=("loss",), progress=False)
             judged = next(r for r in report.rows if r["model"] == "judged")
+            if cell.classes:
+                probe = {key: _probe(report, model) for key, model in (("probe", "judged"), ("probe_retrained", "retrained"))}
             reasons = judged["reasons"]
             if self.scenario == "uploads" and test is cell.test:
                 reasons = [r for r in reasons if "test accuracy on the kept classes" in r]
             statuses += [r.split(":")[0] for r in reasons]
             why += [r for r in reasons if not r.startswith("PASS")]
-        return {"audit": max(statuses, key=("PASS", "PARTIAL", "FAIL").index), "audit_why": why}
+        return {"audit": max(statuses, key=("PASS", "PARTIAL", "FAIL").index), "audit_why": why} | probe
+
+
+def _probe(report: ff.AuditReport, model: str) -> float | None:
+    """The AUC of the audit's linear probe for the classes, on what the model's last layer reads."""
+    below = next(r for r in report.rows if r["model"] == model).get("below") or {}
+    value = below.get("probe_auc")
+    return value if value is not None and math.isfinite(value) else None
+
+
+def shares(cost: Cost) -> dict[str, float]:
+    """Of a run's seconds: what went to the model, our ops, data and all else; and, across these, to looks before, within and after."""
+    table = cost.table()
+    total = sum(sum(phase.values()) for phase in table.values()) or 1.0
+    parts = {name: sum(phase[name] for phase in table.values()) for name in SPENT_ON}
+    parts["looks"] = sum(sum(table[name].values()) for name in LOOKS if name in table)
+    return {name: round(seconds / total, 4) for name, seconds in parts.items()}
+
+
+def not_applicable(problem: Problem, scenario: str) -> set[str]:
+    """Methods that never have a row there."""
+    without = set() if problem.again else {"retrained again"}
+    return without | (set() if scenario in CLASSES else set(LABELS))
 
 
 def rows_of(run: Run, wanted: Sequence[str], have: Sequence[Row], keep: Callable[[list[Row]], None]) -> list[Row]:

@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -165,6 +166,9 @@ def test_seconds_go_to_the_innermost_block():
         pass
     assert set(cost.table()) <= {"run", "other"}
     assert cost.seconds >= 0
+    table = cost.table()
+    time.sleep(0.01)
+    assert cost.table() == table  # what comes after the run isn't the run's
 
 
 SPIN = """

@@ -11,7 +11,7 @@ import torch
 from fastforget._bench.experiment_data import Problem
 from torch import nn
 
-from fastforget._bench import experiment, experiment_cells, experiment_claims, experiment_page, experiment_plot
+from fastforget._bench import experiment, experiment_cells, experiment_claims, experiment_costs, experiment_page, experiment_plot
 
 GOOD = {"forget_accuracy": 0.0, "test_accuracy": 0.95, "attack_auc": 0.51, "attack_tpr": 0.01, "forgetting_rate": 0.95, "seconds": 1.0}
 BEFORE = GOOD | {"forget_accuracy": 1.0, "test_accuracy": 0.96, "attack_auc": 0.60, "forgetting_rate": 0.0}
@@ -40,6 +40,8 @@ def held(rows: list[dict], start: str) -> bool | None:
 def test_claims_hold_where_they_do():
     rows = rows_of()
     assert held(rows, "Forsaken, whole classes") and held(rows, "Lightweight") and held(rows, "Own bar, one class")
+    assert held(rows, "Sweep, one class") and held(rows, "Sweep, random") is None
+    assert held(rows_of({m: {"test_accuracy": 0.94} for m in experiment_cells.LABELS}), "Hold by")
     assert held(rows, "Forsaken, random") is None  # not run is neither yes nor no
     assert held(rows, "UNSIR") is False  # one net isn't four
 
@@ -53,6 +55,11 @@ def test_claims_hold_where_they_do():
         ("Lightweight", {"lightweight": {"forget_accuracy": 0.02}}),
         ("Own bar, one class", {m: {"attack_auc": 0.545} for m in experiment_cells.METHODS}),
         ("Own bar, one class", {m: {"attack_tpr": 0.05} for m in experiment_cells.METHODS}),
+        ("Sweep, one class", {"sweep": {"forget_accuracy": 0.02}}),
+        ("Sweep, one class", {"sweep": {"test_accuracy": 0.939}}),
+        ("Sweep, one class", {"sweep": {"attack_auc": 0.535}}),
+        ("Sweep, one class", {"sweep": {"speedup": 4.9}}),
+        ("Hold by", {"forsaken": {"test_accuracy": 0.94}}),
     ],
 )
 def test_a_claim_falls_with_its_figure(claim, changes):
@@ -125,7 +132,7 @@ def test_data_whose_unseen_samples_are_of_another_time_is_shown_and_does_not_dec
 def test_page_section_and_figures_hold_every_case():
     machine = dict.fromkeys(("torch", "torch_cpu", "python", "system", "fastforget"), "-")
     machine |= {"cpu": "a machine", "cores": 2, "date": "2026-01-02 03:04"}
-    results = {"machine": machine, "profile": [], "rows": rows_of() + rows_of(scenario="uploads")}
+    results = {"machine": machine, "profile": [], "rows": rows_of(passes=500) + rows_of(scenario="uploads", passes=500)}
     files = experiment_page.files(results)
     assert all(f"| {d} | cnn | class | forsaken |" in files["EXPERIMENT.md"] for d in DATA)
     assert "a machine" in files["EXPERIMENT.md"] and "2026-01-02" in experiment_page.section(results)
@@ -144,6 +151,25 @@ def test_committed_page_is_that_of_the_committed_rows():
     for r in results["rows"]:
         seeds[r["data"], r["net"], r["scenario"], r["method"]].add(r["seed"])
     assert all(len(s) >= 3 for s in seeds.values())
+
+
+def test_what_a_run_cost_stands_in_its_line_and_its_share_in_the_table():
+    shares = {"model": 0.6, "ops": 0.05, "data": 0.05, "other": 0.3, "looks": 0.1}
+    rows = rows_of({"retrained": {"passes": 20_000}, "sweep": {"passes": 2_000, "shares": shares, "probe": 0.9, "probe_retrained": 0.8}})
+    assert "| digits, cnn | sweep | 95.0 | +0.0 | 2 of 2; 0.0 % | 0.510 | +0.000 | 0.900 (0.800) | 2 PASS | 2,000 | 10 % | 20.0 |" in (
+        experiment_costs.requests(rows).splitlines()
+    )
+    (line,) = [line for line in experiment_costs.where(rows).splitlines() if line.startswith("| sweep |")]
+    assert line == "| sweep | 10 | 60 % | 5 % | 5 % | **30 %** | 10 % | 10 | 60 % | 5 % | 5 % | **30 %** | 10 % |"
+    assert experiment_plot.costs(rows).count("sweep, ") == len(DATA)  # the one method whose passes are known
+
+
+def test_rows_of_an_earlier_version_still_print():
+    """They have no passes, shares or probe."""
+    rows = rows_of()
+    tables = experiment_costs.requests(rows)
+    assert "| digits, cnn | sweep | 95.0 | +0.0 | 2 of 2; 0.0 % | 0.510 | +0.000 | - | 2 PASS | - | - | 20.0 |" in tables
+    assert "nan" not in tables + experiment_costs.where(rows) + experiment_plot.costs(rows)
 
 
 def toy() -> Problem:
@@ -180,6 +206,15 @@ def test_a_cell_goes_on_where_it_was_cut_off(tmp_path):
     marked = [dict(r, mark=1) for r in rows]
     more = experiment_cells.rows_of(again, ["original", "untouched"], marked, lambda r: None)
     assert [r.get("mark") for r in more] == [1, 1, None] and more[2]["method"] == "untouched" and not more[2]["forgot"]
+
+
+def test_a_row_keeps_what_the_run_cost(tmp_path):
+    (tmp_path / "models").mkdir()
+    run = experiment_cells.Run(toy(), "cnn", "classes", 0, tmp_path, False)
+    row = run.row("lightweight labels")
+    assert row["passes"] > 0 and sum(row["shares"][name] for name in experiment_costs.SHARES) == pytest.approx(1, abs=1e-3)
+    assert run.row("retrained")["passes"] == 2 * len(run.cell.retain[1])
+    assert experiment_cells.Run(toy(), "cnn", "random", 0, tmp_path, False).row("lightweight labels") is None  # the default there
 
 
 def test_the_command_prints_the_section():

@@ -148,8 +148,7 @@ class Cost:
         return {"passes": self.passes, "budget": self.budget, "stopped_by_budget": self.stopped_by_budget, "phases": phases}
 
     def table(self) -> dict[str, dict[str, float]]:
-        """Seconds by phase and by what they were spent on."""
-        self._close()
+        """Seconds by phase and by what they were spent on, up to the last block that ended: what comes after the run isn't part of it."""
         return {name: dict(phase.seconds) for name, phase in self.phases.items() if sum(phase.seconds.values()) > 0}
 
     def __repr__(self) -> str:
