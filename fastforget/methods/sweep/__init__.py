@@ -6,8 +6,8 @@ fall brings the answers back. Each step takes a batch of data to keep, one of da
 - **hold**: on kept and unseen data the model answers as the original did (KL to the original's own answers, classes to forget left out);
   a small cross-entropy on the kept data keeps it learning from what is left;
 - **push**, classes: on their samples too the model answers as the original would without these classes, and -log(1 - p) of the
-  classes; where the model has memorised its data, the classes' log-odds on their samples are also made like those on unseen data,
-  quantile by quantile;
+  classes; the more of its data the model has memorised, the more the classes' log-odds on their samples are also made like those on
+  unseen data, quantile by quantile;
 - **push**, samples: the log-odds of their labels are made like those of unseen data, quantile by quantile.
 
 The three go through the model as one batch, half as many samples to forget as of each of the others: batch norm, in train mode, then
@@ -37,7 +37,7 @@ class Sweep(SweepOptions):
         batch_size: unseen samples in a step, with half as many more to keep, and half as many to forget; ``None``: 64, 32 or 16, by
             the budget.
         hold: ``"anchor"`` (the original's answers) or ``"labels"`` (cross-entropy; unseen data is held by the anchor anyhow).
-        alike: weight of the quantile term; ``None``: 3 for samples; for classes up to 1, by how much the model has memorised.
+        alike: weight of the quantile term; ``None``: 3 for samples; for classes 0.1 to 1, by how much the model has memorised.
 
     Its own budget, where none is given, is two epochs over ``retain``, and 15,000 sample passes at most. Where a class is still known
     then, up to two more sweeps exceed it; a budget that was given is never exceeded.
