@@ -30,7 +30,8 @@ SPREAD = 1.5  # times what one retrained model was seen to differ from the other
 # A retrained model isn't believed whose features lie SAME_FEATURES near the original's (1 - CKA over the test set). Nor one that lies
 # NEAR_FEATURES near with weights below the last layer that moved less than STILL, if the original's features can be read off its own but
 # for UNREAD, or NEARER_FEATURES near where that isn't measured (single samples). Short training from the original's own initial weights
-# comes nearest of what is honest: CKA .984 with weights at .50, CKA .979 with weights at .16 and .18 unread.
+# comes nearest of what is honest: CKA .984 with weights at .50, CKA .979 with weights at .16 and .18 unread. Where a few samples were left
+# out, the same seed comes nearer than that (CKA .993 to .999, weights at .02 to .15): no figure tells it from a touched-up original.
 SAME_FEATURES, NEAR_FEATURES, NEARER_FEATURES, STILL, UNREAD = 0.005, 0.045, 0.015, 0.2, 0.1
 
 
@@ -217,5 +218,8 @@ def believed(reference: Below, moved: float | None, *, frozen_body: bool = False
     alike = distance < NEARER_FEATURES if math.isnan(reference.readable) else distance < NEAR_FEATURES and 1 - reference.readable < UNREAD
     if distance < SAME_FEATURES or (still and alike):
         near = f", and its weights below the last layer {100 * (moved or 0):.2g} % of their size" if still else ""
-        return f"its features are nearly the original's (CKA {reference.cka:.3f}){near}: it was not retrained from the start"
+        return (
+            f"its features are nearly the original's (CKA {reference.cka:.3f}){near}: it was not retrained from the start, or it was from "
+            "the original's own initial weights, which these figures can't tell apart; retrain it from another seed"
+        )
     return None
