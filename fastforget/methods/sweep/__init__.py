@@ -37,7 +37,8 @@ class Sweep(SweepOptions):
         batch_size: unseen samples in a step, with half as many more to keep, and half as many to forget; ``None``: 64, 32 or 16, by
             the budget.
         hold: ``"anchor"`` (the original's answers) or ``"labels"`` (cross-entropy; unseen data is held by the anchor anyhow).
-        alike: weight of the quantile term; ``None``: 3 for samples; for classes 0.1 to 1, by how much the model has memorised.
+        alike: weight of the quantile term; ``None``: 3 for samples; for classes up to 1, by how much the model has memorised
+            (one class: at least 0.1).
 
     Its own budget, where none is given, is two epochs over ``retain``, and 15,000 sample passes at most. Where a class is still known
     then, up to two more sweeps exceed it; a budget that was given is never exceeded.

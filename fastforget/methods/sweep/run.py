@@ -28,8 +28,8 @@ from .rate import memorised, size, steady
 HOLD, LABELS = 4.0, 0.3  # weights of the anchor over the push's, and of the cross-entropy on data to keep
 RETAIN_ORDER, UNSEEN_ORDER, FORGET_ORDER, LOOK_ORDER = 61, 62, 63, 64  # purposes of seeds
 GONE = 0.005  # a class is gone when at most this share of its samples is answered right: half of what the verdict allows
-# weight of the classes' quantile term where the model has memorised nothing: without it the answers are gone, but log-odds far below zero
-# still tell the class (MNIST 5k: AUC .98, retrained .78; with it .87)
+# weight of one class's quantile term where the model has memorised nothing: without it the answers are gone, but log-odds far below zero
+# still tell the class (MNIST 5k: AUC .98, retrained .78; with it .87). Of several classes it cost a point there and hid them no better
 LEAST_ALIKE = 0.1
 LOOK = 512  # samples that a look takes of a set, at most
 MARGIN = 1.0  # standard errors that the loss attack's AUC may be from a half
@@ -84,7 +84,8 @@ class Run:
         """The rate, and the weight of the quantile term."""
         options, strength = self.options, min(1.0, self.memory / 0.1)
         rate = options.rate or min(0.01 + 0.02 * strength if self.task.classes else 0.03, steady(self.task, self.kept))
-        return rate, options.alike if options.alike is not None else (max(strength, LEAST_ALIKE) if self.task.classes else 3.0)
+        least = LEAST_ALIKE if len(self.task.classes) == 1 else 0.0
+        return rate, options.alike if options.alike is not None else (max(strength, least) if self.task.classes else 3.0)
 
     def run(self) -> dict[str, Any]:
         if not self.plan.steps:
