@@ -220,6 +220,6 @@ def believed(reference: Below, moved: float | None, *, frozen_body: bool = False
         near = f", and its weights below the last layer {100 * (moved or 0):.2g} % of their size" if still else ""
         return (
             f"its features are nearly the original's (CKA {reference.cka:.3f}){near}: it was not retrained from the start, or it was from "
-            "the original's own initial weights, which these figures can't tell apart; retrain it from another seed"
+            "the original's own initialisation, which these figures can't tell apart; retrain it from another seed"
         )
     return None
