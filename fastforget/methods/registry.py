@@ -72,4 +72,4 @@ def suitable(classes: Any, *, forget: Any, retain: Any, nonmember: Any) -> tuple
         return "unsir", "no samples of the classes were given; UNSIR learns noise in their place, and rehearses to know when they are gone"
     if classes is None and nonmember is None:
         return "unsir", "no data never seen was given, which single samples need; UNSIR forgets the classes of the forget set"
-    return "sweep", "data to forget and to keep were given: the sweep forgets as well as the other methods, with the fewest sample passes"
+    return "sweep", "data to forget and to keep were given: for these the sweep comes first in the experiment (docs/experiment.md)"
