@@ -53,6 +53,11 @@ class Cell:
     test: Pair  # for accuracy: of the kept classes
     classes: list[int] | None
 
+    @property
+    def measuring(self) -> Pair:
+        """The audit's test set: unseen samples of all classes."""
+        return _both(self.unseen, self.test) if self.classes else self.test
+
 
 def _pick(pair: Pair, index: Tensor) -> Pair:
     return pair[0][index], pair[1][index]
@@ -97,7 +102,7 @@ def _upload(pair: Pair, classes: int, generator: torch.Generator) -> Pair:
     return -pair[0].transpose(2, 3).flip(2), torch.randint(0, classes, (len(pair[1]),), generator=generator)
 
 
-def _scores(model: nn.Module, pair: Pair) -> membership.MembershipScores:
+def scores(model: nn.Module, pair: Pair) -> membership.MembershipScores:
     return membership.membership_scores(*logits_of(model, pair))
 
 
@@ -109,7 +114,7 @@ def oracle(model: nn.Module, cell: Cell) -> LossThreshold:
 def measure(model: nn.Module, cell: Cell, threshold: float, before: Tensor) -> Row:
     """Accuracies, the loss attack on the forget set against unseen data of its kind, and the forgetting rate."""
     sets = (cell.forget, cell.unseen, some(cell.retain, 5_000, 1), cell.test)
-    forget, unseen, retain, test = (_scores(model, pair) for pair in sets)
+    forget, unseen, retain, test = (scores(model, pair) for pair in sets)
     attack = membership.roc_stats(-forget.loss, -unseen.loss, fprs=(0.01,))
     rate = membership.forgetting_rate(before, forget.loss <= threshold)
     return {
@@ -172,7 +177,7 @@ class Run:
             self.original, self.seconds = self._trained(self.cell.whole, seed, shared)
         self.retrained, self.retraining = self._trained(self.cell.retain, seed, f"without-{scenario}")
         self.threshold = oracle(self.original, self.cell).threshold
-        self.before = _scores(self.original, self.cell.forget).loss <= self.threshold
+        self.before = scores(self.original, self.cell.forget).loss <= self.threshold
 
     def _trained(self, data: Pair, seed: int, what: str) -> tuple[nn.Module, float]:
         stem = f"{self.problem.name}-{self.net}-{seed}-{what}"
@@ -249,7 +254,7 @@ class Run:
         retain, statuses, why = some(cell.retain, SUBSET, 2), [], []
         probe: Row = {}
         # the attack needs unseen data of the forget data's kind, the loss of use ordinary test data: where they differ, two audits
-        tests = [cell.unseen, cell.test] if self.scenario == "uploads" else [_both(cell.unseen, cell.test) if cell.classes else cell.test]
+        tests = [cell.unseen, cell.test] if self.scenario == "uploads" else [cell.measuring]
         for test in tests:
             report = ff.audit(models, forget=cell.forget, retain=retain, test=test, attacks=("loss",), progress=False)
             judged = next(r for r in report.rows if r["model"] == "judged")

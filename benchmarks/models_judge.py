@@ -18,85 +18,64 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 import fastforget as ff
 from fastforget._files import write_whole
-from fastforget._weights import evaluating
 from fastforget.demo.data import DataMissing
 from fastforget.ops import membership
 
 from . import machine
 from .cifar40 import REQUESTS, Tiles, read
+from .experiment_cells import Cell, scores
 from .models import ORDER, load
 
 ROWS = Path(__file__).resolve().parent / "results" / "models.json"
 METHODS = ("sweep", "unsir", "forsaken", "lightweight")
 ASKED = ("class", "classes", "random")
-Pair = tuple[Tensor, Tensor]
 
 
-class Sets(NamedTuple):
-    """What a request gives a method, and what measures: ``unseen`` are test images of the same classes, ``test`` of those that stay."""
-
-    forget: Pair
-    retain: Pair
-    nonmember: Pair
-    measuring: Pair
-    unseen: Pair
-    test: Pair
-    classes: list[int] | None
-
-
-def sets_of(kind: str, data: Tiles) -> Sets:
-    """The sets of a request on the 40 classes of CIFAR-100."""
-    request, (x, y) = REQUESTS[kind], data.train
-    forget, retain = request.split(y)
-    images, labels = data.test
-    first, second = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1000)).tensor_split(2)
-    gone = torch.isin(labels, torch.tensor(request.classes or (-1,)))
-    kept = second[~gone[second]]
-    unseen = gone.nonzero()[:, 0] if request.classes else second
-    pairs = [(images[at], labels[at]) for at in (first, second, unseen, kept)]
-    return Sets((x[forget], y[forget]), (x[retain], y[retain]), *pairs, list(request.classes) or None)
+def cell_of(kind: str, data: Tiles) -> Cell:
+    """The sets of a request on the 40 classes of CIFAR-100; of its test images one half is given to methods, the other measures."""
+    request, whole = REQUESTS[kind], data.train
+    forget, retain = request.split(whole[1])
+    first, second = torch.randperm(len(data.test[1]), generator=torch.Generator().manual_seed(1000)).tensor_split(2)
+    gone = torch.isin(data.test[1], torch.tensor(request.classes or (-1,)))
+    unseen = gone if request.classes else second
+    sets = [(images[at], labels[at]) for (images, labels), at in (
+        (whole, forget), (whole, retain), (data.test, first), (data.test, unseen), (data.test, second[~gone[second]]),
+    )]  # fmt: skip
+    return Cell(whole, *sets, list(request.classes) or None)
 
 
-def logits(net: nn.Module, images: Tensor) -> Tensor:
-    """In float32 and eval mode."""
-    with evaluating(net):
-        return torch.cat([net(part) for part in images.split(500)])
-
-
-def figures(net: nn.Module, sets: Sets) -> dict[str, float]:
+def figures(net: nn.Module, cell: Cell) -> dict[str, float]:
     """Accuracies, and the loss attack's AUC of forgotten against unseen samples."""
-    outputs = {name: logits(net, getattr(sets, name)[0]) for name in ("forget", "unseen", "test")}
-    right = {name: out.argmax(1).eq(getattr(sets, name)[1]).double().mean().item() for name, out in outputs.items()}
-    inside, outside = (-F.cross_entropy(outputs[name], getattr(sets, name)[1], reduction="none") for name in ("forget", "unseen"))
-    auc = float(membership.roc_stats(inside, outside, fprs=()).auc)
-    return {"kept": round(right["test"], 5), "forget": round(right["forget"], 5), "unseen": round(right["unseen"], 5), "auc": round(auc, 4)}
+    forget, unseen, test = (scores(net, pair) for pair in (cell.forget, cell.unseen, cell.test))
+    right = {name: one.correct.double().mean().item() for name, one in (("kept", test), ("forget", forget), ("unseen", unseen))}
+    auc = float(membership.roc_stats(-forget.loss, -unseen.loss, fprs=()).auc)
+    return {**{name: round(share, 5) for name, share in right.items()}, "auc": round(auc, 4)}
 
 
 def row_of(method: str, kind: str, seed: int, data: Tiles, audited: bool) -> dict[str, Any]:
     """One run of a method on ``original-0``, measured; and audited beside the retrained models."""
-    sets, original = sets_of(kind, data), load("original-0")
+    cell, original = cell_of(kind, data), load("original-0")
     began = time.thread_time()
     result = ff.unlearn(
-        original.net, method, forget=sets.forget, retain=sets.retain, nonmember=sets.nonmember, classes=sets.classes,
+        original.net, method, forget=cell.forget, retain=cell.retain, nonmember=cell.nonmember, classes=cell.classes,
         seed=seed, progress=False,
     )  # fmt: skip
     seconds = time.thread_time() - began
-    row: dict[str, Any] = {"request": kind, "method": method, "seed": seed, **figures(result.model, sets)}
+    row: dict[str, Any] = {"request": kind, "method": method, "seed": seed, **figures(result.model, cell)}
     row |= {"forgot": result.forgot, "passes": result.cost.passes, "seconds": round(seconds, 1)}
     row["faster"] = round(original.receipt["processor_seconds"] / seconds, 1)
     if audited:
         retrained = {f"retrained {i}": load(name).net for i, name in enumerate(_retrained(kind))}
         report = ff.audit(
             {"original": original.net, "unlearned": result.model, **retrained},
-            forget=sets.forget, retain=sets.retain, test=sets.measuring, seed=seed, progress=False,
+            forget=cell.forget, retain=cell.retain, test=cell.measuring, seed=seed, progress=False,
         )  # fmt: skip
         row["verdict"] = report.verdict
     return row
@@ -158,8 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore", ff.NotForgottenWarning)
     stored["machine"] = machine.facts()
     for kind in args.request:
-        sets = sets_of(kind, data)
-        stored["models"][kind] = {name: figures(load(name).net, sets) for name in ("original-0", *_retrained(kind))}
+        cell = cell_of(kind, data)
+        stored["models"][kind] = {name: figures(load(name).net, cell) for name in ("original-0", *_retrained(kind))}
         for method, seed in ((m, s) for m in args.method for s in args.seeds):
             key = (kind, method, seed)
             there = [r for r in stored["rows"] if (r["request"], r["method"], r["seed"]) == key]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from .figures_below import Below
 from .measure.below import NOTHING_BELOW
+from .measure.intervals import auc_standard_error
 from .measure.linear import odds
 from .measure.noised import NO_FLOATS
 
@@ -139,8 +140,7 @@ def probe_limit(original: Below, references: Sequence[Below]) -> tuple[float, fl
     if not math.isnan(original.probe_auc):
         allowed = max(allowed, KNOWN * (log_odds(original.probe_auc, pairs) - mean))
     if len(values) > 1:
-        alone = [abs(v - (sum(values) - v) / (len(values) - 1)) for v in values]
-        allowed = max(allowed, SPREAD * max(alone))
+        allowed = max(allowed, _spread(values))
     return mean, mean + allowed
 
 
@@ -169,8 +169,7 @@ def _excess(row: Below, original: Below, references: Sequence[Below], name: str,
     mean, mine = sum(values) / len(values), getattr(row, name)
     allowed = max(EXCESS, EXCESS_ERRORS * _auc_error(row))
     if len(values) > 1:
-        alone = [abs(v - (sum(values) - v) / (len(values) - 1)) for v in values]
-        allowed = max(allowed, SPREAD * max(alone))
+        allowed = max(allowed, _spread(values))
     gap = getattr(original, name) - mean
     if gap > allowed:
         allowed = min(allowed, gap / 2)
@@ -186,22 +185,27 @@ def _fresh(row: Below, original: Below, references: Sequence[Below]) -> Finding:
     if missing:
         return missing
     values = [r.new_head_auc for r in references]
-    mean, gap = sum(values) / len(values), original.new_head_auc - sum(values) / len(values)
+    mean = sum(values) / len(values)
+    gap = original.new_head_auc - mean
     error = _auc_error(row)
     text = f"{label} {row.new_head_auc:.3f}, retrained {mean:.3f}"
     if not gap >= TELLING * error:
         return "PASS", f"{text}: it doesn't tell the original ({original.new_head_auc:.3f}) from the retrained model"
     allowed = max(HEAD_WAY * gap, HEAD_ERRORS * error)
     if len(values) > 1:
-        alone = [abs(v - (sum(values) - v) / (len(values) - 1)) for v in values]
-        allowed = max(allowed, min(SPREAD * max(alone), gap / 2))
+        allowed = max(allowed, min(_spread(values), gap / 2))
     text += f", tolerance {allowed:.3f}"
     return ("PASS", text) if row.new_head_auc - mean <= allowed else ("PARTIAL", f"{text}: below the last layer the samples are kept")
 
 
+def _spread(values: Sequence[float]) -> float:
+    """What several retrained models allow another: :data:`SPREAD` times what one of them differs from the mean of the others, at most."""
+    return SPREAD * max(abs(v - (sum(values) - v) / (len(values) - 1)) for v in values)
+
+
 def _auc_error(row: Below) -> float:
     """Standard error of an AUC of one half, between the forget samples and the unseen ones."""
-    return math.sqrt((row.forget + row.unseen + 1) / (12 * row.forget * row.unseen))
+    return auc_standard_error(row.forget, row.unseen)
 
 
 def believed(reference: Below, moved: float | None, *, frozen_body: bool = False) -> str | None:

@@ -114,7 +114,7 @@ def figures(
         balanced.interval = intervals.balanced(called[0], n1, called[1], n0)
     return AttackFigures(
         auc=auc,
-        auc_standard_error=math.sqrt((n1 + n0 + 1) / (12 * n1 * n0)),
+        auc_standard_error=intervals.auc_standard_error(n1, n0),
         balanced_accuracy=balanced,
         tpr_at=rates,
         members=n1,

@@ -50,6 +50,15 @@ def resamples(samples: int) -> int:
     return max(LEAST, min(MOST, DRAWS // max(samples, 1)))
 
 
+def auc_standard_error(members: int, others: int) -> float:
+    """Of an AUC where both sides are alike: the Mann-Whitney statistic's, sqrt((n1 + n0 + 1) / (12 n1 n0)).
+
+    >>> auc_standard_error(1, 1)
+    0.5
+    """
+    return math.sqrt((members + others + 1) / (12 * members * others))
+
+
 def auc(member: Tensor, nonmember: Tensor, seed: int, draws: int | None = None) -> Interval:
     """Of the AUC, by ``draws`` resamples (default: :func:`resamples`); the same seed gives the same interval.
 

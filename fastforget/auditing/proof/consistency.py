@@ -210,7 +210,7 @@ def _attack(where: str, attack: AttackFigures) -> Iterator[str]:
     if n1 < 1 or n0 < 1:
         yield f"{where} has figures of no samples"
         return
-    if not near(attack.auc_standard_error, math.sqrt((n1 + n0 + 1) / (12 * n1 * n0))):
+    if not near(attack.auc_standard_error, intervals.auc_standard_error(n1, n0)):
         yield f"{where}.auc_standard_error does not follow from its counts"
     halves = 2 * attack.auc.value * n1 * n0  # a tie counts one half
     if abs(halves - round(halves)) > max(1e-3, 1e-12 * n1 * n0):

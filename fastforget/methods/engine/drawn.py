@@ -80,6 +80,14 @@ def without(logits: Tensor, classes: list[int]) -> Tensor:
     return logits.log_softmax(dim=1)
 
 
+def answers(task: Task, batches: list[Batch]) -> list[Tensor]:
+    """The model's logits float32[B, K] of each batch: in one pass where the batches can be joined."""
+    whole = joined([batch.inputs for batch in batches]) if len(batches) > 1 else None
+    if whole is None:
+        return [task.forward(task.model, batch.inputs).float() for batch in batches]
+    return list(task.forward(task.model, whole).float().split([len(batch) for batch in batches]))
+
+
 def joined(inputs: list[Any]) -> Any | None:
     """Batches' inputs as one, or ``None`` where nobody knows which rows belong to which sample, or the samples differ in shape."""
     if any(_tree.rows(part) is None for part in inputs):

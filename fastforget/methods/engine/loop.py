@@ -3,9 +3,7 @@
 with training(task, "train"):
     for step in steps(task, most, "sweep", each=3 * 64):
         ...
-        backward(task, loss)
-        with task.cost.at("ops"):
-            optimizer.step()
+        descend(task, optimizer, loss)
 """
 
 from __future__ import annotations
@@ -53,6 +51,14 @@ def backward(task: Task, loss: Tensor) -> None:
     """``loss.backward()``, as time of the model."""
     with task.cost.at("model"):
         loss.backward()
+
+
+def descend(task: Task, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step of the optimiser down the loss."""
+    optimizer.zero_grad(set_to_none=True)
+    backward(task, loss)
+    with task.cost.at("ops"):
+        optimizer.step()
 
 
 def gradients(task: Task, loss: Tensor, params: Iterable[Tensor]) -> list[Tensor]:

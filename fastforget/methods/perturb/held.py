@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ... import _weights
 from ..._data import Source
-from ..engine.drawn import Batch, joined, without
+from ..engine.drawn import Batch, answers, without
 from ..engine.terms import HOLDS, hold
 from ..task import Task
 from .match import accuracy
@@ -119,19 +119,11 @@ class Hold:
     def step(self) -> Held:
         """The next batches' loss."""
         drawn = [next(batches) for batches in self.batches]
-        logits = self._logits([batch for batch, _ in drawn])
+        logits = answers(self.task, [batch for batch, _ in drawn])
         losses = [hold(self.kind, z, batch.teacher, batch.labels) for z, (batch, _) in zip(logits, drawn, strict=True)]
         right = [accuracy(z.detach(), batch.labels) for z, (batch, _) in zip(logits, drawn, strict=True)]
         lost = [accuracy(before, batch.labels) - now for now, (batch, before) in zip(right, drawn, strict=True) if len(before)]
         return Held(torch.stack(losses).mean(), right[0], max(lost, default=None))
-
-    def _logits(self, batches: list[Batch]) -> list[Tensor]:
-        """The model's answers: in one pass where the batches can be joined."""
-        task = self.task
-        whole = joined([batch.inputs for batch in batches]) if len(batches) > 1 else None
-        if whole is None:
-            return [task.forward(task.model, batch.inputs).float() for batch in batches]
-        return list(task.forward(task.model, whole).float().split([len(batch) for batch in batches]))
 
 
 class Kept:

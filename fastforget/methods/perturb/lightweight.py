@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from ... import _weights
 from ...ops import noise
 from ..cost import FORWARD
-from ..engine.loop import backward, gradients, steps, trainable, training
+from ..engine.loop import descend, gradients, steps, trainable, training
 from ..options import check
 from ..task import Task
 from .generators import relative
@@ -222,8 +222,5 @@ def _fine_tuned(options: Lightweight, task: Task) -> list[Tensor]:
     with torch.enable_grad():
         for _ in steps(task, len(cut), "fine-tune", each=max(map(len, cut))):
             x, y = next(batches)
-            optimizer.zero_grad()
-            backward(task, F.cross_entropy(task.forward(copy, x), y))
-            with task.cost.at("ops"):
-                optimizer.step()
+            descend(task, optimizer, F.cross_entropy(task.forward(copy, x), y))
     return [p.detach() for p in params]

@@ -17,8 +17,8 @@ from ...optim import MaskedAdam
 from ..attack import auc_of
 from ..cost import FORWARD
 from ..engine import precision
-from ..engine.drawn import Batch, Drawn, joined
-from ..engine.loop import backward, cosine, must_be_finite, steps, trainable, training
+from ..engine.drawn import Batch, Drawn, answers
+from ..engine.loop import cosine, descend, must_be_finite, steps, trainable, training
 from ..engine.terms import alike, anchor, away_from, confidence, hold, log_odds
 from ..task import Task
 from ..unsir.noise import Noise, find_place, learn_noise
@@ -92,9 +92,10 @@ class Run:
             return {"chosen": dataclasses.asdict(self.plan), "measured": {"sweeps": []}}
         task, rate = self.task, self.rate
         for number in range(self.options.sweeps):
-            if number and self.own and task.classes and not self._fits():
-                task.cost.budget = (task.cost.budget or 0) + self.plan.steps * self.plan.each + self._look_costs()
-            if not self._has_room():
+            whole = self.plan.steps * self.plan.each + self._look_costs()
+            if number and self.own and task.classes and task.cost.left() < whole:
+                task.cost.budget = (task.cost.budget or 0) + whole
+            if not task.cost.has_room(whole):
                 break
             before = _weights.save(task.model)
             self._sweep(rate, number)
@@ -122,15 +123,6 @@ class Run:
         error = math.sqrt(self.first * (1 - self.first) / len(self.task.held))
         look["undone"] = self.first - look["right"] > LOST + MARGIN * error
         return look["undone"]
-
-    def _fits(self) -> bool:
-        """Whether a whole sweep and the look after it are within the budget."""
-        whole = self.plan.steps * self.plan.each + self._look_costs()
-        return self.task.cost.passes + whole <= (self.task.cost.budget or 0)
-
-    def _has_room(self) -> bool:
-        """The same, noted where it isn't."""
-        return self.task.cost.has_room(self.plan.steps * self.plan.each + self._look_costs())
 
     def _look_costs(self) -> int:
         """Sample passes of a look."""
@@ -173,10 +165,7 @@ class Run:
                     group["lr"] = lr * cosine(step, most)
                 kept, unseen, forget = drawn
                 loss = self._loss([kept] if unseen is None else [kept, unseen], forget)
-                optimizer.zero_grad(set_to_none=True)
-                backward(task, loss)
-                with task.cost.at("ops"):
-                    optimizer.step()
+                descend(task, optimizer, loss)
                 total += loss.detach()
         mean = must_be_finite(total / most, f"sweep {number + 1}", rate, "Lower rate=")
         task.history.append({"phase": "sweep", "rate": rate, "loss": mean, "steps": most})
@@ -184,7 +173,7 @@ class Run:
     def _loss(self, batches: list[Batch], forget: Batch | Noise) -> Tensor:
         """Hold and push."""
         task = self.task
-        logits = self._logits([*batches, forget] if isinstance(forget, Batch) else batches)
+        logits = answers(task, [*batches, forget] if isinstance(forget, Batch) else batches)
         kept = hold(self.options.hold, logits[0], batches[0].teacher, batches[0].labels)
         if len(batches) > 1:
             kept = (kept + anchor(logits[1], batches[1].teacher)) / 2
@@ -204,14 +193,6 @@ class Run:
             like = log_odds(others, self.classes)
             push = push + self.alike * alike(log_odds(logits, self.classes), like, like.detach().var())
         return push
-
-    def _logits(self, batches: list[Batch]) -> list[Tensor]:
-        """The model's answers: in one pass where the batches can be joined."""
-        task = self.task
-        whole = joined([batch.inputs for batch in batches]) if len(batches) > 1 else batches[0].inputs
-        if whole is None:
-            return [task.forward(task.model, batch.inputs).float() for batch in batches]
-        return list(task.forward(task.model, whole).float().split([len(batch) for batch in batches]))
 
     def _noise(self) -> Any:
         """Noise in the place of the classes' samples, as UNSIR learns it, once a step."""

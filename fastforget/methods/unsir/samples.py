@@ -25,7 +25,7 @@ from ..._trial import least_of
 from ...ops import noise as noise_ops
 from ...ops import update
 from ..cost import FORWARD
-from ..engine.loop import backward, gradients, steps, trainable, training
+from ..engine.loop import descend, gradients, steps, trainable, training
 from ..task import Task
 from .noise import Place, find_place
 from .options import Options
@@ -80,10 +80,7 @@ def _impair_epoch(
             task.train_mode()
             loss = F.cross_entropy(task.forward(task.model, inputs), labels)
             loss = loss + F.cross_entropy(place.logits(task, images), labels[:n])
-            optimizer.zero_grad(set_to_none=True)
-            backward(task, loss)
-            with task.cost.at("ops"):
-                optimizer.step()
+            descend(task, optimizer, loss)
             total += float(loss.detach())
             done, seen = done + 1, seen + len(forget_labels)
     return total / max(done, 1), seen

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..._data import Source, cut
 from ..engine.drawn import Batch, Drawn
-from ..engine.loop import backward, cosine, steps, trainable, training
+from ..engine.loop import cosine, descend, steps, trainable, training
 from ..engine.terms import hold
 from ..task import Task
 from .noise import Noise, find_place, learn_noise
@@ -32,8 +32,17 @@ def run(options: Options, task: Task) -> dict[str, Any]:
     """
     assert task.retain is not None
     retain = capped(task.retain, options.retain_per_class, task.generator(KEEP))
-    watched = retain.subset(torch.arange(0, len(retain), -(-len(retain) // LOOK))) if task.cost.budget is None else None
-    before = _right(task, watched) if watched is not None else None
+    if task.cost.budget is not None:
+        _published(options, task, retain)
+        return {}
+    watched = retain.subset(torch.arange(0, len(retain), -(-len(retain) // LOOK)))
+    before = _right(task, watched)
+    _published(options, task, retain)
+    return {"measured": {"retained": _lost(options, before, _right(task, watched))}}
+
+
+def _published(options: Options, task: Task, retain: Source) -> None:
+    """Learn noise, impair, repair."""
     kept = to_hold(options, task, retain) if options.hold == "anchor" else None
     noise = learn_noise(options, task, task.classes, find_place(task, options.noise_at, retain))
     impair(options, task, retain, noise)
@@ -42,9 +51,6 @@ def run(options: Options, task: Task) -> dict[str, Any]:
     else:
         assert options.repair_lr is not None
         hold_on(options, task, iter(kept), len(kept.order), options.repair_lr, "repair")
-    if watched is None or before is None:
-        return {}
-    return {"measured": {"retained": _lost(options, before, _right(task, watched))}}
 
 
 def _right(task: Task, watched: Source) -> Tensor:
@@ -106,10 +112,7 @@ def hold_on(
                 group["lr"] = rate * cosine(step, most)
             batch = next(batches)
             loss = hold(options.hold, task.forward(task.model, batch.inputs).float(), batch.teacher, batch.labels)
-            optimizer.zero_grad(set_to_none=True)
-            backward(task, loss)
-            with task.cost.at("ops"):
-                optimizer.step()
+            descend(task, optimizer, loss)
             total += loss.detach() * len(batch)
             seen += len(batch)
     _note(task, phase, rate, total, seen)
@@ -137,10 +140,7 @@ def train(
         for _ in steps(task, len(order), phase.split()[0], each=min(options.batch_size, len(order[0])), label=phase):
             logits, labels = next(answers)
             loss = F.cross_entropy(logits, labels)
-            optimizer.zero_grad(set_to_none=True)
-            backward(task, loss)
-            with task.cost.at("ops"):
-                optimizer.step()
+            descend(task, optimizer, loss)
             total += loss.detach() * len(labels)
             seen += len(labels)
     _note(task, phase, lr, total, seen)
