@@ -154,6 +154,9 @@ def test_sweep_refuses_what_it_can_t_use(world):
     given.pop("nonmember")
     with pytest.raises(ValueError, match="nonmember: not given"):
         quiet(world.net("mlp"), "sweep", **given)
+    for few in (1, 3):
+        with pytest.raises(ValueError, match=f"nonmember: got {few} samples.*at least 4"):
+            quiet(world.net("mlp"), "sweep", **given, nonmember=tuple(t[:few] for t in world.test))
     with pytest.raises(ValueError, match="hold: got 'nothing'"):
         Sweep(hold="nothing")
     with pytest.raises(ValueError, match="precision: got 'half'"):

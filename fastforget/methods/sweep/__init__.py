@@ -68,4 +68,9 @@ class Sweep(SweepOptions):
             raise ValueError("retain: not given; the sweep needs data to keep, to hold the model by")
         if not task.classes and task.nonmember is None:
             raise ValueError("nonmember: not given; for samples the sweep needs data the model never saw, to learn how it answers it")
+        if not task.classes and task.held is None:
+            raise ValueError(
+                f"nonmember: got {len(task.nonmember or ())} samples; for samples the sweep trains on some of them and looks at the rest, "
+                "so it needs at least 4. Give more, or take method='lightweight'"
+            )
         return Run(self, task).run()
