@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from .pack import STANDARD
 from .perturb.forsaken import Forsaken
 from .perturb.lightweight import Lightweight
 from .sweep import Sweep
@@ -45,6 +46,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "unsir": UNSIR,
     "forsaken": Forsaken,
     "lightweight": Lightweight,
+    **STANDARD,
     "none": Nothing,
 }
 AUTO = "auto"

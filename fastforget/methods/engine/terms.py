@@ -31,6 +31,20 @@ def anchor(logits: Tensor, teacher: Tensor) -> Tensor:
     return (p * (teacher.masked_fill(p == 0, 0.0) - logits.log_softmax(dim=1))).sum(dim=1).mean()
 
 
+def distill(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(softmax(teacher / T) || softmax(logits / T)), in nats, mean over the samples; without the factor T^2.
+
+    Args:
+        logits, teacher: [B, K]; minus infinity in ``teacher`` leaves a class out.
+        temperature: T.
+
+    >>> import torch
+    >>> round(distill(torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]]), temperature=2.0).item(), 4)
+    0.1109
+    """
+    return anchor(logits / temperature, (teacher / temperature).log_softmax(dim=1))
+
+
 def hold(kind: str, logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     """What the model is held by on data to keep: ``"anchor"``, the original model's answers, or ``"labels"``, cross-entropy."""
     return anchor(logits, teacher) if kind == "anchor" else F.cross_entropy(logits, labels)

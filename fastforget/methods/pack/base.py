@@ -1,0 +1,163 @@
+"""What the standard methods share: presets, checks of the data up front, and what the receipt says of a method.
+
+Each is a published method, as its paper (``preset="paper"``) or its authors' code (``preset="code"``) has it, with the constants of their
+nets and data. They are not tuned to the model at hand; :class:`fastforget.methods.Sweep` is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..._data import Source
+from ...optim import MaskedSGD
+from ..engine.loop import trainable, training
+from ..engine.passes import EPOCHS, Passes, Shuffled
+from ..options import check, given
+from ..task import Task
+
+USES = {"forget": "the data to forget", "retain": "data to keep", "nonmember": "data the model never saw"}
+Presets = Mapping[str, Mapping[str, Any]]
+
+
+def published(**presets: Mapping[str, Any]) -> Presets:
+    """Values of a method's options by preset; ``code`` has those of ``paper`` where it doesn't say otherwise."""
+    named: dict[str, Mapping[str, Any]] = {"paper": {}, "code": {}} | presets
+    return MappingProxyType({name: MappingProxyType({**presets["paper"], **values}) for name, values in named.items()})
+
+
+@dataclasses.dataclass
+class Standard:
+    """A standard method. Options that are ``None`` are the preset's.
+
+    A method sets ``name``, ``source`` (paper; code), ``presets``, ``uses`` (the sets it trains on), ``reads_labels`` (of the forget set)
+    and :meth:`loop`.
+    """
+
+    preset: str = "paper"
+
+    name: ClassVar[str]
+    source: ClassVar[str]
+    presets: ClassVar[Presets] = published(paper={})
+    scope: ClassVar[str] = "samples"  # "classes": these alone
+    uses: ClassVar[tuple[str, ...]] = ("forget", "retain")
+    reads_labels: ClassVar[bool] = True  # of the forget set
+    learns_noise: ClassVar[bool] = False
+    weak: ClassVar[str | None] = None  # what the method is known not to do
+    whole: ClassVar[tuple[str, ...]] = ()  # options that are ints >= 1
+    numbers: ClassVar[tuple[str, ...]] = ()  # options that are finite numbers >= 0
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})  # options that are one of some words
+
+    def __post_init__(self) -> None:
+        check(self, {"preset": tuple(self.presets)})
+        for option, value in self.presets[self.preset].items():
+            if getattr(self, option) is None:
+                setattr(self, option, value)
+        check(self, self.choices, given(self, self.whole), given(self, self.numbers))
+
+    @property
+    def needs_forget(self) -> bool:
+        """Whether the method needs samples to forget; whole classes can be named without."""
+        return "forget" in self.uses
+
+    @property
+    def trains_in(self) -> str:
+        """The model's mode while it is trained, ``"train"`` (batch norm moves) or ``"eval"``."""
+        return "train"
+
+    @property
+    def gradients(self) -> tuple[str, ...]:
+        """The mode of a first step on a copy."""
+        return (self.trains_in,)
+
+    def receipt(self) -> dict[str, Any]:
+        """Every option in force, JSON-able."""
+        return dataclasses.asdict(self)
+
+    def run(self, task: Task) -> dict[str, Any]:
+        """Unlearns ``task.classes``, or the samples of ``task.forget``, in ``task.model``; returns what the receipt says of the method.
+
+        Raises:
+            ValueError: a set is missing that the method trains on.
+        """
+        for name in self.uses:
+            if getattr(task, name) is None:
+                raise ValueError(f"{name}: not given; {self.name} needs {USES[name]}")
+        with training(task, self.trains_in):
+            measured = self.loop(task)
+        norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in task.model.modules())
+        about = {
+            "source": self.source,
+            "trained_on": list(self.uses),
+            "forget_labels_read": self.reads_labels and "forget" in self.uses,
+            "batch_norm": ("statistics of the batch" if self.trains_in == "train" else "running statistics") if norms else "none",
+            **({"weak": self.weak} if self.weak else {}),
+        }
+        return {"standard": about, **({"measured": measured} if measured else {})}
+
+    def loop(self, task: Task) -> dict[str, Any] | None:
+        """The method's own loop; returns what it measured."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass
+class Trained(Standard):
+    """A standard method that trains in passes over a set.
+
+    ``lr``, ``momentum``, ``weight_decay`` are its optimiser's; ``epochs`` passes in batches of ``batch_size``. ``None``: the preset's.
+    """
+
+    lr: float | None = None
+    momentum: float | None = None
+    weight_decay: float | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+
+    whole: ClassVar[tuple[str, ...]] = ("epochs", "batch_size")
+    numbers: ClassVar[tuple[str, ...]] = ("lr", "momentum", "weight_decay")
+
+    def sgd(self, task: Task, mask: Mapping[Any, Tensor] | None = None) -> MaskedSGD:
+        """SGD over all trainable weights; what is masked out keeps its bits."""
+        assert self.lr is not None and self.momentum is not None and self.weight_decay is not None
+        return MaskedSGD(trainable(task.model), self.lr, self.momentum, weight_decay=self.weight_decay, mask=mask)
+
+    def passes(self, task: Task, data: Source, phase: str, *, epochs: int | None = None, beside: int = 0, purpose: int = EPOCHS) -> Passes:
+        """The method's passes over a set, or so many ``epochs`` of them."""
+        assert self.batch_size is not None and self.epochs is not None
+        return Passes(task, phase, data, self.batch_size, self.epochs if epochs is None else epochs, beside=beside, purpose=purpose)
+
+
+def cross_entropy(task: Task, batch: Shuffled, labels: Tensor | None = None) -> Tensor:
+    """The mean cross-entropy of a batch, with its own labels or others."""
+    return F.cross_entropy(task.forward(task.model, batch.inputs), batch.labels if labels is None else labels)
+
+
+def set_of(task: Task, name: str) -> Source:
+    """A set that :meth:`Standard.run` found given."""
+    data: Source | None = getattr(task, name)
+    assert data is not None
+    return data
+
+
+def random_labels(batch: Shuffled, outputs: int, generator: torch.Generator) -> Tensor:
+    """Labels drawn evenly from all classes: the true one may be drawn too."""
+    return torch.randint(0, outputs, batch.labels.shape, generator=generator).to(batch.labels.device)
+
+
+class Cycled:
+    """Shuffled batches of a set without end, beside another set's passes; ``size`` is the largest batch."""
+
+    def __init__(self, task: Task, data: Source, size: int, purpose: int) -> None:
+        self.task, self.data, self.size, self.purpose = task, data, min(size, len(data)), purpose
+
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+        task, generator = self.task, self.task.generator(self.purpose)
+        while True:
+            order = torch.randperm(len(self.data), generator=generator)
+            yield from task.cost.reading(self.data.at(task.cut(order, self.size, self.data), device=task.device))
