@@ -3,6 +3,7 @@
     python -m fastforget experiment                          # the plan below; absent data sets are skipped with a message
     python -m fastforget experiment --data digits --seeds 0  # a part of it
     python -m fastforget experiment --section                # only print the part of docs/experiment.md from the committed rows
+    python -m fastforget experiment --standard               # the standard methods' table (benchmarks/standard.py)
 
 Every row is written when it is there; run the same command again after a kill and it goes on. Of a method that was changed since,
 ``--again METHOD`` makes the rows anew.
@@ -25,8 +26,8 @@ from fastforget.auditing.verdict import POWERLESS
 from fastforget.demo.data import DataMissing
 from fastforget.methods.verdict import UNDECIDED
 
-from . import experiment_page, experiment_profile
-from .experiment_cells import CLASSES, CONTROLS, METHODS, SCENARIOS, Run, not_applicable, rows_of
+from . import experiment_page, experiment_profile, standard
+from .experiment_cells import CLASSES, CONTROLS, METHODS, SCENARIOS, SHARES, Run, not_applicable, rows_of
 from .experiment_data import PROBLEMS, Problem
 from .machine import facts
 
@@ -57,14 +58,15 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("python -m fastforget experiment", description=__doc__.split("\n\n")[0])
     p.add_argument("--data", nargs="+", choices=tuple(PROBLEMS), default=list(PROBLEMS), help="data sets (absent ones are skipped)")
     p.add_argument("--net", nargs="+", help="nets by name, with every method (default: the plan's)")
-    p.add_argument("--scenario", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
-    p.add_argument("--method", nargs="+", choices=EVERY, default=list(EVERY))
+    p.add_argument("--scenario", nargs="+", choices=(*SCENARIOS, *SHARES))
+    p.add_argument("--method", nargs="+", choices=(*EVERY, *standard.STANDARD))
     p.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     p.add_argument("--out", type=Path, default=Path("experiment"), help="folder of models, cells, rows.json and the page")
     p.add_argument("--threads", type=int, help="torch threads (default: torch's)")
-    p.add_argument("--again", nargs="+", choices=EVERY, default=[], help="make these methods' rows anew")
+    p.add_argument("--again", nargs="+", choices=(*EVERY, *standard.STANDARD), default=[], help="make these rows anew")
     p.add_argument("--page", action="store_true", help="only write rows and page from the cells that are there")
     p.add_argument("--commit", action="store_true", help="write rows and page to benchmarks/ as well")
+    p.add_argument("--standard", action="store_true", help="the table of the standard methods")
     p.add_argument("--section", action="store_true", help="only print the generated part of docs/experiment.md, from the committed rows")
     p.add_argument("--profile", action="store_true", help="only measure where the methods' time goes, against plain PyTorch")
     return p
@@ -84,22 +86,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_whole(args.out / "profile.json", json.dumps(experiment_profile.measured(args.out), indent=1))
     elif not args.page:
         _run_all(args)
-    results = _collected(args.out)
-    _write(results, args.out / "rows.json", args.out)
+    results = _collected(args.out, standard.EVERY if args.standard else EVERY)
+    page, rows = (standard, standard.ROWS) if args.standard else (experiment_page, ROWS)
+    _write(results, args.out / "rows.json", args.out, page.files(results))
     if args.commit:
-        _write(results, ROWS, FOLDER)
-    print(experiment_page.page(results))
+        _write(results, rows, FOLDER, page.files(results))
+    print(page.page(results))
     return 0
 
 
-def _collected(out: Path) -> dict[str, Any]:
+def _collected(out: Path, methods: Sequence[str]) -> dict[str, Any]:
     rows = [r for path in sorted((out / "cells").glob("*.json")) for r in json.loads(path.read_text())]
     for r in rows:  # a verdict, or an audit, that could show nothing: the original model looks unlearned already
         r["undecided"] = UNDECIDED in (r.get("why") or "")
         r["doubted"] = any(DOUBTED in line for line in r.get("audit_why") or ())
         r["powerless"] = bool(r.get("audit_why")) and all(POWERLESS in line for line in r["audit_why"])
-    order = list(PROBLEMS)
-    rows.sort(key=lambda r: (order.index(r["data"]), r["net"], SCENARIOS.index(r["scenario"]), EVERY.index(r["method"]), r["seed"]))
+    order, requests = list(PROBLEMS), (*SCENARIOS, *SHARES)
+    rows = [r for r in rows if r["method"] in methods]
+    rows.sort(key=lambda r: (order.index(r["data"]), r["net"], requests.index(r["scenario"]), methods.index(r["method"]), r["seed"]))
     short = [{k: round(v, 5) if isinstance(v, float) else v for k, v in r.items() if k not in LEFT_OUT} for r in rows]
     profile = out / "profile.json"
     threads = torch.get_num_threads()
@@ -110,26 +114,27 @@ def _collected(out: Path) -> dict[str, Any]:
     }
 
 
-def _write(results: dict[str, Any], rows: Path, folder: Path) -> None:
+def _write(results: dict[str, Any], rows: Path, folder: Path, files: dict[str, str]) -> None:
     lines = ",\n".join(json.dumps(row) for row in results["rows"])
     profile = ",\n".join(json.dumps(row) for row in results["profile"])
     write_whole(rows, f'{{"machine": {json.dumps(results["machine"])},\n"profile": [\n{profile}],\n"rows": [\n{lines}]}}\n')
     (folder / "results").mkdir(exist_ok=True)
-    for name, text in experiment_page.files(results).items():
+    for name, text in files.items():
         write_whole(folder / name, text)
 
 
 def cells(args: argparse.Namespace, problem: Problem) -> Iterator[tuple[str, str, int, list[str]]]:
     """(net, scenario, seed, methods) of the plan, as far as the command line asks for it."""
-    plan = PLAN[problem.name]
+    plans, requests, every = (standard.PLAN, standard.REQUESTS, standard.EVERY) if args.standard else (PLAN, SCENARIOS, EVERY)
+    plan = plans.get(problem.name, [])
     if args.net:
-        plan = [(tuple(n for n in args.net if n in problem.nets), SCENARIOS, EVERY)]
+        plan = [(tuple(n for n in args.net if n in problem.nets), tuple(requests), every)]
     for seed in args.seeds:
         for nets, scenarios, methods in plan:
             for net in nets:
                 for scenario in scenarios:
-                    if scenario in args.scenario:
-                        yield net, scenario, seed, [m for m in methods if m in args.method]
+                    if scenario in (args.scenario or requests):
+                        yield net, scenario, seed, [m for m in methods if m in (args.method or methods)]
 
 
 def _run_all(args: argparse.Namespace) -> None:

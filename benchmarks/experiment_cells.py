@@ -21,9 +21,11 @@ from fastforget.demo.train import train
 from fastforget.methods.cost import LOOKS, SPENT_ON, Cost
 from fastforget.ops import membership
 
+from . import machine
 from .experiment_data import Pair, Problem
 
 SCENARIOS = ("class", "classes", "random", "uploads")
+SHARES = {"random1": 0.01, "random10": 0.10}  # of the training samples, at random
 CLASSES = ("class", "classes")
 SUBSET = 1_000  # retained samples that Lightweight may use, and that the audit looks at
 # name, method, options; "unsir" is the default of its scenario
@@ -87,8 +89,8 @@ def make_cell(problem: Problem, scenario: str, seed: int, member: Tensor | None 
         # unlearning leaves samples of the classes out of its nonmember set, so those of both halves are unseen
         return Cell(data, _pick(data, forget), _pick(data, ~forget), nonmember, _pick(problem.test, unseen), kept, classes)
     order = torch.randperm(len(data[1]), generator=generator)
-    if scenario == "random":
-        n = min(500, len(order) // 20)
+    if scenario == "random" or scenario in SHARES:
+        n = min(500, len(order) // 20) if scenario == "random" else round(SHARES[scenario] * len(order))
         return Cell(data, _pick(data, order[:n]), _pick(data, order[n:]), nonmember, test, test, None)
     if not problem.uploads:
         return None
@@ -121,11 +123,17 @@ def measure(model: nn.Module, cell: Cell, threshold: float, before: Tensor) -> R
         "forget_accuracy": forget.correct.double().mean().item(),
         "retain_accuracy": retain.correct.double().mean().item(),
         "test_accuracy": test.correct.double().mean().item(),
+        "worst_accuracy": worst(test.correct, cell.test[1]),
         "unseen_accuracy": unseen.correct.double().mean().item(),
         "attack_auc": float(attack.auc),
         "attack_tpr": float(attack.tpr[0]),
         "forgetting_rate": None if math.isnan(rate) else rate,
     }
+
+
+def worst(correct: Tensor, labels: Tensor) -> float:
+    """The lowest class's share of right answers."""
+    return min(correct[labels == c].double().mean().item() for c in labels.unique())
 
 
 @dataclass
@@ -206,7 +214,7 @@ class Run:
             return self._control(name, self.again())
         if name == "untouched":
             return self._unlearned(name, "none", {})
-        method, options = METHODS[name]
+        method, options = METHODS.get(name, (name, {}))
         if method == "unsir" and self.cell.classes is None:
             options = {"preset": "samples"}
         if method == "unsir":
@@ -227,15 +235,16 @@ class Run:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ff.methods.NotForgottenWarning)
             try:
-                began = time.process_time()
+                machine.forget_peak()
+                held, began = machine.resident("VmRSS"), time.process_time()
                 result = ff.unlearn(self.original, method, **sets, seed=self.seed, progress=False, **options)
-                took = time.process_time() - began
+                took, above = time.process_time() - began, machine.resident("VmHWM") - held
             except (FloatingPointError, RuntimeError, ValueError) as error:
                 return self._measured(name, self.original, None) | {"failed": f"{type(error).__name__}: {error}"}
         steps = (result.receipt.get("measured") or {}).get("steps")
         row = self._measured(name, result.model, took)
         row |= {"speedup": self.retraining / took, "forgot": result.forgot, "why": result.why, "steps": steps}
-        return row | {"passes": result.cost.passes, "shares": shares(result.cost)}
+        return row | {"passes": result.cost.passes, "megabytes": round(above, 1), "shares": shares(result.cost)}
 
     def _measured(self, name: str, model: nn.Module, seconds: float | None) -> Row:
         cell = self.cell
@@ -259,7 +268,8 @@ class Run:
             report = ff.audit(models, forget=cell.forget, retain=retain, test=test, attacks=("loss",), progress=False)
             judged = next(r for r in report.rows if r["model"] == "judged")
             if cell.classes:
-                probe = {key: _probe(report, model) for key, model in (("probe", "judged"), ("probe_retrained", "retrained"))}
+                for key, model in (("", "judged"), ("_retrained", "retrained")):
+                    probe |= {f"probe{key}": _below(report, model, "probe_auc"), f"relearned{key}": _below(report, model, "relearned")}
             reasons = judged["reasons"]
             if self.scenario == "uploads" and test is cell.test:
                 reasons = [r for r in reasons if "test accuracy on the kept classes" in r]
@@ -268,10 +278,13 @@ class Run:
         return {"audit": max(statuses, key=("PASS", "PARTIAL", "FAIL").index), "audit_why": why} | probe
 
 
-def _probe(report: ff.AuditReport, model: str) -> float | None:
-    """The AUC of the audit's linear probe for the classes, on what the model's last layer reads."""
+def _below(report: ff.AuditReport, model: str, key: str) -> float | None:
+    """Of the audit's figures below the answers: the AUC of its linear probe for the classes, on what the model's last layer reads; or the
+    accuracy on the classes after a few samples of them were shown again (the mean over how many)."""
     below = next(r for r in report.rows if r["model"] == model).get("below") or {}
-    value = below.get("probe_auc")
+    value = below.get(key)
+    if isinstance(value, dict):
+        value = sum(value.values()) / len(value) if value else None
     return value if value is not None and math.isfinite(value) else None
 
 

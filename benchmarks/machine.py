@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import os
 import platform
 from pathlib import Path
@@ -71,3 +72,15 @@ def slug(name: str) -> str:
     """A processor's name as part of a file name."""
     kept = "".join(c.lower() if c.isalnum() else "-" for c in name)
     return "-".join(part for part in kept.split("-") if part)
+
+
+def resident(line: str) -> float:
+    """MB; VmRSS: what this process holds, VmHWM: the most it has held since :func:`forget_peak`."""
+    shown = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(line))
+    return int(shown.split()[1]) / 1024
+
+
+def forget_peak() -> None:
+    """The process's peak starts from what it holds now."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")

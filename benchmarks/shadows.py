@@ -11,7 +11,6 @@ what it held before (after a small warm-up).
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import multiprocessing
 import sys
@@ -39,23 +38,12 @@ NETS = {"mlp": nets.MLP, "cnn": nets.PlainCNN, "resnet": nets.SmallResNet}
 EPOCHS, LR, BATCH = 10, 2e-3, 64
 
 
-def _resident(line: str) -> float:
-    """MB; VmRSS: what this process holds, VmHWM: the most it has held since :func:`_forget_peak`."""
-    shown = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(line))
-    return int(shown.split()[1]) / 1024
-
-
-def _forget_peak() -> None:
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
-
-
 def _measured(call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-    _forget_peak()
-    before, wall, cpu = _resident("VmRSS"), time.perf_counter(), time.process_time()
+    machine.forget_peak()
+    before, wall, cpu = machine.resident("VmRSS"), time.perf_counter(), time.process_time()
     result = call()
     spent = {"wall_seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
-    return result, {**spent, "mb_before": before, "peak_mb_above": _resident("VmHWM") - before}
+    return result, {**spent, "mb_before": before, "peak_mb_above": machine.resident("VmHWM") - before}
 
 
 def net(name: str, seed: int) -> nn.Module:
