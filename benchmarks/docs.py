@@ -21,13 +21,13 @@ from typing import Any
 from fastforget import _files, _schema, ops
 from fastforget.auditing import verdict
 
-from . import experiment, experiment_costs, experiment_page, rows, shadow_audit, verdict_zoo, zoo_report
+from . import experiment, experiment_costs, experiment_page, rows, shadow_audit, standard, verdict_zoo, zoo_report
 from .experiment_claims import choices
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SPEED = RESULTS / "cpu-amd-epyc-family-26-model-2.json"
-PAGES = ("README.md", "docs/audit.md", "docs/engine.md", "docs/environment.md", "docs/experiment.md", "docs/gpu.md", "docs/ops.md")
+PAGES = ("README.md", "docs/audit.md", "docs/engine.md", "docs/environment.md", "docs/experiment.md", "docs/gpu.md", "docs/methods.md", "docs/ops.md")
 PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 # What README's table of methods says beside the measured columns.
@@ -128,6 +128,24 @@ def where() -> str:
     return experiment_costs.where(_json(experiment.ROWS)["rows"])
 
 
+def standard_methods() -> str:
+    """docs/methods.md: each standard method, from the code."""
+    lines = ["| method | class | from | forgets | trains on | reads the forget set's labels | presets |", "|---|---|---|---|---|---|---|"]
+    for name, method in standard.STANDARD.items():
+        paper = method.source.split(";")[0]
+        asked = "classes" if method.scope == "classes" else "classes, samples"
+        labels = "-" if "forget" not in method.uses else "yes" if method.reads_labels else "no"
+        presets = ", ".join(f"`{preset}`" for preset in method.presets)
+        lines.append(f"| `{name}` | `{method.__name__}` | {paper} | {asked} | {', '.join(method.uses)} | {labels} | {presets} |")
+    return "\n".join(lines)
+
+
+def standard_choice() -> str:
+    """docs/methods.md: which method for which request."""
+    results = _json(standard.ROWS)
+    return "\n".join([*standard.facts(results), "", standard.choice(results["rows"])])
+
+
 def verdict_rates() -> str:
     """How often the verdict errs, over the zoo's stored rows."""
     return zoo_report.table(_json(verdict_zoo.RESULTS))
@@ -144,6 +162,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "experiment": experiments,
     "requests": requests,
     "where": where,
+    "standard-methods": standard_methods,
+    "standard-choice": standard_choice,
 }
 
 
