@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from .base import Standard
 from .l1_sparse import L1Sparse
+from .lfssd import LFSSD
 from .neggrad_plus import NegGradPlus
 from .plain import FineTune, GradientAscent, RandomLabels
 from .salun import SalUn
+from .ssd import SSD
 
 STANDARD: dict[str, type[Standard]] = {
-    method.name: method for method in (NegGradPlus, SalUn, L1Sparse, FineTune, RandomLabels, GradientAscent)
+    method.name: method for method in (NegGradPlus, SalUn, SSD, LFSSD, L1Sparse, FineTune, RandomLabels, GradientAscent)
 }
-__all__ = ["STANDARD", "FineTune", "GradientAscent", "L1Sparse", "NegGradPlus", "RandomLabels", "SalUn", "Standard"]
+__all__ = ["LFSSD", "SSD", "STANDARD", "FineTune", "GradientAscent", "L1Sparse", "NegGradPlus", "RandomLabels", "SalUn", "Standard"]
