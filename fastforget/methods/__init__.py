@@ -1,7 +1,7 @@
 """The unlearning methods: a dataclass of options each, and :func:`unlearn` that runs them."""
 
 from .call import unlearn
-from .pack import LFSSD, SSD, FineTune, GradientAscent, L1Sparse, NegGradPlus, RandomLabels, SalUn
+from .pack import LFSSD, SCRUB, SSD, FineTune, GradientAscent, L1Sparse, NegGradPlus, RandomLabels, SalUn
 from .perturb.forsaken import Forsaken
 from .perturb.lightweight import Lightweight
 from .result import NotForgottenWarning, UnlearnResult
@@ -10,6 +10,7 @@ from .unsir import UNSIR
 
 __all__ = [
     "LFSSD",
+    "SCRUB",
     "SSD",
     "UNSIR",
     "FineTune",

@@ -8,9 +8,22 @@ from .lfssd import LFSSD
 from .neggrad_plus import NegGradPlus
 from .plain import FineTune, GradientAscent, RandomLabels
 from .salun import SalUn
+from .scrub import SCRUB
 from .ssd import SSD
 
 STANDARD: dict[str, type[Standard]] = {
-    method.name: method for method in (NegGradPlus, SalUn, SSD, LFSSD, L1Sparse, FineTune, RandomLabels, GradientAscent)
+    method.name: method for method in (NegGradPlus, SalUn, SSD, LFSSD, L1Sparse, SCRUB, FineTune, RandomLabels, GradientAscent)
 }
-__all__ = ["LFSSD", "SSD", "STANDARD", "FineTune", "GradientAscent", "L1Sparse", "NegGradPlus", "RandomLabels", "SalUn", "Standard"]
+__all__ = [
+    "LFSSD",
+    "SCRUB",
+    "SSD",
+    "STANDARD",
+    "FineTune",
+    "GradientAscent",
+    "L1Sparse",
+    "NegGradPlus",
+    "RandomLabels",
+    "SalUn",
+    "Standard",
+]
