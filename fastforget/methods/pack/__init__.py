@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from .base import Standard
+from .ct import CT
 from .l1_sparse import L1Sparse
 from .lfssd import LFSSD
+from .msg import MSG
 from .neggrad_plus import NegGradPlus
 from .plain import FineTune, GradientAscent, RandomLabels
 from .salun import SalUn
@@ -12,10 +14,12 @@ from .scrub import SCRUB
 from .ssd import SSD
 
 STANDARD: dict[str, type[Standard]] = {
-    method.name: method for method in (NegGradPlus, SalUn, SSD, LFSSD, L1Sparse, SCRUB, FineTune, RandomLabels, GradientAscent)
+    method.name: method for method in (NegGradPlus, SalUn, SSD, LFSSD, L1Sparse, SCRUB, MSG, CT, FineTune, RandomLabels, GradientAscent)
 }
 __all__ = [
+    "CT",
     "LFSSD",
+    "MSG",
     "SCRUB",
     "SSD",
     "STANDARD",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from ...ops import mask
+from ..engine.gradmask import scaled
 from ..engine.importance import SUM, importance
 from ..engine.loop import trainable
 from ..task import Task
@@ -58,10 +59,5 @@ class SalUn(Trained):
         if self.freeze:
             relabel(self, task, self.sgd(task, by_parameter))
         else:
-            optimizer = self.sgd(task)
-            handles = [p.register_hook(lambda grad, m=m: grad * m) for p, m in by_parameter.items()]
-            try:
-                relabel(self, task, optimizer)
-            finally:
-                for handle in handles:
-                    handle.remove()
+            with scaled(by_parameter):
+                relabel(self, task, self.sgd(task))
