@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 from .base import Standard
+from .ct import CT
 from .l1_sparse import L1Sparse
+from .lfssd import LFSSD
+from .msg import MSG
 from .neggrad_plus import NegGradPlus
 from .plain import FineTune, GradientAscent, RandomLabels
 from .salun import SalUn
+from .scrub import SCRUB
+from .ssd import SSD
 
 STANDARD: dict[str, type[Standard]] = {
-    method.name: method for method in (NegGradPlus, SalUn, L1Sparse, FineTune, RandomLabels, GradientAscent)
+    method.name: method for method in (NegGradPlus, SalUn, SSD, LFSSD, L1Sparse, SCRUB, MSG, CT, FineTune, RandomLabels, GradientAscent)
 }
-__all__ = ["STANDARD", "FineTune", "GradientAscent", "L1Sparse", "NegGradPlus", "RandomLabels", "SalUn", "Standard"]
+__all__ = [
+    "CT",
+    "LFSSD",
+    "MSG",
+    "SCRUB",
+    "SSD",
+    "STANDARD",
+    "FineTune",
+    "GradientAscent",
+    "L1Sparse",
+    "NegGradPlus",
+    "RandomLabels",
+    "SalUn",
+    "Standard",
+]

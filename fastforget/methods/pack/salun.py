@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
-from ... import _weights
 from ...ops import mask
-from ..engine.loop import gradients, trainable
+from ..engine.gradmask import scaled
+from ..engine.importance import SUM, importance
+from ..engine.loop import trainable
 from ..task import Task
 from .base import Trained, published, set_of
 from .plain import relabel
@@ -52,34 +49,15 @@ class SalUn(Trained):
 
     def loop(self, task: Task) -> None:
         """The mask, then random labels for the forget set and the retain set's own, in turns."""
-        assert self.keep is not None
+        assert self.keep is not None and self.batch_size is not None
         if not task.cost.has_room(len(set_of(task, "forget"))):
             return
         params = trainable(task.model)
-        masks, _ = mask.saliency_mask(forget_gradient(self, task), self.keep)
+        summed = importance(task, [set_of(task, "forget")], self.batch_size, SUM, phase="mask")  # magnitudes after the sum: equation 3
+        masks, _ = mask.saliency_mask(summed, self.keep)
         by_parameter = dict(zip(params, masks, strict=True))
         if self.freeze:
             relabel(self, task, self.sgd(task, by_parameter))
         else:
-            optimizer = self.sgd(task)
-            handles = [p.register_hook(lambda grad, m=m: grad * m) for p, m in by_parameter.items()]
-            try:
-                relabel(self, task, optimizer)
-            finally:
-                for handle in handles:
-                    handle.remove()
-
-
-def forget_gradient(method: Trained, task: Task) -> list[Tensor]:
-    """The sum over batches of the forget loss's gradients, in eval mode; magnitudes are taken afterwards (equation 3)."""
-    assert method.batch_size is not None
-    params, total = trainable(task.model), None
-    with _weights.eval_mode(task.model), task.cost.phase("mask"), torch.enable_grad():
-        for inputs, labels in task.cost.reading(set_of(task, "forget").batches(batch_size=method.batch_size, device=task.device)):
-            grads = gradients(task, F.cross_entropy(task.forward(task.model, inputs), labels), params)
-            if total is None:
-                total = grads
-            else:
-                torch._foreach_add_(total, grads)
-    assert total is not None
-    return total
+            with scaled(by_parameter):
+                relabel(self, task, self.sgd(task))
