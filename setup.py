@@ -70,7 +70,9 @@ def put(made: Path, place: Path) -> None:
 
 class build_native(Command):
     description = "build the native parts with ninja (in place unless run by `build`)"
-    user_options: ClassVar[list] = [("build-lib=", "d", "folder that receives the packages when not in place")]
+    user_options: ClassVar[list] = [
+        ("build-lib=", "d", "folder that receives the packages when not in place")
+    ]
 
     def initialize_options(self) -> None:
         self.build_lib: str | None = None

@@ -27,7 +27,7 @@ from .experiment_claims import choices
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SPEED = RESULTS / "cpu-amd-epyc-family-26-model-2.json"
-PAGES = ("README.md", "docs/audit.md", "docs/engine.md", "docs/environment.md", "docs/experiment.md", "docs/gpu.md", "docs/methods.md", "docs/ops.md")
+PAGES = ("README.md", *(f"docs/{name}.md" for name in ("audit", "engine", "environment", "experiment", "gpu", "methods", "ops")))
 PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 # What README's table of methods says beside the measured columns.

@@ -100,8 +100,7 @@ def _images(name: str, epochs: int, keep: int | None = None, only: tuple[str, ..
     data = images.load(name)
     channels, size, classes = data.shape
     makers: dict[str, Callable[[int], nn.Module]] = {
-        kind: (lambda seed, kind=kind: nets.build(kind, channels, size, classes, seed))
-        for kind in nets.NETS  # type: ignore[misc]
+        kind: (lambda seed, kind=kind: nets.build(kind, channels, size, classes, seed)) for kind in nets.NETS  # type: ignore[misc]
     }
     if size == 28:
         makers["vit"] = lambda seed: vit(size, classes, seed)

@@ -1,6 +1,6 @@
 """Where a method's time goes, and how it compares with itself on plain PyTorch (the reference backend).
 
-python -m fastforget experiment --profile
+    python -m fastforget experiment --profile
 """
 
 from __future__ import annotations

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import gc
+import math
 import os
 import platform
 from pathlib import Path
@@ -75,12 +77,16 @@ def slug(name: str) -> str:
 
 
 def resident(line: str) -> float:
-    """MB; VmRSS: what this process holds, VmHWM: the most it has held since :func:`forget_peak`."""
-    shown = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(line))
+    """MB; VmRSS: what this process holds, VmHWM: the most it has held since :func:`forget_peak`. NaN where the system doesn't say."""
+    try:
+        shown = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(line))
+    except OSError:
+        return math.nan
     return int(shown.split()[1]) / 1024
 
 
 def forget_peak() -> None:
-    """The process's peak starts from what it holds now."""
+    """The process's peak starts from what it holds now, on Linux."""
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")

@@ -96,10 +96,12 @@ TARGETS: dict[tuple[str, str], tuple[Target, ...]] = {
     ("membership_scores", "10000x1000"): _bars(SCORES, eager=(25.0, 20.0), compiled=7.0, ns=1.1),
     ("roc_stats", "1M"): _bars("membership notes, 6", ns=(20.0, None)),
     **{
-        ("lira_stats", shape): _bars(LIRA, eager=15.0, numpy=70.0, compiled=20.0, ns=0.5) for shape in ("16x50000", "64x50000", "256x20000")
+        ("lira_stats", shape): _bars(LIRA, eager=15.0, numpy=70.0, compiled=20.0, ns=0.5)
+        for shape in ("16x50000", "64x50000", "256x20000")
     },
     **{
-        ("lira_stats", f"median {shape}"): _bars(LIRA, eager=10.0, published=6.0, ns=6.0) for shape in ("16x50000", "64x50000", "256x20000")
+        ("lira_stats", f"median {shape}"): _bars(LIRA, eager=10.0, published=6.0, ns=6.0)
+        for shape in ("16x50000", "64x50000", "256x20000")
     },
     ("rmia_counts", "1000x2500"): _bars(RMIA, eager=100.0, sort=2.3, compiled=12.0),
     ("rmia_counts", "10000x10000"): _bars(RMIA, eager=2500.0, sort=9.0, compiled=150.0),

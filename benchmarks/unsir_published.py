@@ -60,7 +60,9 @@ def published_noise(
     return torch.cat(learned)
 
 
-def our_noise(model: nn.Module, classes: list[int], *, images_used: int | None = None, **options: Any) -> Tensor:
+def our_noise(
+    model: nn.Module, classes: list[int], *, images_used: int | None = None, **options: Any
+) -> Tensor:
     """The same by fastforget: all classes in one batch, gradients of the noise alone, fused steps."""
     image = options.pop("image", IMAGE)
     chosen = UNSIR(
@@ -119,7 +121,9 @@ def noise_phase_rows(
         for _ in range(rounds):
             times["published"] += _seconds(lambda: published_noise(model, CLASSES, **settings), 1, threads)
             times["all"] += _seconds(lambda: our_noise(model, CLASSES, **settings), 1, threads)
-            times["three"] += _seconds(lambda: our_noise(model, CLASSES, images_used=3, **settings), 1, threads)
+            times["three"] += _seconds(
+                lambda: our_noise(model, CLASSES, images_used=3, **settings), 1, threads
+            )
         return [
             _row("all images used", "all", None, model, settings, times, stem, threads),
             _row(
@@ -166,7 +170,9 @@ def _row(
     }
 
 
-def rounding_errors(model: nn.Module, used: int | None, *, batch: int = 4, steps: int = 3) -> tuple[float, float]:
+def rounding_errors(
+    model: nn.Module, used: int | None, *, batch: int = 4, steps: int = 3
+) -> tuple[float, float]:
     """Largest distance from the same procedure in float64, of the published one and of ours, on the images
     used.
     """

@@ -155,7 +155,9 @@ def max_jobs() -> int:
         return max(1, int(set_by_user))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError):  # a container's limit; the file says "max" where there is none
+    with contextlib.suppress(
+        OSError, ValueError
+    ):  # a container's limit; the file says "max" where there is none
         memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return max(1, min(cores, memory // (3 << 30)))
 
@@ -192,7 +194,9 @@ def run_ninja(rules: NinjaFile, folder: Path, target: Path) -> Path:
     (ROOT / folder).mkdir(parents=True, exist_ok=True)
     (ROOT / script).write_text("\n".join([*rules.lines, ""]))
     command = [find_ninja(), "-f", str(script), "-j", str(max_jobs()), str(target)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as process:
         assert process.stdout is not None
         lines = []
         for line in process.stdout:
@@ -313,7 +317,10 @@ def build_host() -> Made:
     flags = ["-isystem", pybind11.get_include(), "-isystem", python]
     folder = BUILD / f"host-{sys.implementation.cache_tag}"
     rules = cxx_rules(cxx)
-    objects = [rules.edge("cxx", object_of(source, folder), [source], str(source), flags) for source in sources_in("host", ".cpp")]
+    objects = [
+        rules.edge("cxx", object_of(source, folder), [source], str(source), flags)
+        for source in sources_in("host", ".cpp")
+    ]
     target = folder / f"_host{sysconfig.get_config_var('EXT_SUFFIX')}"
     rules.edge("link", target, objects, f"link {target.name}", LINK_FLAGS)
     return [run_ninja(rules, folder, target)], {"compiler": compiler, "pybind11": pybind11.__version__}

@@ -56,7 +56,8 @@ SCHEMAS: dict[str, tuple[str, Callable[..., None]]] = {
     ),
     # mask
     "dampen_": (
-        "(Tensor(a!)[] params, Tensor[] forget_importance, Tensor[] retain_importance, Tensor(b!) count, float alpha, float lam) -> ()",
+        "(Tensor(a!)[] params, Tensor[] forget_importance, Tensor[] retain_importance, Tensor(b!) count, float alpha, "
+        "float lam) -> ()",
         elementwise.dampen_,
     ),
     "accumulate_importance_": (
@@ -112,11 +113,13 @@ SCHEMAS: dict[str, tuple[str, Callable[..., None]]] = {
     ),
     # "form", not "mode": torch.compile's handling of ops that change their arguments has a parameter of that name
     "lira_ratio": (
-        "(Tensor target, Tensor center, Tensor variance, Tensor count, int form, float var_floor, int min_count, Tensor(a!) out) -> ()",
+        "(Tensor target, Tensor center, Tensor variance, Tensor count, int form, float var_floor, int min_count, "
+        "Tensor(a!) out) -> ()",
         lira.lira_ratio,
     ),
     "lira_loo": (
-        "(Tensor scores, Tensor member, bool median, Tensor variance, int form, float var_floor, int min_count, Tensor(a!) out) -> ()",
+        "(Tensor scores, Tensor member, bool median, Tensor variance, int form, float var_floor, int min_count, "
+        "Tensor(a!) out) -> ()",
         lira.lira_loo,
     ),
     "lira_update_": (

@@ -195,7 +195,10 @@ def backends() -> dict[str, dict[str, dict[str, str]]]:
     >>> ff.backends()["normal_"]["cpu"]["reference"]
     'ok'
     """
-    return {name: {device: {b: why_not(b, name, device) or "ok" for b in NAMES} for device in ("cpu", "cuda")} for name in _schema.SCHEMAS}
+    return {
+        name: {device: {b: why_not(b, name, device) or "ok" for b in NAMES} for device in ("cpu", "cuda")}
+        for name in _schema.SCHEMAS
+    }
 
 
 def serving(name: str, device: str) -> str:

@@ -261,7 +261,9 @@ class MaskedAdam(_Masked, torch.optim.Adam):
         mask: Mask | None = None,
     ) -> None:
         _refuse(type(self).__name__, {"amsgrad": amsgrad, "capturable": capturable, "differentiable": differentiable})
-        super().__init__(params, lr, betas, eps, weight_decay, maximize=maximize, decoupled_weight_decay=decoupled_weight_decay)
+        super().__init__(
+            params, lr, betas, eps, weight_decay, maximize=maximize, decoupled_weight_decay=decoupled_weight_decay
+        )
         self.set_mask(mask)
 
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:

@@ -126,7 +126,9 @@ def check_steps(
         before[2] = [v.abs() for v in before[2]]
     grads = draw()
     ons = [element_mask(m, p) for m, p in zip(masks, before[0], strict=True)]
-    poisoned = [torch.where(on, g, math.nan) for on, g in zip(ons, grads, strict=True)]  # nothing of it may come through
+    poisoned = [
+        torch.where(on, g, math.nan) for on, g in zip(ons, grads, strict=True)
+    ]  # nothing of it may come through
 
     def run(call: Callable[..., None], put: Put) -> list[list[Tensor]]:
         tensors = [[put(t.clone()) for t in part] for part in before]
@@ -174,9 +176,13 @@ class Guarded:
 # ---- elementwise
 
 
-def check_importances(op: Callable[..., None], importances: list[Tensor], grads: list[Tensor], power: int, put: Put = _stay) -> None:
+def check_importances(
+    op: Callable[..., None], importances: list[Tensor], grads: list[Tensor], power: int, put: Put = _stay
+) -> None:
     plain = [x.clone() for x in importances]
-    exact = [extended(x) + np.longdouble(0.3) * abs(extended(g)) ** power for x, g in zip(importances, grads, strict=True)]
+    exact = [
+        extended(x) + np.longdouble(0.3) * abs(extended(g)) ** power for x, g in zip(importances, grads, strict=True)
+    ]
     mask.accumulate_importance_(plain, grads, power, 0.3)
     got = [put(x) for x in importances]
     op(got, [put(g) for g in grads], power, 0.3)
@@ -246,7 +252,9 @@ STAT_SHAPES = [
 ]
 
 
-def check_stats(op: Callable[..., None], dim: int, shapes: Sequence[Sequence[int]], dtype: torch.dtype, put: Put = _stay) -> None:
+def check_stats(
+    op: Callable[..., None], dim: int, shapes: Sequence[Sequence[int]], dtype: torch.dtype, put: Put = _stay
+) -> None:
     wide = wide_dtype(dtype)
     xs = [torch.randn(tuple(s), dtype=torch.float64).to(dtype) for s in shapes]
     outputs = [[put(torch.full((s[dim],), -3.0, dtype=wide)) for s in shapes] for _ in range(2)]
@@ -256,7 +264,10 @@ def check_stats(op: Callable[..., None], dim: int, shapes: Sequence[Sequence[int
         # few rows would measure plain PyTorch's luck: its error is taken over more of their kind
         more = [
             rows,
-            *(torch.randn(rows.shape, dtype=torch.float64).to(dtype).to(wide) for _ in range(max(0, min(40, 40 // max(1, len(rows)))))),
+            *(
+                torch.randn(rows.shape, dtype=torch.float64).to(dtype).to(wide)
+                for _ in range(max(0, min(40, 40 // max(1, len(rows)))))
+            ),
         ]
         count = np.longdouble(rows.shape[1]) if rows.shape[1] else np.longdouble("nan")
         wides = [extended(r) for r in more]

@@ -315,7 +315,6 @@ def raw(op: str, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
 
 def exact(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """What the op makes of the arguments in float64, from their values as they are stored: the reference's definition."""
-
     def widened(x: Tensor) -> Tensor:
         return x.to(torch.float64, copy=True) if x.is_floating_point() else x.clone()
 

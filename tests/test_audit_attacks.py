@@ -81,7 +81,9 @@ def test_class_thresholds_against_a_slow_scan(world: World) -> None:
     kept = torch.isin(world.test[1], world.retain[1])
     for name in names:
         member, other = -getattr(seen, name), -getattr(unseen, name)
-        by_class = {c: best_threshold(member[world.retain[1] == c], other[world.test[1] == c]) for c in range(CLASSES) if c != FORGOTTEN}
+        by_class = {
+            c: best_threshold(member[world.retain[1] == c], other[world.test[1] == c]) for c in range(CLASSES) if c != FORGOTTEN
+        }
         # the retain set lacks the forgotten class: the threshold of all classes together
         by_class[FORGOTTEN] = best_threshold(member, other[kept])
         for comparison, (values, labels) in {
@@ -285,7 +287,9 @@ def test_exposed_samples_go_by_the_strongest_attack_and_by_defined_scores(world:
     report = world.audit(unlearned=world.retrained_again, shadows=shadows)
     assert report.settings["exposed_by"] == "lira"
     assert sorted(row["index"] for row in report.curves["exposed"]) == [95, 96, 97, 98, 99]
-    two = ff.audit({"a": world.original, "b": world.retrained_again}, forget=world.forget, retain=world.retain, test=world.test)
+    two = ff.audit(
+        {"a": world.original, "b": world.retrained_again}, forget=world.forget, retain=world.retain, test=world.test
+    )
     highest = torch.stack([-scored(m, world.forget).loss for m in (world.original, world.retrained_again)]).amax(0)
     assert [row["index"] for row in two.curves["exposed"]] == highest.argsort(descending=True)[:MOST].tolist()
     alone = world.audit(reference=False)

@@ -75,6 +75,7 @@ def test_the_gpu_is_timed_on_every_op():
     assert {case.op for case in gpu.cases(options(), gpu.BIG)} == timed
 
 
+
 def spoil(value: Any) -> None:
     """Changes one number by a thousandth, or what the dtype can show."""
     x = value[0] if isinstance(value, (tuple, list)) else value
@@ -94,7 +95,9 @@ def test_every_variant_passes_its_own_judge(case: cases.Case, index: int) -> Non
 
 
 @pytest.mark.parametrize("case", small_cases(), ids=lambda c: f"{c.op}{c.label}")
-def test_a_wrong_variant_is_refused_before_any_timing(case: cases.Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_variant_is_refused_before_any_timing(
+    case: cases.Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The last element of ours is off by a thousandth (or one word by its bits)."""
     right, timed = case.prepare, []
 
@@ -194,7 +197,9 @@ def test_the_page_and_the_plot_come_from_the_json(measured: dict[str, Any], tmp_
 
 def test_plot_places_larger_ratios_higher() -> None:
     base = {"family": "mask", "dtype": "float32", "isa": "avx512", "op": "dampen_"}
-    data = [{**base, "shape": "1", "elements": 10**e, "ratios": {"eager": r}} for e, r in ((3, 2.0), (6, 30.0))]
+    data = [
+        {**base, "shape": "1", "elements": 10**e, "ratios": {"eager": r}} for e, r in ((3, 2.0), (6, 30.0))
+    ]
     svg = plot.ratios_by_size(data, {"mask": "Masking"})
     (path,) = [line for line in svg.splitlines() if line.startswith("<polyline")]
     (x0, y0), (x1, y1) = (map(float, p.split(",")) for p in path.split('"')[1].split())
@@ -225,7 +230,9 @@ def test_every_bar_belongs_to_a_row_that_is_run() -> None:
 
 def test_a_missed_bar_is_a_miss() -> None:
     seconds = {"ours": 1e-3, "eager": 10e-3, "fused": 3e-3, "limit": 1e-3}
-    bars = {b["vs"]: b["met"] for b in targets.judged("error_max_step_", "256x3x32x32", "avx512", seconds, 10)}
+    bars = {
+        b["vs"]: b["met"] for b in targets.judged("error_max_step_", "256x3x32x32", "avx512", seconds, 10)
+    }
     assert bars == {"eager": True, "fused": False, "limit": True}
     assert targets.judged("error_max_step_", "256x3x32x32", "baseline", seconds, 10) == []
 
@@ -254,7 +261,9 @@ def test_parameter_lists_have_the_published_sizes() -> None:
     assert (len(shapes.RESNET50), shapes.numel(shapes.RESNET50)) == (161, 25_557_032)
 
 
-@pytest.mark.skipif(timing.extra_memory(lambda: None) is None, reason="/proc/self/clear_refs is not to be had here")
+@pytest.mark.skipif(
+    timing.extra_memory(lambda: None) is None, reason="/proc/self/clear_refs is not to be had here"
+)
 def test_peak_memory_sees_a_temporary() -> None:
     x = torch.zeros(1 << 22)
     peak = timing.extra_memory(lambda: (x + 1.0).sum())
@@ -274,7 +283,9 @@ def test_bad_arguments_are_refused(argv: list[str], capsys: pytest.CaptureFixtur
     assert argv[1] in capsys.readouterr().err
 
 
-def test_a_check_that_misses_ends_with_one(measured: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_check_that_misses_ends_with_one(
+    measured: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = tmp_path / "cpu.json"
     for met, status in ((True, 0), (False, 1)):
         for row in measured["rows"]:

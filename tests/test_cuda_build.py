@@ -48,7 +48,9 @@ def report() -> str:
     flags += [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (80, 90)]
     said = ""
     for source in sorted((ROOT / "csrc" / "cuda").rglob("*.cu")):
-        run = subprocess.run([nvcc, *flags, "-c", str(source), "-o", os.devnull], capture_output=True, text=True)
+        run = subprocess.run(
+            [nvcc, *flags, "-c", str(source), "-o", os.devnull], capture_output=True, text=True
+        )
         assert run.returncode == 0, run.stderr
         said += run.stderr + run.stdout
     return said
@@ -90,7 +92,9 @@ def test_two_blocks_or_more_fit_on_a_multiprocessor(report):
     """Many warps hide the latency of memory: 256 threads of 128 registers leave room for two blocks."""
     for (kernel, arch), text in entries(report).items():
         registers = re.search(r"Used (\d+) registers", text)
-        assert registers is not None and int(registers[1]) <= 128, f"{kernel} ({arch}): {registers and registers[0]}"
+        assert registers is not None and int(registers[1]) <= 128, (
+            f"{kernel} ({arch}): {registers and registers[0]}"
+        )
 
 
 def library() -> Path:
@@ -129,7 +133,9 @@ def test_library_needs_no_cuda_library():
     dynamic = subprocess.run([readelf, "-d", path], capture_output=True, text=True, check=True).stdout
     needed = re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic)
     assert needed and not [name for name in needed if "cuda" in name], needed
-    symbols = subprocess.run([readelf, "--dyn-syms", "-W", path], capture_output=True, text=True, check=True).stdout
+    symbols = subprocess.run(
+        [readelf, "--dyn-syms", "-W", path], capture_output=True, text=True, check=True
+    ).stdout
     undefined = [line.split() for line in symbols.splitlines() if " UND " in line]
     cuda = {words[-1]: words[4] for words in undefined if re.search("cuda", words[-1], re.IGNORECASE)}
     del cuda["aoti_torch_device_type_cuda"]  # a constant, in every torch

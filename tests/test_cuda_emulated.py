@@ -33,11 +33,8 @@ def everything() -> list[torch.Tensor]:
     return [
         *noise.normal_([torch.empty(200_003), torch.empty(5)], seed=4),
         *noise.perturb_step_(
-            [torch.randn(200_003), torch.randn(5)],
-            [torch.randn(200_003), torch.randn(5)],
-            lr=0.1,
-            std=[torch.rand(200_003), torch.rand(5)],
-            seed=4,
+            [torch.randn(200_003), torch.randn(5)], [torch.randn(200_003), torch.randn(5)],
+            lr=0.1, std=[torch.rand(200_003), torch.rand(5)], seed=4,
         ),
         noise.random_bits(200_003, seed=4),
         *(x, m, v, total, *params, count),
@@ -110,7 +107,9 @@ def test_dampen_lists_longer_than_a_launch_table(implementation):
     alone = [p.clone() for p in params]
     count = mask.dampen_(params, forget, retain, alpha=1.5, lam=0.5)
     singles = zip(alone, forget, retain, strict=True)
-    assert count.item() == sum(mask.dampen_([p], [f], [r], alpha=1.5, lam=0.5).item() for p, f, r in singles) > 0
+    assert (
+        count.item() == sum(mask.dampen_([p], [f], [r], alpha=1.5, lam=0.5).item() for p, f, r in singles) > 0
+    )
     assert all(torch.equal(a, b) for a, b in zip(params, alone, strict=True))
 
 

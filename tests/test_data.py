@@ -77,7 +77,10 @@ def test_a_split_stays_a_split(data):
 def test_shuffles_follow_their_generator_and_leave_the_global_state():
     held = source(ROWS, name="retain")
     before = torch.get_rng_state()
-    orders = [torch.cat([y for _, y in held.batches(generator=torch.Generator().manual_seed(s), batch_size=3)]).tolist() for s in (1, 1, 2)]
+    orders = [
+        torch.cat([y for _, y in held.batches(generator=torch.Generator().manual_seed(s), batch_size=3)]).tolist()
+        for s in (1, 1, 2)
+    ]
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[0]) == sorted(Y.tolist())
     assert torch.equal(torch.get_rng_state(), before)

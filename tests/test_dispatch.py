@@ -63,6 +63,7 @@ class SeenFunctions(Seeing, TorchFunctionMode):
     __torch_function__ = Seeing.see
 
 
+
 def public(x):
     return mask.dampen_(x, x + 1, x, alpha=1.0, lam=0.5)
 

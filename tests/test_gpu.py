@@ -27,7 +27,9 @@ from fastforget.reference.membership import roc as reference_roc
 DEVICE = "cuda"
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: torch.cuda.is_available() is False"),
+    pytest.mark.skipif(
+        not torch.cuda.is_available(), reason="no CUDA device: torch.cuda.is_available() is False"
+    ),
 ]
 
 
@@ -139,7 +141,9 @@ def test_guards_around_a_tensor_stay() -> None:
 def loss_draws(shape: tuple[int, int], dtype: torch.dtype, scale: float) -> tuple[Any, ...]:
     """Enough draws for plain PyTorch's largest error to be a measure; the first is ours to compute."""
     count = max(8, min(64, 4096 // max(1, math.prod(shape))))
-    draws = [((scale * torch.randn(shape)).to(dtype), torch.randint(0, shape[1], shape[:1])) for _ in range(count)]
+    draws = [
+        ((scale * torch.randn(shape)).to(dtype), torch.randint(0, shape[1], shape[:1])) for _ in range(count)
+    ]
     return draws, *(list(zip(*(f(*d) for d in draws), strict=True)) for f in (plain_loss, exact_loss))
 
 
@@ -168,7 +172,9 @@ def test_bad_labels_make_their_row_nan_without_a_synchronisation() -> None:
 @pytest.mark.parametrize("shape", [(1,), (3, 5), (4, 3, 32, 32), (1, 65537)])
 @pytest.mark.parametrize("step", [1, 10])
 @pytest.mark.parametrize("clamp", [None, (-0.5, 0.75)])
-def test_step(dtype: torch.dtype, shape: tuple[int, ...], step: int, clamp: tuple[float, float] | None) -> None:
+def test_step(
+    dtype: torch.dtype, shape: tuple[int, ...], step: int, clamp: tuple[float, float] | None
+) -> None:
     state = draw_state(shape, dtype, step)
     # a few numbers would measure plain PyTorch's luck: its error is taken over many draws
     extra = [draw_state(shape, dtype, step) for _ in range(max(0, min(63, 4096 // math.prod(shape))))]

@@ -16,7 +16,9 @@ import fastforget as ff
 OPS = ("lira_stats", "lira_ratio", "lira_loo", "lira_update_", "rmia_counts", "rmia_vote", "roc_bootstrap")
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: torch.cuda.is_available() is False"),
+    pytest.mark.skipif(
+        not torch.cuda.is_available(), reason="no CUDA device: torch.cuda.is_available() is False"
+    ),
 ]
 
 

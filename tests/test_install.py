@@ -26,7 +26,9 @@ from built_once import built_once
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = sysconfig.get_path("purelib")
-NOT_SOURCE = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", "_lib", "*.so", ".*_cache")
+NOT_SOURCE = shutil.ignore_patterns(
+    ".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", "_lib", "*.so", ".*_cache"
+)
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 slow = pytest.mark.slow
 
@@ -298,7 +300,9 @@ def test_install_without_a_tool_succeeds_and_says_so(lacking: str, fresh: Path, 
     changes: dict[str, str | None] = {"CXX": None}
     if lacking == "torch":
         python = without_torch(tmp_path)
-        message = "torch is not importable here. Install torch>=2.10 first, then `pip install --no-build-isolation"
+        message = (
+            "torch is not importable here. Install torch>=2.10 first, then `pip install --no-build-isolation"
+        )
     else:
         python = environment(tmp_path / "env", [SITE])
         changes["PATH"] = scrubbed_path(tmp_path / "bin")
@@ -349,12 +353,16 @@ print("RESULT", json.dumps({"package": fastforget.__file__, "found": found}))
 
 @slow
 @pytest.mark.parametrize("mode", ["default", "strict", "compat"])
-def test_editable_install_finds_kernels_and_benchmarks(mode: str, wheel: Path, tree: Path, checkout: Path, tmp_path: Path) -> None:
+def test_editable_install_finds_kernels_and_benchmarks(
+    mode: str, wheel: Path, tree: Path, checkout: Path, tmp_path: Path
+) -> None:
     assert wheel.exists()  # so the tree has all its objects
     editable = Path(shutil.copytree(tree, tmp_path / "tree"))
     python = environment(tmp_path / "env", [SITE])
     setting = [] if mode == "default" else ["--config-settings", f"editable_mode={mode}"]
-    command = pip(python, "install", "--no-index", "--no-deps", "--no-build-isolation", *setting, "-e", editable)
+    command = pip(
+        python, "install", "--no-index", "--no-deps", "--no-build-isolation", *setting, "-e", editable
+    )
     succeeds(command, FASTFORGET_REQUIRE_NATIVE="1")
     out = succeeds([python, "-I", "-c", where(checkout)])
     result = json.loads(out.split("RESULT ", 1)[1])

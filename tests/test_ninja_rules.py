@@ -32,7 +32,9 @@ def rules(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         ("8.0;;12.0", ["sm_80", "sm_120"]),
     ],
 )
-def test_arch_list(listed: str | None, names: list[str], rules: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arch_list(
+    listed: str | None, names: list[str], rules: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if listed:
         monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
     flags, made = rules.cuda_archs()

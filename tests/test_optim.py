@@ -60,7 +60,9 @@ def masks_for(model, form="element"):
 
 
 def states(optimizer):
-    return [value for group in optimizer.param_groups for p in group["params"] for _, value in sorted(optimizer.state[p].items())]
+    return [
+        value for group in optimizer.param_groups for p in group["params"] for _, value in sorted(optimizer.state[p].items())
+    ]
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["no mask", "all ones"])

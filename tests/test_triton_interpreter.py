@@ -41,7 +41,9 @@ def with_path(**environment: str) -> dict[str, str]:
 
 
 def run(script: str, *arguments: str, **environment: str) -> str:
-    done = subprocess.run([sys.executable, HERE / script, *arguments], env=with_path(**environment), capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, HERE / script, *arguments], env=with_path(**environment), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return done.stdout
 

@@ -57,7 +57,9 @@ def task_of(model: nn.Module) -> Task:
 
 def test_noise_of_a_class_does_not_depend_on_the_others_start():
     zero = {"noise_steps": 1, "noise_lr": 0.0, "noise_batch": 4}
-    both, one = (learn_noise(UNSIR("paper", **zero), task_of(small_mlp()), classes, IMAGE).images for classes in ([2, 5], [5]))
+    both, one = (
+        learn_noise(UNSIR("paper", **zero), task_of(small_mlp()), classes, IMAGE).images for classes in ([2, 5], [5])
+    )
     assert torch.equal(both[4:], one)
     assert not torch.equal(both[:4], one)
 

@@ -41,9 +41,9 @@ def step_case(shape, dtype, step, clamp):
 
 
 def plain_loss(logits, labels):
-    return -F.cross_entropy(logits, labels, reduction="none"), (F.one_hot(labels, logits.shape[1]) - F.softmax(logits, 1)).to(
-        logits.dtype
-    ) / max(len(labels), 1)
+    return -F.cross_entropy(logits, labels, reduction="none"), (
+        F.one_hot(labels, logits.shape[1]) - F.softmax(logits, 1)
+    ).to(logits.dtype) / max(len(labels), 1)
 
 
 def exact_loss(logits, labels):
@@ -156,7 +156,10 @@ def sums_of_squares(x, dtype):
     """Plain PyTorch's and the exact sum of squares, of ``x`` and of further draws of its shape."""
     draws = [x] + [torch.randn(x.shape, dtype=torch.float64).to(x.dtype) for _ in range(31)]
     plain = [d.to(dtype).square().sum() for d in draws]
-    exact = [torch.tensor(float((d.to(torch.float64).numpy().astype(np.longdouble) ** 2).sum()), dtype=torch.float64) for d in draws]
+    exact = [
+        torch.tensor(float((d.to(torch.float64).numpy().astype(np.longdouble) ** 2).sum()), dtype=torch.float64)
+        for d in draws
+    ]
     return plain, exact
 
 

@@ -48,7 +48,9 @@ def rounding(exact: Tensor, dtype: torch.dtype) -> float:
     return 0.5 * torch.finfo(dtype).eps * finite.abs().max().item() + torch.finfo(dtype).smallest_normal
 
 
-def assert_two_times(ours: Tensor, plain: Tensor | list[Tensor], exact: Tensor | list[Tensor], what: str = "") -> None:
+def assert_two_times(
+    ours: Tensor, plain: Tensor | list[Tensor], exact: Tensor | list[Tensor], what: str = ""
+) -> None:
     """Our error is at most twice that of plain PyTorch in the same dtype (or the unavoidable rounding), both against float64.
 
     A handful of values would measure plain PyTorch's luck, not its accuracy. So ``plain`` and ``exact`` may be lists, of the same

@@ -71,7 +71,9 @@ def build(arch: int, kernel, types: dict, constants: dict, warps: int, aligned: 
     stores, loads = (int(re.search(rf"(\d+) bytes spill {kind}", report)[1]) for kind in ("stores", "loads"))
     registers = int(re.search(r"Used (\d+) registers", report)[1])
     shown = {n: str(v) for n, v in constants.items()}
-    print(f"{kernel.fn.__name__} sm_{arch} {shown}: {registers} registers, {built.metadata.shared} bytes shared")
+    print(
+        f"{kernel.fn.__name__} sm_{arch} {shown}: {registers} registers, {built.metadata.shared} bytes shared"
+    )
     assert stores == loads == 0, f"{kernel.fn.__name__} {shown} spills {stores} + {loads} bytes on sm_{arch}"
     return built.asm["ptx"]
 
@@ -105,7 +107,11 @@ def elementwise(arch: int) -> int:
     types, single = {**longs, "x": "*fp32", "out": "*i32"}, {"DTYPE": tl.float32, "COMPUTE": tl.float32}
     single |= {"ADD": False, "ALIGNED": True, "CHUNK": noise.CHUNK}
     assert "st" in wide(build(arch, noise.noise_one_kernel, types, single, noise.NUM_WARPS, ("x",)))
-    assert "st" in wide(build(arch, noise.bits_kernel, types, {"ALIGNED": True, "CHUNK": noise.CHUNK}, noise.NUM_WARPS, ("out",)))
+    assert "st" in wide(
+        build(
+            arch, noise.bits_kernel, types, {"ALIGNED": True, "CHUNK": noise.CHUNK}, noise.NUM_WARPS, ("out",)
+        )
+    )
     del single["ADD"]
     types = {**longs, "param": "*fp32", "grad": "*fp32", "elements": "*fp32"}
     constants = {**single, "GRAD": True, "ELEMENTS": True}
@@ -168,7 +174,9 @@ def reductions(arch: int) -> int:
             "out": "*fp64",
         }
         block = {"BLOCK": roc.SEARCH_BLOCK}
-        build(arch, roc.roc_search_kernel, types, block, roc.SEARCH_WARPS, ("member", "nonmember"))
+        build(
+            arch, roc.roc_search_kernel, types, block, roc.SEARCH_WARPS, ("member", "nonmember")
+        )
         # sizes of 1 reach a kernel as constants
         ones = {"n1": 1, "steps1": 1, "programs1": 1}
         build(arch, roc.roc_search_kernel, types, {**block, **ones}, roc.SEARCH_WARPS)

@@ -49,7 +49,9 @@ def like_a_gpu():
 
     def rough_rsqrt(self, x):
         off = 2.0**-22.9 * np.where(x.data.view(np.int32) % 2, 1.0, -1.0)
-        return TensorHandle(((1.0 + off) / np.sqrt(x.data.astype(np.float64))).astype(np.float32), x.dtype.scalar)
+        return TensorHandle(
+            ((1.0 + off) / np.sqrt(x.data.astype(np.float64))).astype(np.float32), x.dtype.scalar
+        )
 
     before = InterpreterBuilder.create_fma, InterpreterBuilder.create_rsqrt
     InterpreterBuilder.create_fma, InterpreterBuilder.create_rsqrt = fused, rough_rsqrt
@@ -144,7 +146,9 @@ def noise_lists():
             noise.add_normal_([alone], [scale], 3, 2 + i, 9, [first])
             assert same_bits(alone, x)
         for buffer in buffers:
-            assert not buffer[:lead].any() and not buffer[buffer.numel() - 3 :].any(), "wrote beyond the tensor"
+            assert not buffer[:lead].any() and not buffer[buffer.numel() - 3 :].any(), (
+                "wrote beyond the tensor"
+            )
 
     whole = poisoned(10_000)
     noise.normal_([whole], [0.0], [1.0], 1, 0, 0, [5])
@@ -189,7 +193,9 @@ def noise_perturb():
         noise.perturb_step_(params, grads, 0.7, std, elements, 3, 2, 9, start)
         for i, (p, (first, terms)) in enumerate(zip(params, made, strict=True)):
             scale = None if elementwise else std[0] if uniform else std[i]
-            plain, exact = ([stepped(t, graded, scale, wide) for t in (terms, many[p.dtype])] for wide in (False, True))
+            plain, exact = (
+                [stepped(t, graded, scale, wide) for t in (terms, many[p.dtype])] for wide in (False, True)
+            )
             assert_two_times(p, plain, exact, f"tensor {i} {p.dtype} grad {graded} elements {elementwise}")
             alone = terms[0].clone()
             own = [grads[i]] if graded else [], [] if scale is None else [scale], elements[i : i + 1]
@@ -228,7 +234,9 @@ def update_step():
     from fastforget.reference import update as reference
 
     shapes = [(1,), (3, 5), (2, 4099), (5000,), (7, 3, 11, 13), (0, 4)]
-    for shape, dtype, step, (low, high) in itertools.product(shapes, FLOATS, (1, 12), ((-math.inf, math.inf), (-0.5, 0.75))):
+    for shape, dtype, step, (low, high) in itertools.product(
+        shapes, FLOATS, (1, 12), ((-math.inf, math.inf), (-0.5, 0.75))
+    ):
         x, g, m = (torch.randn(shape, dtype=torch.float64).to(dtype) for _ in range(3))
         v = torch.rand(shape, dtype=torch.float64).to(dtype)
         if step == 1:
@@ -252,7 +260,9 @@ def update_step():
 
     x, g = torch.tensor([math.nan, 1.0, 2.0]), torch.tensor([1.0, math.nan, 1.0])
     total = torch.tensor(0.0)
-    update.error_max_step_(x, g, torch.zeros(3), torch.zeros(3), total, 1, 0.1, 0.9, 0.999, 1e-8, 0.1, -1.0, 1.0)
+    update.error_max_step_(
+        x, g, torch.zeros(3), torch.zeros(3), total, 1, 0.1, 0.9, 0.999, 1e-8, 0.1, -1.0, 1.0
+    )
     assert x[:2].isnan().all() and x[2] == 1.0 and total.isnan()
 
 

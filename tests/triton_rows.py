@@ -61,14 +61,20 @@ def update_loss():
         assert_two_times(dlogits, plain_gradient.to(dtype), exact[1], f"dlogits {rows}x{classes} {dtype}")
 
     inf = math.inf
-    z = torch.tensor([[0, 1, 2], [math.nan, 0, 1], [inf, 0, 1], [-inf, -inf, -inf], [-inf, 0, 1], [0, 1, 2], [60, 0, 0]])
+    z = torch.tensor(
+        [[0, 1, 2], [math.nan, 0, 1], [inf, 0, 1], [-inf, -inf, -inf], [-inf, 0, 1], [0, 1, 2], [60, 0, 0]]
+    )
     y = torch.tensor([3, 1, 1, 0, 0, -1, 0])
     for dtype in FLOATS:
         loss = poisoned(7, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
         dlogits = torch.zeros(7, 3, dtype=dtype)
         update.error_max_loss(z.to(dtype), y, loss, dlogits)
         assert loss[[0, 1, 2, 3, 5]].isnan().all() and dlogits[[0, 1, 2, 3, 5]].isnan().all()
-        assert loss[4] == -inf and dlogits[4].isfinite().all() and dlogits[4, 0] == torch.tensor(1 / 7, dtype=dtype)
+        assert (
+            loss[4] == -inf
+            and dlogits[4].isfinite().all()
+            and dlogits[4, 0] == torch.tensor(1 / 7, dtype=dtype)
+        )
         assert loss[6] == pytest.approx(-2 * math.exp(-60), rel=1e-5), "a tiny loss was rounded away"
 
 
@@ -87,7 +93,9 @@ def membership_scores():
         (2, 4099),
         (2, 9001),
     ]
-    for (rows, classes), dtype, scale, heated in itertools.product(shapes, FLOATS, (1.0, 12.0), (False, True)):
+    for (rows, classes), dtype, scale, heated in itertools.product(
+        shapes, FLOATS, (1.0, 12.0), (False, True)
+    ):
         # the exact scores divide in float64, so for float64 by a power of two
         temperature = (2.0 if dtype == torch.float64 else 2.5) if heated else 1.0
         pool = max(rows, min(2048, 200_000 // classes))
@@ -168,14 +176,18 @@ def membership_roc():
             roc.roc_stats(m, o, asked, out)
             reference_roc.roc_stats(m, o, asked, expected)
             higher, equal = (m[:, None] > o[None]).sum().item(), (m[:, None] == o[None]).sum().item()
-            assert out[0].item() == float(Fraction(2 * higher + equal, 2 * n1 * n0)), "the rank sum is an integer"
+            assert out[0].item() == float(Fraction(2 * higher + equal, 2 * n1 * n0)), (
+                "the rank sum is an integer"
+            )
             cuts = torch.cat((m, o)).unique()
             tp, fp = (m[None] >= cuts[:, None]).sum(1), (o[None] >= cuts[:, None]).sum(1)
             gain = tp * n0 - fp * n1
             best = max(0, gain.max().item())
             assert out[1].item() == (1 + best / (n1 * n0)) / 2
             assert out[2].item() == max(best, -gain.min().item()) / (n1 * n0)
-            at = [t for t, g in zip(cuts.tolist(), gain.tolist(), strict=True) if g == best and (m == t).any()]
+            at = [
+                t for t, g in zip(cuts.tolist(), gain.tolist(), strict=True) if g == best and (m == t).any()
+            ]
             assert out[3].item() == (max(at) if best > 0 else math.inf)
             assert torch.equal(out[4:], expected[4:])
 

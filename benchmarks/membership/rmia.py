@@ -17,8 +17,6 @@ PAIRS = {"1000x2500": (1000, 2500), "10000x10000": (10_000, 10_000), "50000x2500
 VOTES = {"18x1000x2500": (18, 1000, 2500), "18x10000x10000": (18, 10_000, 10_000)}
 CHUNK = 1 << 24  # pairs at a time, where a user would run out of memory
 PUBLISHED_VOTE = "the comparisons of all queries stacked as booleans, torch.mode over the queries, mean over z"
-
-
 def _by_rows(n: int, z: int, part: Callable[[slice], Tensor]) -> Tensor:
     step = max(1, CHUNK // max(1, z))
     return torch.cat([part(slice(i, i + step)) for i in range(0, n, step)])

@@ -19,8 +19,6 @@ SCORE_SHAPES = {
     "50000x100": (50000, 100),
     "10000x1000": (10000, 1000),
 }
-
-
 def eager_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     """The scores one after the other, as audits write them (loss, confidence, two entropies, margin, LiRA's
     logit, correct)."""

@@ -152,7 +152,8 @@ def writable(name: str, xs: Sequence[Tensor]) -> list[Tensor]:
             if x.requires_grad:
                 where = name if len(xs) == 1 else f"{name}[{i}]"
                 raise RuntimeError(
-                    f"{where}: {describe(x)} requires grad and is changed in place; autograd can't follow that. Call inside torch.no_grad()"
+                    f"{where}: {describe(x)} requires grad and is changed in place; autograd can't follow that. "
+                    "Call inside torch.no_grad()"
                 )
     if _all_dense(xs):
         return xs
@@ -191,7 +192,9 @@ def _flat(args: Sequence[Any]) -> Iterator[Tensor]:
 def apart(op: str, *args: Any) -> None:
     """Refuses tensors that share memory with one that is changed. ``args``: the op's first arguments, as the caller gave them. A compiled
     op asks the same of contiguous tensors itself, but of others it is given copies."""
-    if not _is_compiling() and not (_in_force() in (None, "native") and all(map(_dense, _flat(args)))):
+    if not _is_compiling() and not (
+        _in_force() in (None, "native") and all(map(_dense, _flat(args)))
+    ):
         _schema.refuse_shared(op, args)
 
 

@@ -106,7 +106,9 @@ def _stds(std: Std, like_name: str, like: list[Tensor]) -> tuple[list[float], li
     return _floats("std", std, len(like)), []
 
 
-def random_bits(n: int, *, seed: int, stream: int = 0, step: int = 0, start: int = 0, device: torch.device | str = "cpu") -> Tensor:
+def random_bits(
+    n: int, *, seed: int, stream: int = 0, step: int = 0, start: int = 0, device: torch.device | str = "cpu"
+) -> Tensor:
     """The raw Philox words behind the noise.
 
     Args:

@@ -190,7 +190,9 @@ def error_max_step_(
     for name, t in (("grad", grad), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
         arg.same(name, t, "x", x)
     changed = [x, exp_avg, exp_avg_sq]
-    staged = [t for name, c in zip(("x", "exp_avg", "exp_avg_sq"), changed, strict=True) for t in arg.writable(name, (c,))]
+    staged = [
+        t for name, c in zip(("x", "exp_avg", "exp_avg_sq"), changed, strict=True) for t in arg.writable(name, (c,))
+    ]
     arg.apart("error_max_step_", x, grad, exp_avg, exp_avg_sq)
     sum_sq = torch.empty((), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=x.device)
     (gradient,) = arg.readable((grad,))

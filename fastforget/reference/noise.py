@@ -78,7 +78,9 @@ def _each_chunk(xs: Sequence[Tensor], seed: int, stream: int, step: int, start: 
         for begin in range(0, x.numel(), _CHUNK):
             span = slice(begin, min(begin + _CHUNK, x.numel()))
             first = _pick(start, index) + begin
-            z = standard_normals(span.stop - begin, seed=seed, stream=stream + index, step=step, start=first, device=x.device)
+            z = standard_normals(
+                span.stop - begin, seed=seed, stream=stream + index, step=step, start=first, device=x.device
+            )
             yield index, span, z
 
 
@@ -104,7 +106,9 @@ def normal_(
         _store(_part(xs, index, span), _pick(mean, index) + _pick(std, index) * z)
 
 
-def add_normal_(xs: Sequence[Tensor], std: Sequence[float], seed: int, stream: int, step: int, start: Sequence[int]) -> None:
+def add_normal_(
+    xs: Sequence[Tensor], std: Sequence[float], seed: int, stream: int, step: int, start: Sequence[int]
+) -> None:
     for index, span, z in _each_chunk(xs, seed, stream, step, start):
         part = _part(xs, index, span)
         _store(part, part.to(torch.float64) + _pick(std, index) * z)

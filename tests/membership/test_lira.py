@@ -100,7 +100,9 @@ def test_accuracy(implementation, shape, location, dtype):
     samples = shape[1]
     for mode, tail in OPTIONS:
         t, s, m, rough, exact = pool(shape, location, dtype, mode, tail)
-        got = membership.lira(t[:samples], s[:, :samples], m[:, :samples], mode=mode, location=location, tail=tail, var_floor=1e-3)
+        got = membership.lira(
+            t[:samples], s[:, :samples], m[:, :samples], mode=mode, location=location, tail=tail, var_floor=1e-3
+        )
         assert got.dtype == dtype and got.shape == (samples,)
         assert_two_times(got, rough, exact, f"{mode} {tail}")
 

@@ -13,8 +13,6 @@ from fastforget.ops import membership
 
 IMPLEMENTATIONS = ("reference", "baseline", "avx2", "avx512", "emulated")
 SHAPES = [(0, 2), (1, 2), (3, 10), (15, 3), (16, 10), (17, 10), (65, 7), (200, 33), (33, 100), (5, 1000), (3, 4099), (2, 9001)]
-
-
 @drawn_once
 def score_case(rows, classes, dtype, scale):
     """A pool of logits, with what plain PyTorch and extended precision make of it: the same for every implementation."""

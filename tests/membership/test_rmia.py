@@ -161,7 +161,6 @@ def test_an_even_split_is_no_majority(implementation):
 
 def world(t=3, m=7, n=40, z=60):
     """Probabilities in float64: targets, references, who was trained on what."""
-
     def p(*shape):
         return torch.rand(*shape, dtype=torch.float64) * 0.9 + 0.05
 
@@ -262,7 +261,9 @@ def test_vote_scores_follow_the_formula(implementation, online):
     ref_x, ref_z = torch.rand(m, queries, n).double() + 0.05, torch.rand(m, queries, z).double() + 0.05
     member = torch.rand(m, n) < 0.5
     member[0], member[1] = True, False
-    got = membership.rmia_vote(*(v.log() for v in (p_x, ref_x, p_z, ref_z)), member=member if online else None, gamma=1.2, a=0.4)
+    got = membership.rmia_vote(
+        *(v.log() for v in (p_x, ref_x, p_z, ref_z)), member=member if online else None, gamma=1.2, a=0.4
+    )
     if online:
         inside = member[:, None].double()
         p = ((ref_x * inside).sum(0) / inside.sum(0) + (ref_x * (1 - inside)).sum(0) / (1 - inside).sum(0)) / 2

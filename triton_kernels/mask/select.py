@@ -228,7 +228,9 @@ def saliency_mask(xs: Sequence[Tensor], k: int, masks: Sequence[Tensor], thresho
                     lambda _packed, digit=digit: {"COUNTED": COUNTED, **digit},
                 )  # fmt: skip
                 last = round + 1 == len(digits)
-                digit_kernel[(1,)](state, histograms[round], threshold, k, COMPUTE=compute, LAST=last, num_warps=NUM_WARPS, **digit)
+                digit_kernel[(1,)](
+                    state, histograms[round], threshold, k, COMPUTE=compute, LAST=last, num_warps=NUM_WARPS, **digit
+                )
             each(ties_kernel, CHUNK, (state, ties), lambda _packed: {})
             scan_kernel[(1,)](state, ties, chunks, WIDTH=SCAN, num_warps=NUM_WARPS)
         each(mask_kernel, CHUNK, (state, ties), lambda packed: {"PACKED": packed})

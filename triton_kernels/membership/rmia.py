@@ -20,8 +20,6 @@ from .lira_moments import TL_INT
 BLOCK, WARPS = 256, 8
 VOTE_X, VOTE_Z, VOTE_WARPS = 64, 64, 8  # pairs of a program at a time: 16 votes a thread
 DIVIDE_X, DIVIDE_Z = 32, 32  # an exact division takes more registers than a comparison
-
-
 @triton.jit
 def _dominates(x, z, gamma, STRICT: tl.constexpr):
     quotient = divide(x, z)

@@ -181,7 +181,9 @@ class _Gathered:
     def _sums(self, low: int, high: int, target_loss: Tensor, shown: Progress[int]) -> ShadowSums:
         """All shadow models' sums over a chunk; a model is left out for a sample on which it has a NaN score."""
         inputs, attack_r = self.inputs, "attack_r" in self.wanted
-        sums = ShadowSums(high - low, inputs.queries, probabilities=bool(self.log_reference), target_loss=target_loss if attack_r else None)
+        sums = ShadowSums(
+            high - low, inputs.queries, probabilities=bool(self.log_reference), target_loss=target_loss if attack_r else None
+        )
         for number, rows in enumerate(inputs.shadows):
             scores = inputs.read(rows, low, high)
             nan = torch.isnan(scores["logit_confidence"]).any(dim=1)

@@ -70,7 +70,9 @@ class ShadowLogistic:
         forward: (model, inputs) -> logits, where calling the model doesn't give them.
     """
 
-    def __init__(self, shadows: Sequence[tuple[nn.Module, Any, Any]], forward: Callable[[nn.Module, Any], Tensor] | None = None) -> None:
+    def __init__(
+        self, shadows: Sequence[tuple[nn.Module, Any, Any]], forward: Callable[[nn.Module, Any], Tensor] | None = None
+    ) -> None:
         if not shadows:
             raise ValueError("shadows: empty; accepted is at least one (model, members, non-members)")
         rows, targets = [], []

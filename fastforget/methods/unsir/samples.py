@@ -115,7 +115,9 @@ def paired_noise(
         away = -F.mse_loss(place.logits(task, leaf), target)
         gradient = gradients(task, away, [leaf])[0]
         with task.cost.at("ops"):
-            update.error_max_step_(images, gradient, exp_avg, exp_avg_sq, step=step, lr=options.noise_lr, l2=l2, clamp=options.noise_clamp)
+            update.error_max_step_(
+                images, gradient, exp_avg, exp_avg_sq, step=step, lr=options.noise_lr, l2=l2, clamp=options.noise_clamp
+            )
     for p in parameters:
         p.requires_grad_(True)
     return images

@@ -100,7 +100,9 @@ def to_hold(options: Options, task: Task, retain: Source, passes: int | None = N
     return Drawn(task, retain, size, most if passes is None else max(1, min(most, passes // size)), HOLD_ORDER)
 
 
-def hold_on(options: Options, task: Task, batches: Iterator[Batch], most: int, rate: float, phase: str, *, falling: bool = False) -> None:
+def hold_on(
+    options: Options, task: Task, batches: Iterator[Batch], most: int, rate: float, phase: str, *, falling: bool = False
+) -> None:
     """Repair on drawn batches, held by ``options.hold``; ``falling``: the rate goes to zero by a cosine."""
     optimizer = options.repair_optimizer(trainable(task.model), rate)
     total, seen = torch.zeros((), device=task.device), 0

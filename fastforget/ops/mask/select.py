@@ -33,7 +33,9 @@ def saliency_mask(x: Tensor, keep: float, *, packed: bool = False) -> tuple[Tens
 def saliency_mask(x: Sequence[Tensor], keep: float, *, packed: bool = False) -> tuple[list[Tensor], Tensor]: ...
 
 
-def saliency_mask(x: Tensor | Sequence[Tensor], keep: float, *, packed: bool = False) -> tuple[Tensor | list[Tensor], Tensor]:
+def saliency_mask(
+    x: Tensor | Sequence[Tensor], keep: float, *, packed: bool = False
+) -> tuple[Tensor | list[Tensor], Tensor]:
     """Masks of the elements with the largest magnitudes, chosen over the whole list (SalUn: Fan et al., ICLR'24, equation 3).
 
     Exactly ``k`` elements are on: the integer nearest to ``keep`` times the number of elements (halves go up). NaN counts as larger than

@@ -101,7 +101,9 @@ def _one_variance(variance: str, mean: Tensor, per_example: Tensor, count: Tenso
     return both[1:].expand(2) if variance == "global_in" else both
 
 
-def _ratio(target: Tensor, center: Tensor, variance: Tensor, count: Tensor, rule: tuple[int, str, float, int], single: bool) -> Tensor:
+def _ratio(
+    target: Tensor, center: Tensor, variance: Tensor, count: Tensor, rule: tuple[int, str, float, int], single: bool
+) -> Tensor:
     mode, _, floor, least = rule
     out = torch.empty(target.shape[:2], dtype=center.dtype, device=center.device)
     arg.run(
@@ -198,7 +200,9 @@ def lira(
     if isinstance(target, str):
         given = torch.empty(0, dtype=dtype, device=device) if own else _one_variance(rule[1], *stats(False)).to(dtype)
         out = torch.empty((models, samples), dtype=dtype, device=device)
-        arg.run("lira_loo", _lira_loo, [out], (full, member, median, given.contiguous(), rule[0], rule[2], rule[3], out))
+        arg.run(
+            "lira_loo", _lira_loo, [out], (full, member, median, given.contiguous(), rule[0], rule[2], rule[3], out)
+        )
         return out
     targets, single = _targets(target, shape[1:], device)
     center, spread, count = stats(median)

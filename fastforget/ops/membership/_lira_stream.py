@@ -13,7 +13,6 @@ __all__ = ["Lira"]
 
 _lira_update = _schema.overload("lira_update_")
 
-
 class Lira:
     """LiRA from a stream of shadow models: running moments, 32 bytes a sample and query whatever the number of models.
 

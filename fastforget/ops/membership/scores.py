@@ -15,8 +15,6 @@ __all__ = ["MembershipScores", "membership_scores"]
 
 _membership_scores = _schema.overload("membership_scores")
 _try_membership_scores = _schema.boxed("membership_scores")
-
-
 class MembershipScores(NamedTuple):
     """Per-sample scores, each with the labels' shape (float32; float64 for float64 logits), and ``correct`` (bool)."""
 

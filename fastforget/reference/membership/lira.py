@@ -30,7 +30,9 @@ def _group(scores: Tensor, chosen: Tensor, median: bool) -> tuple[Tensor, Tensor
     return torch.where(torch.isnan(mean), math.nan, middle), variance, count
 
 
-def lira_stats(scores: Tensor, member: Tensor, median: bool, center: Tensor, variance: Tensor, count: Tensor) -> None:
+def lira_stats(
+    scores: Tensor, member: Tensor, median: bool, center: Tensor, variance: Tensor, count: Tensor
+) -> None:
     for side, chosen in enumerate((~member, member)):
         if len(scores) == 0:
             center[side], variance[side], count[side] = math.nan, math.nan, 0
@@ -38,7 +40,9 @@ def lira_stats(scores: Tensor, member: Tensor, median: bool, center: Tensor, var
             center[side], variance[side], count[side] = _group(scores, chosen, median)
 
 
-def _ratio(target: Tensor, center: Tensor, variance: Tensor, count: Tensor, mode: int, var_floor: float, min_count: int) -> Tensor:
+def _ratio(
+    target: Tensor, center: Tensor, variance: Tensor, count: Tensor, mode: int, var_floor: float, min_count: int
+) -> Tensor:
     """target [..., N, A] against float64 center, variance [2, N, A] (or [2, 1, 1]) and count [2, N] -> [..., N]."""
     t, s2 = target.to(torch.float64), variance.clamp_min(var_floor)
     enough = count[0] >= min_count

@@ -52,8 +52,6 @@ def roc_stats(member: Tensor, nonmember: Tensor, fprs: Sequence[float], out: Ten
         out[4 + i] = tp.to(torch.float64) / n1
         first = members[(n1 - tp).clamp(max=n1 - 1)].to(torch.float64)
         out[4 + len(fprs) + i] = torch.where(tp > 0, first, math.inf)
-
-
 def bootstrap_indices(n: int, seed: int, stream: int, resample: int, device: torch.device) -> Tensor:
     """int64[n], drawn with replacement: word i of (seed, stream, step=resample) scaled to [0, n)."""
     words, offset = _words(0, n, seed, stream, resample, device)
