@@ -206,7 +206,7 @@ class Run:
             return self._control(name, self.again())
         if name == "untouched":
             return self._unlearned(name, "none", {})
-        method, options = METHODS[name]
+        method, options = METHODS.get(name, (name, {}))
         if method == "unsir" and self.cell.classes is None:
             options = {"preset": "samples"}
         if method == "unsir":

@@ -147,7 +147,8 @@ def listed(own: Mapping[str, Callable[..., Any]], taken: Iterable[str]) -> list[
 
 def _declared(taken: Iterable[str]) -> dict[str, list[metadata.EntryPoint]]:
     """Entry points by name; those whose name is taken are left out, and warned of once."""
-    taken, declared = set(taken), {}
+    taken = set(taken)
+    declared: dict[str, dict[tuple[str, str], metadata.EntryPoint]] = {}
     for point in metadata.entry_points(group=GROUP):
         if point.name not in taken:
             declared.setdefault(point.name, {})[_title(point), point.value] = point
