@@ -65,9 +65,9 @@ def method(name: Any, *, unseen: str | None = "test_dataloader", **options: Any)
         **rest: Any,
     ) -> nn.Module:
         if getattr(fabric, "world_size", 1) > 1:
-            raise RuntimeError(
-                f"fabric: got {fabric.world_size} processes; accepted is one, as fastforget doesn't share a run between them"
-            )
+            raise RuntimeError(f"fabric: got {fabric.world_size} processes; accepted is one: fastforget doesn't share a run between them")
+        if unseen is not None and unseen not in rest:
+            raise ValueError(f"unseen: got {unseen!r}; accepted are None or one of the loaders, {', '.join(sorted(rest))}")
         if type_of_unlearning_strategy not in STRATEGIES:
             raise ValueError(f"type_of_unlearning_strategy: got {type_of_unlearning_strategy!r}; accepted are {', '.join(STRATEGIES)}")
         # a subclass lies within a class that stays: its samples go, not the label
