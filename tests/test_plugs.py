@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fastforget as ff
 from fastforget import _weights
-from fastforget._bench import experiment, experiment_cells, experiment_page
 from fastforget.__main__ import main
+from fastforget._bench import experiment, experiment_cells, experiment_page
 from fastforget.adapters import supreme, torchunlearn
 from fastforget.methods import engine, plugs, registry
 from fastforget.methods.registry import METHODS
@@ -169,8 +169,8 @@ REFUSED = {
     "no such name": ("absent", "absent:Nothing", {"absent": ""}, ImportError, "can't be imported: AttributeError: .*Nothing"),
     "fails": ("fails", "fails:M", {"fails": "1 / 0"}, ImportError, "of odd 1.0 .*: ZeroDivisionError: .*Mend or uninstall that package"),
     "a number": ("number", "number:M", {"number": "M = 3"}, TypeError, "of odd 1.0 .*: got int; accepted is a class"),
-    "no method": ("kept", "kept_m:Method", {"kept_m": KEPT}, TypeError, r"of odd 1.0 .*: Method is no method, it lacks run\(\), receipt\(\);"),
-    "nothing": ("dict", "dict_m:M", {"dict_m": "M = dict"}, TypeError, r"lacks run\(\), receipt\(\), name \(text\), scope \(\"classes\" or"),
+    "no method": ("kept", "kept_m:Method", {"kept_m": KEPT}, TypeError, r"odd 1.0 .*: Method is no method, it lacks run\(\), receipt\(\);"),
+    "nothing": ("dict", "dict_m:M", {"dict_m": "M = dict"}, TypeError, r"lacks run\(\), receipt\(\), name \(text\), scope \(\"classes\""),
     "a class": ("kind", "kind:make", {"kind": method("kind") + "make = lambda: Method"}, TypeError, r"got a class; accepted .* Method\(\)"),
     "other name": ("one", "one_m:Method", {"one_m": method("two")}, TypeError, "'one' of odd 1.0 .* is called 'two' by its own attribute"),
 }
@@ -218,7 +218,7 @@ def test_two_packages_with_one_name_are_both_named(folder):
     ("result", "error", "text"),
     [
         ("None", TypeError, "Method.run returned NoneType; accepted is a dict"),
-        ("{'verdict': {'forgot': True}, 'seed': 1}", ValueError, "returned 'seed', 'verdict', which ff.unlearn puts into the receipt itself"),
+        ("{'verdict': {'forgot': True}, 'seed': 1}", ValueError, "returned 'seed', 'verdict', which ff.unlearn puts into the receipt"),
         ("{'weights': next(task.model.parameters())}", TypeError, "what a receipt can't hold: Object of type Parameter"),
     ],
 )
@@ -263,7 +263,8 @@ def test_the_experiment_has_its_row(label_flip, monkeypatch):
     run.cell, run.problem, run.scenario = True, types.SimpleNamespace(again=True), "class"
     monkeypatch.setattr(run, "_unlearned", lambda *asked: asked)
     assert run.row("label_flip") == ("label_flip", "label_flip", {})
-    rows = [{"data": "digits", "net": "cnn", "scenario": "class", "method": name, "seed": 0} for name in ("label_flip", "sweep", "original")]
+    row = {"data": "digits", "net": "cnn", "scenario": "class", "seed": 0}
+    rows = [row | {"method": name} for name in ("label_flip", "sweep", "original")]
     listed = [line.split("|")[4].strip() for line in experiment_page.table(rows)[2:]]
     assert listed == ["original", "sweep", "label_flip"] == sorted(listed, key=experiment._place)
 
