@@ -1,4 +1,4 @@
-"""Fine-tuning on the data to keep, while the data to forget is taught labels that are wrong."""
+"""Fine-tuning on the data to keep, while the data to forget is taught wrong labels. Single samples then stand out: the verdict says so."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
