@@ -24,6 +24,7 @@ from fastforget._files import write_whole
 from fastforget._progress import progress
 from fastforget.auditing.verdict import POWERLESS
 from fastforget.demo.data import DataMissing
+from fastforget.methods import registry
 from fastforget.methods.verdict import UNDECIDED
 
 from . import experiment_page, experiment_profile, standard
@@ -54,16 +55,23 @@ DOUBTED = "is not believed to be retrained"
 LEFT_OUT = ("why", "audit_why")  # long texts: in the cells, not in the committed rows
 
 
+def others() -> list[str]:
+    """Methods that can be called by name and aren't in the plan, those of other packages among them: run where they are asked for, with
+    their own defaults, on every request that all methods have."""
+    return [name for name in registry.names() if name not in (*EVERY, registry.AUTO, "none")]
+
+
 def parser() -> argparse.ArgumentParser:
+    every = (*EVERY, *others())
     p = argparse.ArgumentParser("python -m fastforget experiment", description=__doc__.split("\n\n")[0])
     p.add_argument("--data", nargs="+", choices=tuple(PROBLEMS), default=list(PROBLEMS), help="data sets (absent ones are skipped)")
     p.add_argument("--net", nargs="+", help="nets by name, with every method (default: the plan's)")
     p.add_argument("--scenario", nargs="+", choices=(*SCENARIOS, *SHARES))
-    p.add_argument("--method", nargs="+", choices=(*EVERY, *standard.STANDARD))
+    p.add_argument("--method", nargs="+", choices=every, help="default: the plan's")
     p.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     p.add_argument("--out", type=Path, default=Path("experiment"), help="folder of models, cells, rows.json and the page")
     p.add_argument("--threads", type=int, help="torch threads (default: torch's)")
-    p.add_argument("--again", nargs="+", choices=(*EVERY, *standard.STANDARD), default=[], help="make these rows anew")
+    p.add_argument("--again", nargs="+", choices=every, default=[], help="make these methods' rows anew")
     p.add_argument("--page", action="store_true", help="only write rows and page from the cells that are there")
     p.add_argument("--commit", action="store_true", help="write rows and page to benchmarks/ as well")
     p.add_argument("--standard", action="store_true", help="the table of the standard methods")
@@ -102,8 +110,7 @@ def _collected(out: Path, methods: Sequence[str]) -> dict[str, Any]:
         r["doubted"] = any(DOUBTED in line for line in r.get("audit_why") or ())
         r["powerless"] = bool(r.get("audit_why")) and all(POWERLESS in line for line in r["audit_why"])
     order, requests = list(PROBLEMS), (*SCENARIOS, *SHARES)
-    rows = [r for r in rows if r["method"] in methods]
-    rows.sort(key=lambda r: (order.index(r["data"]), r["net"], requests.index(r["scenario"]), methods.index(r["method"]), r["seed"]))
+    rows.sort(key=lambda r: (order.index(r["data"]), r["net"], requests.index(r["scenario"]), *_place(r["method"], methods), r["seed"]))
     short = [{k: round(v, 5) if isinstance(v, float) else v for k, v in r.items() if k not in LEFT_OUT} for r in rows]
     profile = out / "profile.json"
     threads = torch.get_num_threads()
@@ -112,6 +119,11 @@ def _collected(out: Path, methods: Sequence[str]) -> dict[str, Any]:
         "profile": json.loads(profile.read_text()) if profile.exists() else [],
         "rows": short,
     }
+
+
+def _place(method: str, methods: Sequence[str]) -> tuple[int, str]:
+    """Where a method stands in the tables: other packages' come after the plan's."""
+    return methods.index(method) if method in methods else len(methods), method
 
 
 def _write(results: dict[str, Any], rows: Path, folder: Path, files: dict[str, str]) -> None:
@@ -134,7 +146,9 @@ def cells(args: argparse.Namespace, problem: Problem) -> Iterator[tuple[str, str
             for net in nets:
                 for scenario in scenarios:
                     if scenario in (args.scenario or requests):
-                        yield net, scenario, seed, [m for m in methods if m in (args.method or methods)]
+                        wanted = args.method or list(methods)
+                        more = [m for m in wanted if m not in every] if methods == every else []
+                        yield net, scenario, seed, [m for m in methods if m in wanted] + more
 
 
 def _run_all(args: argparse.Namespace) -> None:

@@ -66,7 +66,7 @@ def table(rows: Rows) -> list[str]:
     ]
     for (data, net, scenario), members in groups(rows, "data", "net", "scenario").items():
         by_method = groups(members, "method")
-        for method in ORDER:
+        for method in (*ORDER, *sorted({name for (name,) in by_method} - set(ORDER))):
             runs = by_method.get((method,))
             if runs:
                 lines.append(f"| {data} | {net} | {scenario} | {method} | {' | '.join(_figures(runs))} |")

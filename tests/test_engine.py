@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -123,6 +124,7 @@ def test_without_samples_of_the_class_noise_stands_in(world):
     result = quiet(world.net("mlp"), "sweep", **given, budget=6_000)
     assert result.receipt["cost"]["phases"]["noise"]["trained"] > 0
     assert result.cost.passes <= 6_000
+    assert json.loads(json.dumps(result.receipt))["chosen"]["noise"]["impair_optimizer"] == "fastforget.methods.unsir.adam"
 
 
 def test_auto_chooses_by_what_is_given_and_says_why(world):

@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from ..methods import NotForgottenWarning, UnlearnResult, unlearn
+from ..methods.registry import method_of
 
-CHOICES = ("auto", "sweep", "unsir", "forsaken", "lightweight", "none")
 SIDE_BY_SIDE = ("sweep", "unsir", "lightweight")
 MAIN = "unlearned"  # the name of the chosen method's model in audit, receipt and figures; the others are called by their methods
 
@@ -49,6 +49,13 @@ class Step:
     seconds: float
     passes: int
     speedup: float = math.nan
+
+
+def usable(chosen: Sequence[str]) -> None:
+    """Refuses a method of another package that can't be made, before anything is trained (ImportError, TypeError, ValueError)."""
+    for name in chosen:
+        if name != "auto":
+            method_of(name, {})
 
 
 def beside(chosen: str, wanted: Sequence[str] | None) -> list[str]:

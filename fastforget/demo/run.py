@@ -20,7 +20,7 @@ from .._command import Parser, unusable
 from .._files import write_json, write_whole
 from .._text import visible
 from ..auditing import audit
-from ..methods import UNSIR
+from ..methods import UNSIR, registry
 from ..methods.task import Task
 from ..methods.unsir.noise import Place, learn_noise
 from . import contest
@@ -38,6 +38,7 @@ SMALL = ("mnist5k", "digits")
 
 
 def parser() -> argparse.ArgumentParser:
+    methods = registry.names()
     p = Parser(
         prog="python -m fastforget demo",
         description="Train a small network on real images, forget classes, audit it beside a retrained one, write a report.",
@@ -47,15 +48,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--root", type=Path, metavar="DIR", help="where the data's files lie")
     p.add_argument(
         "--method",
-        choices=contest.CHOICES,
-        default=contest.CHOICES[0],
+        choices=methods,
+        default="auto",
         help="auto chooses by what is asked and given, and says why; none changes nothing: the negative control, ends with 1 "
         "(default: %(default)s)",
     )
     p.add_argument(
         "--beside",
         nargs="*",
-        choices=[name for name in contest.CHOICES if name not in ("auto", "none")],
+        choices=[name for name in methods if name not in ("auto", "none")],
         metavar="METHOD",
         help="methods to run beside the chosen one, on the same original and the same sets; without a name none "
         f"(default: the others of {', '.join(contest.SIDE_BY_SIDE)}, so that three methods stand side by side)",
@@ -124,6 +125,10 @@ def _check(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         p.error(f"--classes: {args.classes} names a class twice")
     if len(args.classes) > 8:
         p.error("--classes: at least two classes must stay")
+    try:
+        contest.usable([args.method, *(args.beside or ())])
+    except (ImportError, TypeError, ValueError) as error:
+        p.error(str(error))
     if args.epochs is not None and args.epochs < 1:
         p.error(f"--epochs: got {args.epochs}; accepted is 1 or more")
     if args.threads is not None and args.threads < 1:

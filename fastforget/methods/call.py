@@ -13,7 +13,7 @@ from .. import _weights
 from .._caller import Caller
 from .._modules import dense_gradients
 from .._random import own_randomness
-from . import checks
+from . import checks, plugs
 from .engine.precision import Formats
 from .registry import method_of, suitable
 from .request import Sets, count_overlap, make_task, wanted_classes
@@ -55,7 +55,8 @@ def unlearn(
         method: ``"unsir"`` (Tarun et al., arXiv 2111.08947), ``"forsaken"`` (Liu et al., arXiv 2003.10933), ``"lightweight"`` (Chen et
             al., arXiv 2111.05528), ``"sweep"`` (our own: everything in one run on a budget, see :class:`fastforget.methods.Sweep`),
             ``"auto"`` (chosen by what is asked and given; the receipt says why), ``"none"`` (negative control: nothing is done, all is
-            measured), or an instance such as ``ff.methods.UNSIR(preset="paper")``.
+            measured), or an instance such as ``ff.methods.UNSIR(preset="paper")``. Other packages' methods go by the names that they
+            declare; :func:`fastforget.methods.available` lists all.
         forget: data of the classes to forget, if there is any: UNSIR needs none, but looks at it to know
             when they are gone. Without ``classes``, Forsaken and Lightweight forget just these samples.
         retain: data to keep: a DataLoader, a Dataset or an ``(inputs, labels)`` pair. Samples must be
@@ -110,6 +111,7 @@ def unlearn(
     else:
         reason = None
     chosen = method_of(method, options)
+    origin = plugs.provenance(method, chosen)
     seed = checks.seed(seed)
     with Caller() as caller, caller.aside("unlearn", derived_seed(seed, READ)):
         # check
@@ -129,13 +131,14 @@ def unlearn(
             # work on the copy
             formats = Formats(task.model)
             with _weights.flags_kept(task.model), dense_gradients(task.model):
-                details = chosen.run(task)
+                details = plugs.entries(chosen, chosen.run(task))
+            proxy = details.pop("proxy", None)
             for parameter in task.model.parameters():
                 parameter.grad = None
             formats.restore(task.model)
             # measure
             with task.cost.phase("verdict"):
-                verdict = judge(task, before, details.pop("proxy", None))
+                verdict = judge(task, before, proxy)
         checks.finite_weights(task.model)
         receipt = {
             "method": chosen.name,
@@ -149,8 +152,9 @@ def unlearn(
             "cost": task.cost.receipt(),
             "overlap": overlap,
             **({"method_chosen": reason} if reason else {}),
-            **details,
+            **origin,
         }
+        receipt = plugs.joined(chosen, receipt, details)
         write = _weights.overwriting(model, task.model) if inplace else None
     changed = model if inplace else task.model
     result = UnlearnResult(changed, task.history, time.perf_counter() - began, receipt, verdict.forgot, verdict.why, task.cost)

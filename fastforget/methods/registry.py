@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from . import plugs
 from .pack import STANDARD
 from .perturb.forsaken import Forsaken
 from .perturb.lightweight import Lightweight
@@ -15,14 +16,27 @@ from .unsir import UNSIR
 
 
 class Method(Protocol):
+    """What :func:`fastforget.unlearn` needs of a method: its options, and these. Best a dataclass; nothing needs to be inherited.
+
+    Required are ``name``, ``scope``, ``run`` and ``receipt``. Optional, with what holds where they are missing:
+
+    - ``learns_noise`` (False): in the inputs' place, so they must be one floating point tensor;
+    - ``gradients`` (none): what a first step on a copy tries before the run, ``"train"`` and ``"eval"`` mode (fastforget/_trial.py);
+    - ``needs_forget`` (True): with ``scope = "samples"``, whether ``forget`` must be given for whole classes, too;
+    - ``holds_back`` (False): for samples, a third of ``nonmember`` (1,024 at most) becomes ``task.held``, for looks and the verdict.
+    """
+
     name: str
     scope: str  # "classes": classes as a whole; "samples": also any set of samples, given as forget=
-    learns_noise: bool  # in the inputs' place: they must be floating point
-    gradients: tuple[str, ...]  # what a first step on a copy tries before the run: "train", "eval" (fastforget/_trial.py)
+    learns_noise: bool
+    gradients: tuple[str, ...]
 
-    def run(self, task: Task) -> dict[str, Any]: ...
+    def run(self, task: Task) -> dict[str, Any]:
+        """Unlearns ``task.classes``, or the samples of ``task.forget`` where that is empty, in ``task.model``; what it returns goes into
+        the receipt (plain JSON values)."""
 
-    def receipt(self) -> dict[str, Any]: ...
+    def receipt(self) -> dict[str, Any]:
+        """Every option, as plain JSON values."""
 
 
 @dataclass
@@ -55,15 +69,26 @@ AUTO = "auto"
 def method_of(method: Any, options: dict[str, Any]) -> Method:
     """The method that was named, with these options, or the instance that was given."""
     if isinstance(method, str):
-        if method not in METHODS:
-            names = ", ".join(map(repr, (AUTO, *METHODS)))
-            raise ValueError(f"method: got {method!r}; accepted are {names} or an instance from ff.methods")
-        return METHODS[method](**options)
-    if not (hasattr(method, "run") and hasattr(method, "receipt")) or isinstance(method, type):
-        raise TypeError(f"method: got {method!r}; accepted are {', '.join(map(repr, METHODS))} or an instance, e.g. UNSIR()")
+        return METHODS[method](**options) if method in METHODS else plugs.made(method, options, (AUTO, *METHODS))
+    plugs.refuse_other(method, f"method: got {method!r}; accepted are {', '.join(map(repr, METHODS))} or an instance, e.g. UNSIR()")
     if options:
         raise TypeError(f"options {', '.join(options)}: give them to {type(method).__name__}(...) when the method is an instance")
     return method
+
+
+def names() -> list[str]:
+    """Every name that ``method=`` takes: ours, then those of other packages (of which nothing is imported)."""
+    return [AUTO, *METHODS, *plugs.names((AUTO, *METHODS))]
+
+
+def available() -> list[plugs.Available]:
+    """The methods that can be called by name, where each comes from, and what it can forget; those of other packages are imported.
+
+    >>> from fastforget import methods
+    >>> [str(method).partition(": ")[2] for method in methods.available() if method.name in ("unsir", "sweep")]
+    ['classes, samples', 'classes']
+    """
+    return plugs.listed(METHODS, (AUTO, *METHODS))
 
 
 def suitable(classes: Any, *, forget: Any, retain: Any, nonmember: Any) -> tuple[str, str]:

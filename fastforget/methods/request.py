@@ -67,7 +67,7 @@ def make_task(
         raise ValueError("retain: not given; accepted is a DataLoader, a Dataset or an (inputs, labels) pair of data to keep")
     work = _weights.working_copy(model)
     forward = reading(forward)
-    probed = checks.probe(work, forward, given[0], device, getattr(method, "learns_noise", True))
+    probed = checks.probe(work, forward, given[0], device, getattr(method, "learns_noise", False))
     outputs = probed.outputs
     checks.known_classes(classes, outputs)
     for data in given:

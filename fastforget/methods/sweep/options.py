@@ -49,6 +49,10 @@ class Plan:
     trial: int
     noise: NoiseOptions | None = None
 
+    def receipt(self) -> dict[str, Any]:
+        """The plan, JSON-able."""
+        return {**vars(self), "noise": None if self.noise is None else self.noise.receipt()}
+
 
 def kept_size(batch_size: int) -> int:
     """Samples to keep in a step: half as many again as unseen ones."""

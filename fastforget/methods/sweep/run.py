@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from typing import Any, TypedDict
@@ -89,7 +88,7 @@ class Run:
 
     def run(self) -> dict[str, Any]:
         if not self.plan.steps:
-            return {"chosen": dataclasses.asdict(self.plan), "measured": {"sweeps": []}}
+            return {"chosen": self.plan.receipt(), "measured": {"sweeps": []}}
         task, rate = self.task, self.rate
         for number in range(self.options.sweeps):
             whole = self.plan.steps * self.plan.each + self._look_costs()
@@ -111,7 +110,7 @@ class Run:
                 break
             rate *= AGAIN
         return {
-            "chosen": {"rate": self.rate, "alike": self.alike, **dataclasses.asdict(self.plan), "form": self.form},
+            "chosen": {"rate": self.rate, "alike": self.alike, **self.plan.receipt(), "form": self.form},
             "measured": {"memorised": self.memory, "sweeps": self.done},
         }
 
