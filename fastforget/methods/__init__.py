@@ -1,7 +1,7 @@
 """The unlearning methods: a dataclass of options each, and :func:`unlearn` that runs them."""
 
 from .call import unlearn
-from .pack import CT, LFSSD, MSG, SCRUB, SSD, FineTune, GradientAscent, L1Sparse, NegGradPlus, RandomLabels, SalUn
+from .pack import CT, LFSSD, MSG, SCRUB, SSD, FineTune, GradientAscent, L1Sparse, NegGradPlus, RandomLabels, SalUn, SFRon
 from .perturb.forsaken import Forsaken
 from .perturb.lightweight import Lightweight
 from .result import NotForgottenWarning, UnlearnResult
@@ -23,6 +23,7 @@ __all__ = [
     "NegGradPlus",
     "NotForgottenWarning",
     "RandomLabels",
+    "SFRon",
     "SalUn",
     "Sweep",
     "UnlearnResult",
