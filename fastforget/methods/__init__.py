@@ -6,7 +6,7 @@ build on. docs/plugins.md has an example.
 
 from . import engine
 from .call import unlearn
-from .pack import CT, LFSSD, MSG, SCRUB, SSD, FineTune, GradientAscent, L1Sparse, NegGradPlus, RandomLabels, SalUn
+from .pack import CT, LFSSD, MSG, SCRUB, SSD, FineTune, GradientAscent, L1Sparse, NegGradPlus, RandomLabels, SalUn, SFRon
 from .perturb.forsaken import Forsaken
 from .perturb.lightweight import Lightweight
 from .plugs import Available
@@ -32,6 +32,7 @@ __all__ = [
     "NegGradPlus",
     "NotForgottenWarning",
     "RandomLabels",
+    "SFRon",
     "SalUn",
     "Sweep",
     "UnlearnResult",

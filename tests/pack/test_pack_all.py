@@ -17,12 +17,13 @@ from fastforget.methods import pack
 
 NAMES = list(pack.STANDARD)
 SETS = ("forget", "retain", "nonmember")
+SHORTER = {"sfron": {"steps": 20}}  # options of methods that take a thousand steps
 
 
 def asked(name: str, kind: str = "cnn") -> tuple[nn.Module, dict]:
     """A net and the request that the method serves."""
     net = getattr(w, kind)()
-    sets = w.request(net)
+    sets = w.request(net) | SHORTER.get(name, {})
     if pack.STANDARD[name].scope == "classes":
         (fx, fy), (rx, ry) = sets["forget"], sets["retain"]
         x, y = torch.cat([fx, rx]), torch.cat([fy, ry])

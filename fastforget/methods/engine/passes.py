@@ -47,10 +47,22 @@ class Passes:
         epochs: passes.
         beside: sample passes that a step takes besides its batch, for the budget.
         purpose: of the seed of the orders: two loops of one run have two.
+        most: steps, where a method counts in these: the last pass may be cut short.
     """
 
-    def __init__(self, task: Task, phase: str, data: Source, size: int, epochs: int, *, beside: int = 0, purpose: int = EPOCHS) -> None:
-        self.task, self.phase, self.data = task, phase, data
+    def __init__(
+        self,
+        task: Task,
+        phase: str,
+        data: Source,
+        size: int,
+        epochs: int,
+        *,
+        beside: int = 0,
+        purpose: int = EPOCHS,
+        most: int | None = None,
+    ) -> None:
+        self.task, self.phase, self.data, self.most = task, phase, data, most
         size = min(size, len(data))
         self.orders = [
             task.cut(torch.randperm(len(data), generator=task.generator(purpose + 1_000 * e)), size, data) for e in range(epochs)
@@ -61,10 +73,11 @@ class Passes:
 
     def __len__(self) -> int:
         """Steps of all passes."""
-        return sum(map(len, self.orders))
+        steps = sum(map(len, self.orders))
+        return steps if self.most is None else min(steps, self.most)
 
     def __iter__(self) -> Iterator[Shuffled]:
-        order = [(e, i, rows) for e, batches in enumerate(self.orders) for i, rows in enumerate(batches)]
+        order = [(e, i, rows) for e, batches in enumerate(self.orders) for i, rows in enumerate(batches)][: self.most]
         read = self.task.cost.reading(self.data.at([rows for _, _, rows in order], device=self.task.device))
         for step in steps(self.task, len(order), self.phase, each=self.each):
             epoch, number, rows = order[step]
@@ -73,7 +86,7 @@ class Passes:
             inputs, labels = next(read)
             yield Shuffled(epoch, number, step, inputs, labels, rows)
         if order:
-            self._note(len(self.orders) - 1)
+            self._note(order[-1][0])
 
     def descend(self, optimizer: torch.optim.Optimizer, loss: Tensor, samples: int) -> None:
         """One step of the optimiser down the loss, which is the mean over so many ``samples``."""

@@ -11,11 +11,14 @@ from .neggrad_plus import NegGradPlus
 from .plain import FineTune, GradientAscent, RandomLabels
 from .salun import SalUn
 from .scrub import SCRUB
+from .sfron import SFRon
 from .ssd import SSD
 
-STANDARD: dict[str, type[Standard]] = {
-    method.name: method for method in (NegGradPlus, SalUn, SSD, LFSSD, L1Sparse, SCRUB, MSG, CT, FineTune, RandomLabels, GradientAscent)
-}
+_METHODS: tuple[type[Standard], ...] = (
+    NegGradPlus, SalUn, SSD, LFSSD, L1Sparse, SCRUB, MSG, CT, SFRon,
+    FineTune, RandomLabels, GradientAscent,
+)  # fmt: skip
+STANDARD: dict[str, type[Standard]] = {method.name: method for method in _METHODS}
 __all__ = [
     "CT",
     "LFSSD",
@@ -28,6 +31,7 @@ __all__ = [
     "L1Sparse",
     "NegGradPlus",
     "RandomLabels",
+    "SFRon",
     "SalUn",
     "Standard",
 ]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..._data import Source
-from ...optim import MaskedSGD
+from ...optim import MaskedAdam, MaskedAdamW, MaskedSGD
 from ..engine.loop import trainable, training
 from ..engine.passes import EPOCHS, Passes, Shuffled
 from ..options import check, given
@@ -131,6 +131,17 @@ class Trained(Standard):
         """The method's passes over a set, or so many ``epochs`` of them."""
         assert self.batch_size is not None and self.epochs is not None
         return Passes(task, phase, data, self.batch_size, self.epochs if epochs is None else epochs, beside=beside, purpose=purpose)
+
+
+def optimizer_of(
+    kind: str | None, task: Task, lr: float | None, momentum: float | None, weight_decay: float | None
+) -> torch.optim.Optimizer:
+    """``"sgd"``, ``"adam"`` or ``"adamw"`` over all trainable weights; ``momentum`` is the first beta of Adam's two."""
+    assert lr is not None and momentum is not None and weight_decay is not None
+    params = trainable(task.model)
+    if kind == "sgd":
+        return MaskedSGD(params, lr, momentum, weight_decay=weight_decay)
+    return (MaskedAdamW if kind == "adamw" else MaskedAdam)(params, lr, (momentum, 0.999), weight_decay=weight_decay)
 
 
 def cross_entropy(task: Task, batch: Shuffled, labels: Tensor | None = None) -> Tensor:

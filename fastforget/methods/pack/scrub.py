@@ -11,19 +11,16 @@ import dataclasses
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...optim import MaskedAdam
 from ..cost import FORWARD
-from ..engine.loop import trainable
 from ..engine.passes import EPOCHS, Passes, Shuffled
 from ..engine.rewind import Rewind
 from ..engine.teacher import Teacher
 from ..engine.terms import distill
 from ..task import Task
-from .base import Trained, published, set_of
+from .base import Trained, optimizer_of, published, set_of
 
 
 @dataclasses.dataclass
@@ -86,7 +83,7 @@ class SCRUB(Trained):
         """In every epoch up T^2 KL on the forget set (the first ``msteps``), then down gamma * CE + alpha * T^2 KL on the retain set."""
         assert self.epochs is not None and self.msteps is not None and self.lr is not None and self.decay is not None
         rewind = Rewind(task) if self.rewind else None
-        teacher, optimizer = Teacher(task), self._optimizer(task)
+        teacher, optimizer = Teacher(task), optimizer_of(self.optimizer, task, self.lr, self.momentum, self.weight_decay)
         for epoch in range(1, self.epochs + 1):
             optimizer.param_groups[0]["lr"] = self.lr * 0.1 ** sum(epoch > end for end in self.decay)
             for name in ("forget", "retain")[epoch > self.msteps :]:
@@ -97,12 +94,6 @@ class SCRUB(Trained):
             if rewind:
                 rewind.note(epoch)
         return rewind.end() if rewind else None
-
-    def _optimizer(self, task: Task) -> torch.optim.Optimizer:
-        if self.optimizer == "sgd":
-            return self.sgd(task)
-        assert self.lr is not None and self.momentum is not None and self.weight_decay is not None
-        return MaskedAdam(trainable(task.model), self.lr, (self.momentum, 0.999), weight_decay=self.weight_decay)
 
     def _pass(self, task: Task, name: str, epoch: int) -> Passes:
         """One pass over a set, whose teacher goes forward alone."""
