@@ -65,6 +65,26 @@ def request(net: nn.Module) -> dict[str, Any]:
     return {"forget": (x[:20], y[:20]), "retain": (x[20:], y[20:]), "nonmember": unseen, "check_overlap": False}
 
 
+def class_request(net: nn.Module) -> dict[str, Any]:
+    """The same data, with class 1 to forget."""
+    sets = request(net)
+    x, y = (torch.cat(parts) for parts in zip(sets["forget"], sets["retain"], strict=True))
+    return sets | {"classes": [1], "forget": (x[y == 1], y[y == 1]), "retain": (x[y != 1], y[y != 1])}
+
+
+class Read(torch.utils.data.Dataset):
+    """The same samples, read one by one: as a data set that may augment them."""
+
+    def __init__(self, sets: Data) -> None:
+        self.sets = sets
+
+    def __len__(self) -> int:
+        return len(self.sets[1])
+
+    def __getitem__(self, at: int) -> tuple[Tensor, int]:
+        return self.sets[0][at], int(self.sets[1][at])
+
+
 def run(net: nn.Module, method: str, sets: dict[str, Any], **options: Any) -> ff.UnlearnResult:
     """Our engine's run."""
     with warnings.catch_warnings():

@@ -22,11 +22,7 @@ SETS = ("forget", "retain", "nonmember")
 def asked(name: str, kind: str = "cnn") -> tuple[nn.Module, dict]:
     """A net and the request that the method serves."""
     net = getattr(w, kind)()
-    sets = w.request(net)
-    if pack.STANDARD[name].scope == "classes":
-        (fx, fy), (rx, ry) = sets["forget"], sets["retain"]
-        x, y = torch.cat([fx, rx]), torch.cat([fy, ry])
-        sets |= {"classes": [1], "forget": (x[y == 1], y[y == 1]), "retain": (x[y != 1], y[y != 1])}
+    sets = w.class_request(net) if pack.STANDARD[name].scope == "classes" else w.request(net)
     return net, sets
 
 
