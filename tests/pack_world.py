@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fastforget as ff
+from fastforget._random import own_randomness
 from fastforget.methods.engine.passes import EPOCHS
 from fastforget.methods.task import derived_seed
 
@@ -130,6 +131,16 @@ def agree(ours: nn.Module, plain: nn.Module, start: nn.Module) -> None:
 def plain_copy(net: nn.Module) -> nn.Module:
     """A copy in train mode, for a plain loop."""
     return copy.deepcopy(net).train()
+
+
+def drawn(net: nn.Module, purpose: int) -> nn.Module:
+    """A copy with the weights of every layer drawn anew."""
+    fresh = copy.deepcopy(net)
+    with own_randomness(derived_seed(SEED, purpose)):
+        for module in fresh.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    return fresh
 
 
 def softmax_regression(weight: Tensor) -> nn.Module:

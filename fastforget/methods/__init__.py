@@ -1,7 +1,7 @@
 """The unlearning methods: a dataclass of options each, and :func:`unlearn` that runs them."""
 
 from .call import unlearn
-from .pack import DELETE, FineTune, GradientAscent, L1Sparse, NegGradPlus, RandomLabels, SalUn
+from .pack import DELETE, BadTeacher, FineTune, GradientAscent, L1Sparse, LoTUS, NegGradPlus, RandomLabels, SalUn
 from .perturb.forsaken import Forsaken
 from .perturb.lightweight import Lightweight
 from .result import NotForgottenWarning, UnlearnResult
@@ -11,11 +11,13 @@ from .unsir import UNSIR
 __all__ = [
     "DELETE",
     "UNSIR",
+    "BadTeacher",
     "FineTune",
     "Forsaken",
     "GradientAscent",
     "L1Sparse",
     "Lightweight",
+    "LoTUS",
     "NegGradPlus",
     "NotForgottenWarning",
     "RandomLabels",

@@ -45,6 +45,55 @@ def test_delete_leaves_out_each_samples_own_label(few):
     torch.testing.assert_close(ours, W0 - 0.3 * towards(W0, x, target), rtol=0, atol=1e-14)
 
 
+def test_lotus_by_hand(few):
+    """A soft target at exp(alpha * d) for what is to go, a drawn class for the rest, and AdamW's first step."""
+    (fx, _), (rx, _) = few["forget"], few["retain"]
+    kept = torch.randperm(9, generator=w.generator(74))[:4].sort().values
+    order = torch.randperm(9, generator=w.generator(70))
+    x, gone = torch.cat([fx, rx[kept]])[order], order < 5
+    shares = [float((x @ W0.T).argmax(1).eq(y).double().mean()) for x, y in (few["forget"], few["nonmember"])]
+    noise = -torch.empty(9, 3, dtype=torch.float64).exponential_(generator=w.generator(75)).log()
+    z = x @ W0.T + noise
+    target = torch.where(gone[:, None], (z / math.exp(3.0 * (shares[0] - shares[1]))).softmax(1), torch.eye(3, dtype=z.dtype)[z.argmax(1)])
+    g = towards(W0, x, target)
+    expected = W0 * (1 - 0.2 * 0.1) - 0.2 * g / (g.abs() + 1e-8)
+    result = w.run(w.softmax_regression(W0), "lotus", few, epochs=1, lr=0.2, weight_decay=0.1, alpha=3.0, share=0.5, stop=1.0)
+    torch.testing.assert_close(result.model.weight, expected, rtol=0, atol=1e-14)
+    assert result.receipt["measured"]["unseen_accuracy"] == pytest.approx(shares[1])
+
+
+def test_lotus_stops_where_the_forget_set_is_known_no_better(few):
+    x, _ = few["nonmember"]
+    best = (x @ W0.T).argmax(1)
+    sets = few | {"nonmember": (x, best)}
+    assert float((few["forget"][0] @ W0.T).argmax(1).eq(few["forget"][1]).double().mean()) < 0.99
+    result = w.run(w.softmax_regression(W0), "lotus", sets)
+    assert torch.equal(result.model.weight, W0)
+    assert result.receipt["measured"]["temperatures"] == []
+
+
+def test_lotus_takes_classes_without_data_never_seen():
+    sets = w.class_request(net := w.mlp())
+    sets.pop("nonmember")
+    receipt = w.run(net, "lotus", sets, preset="classes").receipt
+    assert receipt["standard"]["trained_on"] == ["forget", "retain"]
+    known = float(net(sets["forget"][0]).argmax(1).eq(1).double().mean())
+    assert receipt["measured"]["temperatures"][0] == pytest.approx(math.exp(32 * known))
+
+
+@pytest.mark.parametrize(("preset", "divided"), [("paper", 1), ("code", 3)])
+def test_bad_teacher_by_hand(few, preset, divided):
+    """The code's mean is over samples and classes."""
+    (fx, _), (rx, _) = few["forget"], few["retain"]
+    kept = torch.randperm(9, generator=w.generator(76))[:4].sort().values
+    bad = w.drawn(w.softmax_regression(W0), 77).weight.detach()
+    x = torch.cat([fx, rx[kept]])
+    target = torch.cat([(fx @ bad.T).softmax(1), (rx[kept] @ W0.T).softmax(1)])
+    g = towards(W0, x, target) / divided
+    ours = w.run(w.softmax_regression(W0), "bad_teacher", few, preset=preset, lr=0.2, share=0.5).model.weight
+    torch.testing.assert_close(ours, W0 - 0.2 * g / (g.abs() + 1e-8), rtol=0, atol=1e-14)
+
+
 def step(optimizer, loss):
     optimizer.zero_grad()
     loss.backward()
@@ -60,6 +109,39 @@ def plain_delete(net, sets):
                 z = teacher(x)
             z[torch.arange(len(y)), y] = -1e10
             step(optimizer, F.kl_div(net(x).log_softmax(1), z.softmax(1), reduction="batchmean"))
+
+
+def plain_lotus(net, sets):
+    teacher = copy.deepcopy(net).eval()
+    (fx, fy), (rx, _) = sets["forget"], sets["retain"]
+    kept = torch.randperm(len(rx), generator=w.generator(74))[: int(0.3 * len(rx))].sort().values
+    x, gone = torch.cat([fx, rx[kept]]), torch.arange(len(fx) + len(kept)) < len(fx)
+    optimizer, drawn = torch.optim.AdamW(net.parameters(), 1e-4, weight_decay=5e-4), w.generator(75)
+    unseen = float(teacher(sets["nonmember"][0]).argmax(1).eq(sets["nonmember"][1]).double().mean())
+    for _, batches in w.epochs((x, gone), 128, 10):
+        known = float(net.eval()(fx).argmax(1).eq(fy).double().mean())
+        net.train()
+        if known - unseen <= -0.01:
+            break
+        for inputs, forget in batches:
+            with torch.no_grad():
+                z = teacher(inputs) - torch.empty(len(inputs), w.CLASSES, dtype=torch.float64).exponential_(generator=drawn).log()
+            soft, hard = (z / math.exp(8 * (known - unseen))).softmax(1), F.one_hot(z.argmax(1), w.CLASSES).double()
+            target = torch.where(forget[:, None], soft, hard)
+            step(optimizer, F.cross_entropy(net(inputs), target))
+
+
+def plain_bad_teacher(net, sets, reduction="batchmean"):
+    good, bad = copy.deepcopy(net).eval(), w.drawn(net, 77).eval()
+    (fx, _), (rx, _) = sets["forget"], sets["retain"]
+    kept = torch.randperm(len(rx), generator=w.generator(76))[: int(0.3 * len(rx))].sort().values
+    x, gone = torch.cat([fx, rx[kept]]), torch.arange(len(fx) + len(kept)) < len(fx)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-4)
+    for _, batches in w.epochs((x, gone), 256, 1):
+        for inputs, forget in batches:
+            with torch.no_grad():
+                target = torch.where(forget[:, None], bad(inputs).softmax(1), good(inputs).softmax(1))
+            step(optimizer, F.kl_div(net(inputs).log_softmax(1), target, reduction=reduction))
 
 
 PLAIN = {name.removeprefix("plain_"): loop for name, loop in globals().items() if name.startswith("plain_")}

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from ... import _weights
 from ..._columns import Column
-from ..._data import Pair, Source
+from ..._data import Source
 from ..cost import FORWARD
 from ..task import Task
+from .joint import in_memory
 
 TABLE = 2**28  # numbers that are kept at most: a gibibyte in float32
 
@@ -30,20 +31,20 @@ class Answers:
     def __init__(self, task: Task, data: Source, epochs: int, teacher: nn.Module | None = None) -> None:
         self.task, self.data = task, data
         self._table: Tensor | None = None
-        self.ahead = epochs > 1 and isinstance(data.samples, Pair) and len(data) * task.outputs <= TABLE
+        self.ahead = epochs > 1 and in_memory(data) and len(data) * task.outputs <= TABLE
         if teacher is None:
             teacher = task.model if self.ahead else _weights.working_copy(task.model)
         self.teacher = teacher
 
     def beside(self, samples: int) -> int:
         """Sample passes that the answers for a batch of so many samples cost, beside the step itself."""
-        return 0 if self.ahead else passes(min(samples, len(self.data)))
+        return 0 if self.ahead else forward_only(min(samples, len(self.data)))
 
     def ready(self) -> bool:
         """Whether the budget has room for what is computed in advance, which is done then."""
         if not self.ahead:
             return True
-        if not self.task.cost.has_room(passes(len(self.data))):
+        if not self.task.cost.has_room(forward_only(len(self.data))):
             return False
         table = Column()
         with self.task.cost.phase("teacher"):
@@ -71,6 +72,6 @@ class Answers:
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def passes(samples: int) -> int:
+def forward_only(samples: int) -> int:
     """Sample passes of so many samples that only go forward."""
     return -(-samples // FORWARD)

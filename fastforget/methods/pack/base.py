@@ -76,6 +76,10 @@ class Standard:
         """The mode of a first step on a copy."""
         return (self.trains_in,)
 
+    def needed(self, task: Task) -> tuple[str, ...]:
+        """The sets that this request needs: ``uses``, or fewer."""
+        return self.uses
+
     def receipt(self) -> dict[str, Any]:
         """Every option in force, JSON-able."""
         return dataclasses.asdict(self)
@@ -86,7 +90,8 @@ class Standard:
         Raises:
             ValueError: a set is missing that the method trains on.
         """
-        for name in self.uses:
+        used = self.needed(task)
+        for name in used:
             if getattr(task, name) is None:
                 raise ValueError(f"{name}: not given; {self.name} needs {USES[name]}")
         with training(task, self.trains_in):
@@ -94,8 +99,8 @@ class Standard:
         norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in task.model.modules())
         about = {
             "source": self.source,
-            "trained_on": list(self.uses),
-            "forget_labels_read": self.reads_labels and "forget" in self.uses,
+            "trained_on": list(used),
+            "forget_labels_read": self.reads_labels and "forget" in used,
             "batch_norm": ("statistics of the batch" if self.trains_in == "train" else "running statistics") if norms else "none",
             **({"weak": self.weak} if self.weak else {}),
         }
