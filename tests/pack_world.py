@@ -143,6 +143,14 @@ def drawn(net: nn.Module, purpose: int) -> nn.Module:
     return fresh
 
 
+def drawn_layers(net: nn.Sequential, purpose: int, layers: list[int]) -> nn.Module:
+    """The net, with these layers' weights drawn anew."""
+    with own_randomness(derived_seed(SEED, purpose)):
+        for layer in layers:
+            net[layer].reset_parameters()
+    return net
+
+
 def softmax_regression(weight: Tensor) -> nn.Module:
     """logits = W x."""
     net = nn.Linear(weight.shape[1], weight.shape[0], bias=False).double()

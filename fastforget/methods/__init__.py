@@ -1,7 +1,7 @@
 """The unlearning methods: a dataclass of options each, and :func:`unlearn` that runs them."""
 
 from .call import unlearn
-from .pack import DELETE, BadTeacher, FineTune, GradientAscent, L1Sparse, LoTUS, NegGradPlus, RandomLabels, SalUn
+from .pack import AMUN, DELETE, FCS, KDE, BadTeacher, FineTune, GradientAscent, L1Sparse, LoTUS, MUNBa, NegGradPlus, RandomLabels, SalUn
 from .perturb.forsaken import Forsaken
 from .perturb.lightweight import Lightweight
 from .result import NotForgottenWarning, UnlearnResult
@@ -9,7 +9,10 @@ from .sweep import Sweep
 from .unsir import UNSIR
 
 __all__ = [
+    "AMUN",
     "DELETE",
+    "FCS",
+    "KDE",
     "UNSIR",
     "BadTeacher",
     "FineTune",
@@ -18,6 +21,7 @@ __all__ = [
     "L1Sparse",
     "Lightweight",
     "LoTUS",
+    "MUNBa",
     "NegGradPlus",
     "NotForgottenWarning",
     "RandomLabels",

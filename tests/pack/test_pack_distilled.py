@@ -94,6 +94,28 @@ def test_bad_teacher_by_hand(few, preset, divided):
     torch.testing.assert_close(ours, W0 - 0.2 * g / (g.abs() + 1e-8), rtol=0, atol=1e-14)
 
 
+def test_kde_by_hand(few):
+    """The head is drawn anew; KL at a temperature, without its square, on unseen data; then CE and soft CE and KL, SGD begun again."""
+    (ux, _), (rx, ry) = few["nonmember"], few["retain"]
+    weight, t = w.drawn(w.softmax_regression(W0), 80).weight.detach(), 2.0
+    weight = weight - 0.2 * (towards(weight / t, ux, (ux @ W0.T / t).softmax(1)) / t + 0.01 * weight)
+    soft = towards(weight / t, rx, (rx @ W0.T / t).softmax(1)) / t
+    weight = weight - 0.3 * (w.gradient(weight, (rx, ry)) + soft + soft + 0.01 * weight)
+    options = {"warmup_lr": 0.2, "lr": 0.3, "weight_decay": 0.01, "temperature": t, "epochs": 1, "warmup_epochs": 1}
+    result = w.run(w.softmax_regression(W0), "kde", few, **options)
+    torch.testing.assert_close(result.model.weight, weight, rtol=0, atol=1e-14)
+
+
+def test_kde_draws_stem_and_head_alone():
+    net = w.cnn()
+    result = w.run(net, "kde", w.request(net), lr=0.0, warmup_lr=0.0)
+    changed = [name for name, p in net.named_parameters() if not torch.equal(p, result.model.get_parameter(name))]
+    assert changed == ["0.weight", "0.bias", "6.weight", "6.bias"]
+    assert result.receipt["measured"]["drawn_anew"] == ["0", "6"]
+    with pytest.raises(ValueError, match="^model: no linear or convolution layer has 3 outputs"):
+        w.run(torch.nn.Sequential(torch.nn.Linear(6, 2), torch.nn.ConstantPad1d((0, 1), 0.0)).double(), "kde", w.request(w.mlp()))
+
+
 def step(optimizer, loss):
     optimizer.zero_grad()
     loss.backward()
@@ -142,6 +164,28 @@ def plain_bad_teacher(net, sets, reduction="batchmean"):
             with torch.no_grad():
                 target = torch.where(forget[:, None], bad(inputs).softmax(1), good(inputs).softmax(1))
             step(optimizer, F.kl_div(net(inputs).log_softmax(1), target, reduction=reduction))
+
+
+def plain_kde(net, sets):
+    teacher = copy.deepcopy(net).eval()
+    anew = w.drawn_layers(net, 80, [0, 6] if len(net) == 7 else [3])
+
+    def known(x):
+        with torch.no_grad():
+            return (teacher(x) / 5).softmax(1)
+
+    optimizer = torch.optim.SGD(anew.parameters(), 9e-4, 0.9, weight_decay=5e-4)
+    for _, batches in w.epochs(sets["nonmember"], 64, 3):
+        for x, _ in batches:
+            step(optimizer, F.kl_div((anew(x) / 5).log_softmax(1), known(x), reduction="batchmean"))
+    optimizer = torch.optim.SGD(anew.parameters(), 1e-3, 0.9, weight_decay=5e-4)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3)
+    for _, batches in w.epochs(sets["retain"], 64, 3, 570):
+        for x, y in batches:
+            z, t = anew(x), known(x)
+            soft = -(t * (z / 5).log_softmax(1)).sum(1).mean()
+            step(optimizer, F.cross_entropy(z, y) + soft + F.kl_div((z / 5).log_softmax(1), t, reduction="batchmean"))
+        scheduler.step()
 
 
 PLAIN = {name.removeprefix("plain_"): loop for name, loop in globals().items() if name.startswith("plain_")}

@@ -150,9 +150,9 @@ def set_of(task: Task, name: str) -> Source:
     return data
 
 
-def random_labels(batch: Shuffled, outputs: int, generator: torch.Generator) -> Tensor:
-    """Labels drawn evenly from all classes: the true one may be drawn too."""
-    return torch.randint(0, outputs, batch.labels.shape, generator=generator).to(batch.labels.device)
+def random_labels(labels: Tensor, outputs: int, generator: torch.Generator) -> Tensor:
+    """As many labels drawn evenly from all classes: the true one may be drawn too."""
+    return torch.randint(0, outputs, labels.shape, generator=generator).to(labels.device)
 
 
 class Cycled:
@@ -160,6 +160,10 @@ class Cycled:
 
     def __init__(self, task: Task, data: Source, size: int, purpose: int) -> None:
         self.task, self.data, self.size, self.purpose = task, data, min(size, len(data)), purpose
+
+    def __len__(self) -> int:
+        """Batches in which every sample comes once."""
+        return len(self.task.cut(torch.arange(len(self.data)), self.size, self.data))
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         task, generator = self.task, self.task.generator(self.purpose)
