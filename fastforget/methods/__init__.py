@@ -1,7 +1,22 @@
 """The unlearning methods: a dataclass of options each, and :func:`unlearn` that runs them."""
 
 from .call import unlearn
-from .pack import AMUN, DELETE, FCS, KDE, BadTeacher, FineTune, GradientAscent, L1Sparse, LoTUS, MUNBa, NegGradPlus, RandomLabels, SalUn
+from .pack import (
+    AMUN,
+    DELETE,
+    FCS,
+    KDE,
+    BadTeacher,
+    FineTune,
+    GradientAscent,
+    L1Sparse,
+    LoTUS,
+    MUNBa,
+    NegGradPlus,
+    RandomLabels,
+    SalUn,
+    SVDProjection,
+)
 from .perturb.forsaken import Forsaken
 from .perturb.lightweight import Lightweight
 from .result import NotForgottenWarning, UnlearnResult
@@ -25,6 +40,7 @@ __all__ = [
     "NegGradPlus",
     "NotForgottenWarning",
     "RandomLabels",
+    "SVDProjection",
     "SalUn",
     "Sweep",
     "UnlearnResult",

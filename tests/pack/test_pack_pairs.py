@@ -210,7 +210,10 @@ def plain_fcs(net, sets, size=256):
     first, apart, repair = sgd(net, 0.005, weight_decay=0), sgd(net, 3e-4, weight_decay=0), sgd(net, 0.001 * size / 64, weight_decay=1e-2)
     for _, batches in w.epochs(sets["forget"], size, 1):
         for x, _ in batches:
-            step(first, F.kl_div(net(x).log_softmax(1), torch.full((len(x), w.CLASSES), 1 / w.CLASSES).double(), reduction="batchmean"))
+            step(
+                first,
+                F.kl_div(net(x).log_softmax(1), torch.full((len(x), w.CLASSES), 1 / w.CLASSES, dtype=torch.float64), reduction="batchmean"),
+            )
     number = len(w.cut(torch.arange(len(sets["forget"][1])), size))
     scheduler, retain = torch.optim.lr_scheduler.CosineAnnealingLR(apart, 8 * number, 1e-6), w.cycled(sets["retain"], size, 79)
     for epoch in range(8):

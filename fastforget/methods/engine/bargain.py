@@ -42,11 +42,15 @@ def nash(first: list[Tensor], second: list[Tensor]) -> tuple[float, float]:
 
 
 def nash_as_coded(first: list[Tensor], second: list[Tensor]) -> tuple[float, float]:
-    """The weights as JingWu321/MUNBa@7038772 computes them: 1e-8 is added to both denominators, which outweighs them where gradients are
-    small, so the second weight grows; where a weight isn't positive (orthogonal gradients, say) they are 1 and 0.1.
+    """The weights as JingWu321/MUNBa@2fe6294, ``Classification/unlearn/MUNBa.py``, computes them: a = sqrt((|g1|^2 |g2|^2 - d |g1| |g2|) /
+    (|g1|^4 |g2|^2 - |g1|^2 d^2 + 1e-8)), d the dot product, and b = (1 - |g1|^2 a^2) / (d a + 1e-8); 1 and 0.1 where one isn't positive.
+
+    Where gradients are small the 1e-8 outweighs what it is added to, and where they are orthogonal b has nothing to do with |g2|.
 
     >>> import torch
     >>> nash_as_coded([torch.tensor([3.0, 0.0])], [torch.tensor([0.0, 0.5])])
+    (0.333..., 0.049...)
+    >>> nash_as_coded([torch.tensor([3.0, 0.0])], [torch.tensor([0.0, 0.0])])
     (1.0, 0.1)
     """
     one, two, dot = norms_and_dot(first, second)

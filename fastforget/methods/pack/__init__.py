@@ -14,6 +14,7 @@ from .munba import MUNBa
 from .neggrad_plus import NegGradPlus
 from .plain import FineTune, GradientAscent, RandomLabels
 from .salun import SalUn
+from .svd_projection import SVDProjection
 
 _METHODS: tuple[type[Standard], ...] = (
     NegGradPlus,
@@ -29,6 +30,7 @@ _METHODS: tuple[type[Standard], ...] = (
     MUNBa,
     FCS,
     KDE,
+    SVDProjection,
 )
 STANDARD: dict[str, type[Standard]] = {method.name: method for method in _METHODS}
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "MUNBa",
     "NegGradPlus",
     "RandomLabels",
+    "SVDProjection",
     "SalUn",
     "Standard",
 ]

@@ -1,6 +1,6 @@
 """MUNBa: what is kept and what is to go bargain about each step.
 
-Wu & Harandi, "MUNBa: Machine Unlearning via Nash Bargaining", ICCV'25, arXiv 2411.15537. Constants: JingWu321/MUNBa@7038772,
+Wu & Harandi, "MUNBa: Machine Unlearning via Nash Bargaining", ICCV'25, arXiv 2411.15537. Constants: JingWu321/MUNBa@2fe6294,
 ``Classification/unlearn/MUNBa.py``; values for each data set are unpublished.
 """
 
@@ -35,7 +35,7 @@ class MUNBa(Trained):
     Args:
         preset: ``"paper"``, or ``"code"``: weights as the authors' code computes them, see ``rule``.
         rule: ``"closed"``, the closed form, which is finite unless gradients are opposite (there is no gradient in such a step, momentum
-            and weight decay act alone); ``"code"``: with the code's 1e-8 in the denominators, and the weights 1 and 0.1 where it fails.
+            and weight decay act alone); ``"code"``: with the code's 1e-8 in the denominators, which matter where gradients are small.
         lr, momentum, weight_decay: of SGD. Combined gradients are clipped to norm 1.
         epochs, batch_size: over the retain set; the forget set has batches of the same size.
 
@@ -47,7 +47,7 @@ class MUNBa(Trained):
     rule: str | None = None
 
     name = "munba"
-    source = "Wu & Harandi, ICCV'25; JingWu321/MUNBa@7038772"
+    source = "Wu & Harandi, ICCV'25; JingWu321/MUNBa@2fe6294"
     reads_labels = False
     choices = MappingProxyType({"rule": tuple(RULES)})
     presets = published(
