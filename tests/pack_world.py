@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fastforget as ff
+from fastforget._random import own_randomness
 from fastforget.methods.engine.passes import EPOCHS
 from fastforget.methods.task import derived_seed
 
@@ -65,6 +66,26 @@ def request(net: nn.Module) -> dict[str, Any]:
     return {"forget": (x[:20], y[:20]), "retain": (x[20:], y[20:]), "nonmember": unseen, "check_overlap": False}
 
 
+def class_request(net: nn.Module) -> dict[str, Any]:
+    """The same data, with class 1 to forget."""
+    sets = request(net)
+    x, y = (torch.cat(parts) for parts in zip(sets["forget"], sets["retain"], strict=True))
+    return sets | {"classes": [1], "forget": (x[y == 1], y[y == 1]), "retain": (x[y != 1], y[y != 1])}
+
+
+class Read(torch.utils.data.Dataset):
+    """The same samples, read one by one: as a data set that may augment them."""
+
+    def __init__(self, sets: Data) -> None:
+        self.sets = sets
+
+    def __len__(self) -> int:
+        return len(self.sets[1])
+
+    def __getitem__(self, at: int) -> tuple[Tensor, int]:
+        return self.sets[0][at], int(self.sets[1][at])
+
+
 def run(net: nn.Module, method: str, sets: dict[str, Any], **options: Any) -> ff.UnlearnResult:
     """Our engine's run."""
     with warnings.catch_warnings():
@@ -110,6 +131,24 @@ def agree(ours: nn.Module, plain: nn.Module, start: nn.Module) -> None:
 def plain_copy(net: nn.Module) -> nn.Module:
     """A copy in train mode, for a plain loop."""
     return copy.deepcopy(net).train()
+
+
+def drawn(net: nn.Module, purpose: int) -> nn.Module:
+    """A copy with the weights of every layer drawn anew."""
+    fresh = copy.deepcopy(net)
+    with own_randomness(derived_seed(SEED, purpose)):
+        for module in fresh.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    return fresh
+
+
+def drawn_layers(net: nn.Sequential, purpose: int, layers: list[int]) -> nn.Module:
+    """The net, with these layers' weights drawn anew."""
+    with own_randomness(derived_seed(SEED, purpose)):
+        for layer in layers:
+            net[layer].reset_parameters()
+    return net
 
 
 def softmax_regression(weight: Tensor) -> nn.Module:

@@ -6,7 +6,28 @@ build on. docs/plugins.md has an example.
 
 from . import engine
 from .call import unlearn
-from .pack import CT, LFSSD, MSG, SCRUB, SSD, FineTune, GradientAscent, L1Sparse, NegGradPlus, RandomLabels, SalUn, SFRon
+from .pack import (
+    AMUN,
+    CT,
+    DELETE,
+    FCS,
+    KDE,
+    LFSSD,
+    MSG,
+    SCRUB,
+    SSD,
+    BadTeacher,
+    FineTune,
+    GradientAscent,
+    L1Sparse,
+    LoTUS,
+    MUNBa,
+    NegGradPlus,
+    RandomLabels,
+    SalUn,
+    SFRon,
+    SVDProjection,
+)
 from .perturb.forsaken import Forsaken
 from .perturb.lightweight import Lightweight
 from .plugs import Available
@@ -16,23 +37,31 @@ from .sweep import Sweep
 from .unsir import UNSIR
 
 __all__ = [
+    "AMUN",
     "CT",
+    "DELETE",
+    "FCS",
+    "KDE",
     "LFSSD",
     "MSG",
     "SCRUB",
     "SSD",
     "UNSIR",
     "Available",
+    "BadTeacher",
     "FineTune",
     "Forsaken",
     "GradientAscent",
     "L1Sparse",
     "Lightweight",
+    "LoTUS",
+    "MUNBa",
     "Method",
     "NegGradPlus",
     "NotForgottenWarning",
     "RandomLabels",
     "SFRon",
+    "SVDProjection",
     "SalUn",
     "Sweep",
     "UnlearnResult",

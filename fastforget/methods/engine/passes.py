@@ -92,14 +92,15 @@ class Passes:
         """One step of the optimiser down the loss, which is the mean over so many ``samples``."""
         self._rate = optimizer.param_groups[0]["lr"]
         descend(self.task, optimizer, loss)
-        self._add(loss, samples)
+        self.seen(loss, samples)
 
     def backward(self, loss: Tensor, samples: int) -> None:
         """The loss's gradients, for a step that is taken by the method."""
         backward(self.task, loss)
-        self._add(loss, samples)
+        self.seen(loss, samples)
 
-    def _add(self, loss: Tensor, samples: int) -> None:
+    def seen(self, loss: Tensor, samples: int) -> None:
+        """Counts a loss for the history, the mean over so many samples, of a step that the method takes by itself."""
         self._sum += loss.detach() * samples
         self._seen += samples
 

@@ -76,6 +76,10 @@ class Standard:
         """The mode of a first step on a copy."""
         return (self.trains_in,)
 
+    def needed(self, task: Task) -> tuple[str, ...]:
+        """The sets that this request needs: ``uses``, or fewer."""
+        return self.uses
+
     def receipt(self) -> dict[str, Any]:
         """Every option in force, JSON-able."""
         return dataclasses.asdict(self)
@@ -86,7 +90,8 @@ class Standard:
         Raises:
             ValueError: a set is missing that the method trains on.
         """
-        for name in self.uses:
+        used = self.needed(task)
+        for name in used:
             if getattr(task, name) is None:
                 raise ValueError(f"{name}: not given; {self.name} needs {USES[name]}")
         with training(task, self.trains_in):
@@ -94,8 +99,8 @@ class Standard:
         norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in task.model.modules())
         about = {
             "source": self.source,
-            "trained_on": list(self.uses),
-            "forget_labels_read": self.reads_labels and "forget" in self.uses,
+            "trained_on": list(used),
+            "forget_labels_read": self.reads_labels and "forget" in used,
             "batch_norm": ("statistics of the batch" if self.trains_in == "train" else "running statistics") if norms else "none",
             **({"weak": self.weak} if self.weak else {}),
         }
@@ -156,9 +161,9 @@ def set_of(task: Task, name: str) -> Source:
     return data
 
 
-def random_labels(batch: Shuffled, outputs: int, generator: torch.Generator) -> Tensor:
-    """Labels drawn evenly from all classes: the true one may be drawn too."""
-    return torch.randint(0, outputs, batch.labels.shape, generator=generator).to(batch.labels.device)
+def random_labels(labels: Tensor, outputs: int, generator: torch.Generator) -> Tensor:
+    """As many labels drawn evenly from all classes: the true one may be drawn too."""
+    return torch.randint(0, outputs, labels.shape, generator=generator).to(labels.device)
 
 
 class Cycled:
@@ -166,6 +171,10 @@ class Cycled:
 
     def __init__(self, task: Task, data: Source, size: int, purpose: int) -> None:
         self.task, self.data, self.size, self.purpose = task, data, min(size, len(data)), purpose
+
+    def __len__(self) -> int:
+        """Batches in which every sample comes once."""
+        return len(self.task.cut(torch.arange(len(self.data)), self.size, self.data))
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         task, generator = self.task, self.task.generator(self.purpose)

@@ -103,6 +103,6 @@ def relabel(method: Trained, task: Task, optimizer: torch.optim.Optimizer) -> No
     for epoch in range(method.epochs):
         orders = EPOCHS + 2_000 * epoch
         for batch in (passes := method.passes(task, set_of(task, "forget"), "random labels", epochs=1, purpose=orders)):
-            passes.descend(optimizer, cross_entropy(task, batch, random_labels(batch, task.outputs, generator)), len(batch))
+            passes.descend(optimizer, cross_entropy(task, batch, random_labels(batch.labels, task.outputs, generator)), len(batch))
         for batch in (passes := method.passes(task, set_of(task, "retain"), "retain", epochs=1, purpose=orders + 1_000)):
             passes.descend(optimizer, cross_entropy(task, batch), len(batch))

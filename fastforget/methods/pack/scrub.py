@@ -14,10 +14,9 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..cost import FORWARD
 from ..engine.passes import EPOCHS, Passes, Shuffled
 from ..engine.rewind import Rewind
-from ..engine.teacher import Teacher
+from ..engine.teacher import Answers
 from ..engine.terms import distill
 from ..task import Task
 from .base import Trained, optimizer_of, published, set_of
@@ -82,28 +81,31 @@ class SCRUB(Trained):
     def loop(self, task: Task) -> dict[str, Any] | None:
         """In every epoch up T^2 KL on the forget set (the first ``msteps``), then down gamma * CE + alpha * T^2 KL on the retain set."""
         assert self.epochs is not None and self.msteps is not None and self.lr is not None and self.decay is not None
+        teachers = {name: Answers(task, set_of(task, name), most) for name, most in (("forget", self.msteps), ("retain", self.epochs))}
+        if not all(teacher.ready() for teacher in teachers.values()):
+            return None
         rewind = Rewind(task) if self.rewind else None
-        teacher, optimizer = Teacher(task), optimizer_of(self.optimizer, task, self.lr, self.momentum, self.weight_decay)
+        optimizer = optimizer_of(self.optimizer, task, self.lr, self.momentum, self.weight_decay)
         for epoch in range(1, self.epochs + 1):
             optimizer.param_groups[0]["lr"] = self.lr * 0.1 ** sum(epoch > end for end in self.decay)
             for name in ("forget", "retain")[epoch > self.msteps :]:
-                for batch in (passes := self._pass(task, name, epoch)):
-                    passes.descend(optimizer, self._loss(task, teacher, batch, name), len(batch))
+                for batch in (passes := self._pass(task, name, epoch, teachers[name])):
+                    passes.descend(optimizer, self._loss(task, teachers[name], batch, name), len(batch))
             if task.cost.stopped_by_budget:
                 break
             if rewind:
                 rewind.note(epoch)
         return rewind.end() if rewind else None
 
-    def _pass(self, task: Task, name: str, epoch: int) -> Passes:
-        """One pass over a set, whose teacher goes forward alone."""
+    def _pass(self, task: Task, name: str, epoch: int, teacher: Answers) -> Passes:
+        """One pass over a set."""
         size = self.forget_batch_size if name == "forget" else self.batch_size
         assert size is not None
         data, purpose = set_of(task, name), EPOCHS + 2_000 * epoch + 1_000 * (name == "retain")
-        return Passes(task, f"scrub {name}", data, size, 1, beside=-(-min(size, len(data)) // FORWARD), purpose=purpose)
+        return Passes(task, f"scrub {name}", data, size, 1, beside=teacher.beside(size), purpose=purpose)
 
-    def _loss(self, task: Task, teacher: Teacher, batch: Shuffled, name: str) -> Tensor:
+    def _loss(self, task: Task, teacher: Answers, batch: Shuffled, name: str) -> Tensor:
         assert self.gamma is not None and self.alpha is not None and self.temperature is not None
         logits = task.forward(task.model, batch.inputs)
-        divergence = self.temperature**2 * distill(logits, teacher(batch.inputs), self.temperature)
+        divergence = self.temperature**2 * distill(logits, teacher.of(batch.inputs, batch.rows), self.temperature)
         return -divergence if name == "forget" else self.gamma * F.cross_entropy(logits, batch.labels) + self.alpha * divergence
