@@ -140,4 +140,4 @@ def test_the_teacher_costs_forward_passes_alone():
     assert cost["phases"]["scrub forget"] == {"trained": 20, "forward": 20}
     assert cost["phases"]["scrub retain"] == {"trained": 140, "forward": 0}
     assert cost["phases"]["teacher"] == {"trained": 0, "forward": 70}  # of what is passed over again, once a sample
-    assert cost["passes"] == 20 + math.ceil(20 / 3) + 140 + math.ceil(140 / 3)
+    assert cost["passes"] == 20 + math.ceil(20 / 3) + 140 + math.ceil(70 / 3)
