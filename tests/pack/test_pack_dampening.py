@@ -187,3 +187,19 @@ def test_a_gradient_that_is_not_finite_is_refused(few):
         warnings.simplefilter("ignore")
         ff.unlearn(net, "ssd", progress=False, **few | {"retain": (bad, few["retain"][1])})
     assert torch.equal(before["weight"], net.weight)
+
+
+def test_importance_of_weights_of_16_bits_does_not_stall(few):
+    """3,000 equal batches: in bfloat16 the sum of their squares would stop growing after 256."""
+    x, y = torch.ones(1, 3, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    net = w.softmax_regression(W0)
+    many = {
+        "forget": (x.bfloat16().repeat(3000, 1), y.repeat(3000)),
+        "retain": tuple(t.bfloat16() if t.is_floating_point() else t for t in few["retain"]),
+    }
+    task = a_task(net.bfloat16(), many)
+    (found,) = imp.importance(task, [task.forget], 1, imp.SQUARES)
+    (once,) = imp.importance(task, [task.forget.subset([0])], 1, imp.SQUARES)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, once, rtol=3000 * torch.finfo(torch.float32).eps, atol=0)  # the bound of a sum one by one
+    assert w.run(net, "ssd", many | {"check_overlap": False}, alpha=1.0).model.weight.dtype == torch.bfloat16

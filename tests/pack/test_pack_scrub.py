@@ -39,6 +39,7 @@ def test_two_epochs_by_hand(few):
     sizes = {"batch_size": 50, "forget_batch_size": 50, "decay": (1, 5)}
     ours = w.run(w.softmax_regression(W0), "scrub", few, optimizer="sgd", **options, **sizes)
     torch.testing.assert_close(ours.model.weight, weight, rtol=0, atol=1e-14)
+    assert [h["epoch"] for h in ours.history] == [1, 1, 2, 2]
     assert [h["rate"] for h in ours.history] == [0.2, 0.2, pytest.approx(0.02), pytest.approx(0.02)]
 
 

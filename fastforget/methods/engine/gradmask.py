@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...ops import mask
 
@@ -39,7 +40,7 @@ def ratio(above: Sequence[Tensor], below: Sequence[Tensor], least: float, small:
 
 
 @contextlib.contextmanager
-def scaled(factors: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
+def scaled(factors: Mapping[Any, Tensor]) -> Iterator[None]:
     """Inside, each parameter's gradient is multiplied by its factor, element by element, as it comes."""
     handles = [p.register_hook(lambda grad, factor=factor: grad * factor) for p, factor in factors.items()]
     try:

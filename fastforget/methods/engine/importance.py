@@ -44,7 +44,8 @@ def importance(
     generator: torch.Generator | None = None,
     phase: str = "importance",
 ) -> list[Tensor]:
-    """One tensor a trainable parameter: the gradients' sum over batches (``power`` 0), or the mean over batches of ``|g|**power``.
+    """One tensor a trainable parameter: the gradients' sum over batches (``power`` 0), or the mean over batches of ``|g|**power``. It is
+    float32 where the parameter has 16 bits, in which a long sum of small numbers stalls.
 
     Args:
         task: whose model is read, and whose budget the caller has asked.
@@ -61,14 +62,14 @@ def importance(
     total = sum(map(len, sets))
     order = cut(torch.arange(total) if generator is None else torch.randperm(total, generator=generator), size)
     params = trainable(task.model)
-    sums = [torch.zeros_like(p, memory_format=torch.contiguous_format, requires_grad=False) for p in params]
+    sums = [torch.zeros(p.shape, dtype=_wide(p.dtype), device=p.device) for p in params]
     batches = _parts(task, sets, order)
     with _weights.eval_mode(task.model), torch.enable_grad():
         for _ in steps(task, len(order), phase, each=0):
             grads = gradients(task, _mean_loss(task, next(batches), loss), params)
             with task.cost.at("ops"):
                 if power == SUM:
-                    torch._foreach_add_(sums, grads)
+                    torch._foreach_add_(sums, [g.to(s.dtype) for g, s in zip(grads, sums, strict=True)])
                 else:
                     mask.accumulate_importance_(sums, grads, power=power, scale=1 / len(order))
     if not all(bool(torch.isfinite(value).all()) for value in sums):
@@ -88,6 +89,15 @@ def importance_of_two(
     torch._foreach_mul_(every, parts[1] / sum(parts))
     torch._foreach_add_(every, known, alpha=parts[0] / sum(parts))
     return known, every
+
+
+def of_dtype(values: Sequence[Tensor], params: Sequence[Tensor]) -> list[Tensor]:
+    """Each in its parameter's dtype."""
+    return [value.to(p.dtype) for value, p in zip(values, params, strict=True)]
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 def _mean_loss(task: Task, parts: Parts, loss: Loss) -> Tensor:

@@ -48,6 +48,7 @@ class Passes:
         beside: sample passes that a step takes besides its batch, for the budget.
         purpose: of the seed of the orders: two loops of one run have two.
         most: steps, where a method counts in these: the last pass may be cut short.
+        first: the number of the first pass, for the history.
     """
 
     def __init__(
@@ -61,8 +62,9 @@ class Passes:
         beside: int = 0,
         purpose: int = EPOCHS,
         most: int | None = None,
+        first: int = 1,
     ) -> None:
-        self.task, self.phase, self.data, self.most = task, phase, data, most
+        self.task, self.phase, self.data, self.most, self.first = task, phase, data, most, first
         size = min(size, len(data))
         self.orders = [
             task.cut(torch.randperm(len(data), generator=task.generator(purpose + 1_000 * e)), size, data) for e in range(epochs)
@@ -106,6 +108,6 @@ class Passes:
 
     def _note(self, epoch: int) -> None:
         if self._seen:
-            mean = must_be_finite(self._sum / self._seen, f"{self.phase}, epoch {epoch + 1}", self._rate, "Lower lr=")
-            self.task.history.append({"phase": self.phase, "epoch": epoch + 1, "loss": mean, "rate": self._rate})
+            mean = must_be_finite(self._sum / self._seen, f"{self.phase}, epoch {epoch + self.first}", self._rate, "Lower lr=")
+            self.task.history.append({"phase": self.phase, "epoch": epoch + self.first, "loss": mean, "rate": self._rate})
         self._sum, self._seen = torch.zeros_like(self._sum), 0

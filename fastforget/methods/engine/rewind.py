@@ -1,6 +1,6 @@
 """Rewinding: of the models after each epoch, the one that errs on the forget set as the last one errs on samples it never saw.
 
-Kurmanji et al., NeurIPS'23, section 3.2 (SCRUB+R). A model that errs more often than that tells who was forgotten.
+Kurmanji et al., NeurIPS'23 (SCRUB+R). A model that errs more often than that tells who was forgotten.
 """
 
 from __future__ import annotations

@@ -49,6 +49,7 @@ class Standard:
     uses: ClassVar[tuple[str, ...]] = ("forget", "retain")
     reads_labels: ClassVar[bool] = True  # of the forget set
     learns_noise: ClassVar[bool] = False
+    weighs: ClassVar[bool] = False  # the weights by their gradients in eval mode, before it trains
     weak: ClassVar[str | None] = None  # what the method is known not to do
     whole: ClassVar[tuple[str, ...]] = ()  # options that are ints >= 1
     numbers: ClassVar[tuple[str, ...]] = ()  # options that are finite numbers >= 0
@@ -73,8 +74,8 @@ class Standard:
 
     @property
     def gradients(self) -> tuple[str, ...]:
-        """The mode of a first step on a copy."""
-        return (self.trains_in,)
+        """The modes of a first step on a copy."""
+        return (self.trains_in, "eval") if self.weighs and self.trains_in == "train" else (self.trains_in,)
 
     def needed(self, task: Task) -> tuple[str, ...]:
         """The sets that this request needs: ``uses``, or fewer."""

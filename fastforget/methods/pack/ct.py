@@ -1,7 +1,7 @@
 """CT, convolution transpose: turns every kernel, and lets fine-tuning on the retain set put the net right again.
 
-Second best of NeurIPS'23's unlearning challenge in the comparison of Cadet, Borovykh, Malekzadeh, Ahmadi-Abhari & Haddadi, "Deep
-Unlearn", arXiv 2410.01276; constants: xcadet/deepunlearn@6830ff6, ``munl/unlearning/kgltop5.py``.
+Of NeurIPS'23's unlearning challenge; named, and found best beside MSG, by Cadet, Borovykh, Malekzadeh, Ahmadi-Abhari & Haddadi, "Deep
+Unlearn", arXiv 2410.01276. Constants: xcadet/deepunlearn@6830ff6, ``munl/unlearning/kgltop5.py``.
 """
 
 from __future__ import annotations

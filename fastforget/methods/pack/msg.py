@@ -1,7 +1,7 @@
-"""MSG: draws anew the weights that tell the forget set from the retain set least, and fine-tunes the others gently.
+"""MSG, masked small gradients: draws anew the weights that tell the forget set from the retain set least, and fine-tunes the rest gently.
 
-A place of NeurIPS'23's unlearning challenge (kookmin), named best beside CT by Cadet, Borovykh, Malekzadeh, Ahmadi-Abhari & Haddadi,
-"Deep Unlearn", arXiv 2410.01276; constants: xcadet/deepunlearn@6830ff6, ``munl/unlearning/kgltop2.py``.
+Of NeurIPS'23's unlearning challenge (kookmin); named, and found best beside CT, by Cadet, Borovykh, Malekzadeh, Ahmadi-Abhari & Haddadi,
+"Deep Unlearn", arXiv 2410.01276. Constants: xcadet/deepunlearn@6830ff6, ``munl/unlearning/kgltop2.py``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SAMPLE, DRAW = 74, 75  # purposes of seeds
 
 @dataclasses.dataclass
 class MSG(Trained):
-    """MSG (magnitude of saliency gradients), meant for samples; classes can be asked as well.
+    """MSG (masked small gradients), meant for samples; classes can be asked as well.
 
     The gradient is that of as many retain samples less that of the forget set, in eval mode (the code: in whatever mode the model came).
     Batch norm and what is not in ``layers`` is fine-tuned at the full rate.
@@ -52,6 +52,7 @@ class MSG(Trained):
     biases: bool | None = None
 
     name = "msg"
+    weighs = True
     source = "Cadet et al., arXiv 2410.01276; xcadet/deepunlearn@6830ff6 kgltop2"
     numbers = ("lr", "momentum", "weight_decay", "share", "slow")
     choices = MappingProxyType({"layers": ("auto", "conv", "all")})
@@ -71,7 +72,7 @@ class MSG(Trained):
 
     def loop(self, task: Task) -> dict[str, Any] | None:
         """Draws anew, then descends CE(retain)."""
-        assert self.batch_size is not None and self.share is not None and self.lr is not None
+        assert self.batch_size is not None and self.share is not None and self.lr is not None and self.slow is not None
         layers, forget, retain = self._layers(task.model), set_of(task, "forget"), set_of(task, "retain")
         some = retain.at_most(len(forget), task.generator(SAMPLE))
         if not task.cost.has_room(len(forget) + len(some)):
@@ -101,7 +102,7 @@ class MSG(Trained):
             weight = layer._parameters.get("weight") if isinstance(layer, (*CONVOLUTIONS, nn.Linear)) else None
             if weight is not None and weight.requires_grad:
                 found.setdefault(id(weight), layer)
-        convolutions = [layer for layer in found.values() if isinstance(layer, CONVOLUTIONS)]
+        convolutions: list[nn.Module] = [layer for layer in found.values() if isinstance(layer, CONVOLUTIONS)]
         chosen = list(found.values()) if self.layers == "all" or (self.layers == "auto" and not convolutions) else convolutions
         if not chosen:
             raise ValueError(f"layers: got {self.layers!r}, but the model has no such layer whose weight may be trained; accepted is 'all'")

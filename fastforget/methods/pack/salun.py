@@ -40,6 +40,7 @@ class SalUn(Trained):
     freeze: bool | None = None
 
     name = "salun"
+    weighs = True
     source = "Fan et al., ICLR'24, eq. 3 and 5; OPTML-Group/Unlearn-Saliency@a6e89fd"
     numbers = ("lr", "momentum", "weight_decay", "keep")
     presets = published(

@@ -1,8 +1,8 @@
 """SCRUB: a student that disobeys its teacher, the original model, on what is to go, and obeys on what is kept.
 
-Kurmanji, Triantafillou, Hayes & Triantafillou, "Towards Unbounded Machine Unlearning", NeurIPS'23, equation 3; rewinding (SCRUB+R):
-section 3.2. Presets: ``"paper"`` has the constants of the authors' small-scale notebook (meghdadk/SCRUB@98ffb11), ``"code"`` those of
-their notebook of membership attacks, ``"large"`` those of the large-scale one.
+Kurmanji, Triantafillou, Hayes & Triantafillou, "Towards Unbounded Machine Unlearning", NeurIPS'23, section 3, with its rewinding (SCRUB+R).
+Presets: ``"paper"`` has the constants of the authors' small-scale notebook (meghdadk/SCRUB@98ffb11), ``"code"`` those of their notebook of
+membership attacks, ``"large"`` those of the large-scale one.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class SCRUB(Trained):
     rewind: bool = False
 
     name = "scrub"
-    source = "Kurmanji et al., NeurIPS'23, eq. 3; meghdadk/SCRUB@98ffb11"
+    source = "Kurmanji et al., NeurIPS'23, section 3; meghdadk/SCRUB@98ffb11"
     reads_labels = False
     weak = "fragile: constants that serve one net undo another, or leave it as it was"
     whole = ("epochs", "batch_size", "forget_batch_size", "msteps")
@@ -102,7 +102,7 @@ class SCRUB(Trained):
         size = self.forget_batch_size if name == "forget" else self.batch_size
         assert size is not None
         data, purpose = set_of(task, name), EPOCHS + 2_000 * epoch + 1_000 * (name == "retain")
-        return Passes(task, f"scrub {name}", data, size, 1, beside=teacher.beside(size), purpose=purpose)
+        return Passes(task, f"scrub {name}", data, size, 1, beside=teacher.beside(size), purpose=purpose, first=epoch)
 
     def _loss(self, task: Task, teacher: Answers, batch: Shuffled, name: str) -> Tensor:
         assert self.gamma is not None and self.alpha is not None and self.temperature is not None

@@ -32,10 +32,9 @@ class SFRon(Standard):
     Forget and retain steps share one optimiser and its momentum, so weights outside of the mask move in forget steps too.
 
     Args:
-        preset: ``"paper"`` and ``"code"`` are one: the paper's slow update is in the code, switched off (``ema``), and which value the
-            paper's figures have isn't known. ``"tinyimagenet"`` has the constants that the code leaves in a comment.
-        lr, momentum, weight_decay: of the optimiser; ``momentum`` is SGD's, and AdamW's first beta. The rate falls by a cosine.
-        optimizer: ``"sgd"`` or ``"adamw"``.
+        preset: ``"paper"`` and ``"code"`` are one: the code has the paper's slow update switched off (``ema``), and with which value the
+            paper's figures were made isn't known. ``"tinyimagenet"``: the constants that the code leaves in a comment.
+        lr, momentum, weight_decay, optimizer: of ``"sgd"``, or of ``"adamw"`` with ``momentum`` its first beta. The rate falls by a cosine.
         steps: on the retain set, batch by batch; every ``every``-th begins with one on the forget set.
         batch_size: of both sets, and of the importances for the mask.
         ascent: factor on the forget loss, which falls by the same cosine.
@@ -63,6 +62,7 @@ class SFRon(Standard):
     ema: float | None = None
 
     name = "sfron"
+    weighs = True
     source = "Huang et al., NeurIPS'24; K1nght/Unified-Unlearning-w-Remain-Geometry@36bb7f6"
     whole = ("steps", "every", "batch_size")
     numbers = ("lr", "momentum", "weight_decay", "ascent", "adapt", "threshold", "clip", "ema")
@@ -79,15 +79,15 @@ class SFRon(Standard):
         """The mask, then steps up the weighted forget loss and down CE(retain)."""
         assert self.batch_size is not None and self.steps is not None and self.every is not None and self.threshold is not None
         assert self.lr is not None and self.ascent is not None and self.ema is not None
-        size, sets, params = self.batch_size, [set_of(task, name) for name in self.uses], trainable(task.model)
+        size, sets, params = self.batch_size, [set_of(task, name) for name in self.uses], list[Tensor](trainable(task.model))
         if not task.cost.has_room(sum(map(len, sets))):
             return None
         generator = task.generator(SWEEP)
         known, kept = (importance(task, [data], size, SQUARES, generator=generator, phase="mask") for data in sets)
         masks = ratio(known, kept, self.threshold, SMALL)
         optimizer = optimizer_of(self.optimizer, task, self.lr, self.momentum, self.weight_decay)
-        forget = Cycled(task, sets[0], size, FORGET_ORDER)
-        epochs, batches = 1 + self.steps * size // len(sets[1]), iter(forget)
+        batches = iter(forget := Cycled(task, sets[0], size, FORGET_ORDER))
+        epochs = -(-self.steps // max(1, len(sets[1]) // size))
         for batch in (passes := Passes(task, self.name, sets[1], size, epochs, beside=forget.size, most=self.steps)):
             fall = cosine(batch.step, self.steps)
             before = [p.detach().clone() for p in params] if self.ema != 1 else None
@@ -103,11 +103,12 @@ class SFRon(Standard):
 
     def _weighted(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The mean of the samples' losses, each weighted by one over its power ``adapt``; the weights' mean is one."""
+        assert self.adapt is not None
         each = F.cross_entropy(logits, labels, reduction="none")
         weights = 1 / (each.detach() ** self.adapt + SMALL)
         return (weights / weights.mean() * each).mean()
 
-    def _ascend(self, task: Task, optimizer: torch.optim.Optimizer, params: list[nn.Parameter], masks: list[Tensor], loss: Tensor) -> None:
+    def _ascend(self, task: Task, optimizer: torch.optim.Optimizer, params: list[Tensor], masks: list[Tensor], loss: Tensor) -> None:
         """A step up the loss, by its masked and clipped gradient."""
         assert self.clip is not None
         optimizer.zero_grad(set_to_none=True)

@@ -1,6 +1,6 @@
 """Selective synaptic dampening: shrinks, without training, the weights that matter more for the forget set than for all data.
 
-Foster, Schoepf & Brintrup, "Fast Machine Unlearning Without Retraining Through Selective Synaptic Dampening", AAAI'24, equations 3 and
+Foster, Schoepf & Brintrup, "Fast Machine Unlearning Without Retraining Through Selective Synaptic Dampening", AAAI'24, equation
 4. Constants: if-loops/selective-synaptic-dampening@cdfdc0e.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from ...ops import mask
-from ..engine.importance import SQUARES, Loss, importance, importance_of_two
+from ..engine.importance import SQUARES, Loss, importance, importance_of_two, of_dtype
 from ..engine.loop import trainable
 from ..task import Task
 from .base import Standard, published, set_of
@@ -51,7 +51,7 @@ class SSD(Standard):
     order: str | None = None
 
     name = "ssd"
-    source = "Foster et al., AAAI'24, eq. 3 and 4; if-loops/selective-synaptic-dampening@cdfdc0e"
+    source = "Foster et al., AAAI'24, eq. 4; if-loops/selective-synaptic-dampening@cdfdc0e"
     weak = "samples drawn at random: they matter to the same weights as all others do, so hardly any is dampened"
     whole = ("batch_size",)
     numbers = ("alpha", "lam")
@@ -83,7 +83,7 @@ class SSD(Standard):
             known, every = importance_of_two(task, forget, retain, size, power, loss=loss)
         params = trainable(task.model)
         with task.cost.at("ops"), torch.no_grad():
-            count = int(mask.dampen_(params, known, every, alpha=self.alpha, lam=self.lam))
+            count = int(mask.dampen_(params, of_dtype(known, params), of_dtype(every, params), alpha=self.alpha, lam=self.lam))
         if not count:
             about = f"{self.name}: no weight matters more than alpha={self.alpha:g} times as much for the forget set as for all data"
             warnings.warn(f"{about}, so none was dampened: the model is as given", stacklevel=2)
