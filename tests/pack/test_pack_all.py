@@ -106,6 +106,24 @@ def test_a_run_that_is_interrupted_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_precision_that_is_asked_for_is_used(name):
+    net, sets = asked(name)
+    net, seen = net.float(), set()
+    sets = {k: (v[0].float(), v[1]) if k in SETS else v for k, v in sets.items()}
+
+    def forward(model, inputs):
+        if torch.is_grad_enabled():
+            seen.add(torch.is_autocast_enabled("cpu"))
+        return model(inputs)
+
+    result = w.run(net, name, sets, forward=forward, precision="bfloat16")
+    trained = sum(phase["trained"] for key, phase in result.receipt["cost"]["phases"].items() if key != "trial")
+    assert (True in seen) == (trained > 0)
+    assert result.receipt["standard"]["form"]["precision"] == "bfloat16"
+    assert all(p.dtype == torch.float32 for p in result.model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_presets_and_options(name):
     method = pack.STANDARD[name]
     assert {"paper", "code"} <= set(method.presets)

@@ -17,12 +17,14 @@ from torch.nn import functional as F
 
 from ..._data import Source
 from ...optim import MaskedAdam, MaskedAdamW, MaskedSGD
+from ..engine import precision
 from ..engine.loop import trainable, training
 from ..engine.passes import EPOCHS, Passes, Shuffled
 from ..options import check, given
 from ..task import Task
 
 USES = {"forget": "the data to forget", "retain": "data to keep", "nonmember": "data the model never saw"}
+TRIED, TRIALS = 64, 6  # samples, and steps at most, by which precision is chosen
 Presets = Mapping[str, Mapping[str, Any]]
 
 
@@ -95,6 +97,7 @@ class Standard:
         for name in used:
             if getattr(task, name) is None:
                 raise ValueError(f"{name}: not given; {self.name} needs {USES[name]}")
+        form = self._precision(task, used)
         with training(task, self.trains_in):
             measured = self.loop(task)
         norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in task.model.modules())
@@ -105,7 +108,17 @@ class Standard:
             "batch_norm": ("statistics of the batch" if self.trains_in == "train" else "running statistics") if norms else "none",
             **({"weak": self.weak} if self.weak else {}),
         }
-        return {"standard": about, **({"measured": measured} if measured else {})}
+        return {"standard": about | ({"form": form} if form else {}), **({"measured": measured} if measured else {})}
+
+    def _precision(self, task: Task, used: tuple[str, ...]) -> dict[str, Any] | None:
+        """What training passes are computed in, where the user asked for anything but float32: chosen on a first batch."""
+        if task.precision == "float32":
+            return None
+        data, tried = set_of(task, used[0]), min(TRIED, len(set_of(task, used[0])))
+        if task.precision == "auto" and not task.cost.has_room(TRIALS * tried):
+            return None
+        (inputs, labels), *_ = data.at([torch.arange(tried)], device=task.device)
+        return precision.choose(task, inputs, labels)
 
     def loop(self, task: Task) -> dict[str, Any] | None:
         """The method's own loop; returns what it measured."""
@@ -133,10 +146,13 @@ class Trained(Standard):
         assert self.lr is not None and self.momentum is not None and self.weight_decay is not None
         return MaskedSGD(trainable(task.model), self.lr, self.momentum, weight_decay=self.weight_decay, mask=mask)
 
-    def passes(self, task: Task, data: Source, phase: str, *, epochs: int | None = None, beside: int = 0, purpose: int = EPOCHS) -> Passes:
+    def passes(
+        self, task: Task, data: Source, phase: str, *, epochs: int | None = None, beside: int = 0, purpose: int = EPOCHS, first: int = 1
+    ) -> Passes:
         """The method's passes over a set, or so many ``epochs`` of them."""
         assert self.batch_size is not None and self.epochs is not None
-        return Passes(task, phase, data, self.batch_size, self.epochs if epochs is None else epochs, beside=beside, purpose=purpose)
+        number = self.epochs if epochs is None else epochs
+        return Passes(task, phase, data, self.batch_size, number, beside=beside, purpose=purpose, first=first)
 
 
 def optimizer_of(

@@ -99,10 +99,10 @@ class RandomLabels(Trained):
 def relabel(method: Trained, task: Task, optimizer: torch.optim.Optimizer) -> None:
     """In every epoch a pass over the forget set with labels drawn at random, then one over the retain set."""
     assert method.epochs is not None
-    generator = task.generator(LABELS)
+    forget, retain, generator = set_of(task, "forget"), set_of(task, "retain"), task.generator(LABELS)
     for epoch in range(method.epochs):
         orders = EPOCHS + 2_000 * epoch
-        for batch in (passes := method.passes(task, set_of(task, "forget"), "random labels", epochs=1, purpose=orders)):
+        for batch in (passes := method.passes(task, forget, "random labels", epochs=1, purpose=orders, first=epoch + 1)):
             passes.descend(optimizer, cross_entropy(task, batch, random_labels(batch.labels, task.outputs, generator)), len(batch))
-        for batch in (passes := method.passes(task, set_of(task, "retain"), "retain", epochs=1, purpose=orders + 1_000)):
+        for batch in (passes := method.passes(task, retain, "retain", epochs=1, purpose=orders + 1_000, first=epoch + 1)):
             passes.descend(optimizer, cross_entropy(task, batch), len(batch))
