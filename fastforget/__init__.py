@@ -12,13 +12,16 @@ from . import methods, ops, optim
 from ._version import __version__
 from .auditing import audit
 from .backend import BackendError, backends, use_backend
+from .journal import Journal, RetrainWarning
 from .methods import NotForgottenWarning, UnlearnResult, unlearn
 
 del _torch_is_here
 
 __all__ = [
     "BackendError",
+    "Journal",
     "NotForgottenWarning",
+    "RetrainWarning",
     "UnlearnResult",
     "__version__",
     "audit",
