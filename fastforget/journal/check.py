@@ -87,12 +87,11 @@ class Check:
         return [row.id for row in self.rows if row.brought_back]
 
     def __str__(self) -> str:
-        head = ("request", "figure", "samples", "before", "then", "now", "outcome")
+        head = ("request", "figure", "samples", "before", "then", "now", "outcome", "on what")
         table = [head, *(_cells(row) for row in self.rows)]
         widths = [max(len(cells[i]) for cells in table) for i in range(len(head))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip() for cells in table]
-        reasons = [f"{visible(row.id)}: {row.why}" for row in self.rows if row.why]
-        return "\n".join([f"weights: {visible(self.state)}", *lines, *reasons, *([str(self.loss)] if self.loss else [])])
+        return "\n".join([f"weights: {visible(self.state)}", *lines, *([str(self.loss)] if self.loss else [])])
 
     def to_json(self, path: str | PathLike[str] | None = None) -> str:
         """The check as strict JSON; written to ``path`` as well, whole or not at all (OSError)."""
@@ -107,7 +106,7 @@ class Check:
 def _cells(row: Row) -> tuple[str, ...]:
     shown = percent if row.figure == "right" else number
     figure = {"right": "answered right", "auc": "attack AUC", None: "-"}[row.figure]
-    return (visible(row.id), figure, str(row.samples or "-"), shown(row.before), shown(row.then), shown(row.now), row.outcome)
+    return (visible(row.id), figure, str(row.samples or "-"), shown(row.before), shown(row.then), shown(row.now), row.outcome, row.why)
 
 
 def must_be(done: Done, data: Source) -> Source:

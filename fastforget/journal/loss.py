@@ -33,7 +33,7 @@ class Loss:
 
     Attributes:
         original, first, now: by the original, by the model after the first request, and after the last.
-        error: standard error of ``first - now``, paired by sample.
+        error: standard error of :attr:`more`, paired by sample.
     """
 
     data: str
@@ -48,9 +48,14 @@ class Loss:
         return self.original - self.now
 
     @property
+    def more(self) -> float:
+        """Lost beyond what the first request lost, which counts as nothing where it gained."""
+        return min(self.original, self.first) - self.now
+
+    @property
     def retrain(self) -> bool:
         """Whether more than the first request's loss and a point is lost, by more than two standard errors."""
-        return self.first - self.now - MORE > CLEAR * self.error
+        return self.more - MORE > CLEAR * self.error
 
     def receipt(self) -> dict[str, Any]:
         return {**asdict(self), "retrain": self.retrain}
@@ -61,12 +66,13 @@ class Loss:
         return cls(**{name: receipt[name] for name in cls.__dataclass_fields__})
 
     def __str__(self) -> str:
-        first = self.original - self.first
+        first, more = 100 * (self.original - self.first), 100 * self.more
         text = (
             f"of {self.samples} {self.data} samples {percent(self.now)} are answered right, {percent(self.original)} by the original: "
-            f"{100 * self.lost:.1f} points lost, {100 * first:.1f} of them by the first request (error {100 * self.error:.1f})"
+            f"{100 * self.lost:.1f} points lost, {first:.1f} of them by the first request; beyond that "
+            f"{more:.1f} ± {100 * self.error:.1f}"
         )
-        return f"{text}. RETRAIN: this is more than the first request's loss and a point" if self.retrain else text
+        return f"{text}. RETRAIN: it is clearly more than a point" if self.retrain else text
 
 
 def right(model: nn.Module, data: Source, forward: Forward) -> Tensor:
@@ -89,6 +95,6 @@ def loss_of(data: str, original: Tensor, first: Tensor, now: Tensor) -> Loss:
     (0.04, True)
     """
     n = len(now)
-    less = first.double() - now.double()
     before, once, last = (float(answers.double().mean()) for answers in (original, first, now))
+    less = (first if once <= before else original).double() - now.double()
     return Loss(data, n, before, once, last, error=math.sqrt(float(less.var(correction=0)) / n))
