@@ -93,6 +93,7 @@ def test_twenty_requests_lose_no_more_than_one_and_a_point_or_the_journal_says_s
         pairs = (once if by_first >= 0 else original) - last
         error = pairs.std() / np.sqrt(len(pairs))
         too_much = lost - max(by_first, 0.0) - 0.01 > 2 * error
+        assert found.error == pytest.approx(error, abs=1e-12)
         assert said == now == too_much, found
         told.append(too_much)
     if isinstance(method, Shift):
@@ -459,7 +460,9 @@ def test_a_first_request_that_gained_allows_no_more_than_a_point():
     def share(n):
         return torch.where(torch.arange(1000) < n, true, false)
 
-    assert not loss.loss_of("test", share(900), share(950), share(890)).retrain  # a point less than the original
+    gained = loss.loss_of("test", share(900), share(950), share(890))
+    assert not gained.retrain and gained.more == pytest.approx(0.01)  # a point less than the original
+    assert gained.error == pytest.approx(np.sqrt(0.01 * 0.99 / 1000))  # 10 of 1,000 answers differ from the original's
     assert loss.loss_of("test", share(900), share(950), share(870)).retrain
     assert loss.loss_of("test", share(900), share(880), share(850)).retrain
     assert not loss.loss_of("test", share(900), share(880), share(865)).retrain  # 1.5 points, error 0.4

@@ -17,6 +17,7 @@ from .. import _outputs, _weights
 from .._caller import Caller
 from .._data import Source, source
 from .._files import BadFile
+from .._modules import refuse_kind
 from .._text import visible
 from ..methods import checks
 from ..methods.call import unlearn
@@ -130,7 +131,8 @@ class Journal:
                 :func:`fastforget.unlearn`.
             Busy: another process writes to this journal.
 
-        A run that fails, is interrupted or killed leaves the journal and ``model`` as they were. A :class:`RetrainWarning` says that all
+        A run that fails, is interrupted or killed leaves the journal and ``model`` as they were (in its last instant: is in the journal,
+        and returned by the same call). A :class:`RetrainWarning` says that all
         requests lost more than the first one did and a point, by more than two standard errors; a :class:`NotForgottenWarning` that a
         class of an earlier request is back.
         """
@@ -270,6 +272,7 @@ class Journal:
         Raises:
             ValueError: an unknown id, or data that isn't what that request forgot.
         """
+        refuse_kind("model", model)
         done, given = self._store.read(), dict(forget or {})
         if unknown := [id for id in given if id not in [one.id for one in done]]:
             known = ", ".join(visible(one.id) for one in done) or "none yet"

@@ -24,7 +24,9 @@ def kept_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def fits(model: nn.Module, tensors: dict[str, Tensor]) -> str | None:
-    """``None`` where a model has these names, shapes and dtypes, else what it has otherwise."""
+    """``None`` where a model has these names, shapes and dtypes and nothing else, else what it has otherwise."""
+    if held := _identity.packed(model):
+        return f"{next(iter(held))} is only in the model"
     own = kept_of(model)
     if names := sorted(own.keys() ^ tensors.keys()):
         return f"{names[0]} is only in the {'model' if names[0] in own else 'journal'}"
