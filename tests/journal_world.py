@@ -56,11 +56,6 @@ def without(data, *classes: int):
     return data[0][keep], data[1][keep]
 
 
-def only(data, *classes: int):
-    keep = torch.isin(data[1], torch.tensor(classes))
-    return data[0][keep], data[1][keep]
-
-
 def ask(journal: ff.Journal, id: str, model: nn.Module, method=None, **given):
     """A request without the warnings of a method that forgets nothing in particular."""
     with warnings.catch_warnings():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from os import PathLike
+from typing import Any
 
 from torch import nn
 
@@ -34,7 +35,8 @@ class Row:
         before, then, now: the figure before the request, after it (both as its receipt has them), and of the model at hand.
         low, high: where ``now`` counts as forgotten.
         forgot: what the request's own verdict was.
-        gone: whether it is forgotten now; ``None`` where it wasn't measured.
+        gone: whether it is forgotten now; ``None`` where that isn't shown: it wasn't measured, or the figure is as it should be, but was so
+            before the request as well.
         why: why not, or on what ``now`` rests.
     """
 
@@ -58,7 +60,7 @@ class Row:
     @property
     def outcome(self) -> str:
         if self.gone is None:
-            return "not measured"
+            return "not measured" if self.figure is None else "not shown"
         return "forgotten" if self.gone else "BROUGHT BACK" if self.brought_back else "never forgotten"
 
 
@@ -78,7 +80,7 @@ class Check:
 
     @property
     def forgotten(self) -> bool:
-        """Every request was measured and is forgotten."""
+        """Every request is shown to be forgotten."""
         return all(row.gone for row in self.rows)
 
     @property
@@ -161,8 +163,16 @@ def _classes(done: Done, past: Past, model: nn.Module, data: Source | None, unse
     if len(shares) < len(classes):
         texts.append(f"no data of {[c for c in classes if measured[c] is None]}")
     hashed = "" if data is None or _hashed(done) else "; the request's samples weren't hashed, so these are known by their labels alone"
-    gone = False if now > GONE_AT else None if len(shares) < len(classes) else True
-    return Row(done.id, "right", count, before, then, now, 0.0, GONE_AT, done.forgot, gone, "; ".join(texts) + hashed)
+    why = "; ".join(texts) + hashed
+    gone, why = _shown(now <= GONE_AT, why, verdict) if len(shares) == len(classes) or now > GONE_AT else (None, why)
+    return Row(done.id, "right", count, before, then, now, 0.0, GONE_AT, done.forgot, gone, why)
+
+
+def _shown(gone: bool, why: str, verdict: dict[str, Any]) -> tuple[bool | None, str]:
+    """That nothing is left shows something only where the request's own look had found it before."""
+    if gone and verdict.get("known_before") is False:
+        return None, f"{why}; but it couldn't be told before the request either, so this doesn't show that it is gone"
+    return gone, why
 
 
 def _samples(done: Done, past: Past, model: nn.Module, data: Source | None, unseen: Source | None, forward: Forward) -> Row:
@@ -177,4 +187,5 @@ def _samples(done: Done, past: Past, model: nn.Module, data: Source | None, unse
     low, high = 0.5 - CLEAR * error, 0.5 + CLEAR * error
     before, then = verdict.get("attack_auc_before"), verdict.get("attack_auc")
     why = f"against {len(others)} {others.name} samples (forgotten: {low:.3f} to {high:.3f})"
-    return Row(done.id, "auc", len(left), before, then, auc, low, high, done.forgot, low <= auc <= high, why)
+    gone, why = _shown(low <= auc <= high, why, verdict)
+    return Row(done.id, "auc", len(left), before, then, auc, low, high, done.forgot, gone, why)

@@ -113,7 +113,8 @@ class Past:
                 "check_overlap=False if you know that none of them is in it"
             ) from error
         counts = {id: int(torch.isin(there, here).sum()) for id, there in self.samples.items()}
-        limits = {id: allowed(len(there), here) for id, there in self.samples.items()}
+        share = allowed(1, here)
+        limits = {id: share * len(there) for id, there in self.samples.items()}
         if not drop and (over := [id for id, n in counts.items() if n > limits[id]]):
             which = ", ".join(f"{counts[id]} of the {len(self.samples[id])} of request {visible(id)!r}" for id in over)
             raise ValueError(
