@@ -143,6 +143,13 @@ def test_each_starts_from_the_last_whichever_model_is_given(tmp_path):
         assert same(journal.original(other), model) and same(journal.model(model, after="class 0"), one)
 
 
+def test_classes_may_be_anything_that_gives_them_once(tmp_path):
+    journal, model = ff.Journal(tmp_path), net()
+    assert not journal.check(model).forgotten  # an empty journal shows nothing
+    result = ask_class(journal, 0, model, classes=iter([0]))
+    assert result.receipt["classes"] == [0] and same(ask_class(journal, 0, model).model, result.model)
+
+
 def test_inplace_writes_the_result_into_the_model(tmp_path):
     journal, model, twin = ff.Journal(tmp_path), net(), net()
     assert ask_class(journal, 0, model, inplace=True).model is model

@@ -158,8 +158,8 @@ class Journal:
                 start = self._state(model, done[-1]) if done else _weights.working_copy(model)
                 original = kept_of(start)
             result = unlearn(
-                start, method, forget=used.forget, retain=used.retain, nonmember=used.nonmember, test=used.test, classes=classes, seed=seed,
-                progress=progress, drop_forget=drop_forget, check_overlap=check_overlap, budget=budget, precision=precision, unpack=unpack,
+                start, method, forget=used.forget, retain=used.retain, nonmember=used.nonmember, test=used.test, seed=seed,
+                classes=None if classes is None else wanted, progress=progress, drop_forget=drop_forget, check_overlap=check_overlap, budget=budget, precision=precision, unpack=unpack,
                 forward=forward, **options,
             )  # fmt: skip
             with Caller() as caller, caller.aside("Journal.unlearn", aside):

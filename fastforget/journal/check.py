@@ -80,8 +80,8 @@ class Check:
 
     @property
     def forgotten(self) -> bool:
-        """Every request is shown to be forgotten."""
-        return all(row.gone for row in self.rows)
+        """Every request, at least one, is shown to be forgotten."""
+        return bool(self.rows) and all(row.gone for row in self.rows)
 
     @property
     def brought_back(self) -> list[str]:
