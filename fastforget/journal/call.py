@@ -159,8 +159,8 @@ class Journal:
                 original = kept_of(start)
             result = unlearn(
                 start, method, forget=used.forget, retain=used.retain, nonmember=used.nonmember, test=used.test, seed=seed,
-                classes=None if classes is None else wanted, progress=progress, drop_forget=drop_forget, check_overlap=check_overlap, budget=budget, precision=precision, unpack=unpack,
-                forward=forward, **options,
+                classes=None if classes is None else wanted, progress=progress, drop_forget=drop_forget, check_overlap=check_overlap,
+                budget=budget, precision=precision, unpack=unpack, forward=forward, **options,
             )  # fmt: skip
             with Caller() as caller, caller.aside("Journal.unlearn", aside):
                 reading = _outputs.reading(caller.own(forward))
