@@ -16,6 +16,7 @@ from . import methods, ops, optim
 from ._version import __version__
 from .auditing import audit
 from .backend import BackendError, backends, use_backend
+from .journal import Journal, RetrainWarning
 from .methods import NotForgottenWarning, UnlearnResult, unlearn
 
 if _TYPE_CHECKING:
@@ -25,7 +26,9 @@ del _torch_is_here
 
 __all__ = [
     "BackendError",
+    "Journal",
     "NotForgottenWarning",
+    "RetrainWarning",
     "UnlearnResult",
     "__version__",
     "adapters",

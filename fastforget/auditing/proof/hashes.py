@@ -71,7 +71,11 @@ def of_samples(source: Source, seed: int = 0) -> str:
     True
     """
     with own_randomness(seed):
-        digests = list(set_hashes(source))
+        return of_digests(set_hashes(source))
+
+
+def of_digests(digests: Iterable[bytes]) -> str:
+    """:func:`of_samples`, from the sha256 of each sample."""
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
