@@ -82,7 +82,7 @@ def fisher_diagonal(
     if not params:
         raise ValueError("model: no parameter requires grad; accepted is a model with at least one that does")
     read = source(data, name="data", unpack=unpack, batch_size=batch_size)
-    one = next(iter(read.batches(batch_size=1)))[0]
+    one = next(iter(read.at([[0]])))[0]
     size = 1 if _tree.is_opaque(one) or _tree.rows(one) is None else None  # a batch whose rows can't be told apart
     with _weights.evaluating(net), torch.enable_grad():
         work = _Work(net, call, params, labels, cost)
