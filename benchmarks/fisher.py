@@ -3,11 +3,10 @@
     python -m fastforget._bench.fisher                      prints the table
     python -m fastforget._bench.fisher --out FILE.json      and writes it, e.g. to benchmarks/results/fisher.json
 
-One process, each way in turn, medians of the rounds. With one thread it is the thread's CPU seconds, which other load moves little, else
-wall seconds. Beside them, what no way can go below: plain passes over the whole batch (forward alone; forward and backward), and the
-multiplications of a forward and a backward pass at the speed of a large matrix product. Memory is reused (the allocator's settled state, see
-README.md in this folder). ``model``: the labels are the model's own, a
-backward pass for each class (of the MLP's ten).
+One process, each way in turn, medians of the rounds, a short call after an untimed one of the same, memory reused (the allocator's settled
+state: README.md in this folder). With one thread it is the thread's CPU seconds, which other load moves little, else wall seconds. Beside them, what no way can go far below: a plain
+forward and backward pass over the whole batch, and its multiplications alone at the speed of a large matrix product. ``model``: the labels
+are the model's own, a backward pass for each class (of the MLP's ten).
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from fastforget.methods.engine.fisher import fisher_diagonal
 
 from . import machine
 from .cifar40 import resnet20
-from .timing import set_allocator
+from .timing import LONG, set_allocator
 
 ROUNDS = 7
 GOALS = {"MLP 784-256-128-10": 50.0, "ResNet-20": 10.0}  # times as fast as the loop
@@ -91,11 +90,12 @@ def _seconds(calls: dict[str, Callable[[], Any]], rounds: int, clock: Callable[[
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):  # the first warms up
         for name, call in calls.items():
+            if turn and taken[name][0] < LONG:
+                call()  # fills the caches with what this way reads
             began = clock()
             call()
-            if turn:
-                taken[name].append(clock() - began)
-    return taken
+            taken[name].append(clock() - began)
+    return {name: seconds[1:] for name, seconds in taken.items()}
 
 
 def measured(name: str, threads: int, rounds: int) -> dict[str, Any]:
@@ -135,6 +135,7 @@ def measured(name: str, threads: int, rounds: int) -> dict[str, Any]:
     median = {way: statistics.median(seconds) for way, seconds in taken.items()}
     ratios = [a / b for a, b in zip(taken["loop"], taken["ours"], strict=True)]
     limit = median["product"] * counted.get_total_flops() / (2 * PRODUCT**3)
+    least = median["batch forward and backward"]
     times, goal = median["loop"] / median["ours"], GOALS[name]
     return {
         "net": name,
@@ -149,9 +150,13 @@ def measured(name: str, threads: int, rounds: int) -> dict[str, Any]:
         "times_loop_range": [min(ratios), max(ratios)],
         "times_vmap": median["vmap"] / median["ours"],
         "most_by_arithmetic": median["loop"] / limit,
-        "most_by_batch": median["loop"] / median["batch forward and backward"],
+        "most_by_batch": median["loop"] / least,
         "goal": goal,
         "met": times >= goal,
+        "why": ""
+        if times >= goal
+        else f"a plain forward and backward pass over the batch is {median['loop'] / least:.1f} times as fast as the loop, "
+        f"its multiplications alone at the speed of a matrix product {median['loop'] / limit:.1f} times",
         "from_float64": away,
         "in_float64": double,
     }
@@ -166,13 +171,16 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for row in rows:
         seconds = row["seconds"]
-        ms = [f"{1e3 * seconds[way]:.1f}" if way in seconds else "-" for way in ("ours", "ours, model", "loop", "vmap", "batch forward and backward")]
+        ms = [
+            f"{1e3 * seconds[way]:.1f}" if way in seconds else "-"
+            for way in ("ours", "ours, model", "loop", "vmap", "batch forward and backward")
+        ]
         lines.append(
             f"| {row['net']}, {row['samples']} samples | {row['threads']} | {' | '.join(ms)} | {1e3 * row['arithmetic_seconds']:.1f} "
             f"| {row['times_loop']:.1f} | {row['times_vmap']:.1f} | {row['most_by_batch']:.1f}, {row['most_by_arithmetic']:.1f} "
             f"| {row['goal']:g} {'met' if row['met'] else 'MISSED'} |"
         )
-    return "\n".join(lines)
+    return "\n".join(lines + [f"{row['net']}, {row['threads']} threads, missed: {row['why']}" for row in rows if not row["met"]])
 
 
 def main() -> None:

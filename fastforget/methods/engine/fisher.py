@@ -156,7 +156,7 @@ class _Work:
                     uses.setdefault(p, []).append((call.layer, name, x.to(dtype) if x.is_floating_point() else x, g.to(dtype)))
         for p, used in uses.items():
             if len(used) == 1:
-                self.totals[p] += per_sample.squares(*used[0])
+                per_sample.add_squares_(self.totals[p], *used[0])
                 continue
             each = sum(per_sample.numbers(*use) for use in used)
             for rows in per_sample.chunks(len(used[0][2]), each, p.device):

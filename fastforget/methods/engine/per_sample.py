@@ -46,31 +46,33 @@ def fits(module: nn.Module, x: Tensor, samples: int) -> bool:
     return x.dim() >= least and len(x) == samples
 
 
-def squares(module: nn.Module, name: str, x: Tensor, g: Tensor) -> Tensor:
-    """The sum over samples of the square of each one's gradient, in the parameter's shape.
+def add_squares_(total: Tensor, module: nn.Module, name: str, x: Tensor, g: Tensor) -> None:
+    """Adds to ``total`` the square of each sample's gradient.
 
     Args:
+        total: in the parameter's shape; its dtype is that of ``g``, and of ``x`` where that isn't ids.
         module: a layer that :func:`refusal` has nothing against.
         name: of its parameter, ``"weight"`` or ``"bias"``.
         x: its inputs [B, ...].
         g: gradients of its outputs [B, ...]: row b of the loss of sample b.
 
     >>> import torch
-    >>> squares(torch.nn.Linear(2, 1), "weight", torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([[1.0], [2.0]]))
+    >>> total = torch.zeros(1, 2)
+    >>> add_squares_(total, torch.nn.Linear(2, 1), "weight", torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([[1.0], [2.0]]))
+    >>> total
     tensor([[37.,  4.]])
     """
-    if isinstance(module, nn.Linear) and x.dim() == 2:
-        return g.square().sum(0) if name == "bias" else g.square().T @ x.square()
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        return _squared_rows(module, x, g)
-    total = torch.zeros_like(module._parameters[name], dtype=g.dtype)
-    for rows in chunks(len(x), numbers(module, name, x, g), x.device):
-        total += gradients(module, name, x[rows], g[rows]).square_().sum(0)
-    return total
+    if isinstance(module, nn.Linear) and x.dim() == 2 and name == "weight":
+        total.addmm_(g.square().T, x.square())
+    elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        _add_squared_rows_(total, module, x, g)
+    else:
+        for rows in chunks(len(x), numbers(module, name, x, g), x.device):
+            total += gradients(module, name, x[rows], g[rows]).square_().sum(0)
 
 
 def gradients(module: nn.Module, name: str, x: Tensor, g: Tensor) -> Tensor:
-    """Each sample's gradient, [B, *shape of the parameter]; arguments as of :func:`squares`."""
+    """Each sample's gradient, [B, *shape of the parameter]; arguments as of :func:`add_squares_`."""
     return GRADIENTS[type(module)](module, name, x, g)
 
 
@@ -163,13 +165,13 @@ def _embedding(m: Any, name: str, x: Tensor, g: Tensor) -> Tensor:
     return total.index_add_(0, at.flatten(), g.flatten(0, 1)).view(len(ids), m.num_embeddings, m.embedding_dim)
 
 
-def _squared_rows(m: Any, x: Tensor, g: Tensor) -> Tensor:
+def _add_squared_rows_(total: Tensor, m: Any, x: Tensor, g: Tensor) -> None:
     """As the squares of :func:`_embedding`, of the rows that samples use: an id that comes twice in a sample is added up first."""
     ids, g = _rows(m, x, g)
     pairs = ids + m.num_embeddings * torch.arange(len(ids), device=ids.device)[:, None]
     used, place = pairs.flatten().unique(return_inverse=True)
     once = g.new_zeros(len(used), m.embedding_dim).index_add_(0, place, g.flatten(0, 1))
-    return g.new_zeros(m.num_embeddings, m.embedding_dim).index_add_(0, used % m.num_embeddings, once.square_())
+    total.index_add_(0, used % m.num_embeddings, once.square_())
 
 
 INSTANCE = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
