@@ -3,8 +3,8 @@
     python -m fastforget._bench.fisher                      prints the table
     python -m fastforget._bench.fisher --out FILE.json      and writes it, e.g. to benchmarks/results/fisher.json
 
-One process, each way in turn, medians of the rounds, a short call after an untimed one of the same, memory reused (the allocator's settled
-state: README.md in this folder). With one thread it is the thread's CPU seconds, which other load moves little, else wall seconds. Beside
+One process, each way in turn, medians of the rounds, each call with the caches as another way left them, memory reused (the allocator's
+settled state: README.md in this folder). With one thread it is the thread's CPU seconds, which other load moves little, else wall seconds. Beside
 them, what no way can go far below: a plain forward and backward pass over the whole batch, and its multiplications alone at the speed of a
 large matrix product. ``model``: the labels are the model's own, a backward pass for each class (of the MLP's ten).
 """
@@ -30,7 +30,7 @@ from fastforget.methods.engine.fisher import fisher_diagonal
 
 from . import machine
 from .cifar40 import resnet20
-from .timing import LONG, set_allocator
+from .timing import set_allocator
 
 ROUNDS = 7
 GOALS = {"MLP 784-256-128-10": 50.0, "ResNet-20": 10.0}  # times as fast as the loop
@@ -90,8 +90,6 @@ def _seconds(calls: dict[str, Callable[[], Any]], rounds: int, clock: Callable[[
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):  # the first warms up
         for name, call in calls.items():
-            if turn and taken[name][0] < LONG:
-                call()  # fills the caches with what this way reads
             began = clock()
             call()
             taken[name].append(clock() - began)
