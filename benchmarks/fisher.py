@@ -4,9 +4,9 @@
     python -m fastforget._bench.fisher --out FILE.json      and writes it, e.g. to benchmarks/results/fisher.json
 
 One process, each way in turn, medians of the rounds, each call with the caches as another way left them, memory reused (the allocator's
-settled state: README.md in this folder). With one thread it is the thread's CPU seconds, which other load moves little, else wall seconds. Beside
-them, what no way can go far below: a plain forward and backward pass over the whole batch, and its multiplications alone at the speed of a
-large matrix product. ``model``: the labels are the model's own, a backward pass for each class (of the MLP's ten).
+settled state: README.md in this folder). With one thread it is the thread's CPU seconds, which other load moves little, else wall seconds.
+Beside them, what no way can go far below: a plain forward and backward pass over the whole batch, and its multiplications alone at the speed
+of a large matrix product. ``model``: the labels are the model's own, a backward pass for each class (of the MLP's ten).
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _apart(found: list[Tensor], truth: list[Tensor]) -> float:
 
 def _seconds(calls: dict[str, Callable[[], Any]], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
     taken: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds + 1):  # the first warms up
+    for _ in range(rounds + 1):  # the first warms up
         for name, call in calls.items():
             began = clock()
             call()
