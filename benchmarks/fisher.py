@@ -5,7 +5,7 @@
 
 One process, each way in turn, medians of the rounds, each call with the caches as another way left them, memory reused (the allocator's
 settled state: README.md in this folder). With one thread it is the thread's CPU seconds, which other load moves little, else wall seconds.
-Beside them, what no way can go far below: a plain forward and backward pass over the whole batch, and its multiplications alone at the speed
+Beside them, what no way can go far below: a plain forward and backward pass over the whole batch, its multiplications alone at the speed
 of a large matrix product. ``model``: the labels are the model's own, a backward pass for each class (of the MLP's ten).
 """
 
