@@ -391,3 +391,10 @@ def test_nothing_in_a_journal_is_executed(kept):
             json.loads(content)
         else:
             assert content[8:9] == b"{" and all(isinstance(t, torch.Tensor) for t in _safetensors.load(kept / name)[0].values())
+
+
+def test_where_there_are_no_file_locks_the_journal_says_so_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows: the import fails
+    with pytest.raises(OSError, match="needs the file locks of Linux or macOS"), Store(tmp_path / "journal").lock():
+        pass
+    assert not (tmp_path / "journal").exists()

@@ -14,7 +14,6 @@ A request is written as ``.pending`` and takes its number in one step, so a fold
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -149,7 +148,12 @@ class Store:
 
         Raises:
             Busy: another process, or another thread, has it.
+            OSError: the system has no such locks (Windows).
         """
+        try:
+            import fcntl
+        except ImportError as error:
+            raise OSError(f"{self.path}: a journal needs the file locks of Linux or macOS, which this system doesn't have") from error
         os.makedirs(self.path, exist_ok=True)
         descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
