@@ -68,6 +68,25 @@ class Token(nn.Module):
         self.token = nn.Parameter(3 + 0.5 * torch.randn(2000))
 
 
+class Half(Token):
+    """One whose rule draws one of its two weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Parameter(torch.ones(3))
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.other)
+
+
+def test_what_a_layers_rule_leaves_out_is_drawn_too():
+    net = Half()
+    before = net.token.detach().clone()
+    assert draw_anew(net.named_modules(), 3) == ["token"]
+    assert net.other.tolist() == [0.0] * 3
+    assert bool((net.token.isfinite() & (net.token != before)).all())
+
+
 def test_weights_are_drawn_anew_by_each_layers_own_rule():
     net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 4))
     with torch.no_grad():

@@ -212,3 +212,15 @@ def test_data_that_may_be_augmented_is_asked_for_batch_by_batch(name):
     for a, b in zip(held.model.state_dict().values(), loaded.model.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
     assert loaded.cost.passes >= held.cost.passes
+
+
+@pytest.mark.parametrize("budget", [30, 60, 150, 400])
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_teacher_that_is_asked_beside_each_step_keeps_the_budget(name, budget):
+    net = w.cnn()
+    sets = (w.class_request if name in CLASSES else w.request)(net)
+    read = {key: w.Read(value) if isinstance(value, tuple) else value for key, value in sets.items()}
+    whole = w.run(net, name, read, batch_size=16).cost.passes
+    cost = w.run(net, name, read, budget=budget, batch_size=16).receipt["cost"]
+    assert cost["passes"] <= budget
+    assert cost["stopped_by_budget"] or cost["passes"] == whole

@@ -82,6 +82,8 @@ class FCS(Trained):
         others = Cycled(task, retain, self.batch_size, RETAIN_ORDER)
         batches, done = iter(others), 0
         for epoch in range(self.epochs):
+            if task.cost.stopped_by_budget:
+                return
             first = EPOCHS + 2_000 * (epoch + 1)
             passes = self.passes(task, forget, "contrast", epochs=1, beside=forward_only(others.size), purpose=first)
             for batch in passes:

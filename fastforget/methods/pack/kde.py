@@ -83,7 +83,8 @@ class KDE(Trained):
             loss = distill(task.forward(task.model, batch.inputs), first.of(batch.inputs, batch.rows), self.temperature)
             warmup.descend(optimizer, loss, len(batch))
         optimizer, beside = self.sgd(task), second.beside(self.batch_size)
-        for batch in (passes := self.passes(task, retain, "retain", beside=beside, purpose=EPOCHS + 500)):
+        passes = self.passes(task, retain, "retain", beside=beside, purpose=EPOCHS + 500)
+        for batch in () if task.cost.stopped_by_budget else passes:
             optimizer.param_groups[0]["lr"] = self.lr * cosine(batch.epoch, self.epochs)
             logits = task.forward(task.model, batch.inputs)
             known = distill(logits, second.of(batch.inputs, batch.rows), self.temperature)

@@ -96,7 +96,7 @@ class LoTUS(Trained):
 
 def right(task: Task, data: Any) -> float | None:
     """Share of right answers, or ``None`` where the budget has no room to look."""
-    if not task.cost.has_room(forward_only(len(data))):
+    if task.cost.stopped_by_budget or not task.cost.has_room(forward_only(len(data))):
         return None
     with task.cost.phase("accuracy"):
         return task.right(data)
