@@ -55,13 +55,14 @@ def unlearn(
         method: ``"unsir"`` (Tarun et al., arXiv 2111.08947), ``"forsaken"`` (Liu et al., arXiv 2003.10933), ``"lightweight"`` (Chen et
             al., arXiv 2111.05528), ``"sweep"`` (our own: everything in one run on a budget, see :class:`fastforget.methods.Sweep`),
             ``"auto"`` (chosen by what is asked and given; the receipt says why), ``"none"`` (negative control: nothing is done, all is
-            measured), or an instance such as ``ff.methods.UNSIR(preset="paper")``. Other packages' methods go by the names that they
-            declare; :func:`fastforget.methods.available` lists all.
+            measured), or an instance such as ``ff.methods.UNSIR(preset="paper")``. The standard methods that papers compare with
+            (``"salun"``, ``"scrub"``, ``"ssd"`` and more: docs/methods.md) and other packages' methods go by their names, too;
+            :func:`fastforget.methods.available` lists all.
         forget: data of the classes to forget, if there is any: UNSIR needs none, but looks at it to know
             when they are gone. Without ``classes``, Forsaken and Lightweight forget just these samples.
         retain: data to keep: a DataLoader, a Dataset or an ``(inputs, labels)`` pair. Samples must be
             prepared as for training.
-        nonmember: data never trained on, needed by Forsaken and Lightweight; not used by UNSIR.
+        nonmember: data never trained on, needed by Forsaken, Lightweight, LoTUS and KDE, and by the sweep for samples; not used by UNSIR.
         test: test data; its samples of ``classes`` only measure the result, they never steer the run.
         classes: ids of the classes to forget (taken from ``forget`` when not given).
         seed: same seed, data and machine: same bytes.

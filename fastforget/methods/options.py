@@ -7,8 +7,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 
-def check(options: Any, choices: Mapping[str, Iterable[str]] | None = None, whole: Iterable[str] = (), numbers: Iterable[str] = ()) -> None:
-    """``choices``: names and what each may be; ``whole``: ints >= 1; ``numbers``: finite numbers >= 0."""
+def check(
+    options: Any,
+    choices: Mapping[str, Iterable[str]] | None = None,
+    whole: Iterable[str] = (),
+    numbers: Iterable[str] = (),
+    shares: Iterable[str] = (),
+    positive: Iterable[str] = (),
+) -> None:
+    """``choices``: names and what each may be; ``whole``: ints >= 1; ``numbers``: finite numbers >= 0, ``shares`` at most 1, ``positive``
+    above 0."""
     for name, accepted in (choices or {}).items():
         if getattr(options, name) not in tuple(accepted):
             raise ValueError(f"{name}: got {getattr(options, name)!r}; accepted are {', '.join(map(repr, accepted))}")
@@ -20,6 +28,13 @@ def check(options: Any, choices: Mapping[str, Iterable[str]] | None = None, whol
         value = getattr(options, name)
         if not (isinstance(value, (int, float)) and value >= 0 and math.isfinite(value)):
             raise ValueError(f"{name}: got {value!r}; accepted is a finite number >= 0")
+    for names, fits, accepted in (
+        (shares, lambda value: value <= 1, "a number from 0 to 1"),
+        (positive, lambda value: value > 0, "a finite number > 0"),
+    ):
+        for name in names:
+            if not fits(getattr(options, name)):
+                raise ValueError(f"{name}: got {getattr(options, name)!r}; accepted is {accepted}")
 
 
 def given(options: Any, names: Iterable[str]) -> list[str]:

@@ -134,6 +134,12 @@ def test_presets_and_options(name):
         for option in method.whole:
             with pytest.raises(ValueError, match=f"{option}: got 0; accepted is an int >= 1"):
                 method(preset=preset, **{option: 0})
+        for option in method.shares:
+            with pytest.raises(ValueError, match=f"{option}: got 1.5; accepted is a number from 0 to 1"):
+                method(preset=preset, **{option: 1.5})
+        for option in method.positive:
+            with pytest.raises(ValueError, match=f"{option}: got 0.0; accepted is a finite number > 0"):
+                method(preset=preset, **{option: 0.0})
         for option in method.numbers:
             with pytest.raises(ValueError, match=f"{option}: got nan; accepted is a finite number >= 0"):
                 method(preset=preset, **{option: float("nan")})

@@ -51,6 +51,8 @@ class BadTeacher(Trained):
     source = "Chundawat et al., AAAI'23; vikram2000b/bad-teaching-unlearning@961d965, xcadet/deepunlearn@6830ff6"
     reads_labels = False
     numbers = ("lr", "momentum", "weight_decay", "temperature", "share")
+    shares = ("share",)
+    positive = ("temperature",)
     choices = MappingProxyType({"reduction": ("batchmean", "mean")})
     presets = published(
         paper={

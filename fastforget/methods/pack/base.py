@@ -55,6 +55,8 @@ class Standard:
     weak: ClassVar[str | None] = None  # what the method is known not to do
     whole: ClassVar[tuple[str, ...]] = ()  # options that are ints >= 1
     numbers: ClassVar[tuple[str, ...]] = ()  # options that are finite numbers >= 0
+    shares: ClassVar[tuple[str, ...]] = ()  # those of them that are at most 1
+    positive: ClassVar[tuple[str, ...]] = ()  # those of them that are above 0
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})  # options that are one of some words
 
     def __post_init__(self) -> None:
@@ -62,7 +64,8 @@ class Standard:
         for option, value in self.presets[self.preset].items():
             if getattr(self, option) is None:
                 setattr(self, option, value)
-        check(self, self.choices, given(self, self.whole), given(self, self.numbers))
+        limits = (given(self, names) for names in (self.whole, self.numbers, self.shares, self.positive))
+        check(self, self.choices, *limits)
 
     @property
     def needs_forget(self) -> bool:

@@ -55,6 +55,7 @@ class FCS(Trained):
     numbers = (
         "lr", "momentum", "weight_decay", "forget_lr", "least_lr", "retain_lr", "retain_weight_decay", "temperature",
     )  # fmt: skip
+    positive = ("temperature",)
     presets = published(
         paper={
             "lr": 0.005, "momentum": 0.9, "weight_decay": 0.0, "epochs": 8, "batch_size": 256, "forget_lr": 3e-4, "least_lr": 1e-6,

@@ -53,6 +53,7 @@ class KDE(Trained):
     uses = ("retain", "nonmember")
     whole = ("epochs", "batch_size", "warmup_epochs")
     numbers = ("lr", "momentum", "weight_decay", "warmup_lr", "temperature")
+    positive = ("temperature",)
     presets = published(
         paper={
             "lr": 0.001, "momentum": 0.9, "weight_decay": 5e-4, "epochs": 3, "batch_size": 64, "warmup_lr": 9e-4, "warmup_epochs": 3,

@@ -53,6 +53,7 @@ class LoTUS(Trained):
     source = "Spartalis et al., CVPR'25; cspartalis/LoTUS@35ae25e"
     uses = ("forget", "retain", "nonmember")
     numbers = ("lr", "momentum", "weight_decay", "alpha", "share", "stop")
+    shares = ("share",)
     presets = published(
         paper={
             "lr": 1e-4, "momentum": 0.9, "weight_decay": 5e-4, "epochs": 10, "batch_size": 128, "alpha": 8.0, "share": 0.3, "stop": 0.01,

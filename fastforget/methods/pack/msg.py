@@ -55,6 +55,7 @@ class MSG(Trained):
     weighs = True
     source = "Cadet et al., arXiv 2410.01276; xcadet/deepunlearn@6830ff6 kgltop2"
     numbers = ("lr", "momentum", "weight_decay", "share", "slow")
+    shares = ("share",)
     choices = MappingProxyType({"layers": ("auto", "conv", "all")})
     presets = published(
         paper={

@@ -45,6 +45,7 @@ class NegGradPlus(Trained):
     source = "Kurmanji et al., NeurIPS'23; meghdadk/SCRUB@98ffb11, xcadet/deepunlearn@6830ff6"
     whole = ("epochs", "batch_size", "forget_batch_size")
     numbers = ("lr", "momentum", "weight_decay", "alpha")
+    shares = ("alpha",)
     choices = MappingProxyType({"mode": ("train", "eval")})
     presets = published(
         paper={

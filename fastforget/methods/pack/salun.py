@@ -43,6 +43,7 @@ class SalUn(Trained):
     weighs = True
     source = "Fan et al., ICLR'24, eq. 3 and 5; OPTML-Group/Unlearn-Saliency@a6e89fd"
     numbers = ("lr", "momentum", "weight_decay", "keep")
+    shares = ("keep",)
     presets = published(
         paper={"lr": 0.013, "momentum": 0.9, "weight_decay": 5e-4, "epochs": 10, "batch_size": 256, "keep": 0.5, "freeze": True},
         code={"freeze": False},

@@ -59,6 +59,7 @@ class SCRUB(Trained):
     weak = "fragile: constants that serve one net undo another, or leave it as it was"
     whole = ("epochs", "batch_size", "forget_batch_size", "msteps")
     numbers = ("lr", "momentum", "weight_decay", "gamma", "alpha", "temperature")
+    positive = ("temperature",)
     choices = MappingProxyType({"optimizer": ("adam", "sgd")})
     presets = published(
         paper={
