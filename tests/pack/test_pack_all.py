@@ -160,6 +160,19 @@ def test_it_runs_in_float32_on_frozen_batch_norm_and_leaves_frozen_weights(name)
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_history_counts_epochs(name):
+    """Of each phase 1, 2, ...: every pass has its own number and a loss."""
+    net, sets = asked(name)
+    phases: dict[str, list[int]] = {}
+    for row in w.run(net, name, sets).history:
+        assert row["loss"] == row["loss"]
+        phases.setdefault(row["phase"], []).append(row["epoch"])
+    assert all(numbers == list(range(numbers[0], numbers[0] + len(numbers))) for numbers in phases.values())
+    assert all(numbers[0] == 1 for numbers in phases.values())
+    assert phases or name in ("ssd", "lfssd", "svd_projection")
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_method_is_one_short_file_with_a_public_name(name):
     method = pack.STANDARD[name]
     assert len(Path(inspect.getfile(method)).read_text().splitlines()) < 120

@@ -86,7 +86,8 @@ class FCS(Trained):
             if task.cost.stopped_by_budget:
                 return
             first = EPOCHS + 2_000 * (epoch + 1)
-            passes = self.passes(task, forget, "contrast", epochs=1, beside=forward_only(others.size), purpose=first)
+            beside, number = forward_only(others.size), epoch + 1
+            passes = self.passes(task, forget, "contrast", epochs=1, beside=beside, purpose=first, first=number)
             for batch in passes:
                 most = self.epochs * len(passes)
                 apart.param_groups[0]["lr"] = self.least_lr + (self.forget_lr - self.least_lr) * cosine(done, most)
@@ -95,7 +96,7 @@ class FCS(Trained):
                     beside = task.forward(task.model, next(batches)[0])
                 passes.descend(apart, contrast(logits, beside, self.temperature), len(batch))
                 done += 1
-            for batch in (passes := self.passes(task, retain, "repair", epochs=1, purpose=first + 1_000)):
+            for batch in (passes := self.passes(task, retain, "repair", epochs=1, purpose=first + 1_000, first=number)):
                 passes.descend(repair, cross_entropy(task, batch), len(batch))
 
 

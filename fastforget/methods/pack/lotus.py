@@ -87,7 +87,7 @@ class LoTUS(Trained):
                 break
             measured["temperatures"].append(temperature := math.exp(self.alpha * beyond))
             beside, purpose = original.beside(self.batch_size), EPOCHS + 1_000 * epoch
-            for batch in (epochs := self.passes(task, both, self.name, epochs=1, beside=beside, purpose=purpose)):
+            for batch in (epochs := self.passes(task, both, self.name, epochs=1, beside=beside, purpose=purpose, first=epoch + 1)):
                 answers, gone = original.of(batch.inputs, batch.rows), (batch.rows < len(forget)).to(task.device)
                 targets = uncertain(answers, gone, temperature, generator)
                 logits = task.forward(task.model, batch.inputs)

@@ -63,7 +63,7 @@ class MUNBa(Trained):
         batches, most, idle = iter(forget), len(forget), 0
         for epoch in range(self.epochs):
             purpose = EPOCHS + 1_000 * epoch
-            passes = self.passes(task, set_of(task, "retain"), self.name, epochs=1, beside=forget.size, purpose=purpose)
+            passes = self.passes(task, set_of(task, "retain"), self.name, epochs=1, beside=forget.size, purpose=purpose, first=epoch + 1)
             for retain in passes:
                 if retain.number >= most:
                     passes.descend(optimizer, cross_entropy(task, retain), len(retain))
