@@ -1,7 +1,7 @@
 """Judges methods on the nets under benchmarks/models: forget on ``original-0``, and compare with the models retrained without.
 
     python -m fastforget._bench.models_judge --root FOLDER                     sweep, three seeds, every request
-    python -m fastforget._bench.models_judge --root FOLDER --method unsir forsaken lightweight --seeds 0
+    python -m fastforget._bench.models_judge --root FOLDER --method unsir salun --seeds 0 --precision auto
     python -m fastforget._bench.models_judge --table                           the table of the stored rows, as Markdown
 
 Half of the test images are the method's non-members, drawn once; the other half measures. Each row is written as soon as it is there; rows
@@ -26,6 +26,7 @@ from torch import nn
 import fastforget as ff
 from fastforget._files import write_whole
 from fastforget.demo.data import DataMissing
+from fastforget.methods.pack import STANDARD
 from fastforget.ops import membership
 
 from . import machine
@@ -34,7 +35,7 @@ from .experiment_cells import Cell, scores
 from .models import ORDER, load
 
 ROWS = Path(__file__).resolve().parent / "results" / "models.json"
-METHODS = ("sweep", "unsir", "forsaken", "lightweight")
+METHODS = ("sweep", "unsir", "forsaken", "lightweight", *STANDARD)
 ASKED = ("class", "classes", "random")
 
 
@@ -59,13 +60,13 @@ def figures(net: nn.Module, cell: Cell) -> dict[str, float]:
     return {**{name: round(share, 5) for name, share in right.items()}, "auc": round(auc, 4)}
 
 
-def row_of(method: str, kind: str, seed: int, data: Tiles, audited: bool) -> dict[str, Any]:
+def row_of(method: str, kind: str, seed: int, data: Tiles, audited: bool, precision: str | None = None) -> dict[str, Any]:
     """One run of a method on ``original-0``, measured; and audited beside the retrained models."""
     cell, original = cell_of(kind, data), load("original-0")
     began = time.thread_time()
     result = ff.unlearn(
         original.net, method, forget=cell.forget, retain=cell.retain, nonmember=cell.nonmember, classes=cell.classes,
-        seed=seed, progress=False,
+        seed=seed, progress=False, precision=precision,
     )  # fmt: skip
     seconds = time.thread_time() - began
     row: dict[str, Any] = {"request": kind, "method": method, "seed": seed, **figures(result.model, cell)}
@@ -112,6 +113,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--method", nargs="+", choices=METHODS, default=["sweep"])
     p.add_argument("--request", nargs="+", choices=ASKED, default=list(ASKED))
     p.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    p.add_argument("--precision", choices=("auto", "float32", "bfloat16"), help="default: the method's own")
     p.add_argument("--no-audit", action="store_true")
     p.add_argument("--again", action="store_true", help="make rows anew that are there")
     p.add_argument("--out", type=Path, default=ROWS)
@@ -144,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             there = [r for r in stored["rows"] if (r["request"], r["method"], r["seed"]) == key]
             if there and not args.again:
                 continue
-            row = row_of(method, kind, seed, data, not args.no_audit)
+            row = row_of(method, kind, seed, data, not args.no_audit, args.precision)
             stored["rows"] = [r for r in stored["rows"] if r not in there] + [row]
             print(row, flush=True)
             write_whole(args.out, json.dumps(stored, indent=1) + "\n")

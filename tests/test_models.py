@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastforget._bench import cifar40, models
+from fastforget._bench import cifar40, models, models_judge
 from fastforget.demo.data import DataMissing
 
 Image = pytest.importorskip("PIL.Image")
@@ -212,3 +212,24 @@ def test_committed_nets_are_what_their_receipts_say(receipt: Path) -> None:
     assert facts["name"] == receipt.stem and seed == int(number) and request == cifar40.REQUESTS[kind]
     assert facts["recipe"] == models.RECIPE and json.loads(receipt.read_text())["accuracy"]["test"] > 0.5
     assert all(p.isfinite().all() for p in net.parameters())
+
+
+def test_a_method_is_judged_on_a_committed_net_and_the_row_is_kept(root, tmp_path, capsys) -> None:
+    out = tmp_path / "rows.json"
+    asked = ["--root", str(root), "--method", "gradient_ascent", "--request", "class", "--seeds", "0", "--no-audit", "--out", str(out)]
+    assert models_judge.main(asked) == 0
+    stored = json.loads(out.read_text())
+    (row,) = stored["rows"]
+    assert (row["request"], row["method"], row["seed"], row["passes"]) == ("class", "gradient_ascent", 0, 5 * 2)
+    data = cifar40.read(root).floats()
+    cell = models_judge.cell_of("class", data)
+    assert cell.classes == list(cifar40.REQUESTS["class"].classes) and set(cell.forget[1].tolist()) == set(cell.classes)
+    assert not set(cell.test[1].tolist()) & set(cell.classes) and len(cell.nonmember[1]) == 20
+    right = models.load("original-0").net(cell.test[0]).argmax(1).eq(cell.test[1]).double().mean().item()
+    assert stored["models"]["class"]["original-0"]["kept"] == round(right, 5)
+    before = out.read_bytes()
+    capsys.readouterr()
+    assert models_judge.main(asked) == 0 and json.loads(out.read_text())["rows"] == json.loads(before)["rows"]
+    assert models_judge.main(["--table", "--out", str(out)]) == 0
+    assert "| class | **gradient_ascent** (1 seed) |" in capsys.readouterr().out
+    assert models_judge.main(["--out", str(out)]) == 2

@@ -93,8 +93,8 @@ class FCS(Trained):
                 apart.param_groups[0]["lr"] = self.least_lr + (self.forget_lr - self.least_lr) * cosine(done, most)
                 logits = task.forward(task.model, batch.inputs)
                 with torch.no_grad():
-                    beside = task.forward(task.model, next(batches)[0])
-                passes.descend(apart, contrast(logits, beside, self.temperature), len(batch))
+                    kept = task.forward(task.model, next(batches)[0])
+                passes.descend(apart, contrast(logits, kept, self.temperature), len(batch))
                 done += 1
             for batch in (passes := self.passes(task, retain, "repair", epochs=1, purpose=first + 1_000, first=number)):
                 passes.descend(repair, cross_entropy(task, batch), len(batch))
