@@ -239,7 +239,7 @@ class Run:
                 held, began = machine.resident("VmRSS"), time.process_time()
                 result = ff.unlearn(self.original, method, **sets, seed=self.seed, progress=False, **options)
                 took, above = time.process_time() - began, machine.resident("VmHWM") - held
-            except (FloatingPointError, RuntimeError, ValueError) as error:
+            except (FloatingPointError, RuntimeError, TypeError, ValueError) as error:
                 return self._measured(name, self.original, None) | {"failed": f"{type(error).__name__}: {error}"}
         steps = (result.receipt.get("measured") or {}).get("steps")
         row = self._measured(name, result.model, took)
