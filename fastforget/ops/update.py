@@ -217,7 +217,7 @@ def _distilled(logits: Tensor, teacher: Tensor, drop: Tensor, temperature: float
 
 
 class _DistillLoss(torch.autograd.Function):
-    """d loss_b / d logits = (p - q) / T = batch * dlogits."""
+    """d loss_b / d logits = (p - q) / T = batch * dlogits. No rule that only refuses: torch.compile would trace none of it."""
 
     @staticmethod
     def forward(logits: Tensor, teacher: Tensor, drop: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -232,10 +232,6 @@ class _DistillLoss(torch.autograd.Function):
     @staticmethod
     def vmap(_info: Any, _in_dims: Any, *_args: Any) -> None:
         raise _schema.no_vmap("distill_loss")
-
-    @staticmethod
-    def jvp(_ctx: Any, *_tangents: Any) -> None:
-        raise _schema.no_rule_for_tangents("distill_loss")
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _grad_dlogits: Tensor) -> tuple[Tensor, None, None, None]:

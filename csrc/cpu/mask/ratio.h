@@ -1,4 +1,5 @@
-// Masks by the ratio of two importances: kernel table. Torch-free; ratio_ops.cpp checks the arguments and cuts the work.
+// Masks by the ratio of two importances: kernel table. Torch-free; ratio_ops.cpp checks the arguments and cuts the
+// work.
 #pragma once
 #include <cstdint>
 

@@ -1,8 +1,8 @@
 // What two lists of gradients have to do with each other: their products, in one pass over both. Compiled once per
 // instruction set.
 //
-// Sums run over a fixed number of lanes in double, whatever the vector length, so that every instruction set adds in one
-// order; the product of two float32 numbers is exact there.
+// Sums run over a fixed number of lanes in double, whatever the vector length, so that every instruction set adds in
+// one order; the product of two float32 numbers is exact there.
 #include "common/normal.h"
 #include "common/storage.h"
 #include "common/table.h"

@@ -1,4 +1,5 @@
-// A row of logits as compute type, and what its softmax is made of. For files that are compiled once per instruction set.
+// A row of logits as compute type, and what its softmax is made of. For files that are compiled once per instruction
+// set.
 //
 // Sums run over 16 lanes, whatever the vector length, so that every instruction set adds in one order.
 #pragma once

@@ -1,5 +1,5 @@
-// Losses, steps and products of gradients: kernel tables. Torch-free; the _ops.cpp files check the arguments and cut the
-// work.
+// Losses, steps and products of gradients: kernel tables. Torch-free; the _ops.cpp files check the arguments and cut
+// the work.
 #pragma once
 #include <cstdint>
 
