@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
+from distill_oracle import exact_loss, left_out, plain_loss
 from tolerance import FLOATS, assert_two_times, drawn_once
 from torch.nn import functional as F
 
@@ -16,43 +16,6 @@ from fastforget.ops import update
 IMPLEMENTATIONS = ("reference", "baseline", "avx2", "avx512", "emulated")
 # around every change of kernel: 2048 terms are kept on the CPU, 1024 classes belong to a warp on CUDA
 SHAPES = [(0, 10), (1, 1), (3, 1), (1, 2), (64, 10), (17, 7), (33, 100), (5, 1000), (2, 1025), (3, 2048), (2, 2049), (2, 4099)]
-FORMS = ["all", "classes", "one a row"]
-
-
-def left_out(form, shape):
-    """``drop`` and the same as bool[B, K]."""
-    batch, classes = shape
-    if form == "all" or classes == 1:
-        return None, torch.zeros(shape, dtype=torch.bool)
-    if form == "classes":
-        mask = torch.arange(classes) % 3 == 1
-        return mask, mask.expand(shape)
-    labels = torch.randint(-1, classes, (batch,))
-    return labels, torch.arange(classes) == labels[:, None]
-
-
-def plain_loss(z, t, out, temperature):
-    """As users write it, in the tensors' dtype."""
-    log_p = F.log_softmax(z / temperature, 1)
-    q = F.softmax(t.masked_fill(out, -math.inf) / temperature, 1)
-    return F.kl_div(log_p, q, reduction="none").sum(1), (log_p.exp() - q) / (temperature * max(len(z), 1))
-
-
-def exact_loss(z, t, out, temperature):
-    """The same in extended precision, rounded to float64."""
-
-    def log_softmax(x):
-        d = x - x.max(axis=1, keepdims=True, initial=-np.inf)
-        return d - np.log(np.exp(d).sum(axis=1, keepdims=True))
-
-    T = np.longdouble(temperature)
-    z, t = (x.to(torch.float64).numpy().astype(np.longdouble) / T for x in (z, t))
-    log_p, log_q = log_softmax(z), log_softmax(np.where(out.numpy(), -np.inf, t))
-    q = np.exp(log_q)
-    with np.errstate(invalid="ignore"):
-        loss = np.where(q == 0, 0, q * (log_q - log_p)).sum(axis=1)
-    gradient = (np.exp(log_p) - q) / (T * max(len(z), 1))
-    return tuple(torch.from_numpy(a.astype(np.float64)) for a in (loss, gradient))
 
 
 @drawn_once
@@ -252,7 +215,7 @@ BAD_CALLS = {
     "no teacher": (lambda: update.distill_loss(Z, None), TypeError, "teacher: got NoneType"),
     "teacher's gradient": (
         lambda: update.distill_loss(Z, Z.clone().requires_grad_()), RuntimeError, r"teacher requires grad.*teacher.detach\(\)"),
-    "temperature": (lambda: update.distill_loss(Z, Z, temperature=0.0), ValueError, "temperature: got 0.0; accepted is a finite number > 0"),
+    "temperature": (lambda: update.distill_loss(Z, Z, temperature=0.0), ValueError, "temperature: got 0.0; accepted is a finite"),
     "infinite temperature": (lambda: update.distill_loss(Z, Z, temperature=math.inf), ValueError, "temperature: got inf"),
     "temperature tensor": (lambda: update.distill_loss(Z, Z, temperature=torch.ones(())), ValueError, "temperature: got tensor"),
     "class": (lambda: update.distill_loss(Z, Z, drop=[3]), ValueError, "drop: got 3; accepted is an int from 0 to 2"),

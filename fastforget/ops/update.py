@@ -248,7 +248,7 @@ class _DistillLoss(torch.autograd.Function):
 def _left_out(drop: Any, logits: Tensor) -> Tensor:
     """``drop`` as the op takes it: bool[0] (none), bool[K] (these classes) or int64[B] (one a row)."""
     batch, classes = logits.shape
-    accepted = f"accepted is None, a list of classes from 0 to {classes - 1}, bool[{classes}], or int64[{batch}], a class or -1 for each row"
+    accepted = f"accepted is None, a list of classes from 0 to {classes - 1}, bool[{classes}], or int64[{batch}], a class or -1 a row"
     if drop is None:
         return torch.empty(0, dtype=torch.bool, device=logits.device)
     if isinstance(drop, Tensor):
@@ -277,16 +277,17 @@ def distill_loss(
 ) -> tuple[Tensor, Tensor]:
     """The divergence of a student from its teacher and the gradient, in one pass over the logits of both.
 
-    ``KL(q || p)`` with ``p = softmax(logits / T)`` and ``q = softmax(teacher / T)``: the distillation loss of Hinton, Vinyals & Dean (arXiv
-    1503.02531, section 2) without the factor ``T**2``, which papers apply or not: multiply by it where yours does. With ``drop`` the classes
-    that the teacher is to forget leave ``q``, which is normalised over the others (DELETE: Zhou et al., CVPR'25: ``drop=labels``).
+    ``KL(q || p)`` with ``p = softmax(logits / T)`` and ``q = softmax(teacher / T)``: the distillation loss of Hinton, Vinyals & Dean
+    (arXiv 1503.02531, section 2) without the factor ``T**2``, which papers apply or not: multiply by it where yours does. With ``drop``
+    the classes that the teacher is to forget leave ``q``, which is normalised over the others (DELETE: Zhou et al., CVPR'25:
+    ``drop=labels``).
 
     Args:
         logits: [B, K], the student's; float32, bfloat16, float16 or float64.
         teacher: [B, K], like ``logits``. Treated as constant: it must not require grad.
         temperature: T, a finite number > 0.
-        drop: classes left out of the teacher's distribution: a list of ints or bool [K] (True: left out) for all rows, or int64 (int32) [B],
-            one a row, -1 for none.
+        drop: classes left out of the teacher's distribution: a list of ints or bool [K] (True: left out) for all rows, or int64 (int32)
+            [B], one a row, -1 for none.
 
     Returns:
         loss: [B], ``KL(q_b || p_b)``; float32 (float64 for float64 logits). A class with ``q = 0`` adds nothing; where ``q > 0 = p`` it is

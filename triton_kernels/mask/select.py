@@ -1,9 +1,9 @@
 """Masks of the weights that matter in Triton: the exact global top-k of magnitudes, and ratios of importances.
 
-The top-k is found with no word from the device to the host. Magnitudes order as their bits do, so the k-th largest is found digit by digit: a histogram of one digit over
-the whole list, then the digit in which the k-th lies. One more pass writes the masks. Only where more
-magnitudes equal the k-th than may be kept, two kernels in between rank them by position; otherwise these
-return at once.
+The top-k is found with no word from the device to the host. Magnitudes order as their bits do, so the k-th
+largest is found digit by digit: a histogram of one digit over the whole list, then the digit in which the
+k-th lies. One more pass writes the masks. Only where more magnitudes equal the k-th than may be kept, two
+kernels in between rank them by position; otherwise these return at once.
 """
 
 from __future__ import annotations
