@@ -1,7 +1,7 @@
 """Losses with their gradients, UNSIR's error-maximizing step and products of two gradients in Triton.
 
-error_max_loss and distill_loss read the logits once and write the gradient in the same pass when a row fits a tile;
-longer rows are read three times, the second and third from L2. error_max_step_ reads four tensors and writes
+The losses read the logits once and write the gradient in the same pass when a row fits a tile; longer rows are
+read three times, the second and third from L2. error_max_step_ reads four tensors and writes
 three, 16 bytes at a time, and sums x^2 on the way: one partial sum a program, added by a second kernel in a
 fixed order, so that the sum depends on the size alone. gradient_products does so with three sums, for a list
 in one launch for each storage dtype.
@@ -36,6 +36,7 @@ from .rows import (
     load_tile,
     log1p_of_positive,
     other_exps,
+    pair_tiling,
     row_tiling,
     tile_max,
 )
@@ -186,10 +187,12 @@ def distill_loss_kernel(
     in_rows = rows < B
     classes = tl.arange(0, WIDTH)
     T = scalar(temperature, COMPUTE)
+    y = tl.zeros([ROWS], tl.int32) - 1
+    valid = in_rows
     if DROP == 1:
-        y = tl.load(drop + rows, mask=in_rows, other=-1)
-    else:
-        y = tl.zeros([ROWS], tl.int64) - 1
+        label = tl.load(drop + rows, mask=in_rows, other=-1)
+        valid = (label >= -1) & (label < K)
+        y = tl.where(valid, label, -1).to(tl.int32)
     if WHOLE:
         z = load_tile(logits, rows, in_rows, classes, K, 1, COMPUTE)
         t = _teacher_tile(teacher, drop, y, rows, in_rows, classes, K, COMPUTE, DROP)
@@ -236,7 +239,7 @@ def distill_loss_kernel(
     total_t = ties_t + sum_t
     value = divide(weighted, total_t) + (log1p_of_positive(rest_z) - log1p_of_positive(rest_t))
     # NaN logits reach the sums by themselves; +inf and rows of -inf would not
-    defined = (y >= -1) & (y < K) & (rest_z == rest_z) & (rest_t == rest_t)
+    defined = valid & (rest_z == rest_z) & (rest_t == rest_t)
     defined = defined & (top_z < float("inf")) & (top_z > -float("inf")) & (top_t < float("inf")) & (top_t > -float("inf"))
     tl.store(loss + rows, tl.where(defined, value, float("nan")).to(loss.dtype.element_ty), mask=in_rows)
     # NaN in the divisor makes the whole row of the gradient NaN
@@ -261,7 +264,7 @@ def distill_loss(logits: Tensor, teacher: Tensor, drop: Tensor, temperature: flo
     if batch == 0:
         return
     compute = compute_dtype(logits.dtype)
-    _, tiling = row_tiling(classes, compute, read_only=False)
+    tiling = pair_tiling(classes, compute)
     form = ONE_A_ROW if drop.dtype == torch.int64 else CLASSES if drop.numel() else NOTHING
     with on_device(logits):
         distill_loss_kernel[(triton.cdiv(batch, tiling["ROWS"]),)](

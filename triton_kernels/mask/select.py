@@ -256,17 +256,19 @@ def ratio_kernel(
     mask = tl.load(column + 3 * tensors).to(tl.pointer_type(tl.uint8))
     n = tl.load(column + 4 * tensors)
     lane = tl.arange(0, CHUNK)
-    inside = begin + lane < n
+    small = scalar(eps, COMPUTE)
+    limit = scalar(threshold, COMPUTE)
+    # a NaN compares false: off
     if ALIGNED and begin + CHUNK <= n:
         a = tl.load(tl.multiple_of(a_at, 16) + lane).to(COMPUTE)
         b = tl.load(tl.multiple_of(b_at, 16) + lane).to(COMPUTE)
+        on = (a + small >= limit * (b + small)).to(tl.int32)
     else:
+        inside = begin + lane < n
         a = tl.load(a_at + lane, mask=inside, other=0.0).to(COMPUTE)
         b = tl.load(b_at + lane, mask=inside, other=0.0).to(COMPUTE)
-    small = scalar(eps, COMPUTE)
-    # a NaN compares false: off
-    on = (a + small >= scalar(threshold, COMPUTE) * (b + small)) & inside
-    store_mask(mask, on.to(tl.int32), begin, n, ALIGNED, PACKED, CHUNK)
+        on = (inside & (a + small >= limit * (b + small))).to(tl.int32)
+    store_mask(mask, on, begin, n, ALIGNED, PACKED, CHUNK)
 
 
 def ratio_mask(
