@@ -12,6 +12,27 @@ namespace {
 constexpr int kBlock = 256;
 constexpr int kWarpClasses = 1024;  // up to here a row belongs to a warp
 
+// A reciprocal in two parts: a product by it is as good as a division, whose slow path is a call.
+template <class C>
+struct Reciprocal {
+  C high, low;
+};
+template <class C>
+FF_HD Reciprocal<C> reciprocal_of(C x) {
+  const C high = C(1) / x;
+  return {high, fused(-high, x, C(1)) * high};
+}
+template <class C>
+FF_HD C times(C x, const Reciprocal<C>& r) {
+  return fused(x, r.high, x * r.low);
+}
+// Of an infinite distance the second part would make NaN.
+template <class C>
+FF_HD C heated(C distance, const Reciprocal<C>& r) {
+  const C product = distance * r.high;
+  return product < Limits<C>::kLowest ? product : fused(distance, r.high, distance * r.low);
+}
+
 template <class T>
 struct DistillArgs {
   const T* logits;         // [rows, classes]
@@ -22,7 +43,8 @@ struct DistillArgs {
   T* dlogits;              // [rows, classes]
   int64_t rows;
   int classes;
-  Compute<T> temperature;
+  Compute<T> divisor;  // of the gradient: T * B
+  Reciprocal<Compute<T>> inverse_temperature;
 };
 
 // Sums of one distribution but for the classes of the largest logit, whose terms are 1: a confident row keeps the
@@ -55,7 +77,7 @@ __device__ __forceinline__ void each_class(const DistillArgs<T>& a, int64_t at, 
   using C = Compute<T>;
   const T* const z = a.logits + at * a.classes;
   const T* const t = a.teacher + at * a.classes;
-#pragma unroll(sizeof(T) == 8 ? 1 : 4)
+#pragma unroll(sizeof(T) == 8 ? 1 : 2)
   for (int k = threadIdx.x % Size; k < a.classes; k += Size) {
     const bool out = k == label || (a.dropped != nullptr && a.dropped[k] != 0);
     use(k, static_cast<C>(widen(z[k])), out ? -Limits<C>::kInf : static_cast<C>(widen(t[k])));
@@ -81,7 +103,7 @@ __global__ void __launch_bounds__(kBlock) distill_kernel(const __grid_constant__
     Part<C> student = {C(0), 0}, teacher = {C(0), 0};
     C weighted = C(0);
     each_class<Size>(a, at, label, [&](int, C z, C t) {
-      const C x = (z - top_z) / a.temperature, y = (t - top_t) / a.temperature;
+      const C x = heated(z - top_z, a.inverse_temperature), y = heated(t - top_t, a.inverse_temperature);
       const C p = exp_of(x), q = exp_of(y);
       if (z == top_z) {
         ++student.largest;
@@ -100,16 +122,18 @@ __global__ void __launch_bounds__(kBlock) distill_kernel(const __grid_constant__
     teacher = {G::reduce(teacher.others, Sum{}), G::reduce(teacher.largest, Sum{})};
     weighted = G::reduce(weighted, Sum{});
     const bool defined = label >= -1 && label < a.classes && top_z - top_z == C(0) && top_t - top_t == C(0);
-    const C total_z = total_of(student), total_t = total_of(teacher);
-    const C divisor = defined ? a.temperature * static_cast<C>(a.rows) : Limits<C>::kNan;
-    T* const to = a.dlogits + at * a.classes;
-    each_class<Size>(a, at, label, [&](int k, C z, C t) {
-      const C p = exp_of((z - top_z) / a.temperature) / total_z, q = exp_of((t - top_t) / a.temperature) / total_t;
-      to[k] = narrow<T>((p - q) / divisor);
-    });
+    const C total_t = total_of(teacher);
+    const C divisor = defined ? a.divisor : Limits<C>::kNan;
+    const Reciprocal<C> of_z = reciprocal_of(total_of(student) * divisor), of_t = reciprocal_of(total_t * divisor);
     if (threadIdx.x % Size == 0) {
       a.loss[at] = defined ? weighted / total_t + (log_total_of(student) - log_total_of(teacher)) : Limits<C>::kNan;
     }
+    T* const to = a.dlogits + at * a.classes;
+    each_class<Size>(a, at, label, [&](int k, C z, C t) {
+      const C p = exp_of(heated(z - top_z, a.inverse_temperature));
+      const C q = exp_of(heated(t - top_t, a.inverse_temperature));
+      to[k] = narrow<T>(times(p, of_z) - times(q, of_t));
+    });
   }
 }
 
@@ -149,7 +173,11 @@ void distill_loss(Tensor logits, Tensor teacher, Tensor drop, double temperature
     a.dlogits = data<T>(dlogits);
     a.rows = rows;
     a.classes = static_cast<int>(classes);
-    a.temperature = static_cast<Compute<T>>(temperature);
+    using C = Compute<T>;
+    a.divisor = static_cast<C>(temperature * static_cast<double>(rows));
+    a.inverse_temperature.high = static_cast<C>(1.0 / temperature);
+    const double rest = std::fma(-static_cast<double>(a.inverse_temperature.high), temperature, 1.0);
+    a.inverse_temperature.low = static_cast<C>(rest / temperature);
     if (classes <= kWarpClasses) {
       launch(scope, distill_kernel<T, kWarp>, scope.blocks(ceil_div(rows, kBlock / kWarp)), kBlock, a);
     } else {
