@@ -40,7 +40,7 @@ NEEDS = {
 # What docs/ops.md says of a family.
 FAMILIES = {
     "noise": "counter-based normal noise",
-    "update": "UNSIR's loss and its Adam step on the noise",
+    "update": "losses with their gradients, UNSIR's Adam step on the noise, products of two gradients",
     "mask": "importance of weights, and steps that keep some of them as they are",
     "membership": "scores of membership attacks, and what they are worth",
 }

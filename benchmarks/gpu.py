@@ -61,6 +61,8 @@ def cases(options: Options, big: int) -> list[Case]:
         noise.perturb_step(label, [(big,)], options, False),
         *(noise.perturb_step(name, list(shape), options, False) for name, shape in lists),
         update.error_max_loss(f"{big // 1000}x1000", big // 1000, 1000, options),
+        update.distill_loss(f"{big // 1000}x1000", big // 1000, 1000, options),
+        *(update.gradient_products(name, list(shape), options, False) for name, shape in lists),
         update.error_max_step("x".join(map(str, pixels)), pixels, options, False),
         elementwise.dampen(label, [(big,)], options, False),
         *(elementwise.dampen(name, list(shape), options, False) for name, shape in lists),
@@ -82,6 +84,7 @@ def _mask_statistics(label: str, big: int, lists: Sequence[tuple[str, Any]], opt
         elementwise.soft_threshold(label, big, options, False),
         select.saliency_mask(label, [(big,)], False),
         *(select.saliency_mask(name, list(shape), False) for name, shape in lists),
+        *(select.ratio_mask(name, list(shape), options, False) for name, shape in lists),
     ]
 
 

@@ -39,6 +39,9 @@ def resnet(blocks: tuple[int, ...], bottleneck: bool, classes: int, stem: int) -
 RESNET18 = resnet((2, 2, 2, 2), False, classes=10, stem=3)  # at 32x32: 62 tensors, 11.2 million
 RESNET50 = resnet((3, 4, 6, 3), True, classes=1000, stem=7)  # at 224x224: 161 tensors, 25.6 million
 
+SMALL_NET: list[Shape] = [(32, 3, 3, 3), (32,), (64, 32, 3, 3), (64,), (128, 1600), (128,), (10, 128), (10,)]  # two convolutions and layers
+LISTS = {"small net": SMALL_NET, "ResNet-18": RESNET18}
+
 
 def numel(shapes: list[Shape]) -> int:
     total = 0

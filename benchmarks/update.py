@@ -1,7 +1,9 @@
-"""UNSIR's update: the error-maximizing loss with its gradient, and the noise step (penalty, Adam, clamp,
-sum of squares)."""
+"""Losses with their gradients (UNSIR's error-maximizing one, distillation), UNSIR's noise step (penalty, Adam, clamp, sum of squares), and
+the products of two gradients."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,11 +12,14 @@ from torch.nn import functional as F
 from fastforget.ops import update
 from fastforget.reference import update as reference
 
+from . import shapes
 from .cases import Call, Case, Judge, Options, Place, Work, compiled, limit
 
 LR, L2, BETAS, EPS, LOW, HIGH = 0.1, 0.1, (0.9, 0.999), 1e-8, -1.0, 1.0
 CHECKED_STEPS = 3
 LOSS_SHAPES = {"256x10": (256, 10), "768x100": (768, 100)}
+DISTILL_SHAPES = {"64x10": (64, 10), "128x100": (128, 100), "128x1000": (128, 1000), "32x30000": (32, 30_000), "8x150000": (8, 150_000)}
+TEMPERATURE = 2.0
 STEP_SHAPES = {
     "20x3x32x32": (20, 3, 32, 32),
     "256x3x32x32": (256, 3, 32, 32),
@@ -66,6 +71,105 @@ def error_max_loss(label: str, batch: int, classes: int, options: Options) -> Ca
         bytes_touched=8 * batch * classes + 12 * batch,
         unit="logit",
         family="update",
+    )
+
+
+def eager_distill(logits: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """As the methods' codes have it: kl_div of log_softmax and softmax, differentiated."""
+    with torch.enable_grad():
+        logits = logits.detach().requires_grad_()
+        log_p = F.log_softmax(logits / TEMPERATURE, dim=1)
+        loss = F.kl_div(log_p, F.softmax(teacher / TEMPERATURE, dim=1), reduction="batchmean")
+        (gradient,) = torch.autograd.grad(loss, logits)
+    return loss.detach(), gradient
+
+
+def plain_distill(logits: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """The same without autograd, for torch.compile."""
+    log_p, log_q = (F.log_softmax(x / TEMPERATURE, dim=1) for x in (logits, teacher))
+    q = log_q.exp()
+    return (q * (log_q - log_p)).sum(1).mean(), (log_p.exp() - q) / (TEMPERATURE * logits.shape[0])
+
+
+def _distill_work(place: Place, batch: int, classes: int, options: Options) -> Work:
+    logits, teacher = (place.normal(batch, classes, scale=2.0) for _ in range(2))
+    other = place.empty(batch, classes)
+    run: dict[str, Call] = {
+        "ours": lambda: update.distill_loss(logits, teacher, temperature=TEMPERATURE),
+        "eager": lambda: eager_distill(logits, teacher),
+        **limit((other, logits, teacher), "2r1w"),
+    }
+    if options.compiled:
+        form = compiled(plain_distill)
+        run["compiled"] = lambda: form(logits, teacher)
+    judge = Judge(plain_distill(logits.double(), teacher.double()), lambda _name, result: (result[0].mean(), result[1]))
+    return Work(run, judge)
+
+
+def distill_loss(label: str, batch: int, classes: int, options: Options) -> Case:
+    return Case(
+        "distill_loss",
+        label,
+        f"{batch}x{classes}",
+        "float32",
+        batch * classes,
+        lambda place: _distill_work(place, batch, classes, options),
+        bytes_touched=12 * batch * classes + 4 * batch,
+        unit="logit",
+        family="update",
+    )
+
+
+Sums = tuple[Tensor, Tensor, Tensor]
+
+
+def joined_products(a: Sequence[Tensor], b: Sequence[Tensor]) -> Sums:
+    """As the methods' codes have it: both gradients joined to a vector each."""
+    x, y = (torch.cat([t.flatten() for t in ts]) for ts in (a, b))
+    return torch.dot(x, y), x.norm().square(), y.norm().square()
+
+
+def looped_products(a: Sequence[Tensor], b: Sequence[Tensor]) -> Sums:
+    """Tensor by tensor, without a copy of the gradients."""
+    dot = torch.stack([torch.dot(x.flatten(), y.flatten()) for x, y in zip(a, b, strict=True)]).sum()
+    norms = [torch.stack(list(torch._foreach_norm(list(ts)))).square().sum() for ts in (a, b)]
+    return dot, norms[0], norms[1]
+
+
+def plain_products(a: Sequence[Tensor], b: Sequence[Tensor]) -> Sums:
+    """For torch.compile."""
+    dot = torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()
+    return dot, torch.stack([x.square().sum() for x in a]).sum(), torch.stack([y.square().sum() for y in b]).sum()
+
+
+def _products_work(place: Place, shape_list: Sequence[Sequence[int]], options: Options) -> Work:
+    a, b = ([place.normal(*shape) for shape in shape_list] for _ in range(2))
+    b = [y.add_(x) for x, y in zip(a, b, strict=True)]  # at an angle, so that the inner product has digits to judge
+    run: dict[str, Call] = {
+        "ours": lambda: update.gradient_products(a, b),
+        "eager": lambda: joined_products(a, b),
+        "foreach": lambda: looped_products(a, b),
+        **limit([place.zeros(2 * shapes.numel([tuple(s) for s in shape_list]))], "read"),
+    }
+    if options.compiled:
+        form = compiled(plain_products)
+        run["compiled"] = lambda: form(a, b)
+    truth = plain_products([x.double() for x in a], [y.double() for y in b])
+    return Work(run, Judge(truth, lambda _name, result: result))
+
+
+def gradient_products(label: str, shape_list: Sequence[Sequence[int]], options: Options, large: bool) -> Case:
+    count = shapes.numel([tuple(s) for s in shape_list])
+    return Case(
+        "gradient_products",
+        label,
+        f"{len(shape_list)} tensors, {count}",
+        "float32",
+        count,
+        lambda place: _products_work(place, shape_list, options),
+        bytes_touched=8 * count,
+        family="update",
+        large=large,
     )
 
 
@@ -197,4 +301,6 @@ def error_max_step(label: str, shape: tuple[int, ...], options: Options, large: 
 def cases(options: Options) -> list[Case]:
     rows = [error_max_loss(label, *shape, options) for label, shape in LOSS_SHAPES.items()]
     rows += [error_max_step(label, shape, options, label == "64x3x224x224") for label, shape in STEP_SHAPES.items()]
+    rows += [distill_loss(label, *shape, options) for label, shape in DISTILL_SHAPES.items()]
+    rows += [gradient_products(label, shape_list, options, label != "small net") for label, shape_list in shapes.LISTS.items()]
     return rows

@@ -54,6 +54,14 @@ SCHEMAS: dict[str, tuple[str, Callable[..., None]]] = {
         "float beta1, float beta2, float eps, float l2, float clamp_min, float clamp_max) -> ()",
         update.error_max_step_,
     ),
+    "distill_loss": (
+        "(Tensor logits, Tensor teacher, Tensor drop, float temperature, Tensor(a!) loss, Tensor(b!) dlogits) -> ()",
+        update.distill_loss,
+    ),
+    "gradient_products": (
+        "(Tensor[] a, Tensor[] b, Tensor(a!) out) -> ()",
+        update.gradient_products,
+    ),
     # mask
     "dampen_": (
         "(Tensor(a!)[] params, Tensor[] forget_importance, Tensor[] retain_importance, Tensor(b!) count, float alpha, "
@@ -75,6 +83,10 @@ SCHEMAS: dict[str, tuple[str, Callable[..., None]]] = {
     "saliency_mask": (
         "(Tensor[] xs, int k, Tensor(a!)[] masks, Tensor(b!) threshold) -> ()",
         select.saliency_mask,
+    ),
+    "ratio_mask": (
+        "(Tensor[] numerators, Tensor[] denominators, Tensor(a!)[] masks, float threshold, float eps) -> ()",
+        select.ratio_mask,
     ),
     "masked_sgd_": (
         "(Tensor(a!)[] params, Tensor[] grads, Tensor[] masks, Tensor(b!)[] momentum_buffers, float lr, float momentum, "

@@ -91,6 +91,16 @@ def saliency_raw(dtype: torch.dtype) -> tuple[Any, ...]:
     return two(dtype), 4, [zeros(5, dtype=torch.bool), zeros(1, dtype=torch.uint8)], zeros(dtype=single(dtype))
 
 
+def ratio_raw(dtype: torch.dtype) -> tuple[Any, ...]:
+    masks = [zeros(5, dtype=torch.bool), zeros(1, dtype=torch.uint8)]
+    return two(dtype, positives), two(dtype, positives), masks, 0.5, 1e-15
+
+
+def distill_raw(dtype: torch.dtype) -> tuple[Any, ...]:
+    drop = torch.tensor([False, True, False, False])
+    return normals(dtype, 3, 4), normals(dtype, 3, 4), drop, 2.0, zeros(3, dtype=single(dtype)), normals(dtype, 3, 4)
+
+
 def stats_raw(dtype: torch.dtype) -> tuple[Any, ...]:
     sums = [[zeros(n, dtype=single(dtype)) for n in (5, 2)] for _ in range(2)]
     return ([normals(dtype, 5, 2), normals(dtype, 2, 3)], 0, *sums)
@@ -182,6 +192,20 @@ TABLE: dict[str, Row] = {
         own(update.error_max_loss, lambda: (torch.randn(6, 5), torch.randint(0, 5, (6,)))),
     ),
     "error_max_step_": Row(step_raw, {"": Public(step, 4, 3, "tensor")}),
+    "distill_loss": Row(
+        distill_raw,
+        {
+            "": Public(lambda logits, teacher: update.distill_loss(logits, teacher, temperature=2.0), 2, 0, "tensor"),
+            "one a row": Public(lambda logits, teacher: update.distill_loss(logits, teacher, drop=LABELS), 2, 0, "tensor"),
+            "classes": Public(
+                lambda logits, teacher: update.distill_loss(logits, teacher, temperature=0.5, drop=[0, 2]), 2, 0, "tensor", fast=False
+            ),
+        },
+    ),
+    "gradient_products": Row(
+        lambda dtype: (two(dtype), two(dtype), zeros(3, dtype=torch.float64)),
+        {"": Public(update.gradient_products, 2)},
+    ),
     # mask
     "dampen_": Row(
         lambda dtype: (two(dtype), two(dtype), two(dtype), zeros(dtype=torch.int64), 1.0, 0.5),
@@ -216,6 +240,13 @@ TABLE: dict[str, Row] = {
         {
             "": Public(lambda xs: mask.saliency_mask(xs, 0.3), 1, fast=False),
             "packed": Public(lambda x: mask.saliency_mask(x, 0.3, packed=True), 1, kind="tensor", fast=False),
+        },
+    ),
+    "ratio_mask": Row(
+        ratio_raw,
+        {
+            "": Public(lambda forget, retain: mask.ratio_mask(forget, retain, 1), 2),
+            "packed": Public(lambda forget, retain: mask.ratio_mask(forget, retain, 0.5, eps=0.1, packed=True), 2),
         },
     ),
     "masked_sgd_": Row(

@@ -71,12 +71,13 @@ def test_one_of_a_list_that_requires_grad_is_refused(name):
     inputs = arguments(name, "list")
     inputs[0][1].requires_grad_()
     before = [copied(a) for a in inputs]
-    with pytest.raises(RuntimeError, match=r"\[1\]: .*requires grad and is changed in place"):
+    refusal = r"\[1\]: .*requires grad and is changed in place" if CALLS[name].changed else r"\[1\] requires grad, but .* has no gradient"
+    with pytest.raises(RuntimeError, match=refusal):
         CALLS[name].call(*inputs)
     assert all(torch.equal(a, b) for a, b in zip(flat(inputs), flat(before), strict=True))
 
 
-@pytest.mark.parametrize("name", [n for n, public in EVERY_CALL.items() if public.count > 1])
+@pytest.mark.parametrize("name", [n for n, public in EVERY_CALL.items() if public.count > 1 and public.changed])
 def test_what_is_read_may_require_grad_and_leaves_no_graph(name):
     call, changed = EVERY_CALL[name].call, EVERY_CALL[name].changed
     inputs = arguments(name, "tensor")

@@ -18,7 +18,8 @@ from built_once import built_once
 ROOT = Path(__file__).resolve().parents[1]
 NOT_SOURCE = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", "_lib", "*.so", ".*_cache")
 FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g1"]
-PARITY = ["test_noise.py", "test_noise_perturb.py", "test_update.py", "mask", "membership", "test_calls.py", "test_dispatch.py"]
+PARITY = ["test_noise.py", "test_noise_perturb.py", "test_update.py", "test_distill.py", "test_gradient_products.py", "mask", "membership"]
+PARITY += ["test_calls.py", "test_dispatch.py"]
 # The reference runs nothing of the library; torch.compile starts compilers of its own, which the preloaded runtime would disturb
 LEFT_OUT = "not reference and not compile and not opcheck and not fullgraph and not thread"
 

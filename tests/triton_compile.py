@@ -147,7 +147,13 @@ def row_wise(arch: int) -> int:
             warps = tiling.pop("num_warps")
             aligned = ("logits", "labels", "loss", "dlogits", *(("K",) if classes % 16 == 0 else ()))
             build(arch, update.error_max_loss_kernel, types, {"COMPUTE": compute, **tiling}, warps, aligned)
-            count += 2
+            tiling = rows.pair_tiling(classes, compute)
+            warps = tiling.pop("num_warps")
+            aligned = ("logits", "teacher", "drop", "loss", "dlogits", *(("K",) if classes % 16 == 0 else ()))
+            for form in (update.NOTHING, update.ONE_A_ROW, update.CLASSES):
+                own = {"teacher": POINTERS[dtype], "drop": "*i64" if form == update.ONE_A_ROW else "*i8"}
+                build(arch, update.distill_loss_kernel, {**types, **own}, {"COMPUTE": compute, "DROP": form, **tiling}, warps, aligned)
+            count += 5
     return count
 
 

@@ -104,7 +104,27 @@ def saliency():
     guard.check()
 
 
-CHECKS = {"mask lists": [masked_steps, elementwise, row_statistics], "mask select": [saliency]}
+def ratios():
+    from fastforget._triton.mask import select as mask
+
+    from fastforget.reference.mask import select as reference
+
+    for dtype, shift, packed in itertools.product(FLOATS, (0, 1), (False, True)):
+        guard = Guarded(shift)
+        a, b = ([guard(torch.rand(n, dtype=torch.float64).to(dtype)) for n in SIZES] for _ in range(2))
+        a[5][::7] = math.nan
+        b[4][:] = a[4]
+        got, expected = (
+            [torch.full((-(-n // 8),), 0xA5, dtype=torch.uint8) if packed else torch.rand(n) < 0.5 for n in SIZES] for _ in range(2)
+        )
+        got = [guard(m) for m in got]
+        mask.ratio_mask(a, b, got, 1.0, 1e-15)
+        reference.ratio_mask(a, b, expected, 1.0, 1e-15)
+        assert all(torch.equal(m, e) for m, e in zip(got, expected, strict=True))
+        guard.check()
+
+
+CHECKS = {"mask lists": [masked_steps, elementwise, row_statistics], "mask select": [saliency, ratios]}
 
 if __name__ == "__main__":
     main(CHECKS)

@@ -11,6 +11,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from distill_oracle import FORMS, left_out, plain_loss
+from distill_oracle import exact_loss as exact_divergence
 from score_oracle import NAMES, exact_scores, plain_scores
 from tolerance import FLOATS, assert_two_times
 from triton_elementwise import main, poisoned
@@ -76,6 +78,35 @@ def update_loss():
             and dlogits[4, 0] == torch.tensor(1 / 7, dtype=dtype)
         )
         assert loss[6] == pytest.approx(-2 * math.exp(-60), rel=1e-5), "a tiny loss was rounded away"
+
+
+def distillation():
+    from fastforget._triton import update
+
+    shapes = [(0, 3), (1, 1), (3, 2), (37, 7), (33, 33), (5, 130), (3, 1000), (2, 2049), (2, 8195)]
+    for number, ((rows, classes), dtype, temperature) in enumerate(itertools.product(shapes, FLOATS, (1.0, 2.5))):
+        z, t = ((4 * torch.randn(rows, classes, dtype=torch.float64)).to(dtype) for _ in range(2))
+        drop, out = left_out(FORMS[number % len(FORMS)], (rows, classes))
+        working = torch.float64 if dtype == torch.float64 else torch.float32
+        loss, dlogits = poisoned(rows, dtype=working), poisoned(rows, classes, dtype=dtype)
+        none = torch.empty(0, dtype=torch.bool)
+        update.distill_loss(z, t, none if drop is None else drop, temperature, loss, dlogits)
+        more = [((4 * torch.randn(64, classes)).to(dtype), (4 * torch.randn(64, classes)).to(dtype)) for _ in range(3)]
+        plain, exact = plain_loss(z, t, out, temperature), exact_divergence(z, t, out, temperature)
+        nothing = torch.zeros(64, classes, dtype=torch.bool)
+        plains, exacts = ([f(*pair, nothing, temperature)[0] for pair in more] for f in (plain_loss, exact_divergence))
+        assert_two_times(loss, [plain[0], *plains], [exact[0], *exacts], f"distill loss {rows}x{classes} {dtype}")
+        assert_two_times(dlogits, plain[1], exact[1], f"distill dlogits {rows}x{classes} {dtype}")
+
+    inf = math.inf
+    z = torch.tensor([[0, 1, 2], [math.nan, 0, 1], [inf, 0, 1], [-inf, -inf, -inf], [-inf, 0, 1], [0, 1, 2], [0, 1, 2]])
+    t = torch.tensor([[0, 1, -inf], [0, 0, 1], [0, 0, 1], [0, 0, 0], [-inf, 0, 1], [inf, 1, 2], [0, 0, 0]])
+    for dtype in FLOATS:
+        loss = poisoned(7, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+        dlogits = torch.zeros(7, 3, dtype=dtype)
+        update.distill_loss(z.to(dtype), t.to(dtype), torch.tensor([-1, -1, -1, -1, -1, -1, 3]), 1.0, loss, dlogits)
+        assert loss.isnan().tolist() == dlogits.isnan().all(1).tolist() == [False, True, True, True, False, True, True]
+        assert loss[0].isfinite() and loss[4] == 0 and not dlogits[4].any()
 
 
 def membership_scores():
@@ -192,7 +223,7 @@ def membership_roc():
             assert torch.equal(out[4:], expected[4:])
 
 
-CHECKS = {"update": [update_loss], "membership": [membership_scores, membership_edges, membership_roc]}
+CHECKS = {"update": [update_loss, distillation], "membership": [membership_scores, membership_edges, membership_roc]}
 
 if __name__ == "__main__":
     main(CHECKS)

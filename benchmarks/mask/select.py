@@ -1,4 +1,5 @@
-"""The mask of the largest magnitudes over a parameter list, against the published argsorts and plain forms that avoid them."""
+"""The mask of the largest magnitudes over a parameter list, against the published argsorts and plain forms that avoid them; and that of the
+largest ratios of two importances."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from fastforget.ops import mask
 from fastforget.reference.mask import select as reference
 
 from .. import shapes
-from ..cases import Case, Judge, Options, Place, Work, WrongResult, limit
+from ..cases import Case, Judge, Options, Place, Work, WrongResult, compiled, limit
 
 KEEP = 0.5
 LISTS = {"1M": [(1 << 20,)], "ResNet-18": shapes.RESNET18, "ResNet-50": shapes.RESNET50}
@@ -94,5 +95,42 @@ def saliency_mask(label: str, shape_list: Sequence[Sequence[int]], large: bool) 
     )
 
 
-def cases(_options: Options) -> list[Case]:
-    return [saliency_mask(label, shape_list, label != "1M") for label, shape_list in LISTS.items()]
+def quotients(numerators: Sequence[Tensor], denominators: Sequence[Tensor]) -> list[Tensor]:
+    """SFRon's mask in our words."""
+    return [(a + 1e-15) / (b + 1e-15) >= 1.0 for a, b in zip(numerators, denominators, strict=True)]
+
+
+def _ratio_work(place: Place, shape_list: Sequence[Sequence[int]], options: Options) -> Work:
+    a, b = ([place.normal(*shape).square_() for shape in shape_list] for _ in range(2))
+    run = {
+        "ours": lambda: mask.ratio_mask(a, b, 1.0),
+        "eager": lambda: quotients(a, b),
+        "packed": lambda: mask.ratio_mask(a, b, 1.0, packed=True),
+        **limit([place.zeros(2 * sum(x.numel() for x in a))], "read"),
+    }
+    if options.compiled:
+        form = compiled(quotients)
+        run["compiled"] = lambda: form(a, b)
+    truth = [torch.empty(x.shape, dtype=torch.bool, device=x.device) for x in a]
+    reference.ratio_mask(a, b, truth, 1.0, 1e-15)
+    return Work(run, Judge(truth, lambda _name, result: result, exact=True), unjudged=frozenset({"limit", "packed"}))
+
+
+def ratio_mask(label: str, shape_list: Sequence[Sequence[int]], options: Options, large: bool) -> Case:
+    count = shapes.numel([tuple(s) for s in shape_list])
+    return Case(
+        "ratio_mask",
+        label,
+        f"{len(shape_list)} tensors, {count}",
+        "float32",
+        count,
+        lambda place: _ratio_work(place, shape_list, options),
+        bytes_touched=9 * count,
+        family="mask",
+        large=large,
+    )
+
+
+def cases(options: Options) -> list[Case]:
+    rows = [saliency_mask(label, shape_list, label != "1M") for label, shape_list in LISTS.items()]
+    return rows + [ratio_mask(label, shape_list, options, label != "small net") for label, shape_list in shapes.LISTS.items()]

@@ -11,6 +11,7 @@
 #include "cpu/limit/limit.h"
 #include "cpu/mask/elementwise.h"
 #include "cpu/mask/optim.h"
+#include "cpu/mask/ratio.h"
 #include "cpu/mask/rows.h"
 #include "cpu/mask/select.h"
 #include "cpu/membership/lira.h"
@@ -26,9 +27,12 @@
   use(Noise, noise) \
   use(Update, update) \
   use(UpdateLoss, update_loss) \
+  use(UpdateDistill, update_distill) \
+  use(UpdateGradients, update_gradients) \
   use(MaskElementwise, mask_elementwise) \
   use(MaskRows, mask_rows) \
   use(MaskSelect, mask_select) \
+  use(MaskRatio, mask_ratio) \
   use(MaskOptim, mask_optim) \
   use(MembershipScores, membership_scores) \
   use(MembershipRoc, membership_roc) \

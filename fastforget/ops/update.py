@@ -1,10 +1,12 @@
-"""The error-maximizing update of UNSIR (Tarun, Chundawat, Mandal & Kankanhalli, arXiv 2111.08947, section IV)."""
+"""Losses with their gradients in one pass, the error-maximizing step of UNSIR (Tarun, Chundawat, Mandal & Kankanhalli, arXiv 2111.08947,
+section IV), and the products of two gradients."""
 
 from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +18,9 @@ from . import _arguments as arg
 _error_max_loss = _schema.overload("error_max_loss")
 _error_max_step = _schema.overload("error_max_step_")
 _try_loss, _try_step = _schema.boxed("error_max_loss"), _schema.boxed("error_max_step_")
+_distill_loss, _try_distill = _schema.overload("distill_loss"), _schema.boxed("distill_loss")
+_gradient_products, _try_products = _schema.overload("gradient_products"), _schema.boxed("gradient_products")
+_ALL_CLASSES = torch.empty(0, dtype=torch.bool, device="cpu")  # what a plain call leaves out of the teacher
 
 
 def _loss_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,3 +205,171 @@ def error_max_step_(
     arg.run("error_max_step_", _error_max_step, staged, inputs)
     arg.write_back(changed, staged)
     return sum_sq
+
+
+def _distilled(logits: Tensor, teacher: Tensor, drop: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    logits = logits.contiguous()
+    loss = torch.empty(logits.shape[:1], dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32, device=logits.device)
+    dlogits = torch.empty_like(logits)
+    inputs = (logits, teacher.contiguous(), drop, temperature, loss, dlogits)
+    arg.run("distill_loss", _distill_loss, [loss, dlogits], inputs)
+    return loss, dlogits
+
+
+class _DistillLoss(torch.autograd.Function):
+    """d loss_b / d logits = (p - q) / T = batch * dlogits. No rule that only refuses: torch.compile would trace none of it."""
+
+    @staticmethod
+    def forward(logits: Tensor, teacher: Tensor, drop: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        return _distilled(logits, teacher, drop, temperature)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, float], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(inputs[0], output[1])
+        ctx.temperature = inputs[3]
+
+    @staticmethod
+    def vmap(_info: Any, _in_dims: Any, *_args: Any) -> None:
+        raise _schema.no_vmap("distill_loss")
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor, _grad_dlogits: Tensor) -> tuple[Tensor, None, None, None]:
+        logits, dlogits = ctx.saved_tensors
+        scale = (grad_loss * dlogits.shape[0])[:, None]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # Somebody may differentiate again (create_graph): the same values, with the derivative of p / T.
+            own = (logits.to(grad_loss.dtype) / ctx.temperature).softmax(dim=1) / (ctx.temperature * dlogits.shape[0])
+            slope = own + (dlogits.to(own.dtype) - own).detach()
+            return (scale * slope).to(logits.dtype), None, None, None
+        return (scale * dlogits).to(dlogits.dtype), None, None, None
+
+
+def _left_out(drop: Any, logits: Tensor) -> Tensor:
+    """``drop`` as the op takes it: bool[0] (none), bool[K] (these classes) or int64[B] (one a row)."""
+    batch, classes = logits.shape
+    accepted = f"accepted is None, a list of classes from 0 to {classes - 1}, bool[{classes}], or int64[{batch}], a class or -1 a row"
+    if drop is None:
+        return torch.empty(0, dtype=torch.bool, device=logits.device)
+    if isinstance(drop, Tensor):
+        if drop.device != logits.device:
+            raise ValueError(f"drop: on {drop.device}, but logits is on {logits.device}; move one of them")
+        if drop.dtype == torch.bool and drop.shape == (classes,):
+            return drop.contiguous()
+        if drop.dtype in (torch.int64, torch.int32) and drop.shape == (batch,):
+            return drop.to(torch.int64).contiguous()
+        kind = ValueError if drop.dtype in (torch.bool, torch.int64, torch.int32) else TypeError
+        raise kind(f"drop: got {arg.describe(drop)}; {accepted}")
+    if not isinstance(drop, (list, tuple)):
+        raise TypeError(f"drop: got {arg.describe(drop)}; {accepted}")
+    for k in drop:
+        arg.integer("drop", k, 0, classes)
+    if len(set(drop)) == classes:
+        raise ValueError(f"drop: got all {classes} classes; accepted are fewer, so that the teacher has a class left")
+    mask = torch.zeros(classes if drop else 0, dtype=torch.bool, device=logits.device)
+    for k in drop:
+        mask[k] = True
+    return mask
+
+
+def distill_loss(
+    logits: Tensor, teacher: Tensor, *, temperature: float = 1.0, drop: Sequence[int] | Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The divergence of a student from its teacher and the gradient, in one pass over the logits of both.
+
+    ``KL(q || p)`` with ``p = softmax(logits / T)`` and ``q = softmax(teacher / T)``: the distillation loss of Hinton, Vinyals & Dean
+    (arXiv 1503.02531, section 2) without the factor ``T**2``, which papers apply or not: multiply by it where yours does. With ``drop``
+    the classes that the teacher is to forget leave ``q``, which is normalised over the others (DELETE: Zhou et al., CVPR'25:
+    ``drop=labels``).
+
+    Args:
+        logits: [B, K], the student's; float32, bfloat16, float16 or float64.
+        teacher: [B, K], like ``logits``. Treated as constant: it must not require grad.
+        temperature: T, a finite number > 0.
+        drop: classes left out of the teacher's distribution: a list of ints or bool [K] (True: left out) for all rows, or int64 (int32)
+            [B], one a row, -1 for none.
+
+    Returns:
+        loss: [B], ``KL(q_b || p_b)``; float32 (float64 for float64 logits). A class with ``q = 0`` adds nothing; where ``q > 0 = p`` it is
+        infinite. A row of the student or of the teacher with NaN, +inf or no finite logit left is NaN.
+        dlogits: [B, K] in the logits' dtype, ``d mean_b(loss_b) / d logits = (p - q) / (T * B)``: pass it to ``logits.backward``.
+        ``loss`` is differentiable with respect to ``logits``, so ``loss.mean().backward()`` does the same; ``dlogits`` is not.
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape, device or range; a list ``drop`` of every class.
+        RuntimeError: ``teacher`` requires grad outside ``torch.no_grad()``; on the CPU, an entry of ``drop`` out of range (on CUDA that row
+            is NaN instead: checking would stop the stream).
+
+    >>> import torch
+    >>> from fastforget.ops import update
+    >>> student, teacher = torch.zeros(1, 3), torch.tensor([[5.0, 0.0, 0.0]])
+    >>> loss, dlogits = update.distill_loss(student, teacher, drop=[0])
+    >>> round(loss.item(), 4), [round(g, 4) for g in dlogits[0].tolist()]
+    (0.4055, [0.3333, -0.1667, -0.1667])
+    """
+    if (type(temperature) is float or type(temperature) is int) and (drop is None or type(drop) is Tensor):
+        out = _ALL_CLASSES if drop is None else drop
+        if arg.plain(logits, teacher, out) and logits.dim() == 2 and logits.shape[1] > 0 and (drop is None or drop.numel() > 0):
+            dlogits = torch.empty_like(logits)
+            loss = torch.empty(logits.shape[0], dtype=torch.float64 if logits.dtype is torch.float64 else torch.float32, device="cpu")
+            if arg.accepted(_try_distill, (logits, teacher, out, float(temperature), loss, dlogits)):
+                return loss, dlogits
+    if isinstance(temperature, bool) or not (isinstance(temperature, (int, float)) and 0 < temperature < math.inf):
+        raise ValueError(f"temperature: got {temperature!r}; accepted is a finite number > 0")
+    arg.floating("logits", logits)
+    if logits.dim() != 2 or logits.shape[1] < 1:
+        raise ValueError(f"logits: got {arg.describe(logits)}; accepted is [batch, classes]")
+    arg.same("teacher", teacher, "logits", logits)
+    arg.no_tangents("distill_loss", logits)
+    arg.not_differentiable("distill_loss", teacher=teacher)
+    inputs = (logits, teacher, _left_out(drop, logits), float(temperature))
+    if logits.requires_grad and torch.is_grad_enabled():
+        return _DistillLoss.apply(*inputs)
+    return _distilled(*inputs)
+
+
+class GradientProducts(NamedTuple):
+    """What :func:`gradient_products` finds, each 0-d float64."""
+
+    dot: Tensor
+    sum_sq_a: Tensor
+    sum_sq_b: Tensor
+
+
+def gradient_products(a: Tensor | Sequence[Tensor], b: Tensor | Sequence[Tensor]) -> GradientProducts:
+    """The inner product of two gradients and their squared norms, over whole lists in one pass.
+
+    What the combination of two gradients is made of: their angle in MUNBa (Wu & Harandi, ICCV'25) is ``dot / sqrt(sum_sq_a * sum_sq_b)``.
+
+    Args:
+        a: a tensor or a list of tensors of any shapes; float32, bfloat16, float16 or float64. Must not require grad.
+        b: for each of ``a`` a tensor of the same shape, dtype and device.
+
+    Returns:
+        dot: ``sum(a * b)`` over all elements of the list. sum_sq_a, sum_sq_b: ``sum(a**2)`` and ``sum(b**2)``. Each 0-d float64, added in
+        float64 in an order that depends on the shapes alone.
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape, device or list length.
+        RuntimeError: a tensor requires grad outside ``torch.no_grad()``.
+
+    >>> import torch
+    >>> from fastforget.ops import update
+    >>> found = update.gradient_products([torch.tensor([1.0, 2.0]), torch.ones(1)], [torch.tensor([3.0, 0.0]), torch.ones(1)])
+    >>> [x.item() for x in found]
+    [4.0, 6.0, 10.0]
+    """
+    lists = arg.plain_lists(a, b)
+    if lists is not None:
+        out = torch.empty(3, dtype=torch.float64, device="cpu")
+        if arg.accepted(_try_products, (*lists, out)):
+            return GradientProducts(*out.unbind())
+    xs = arg.listed("a", a)
+    ys = arg.same_list("b", b, "a", xs)
+    arg.no_gradient("gradient_products", "a", xs)
+    arg.no_gradient("gradient_products", "b", ys)
+    if not xs:
+        return GradientProducts(*(torch.zeros((), dtype=torch.float64) for _ in range(3)))
+    out = torch.empty(3, dtype=torch.float64, device=xs[0].device)
+    arg.run("gradient_products", _gradient_products, [out], (arg.readable(xs), arg.readable(ys), out))
+    return GradientProducts(*out.unbind())

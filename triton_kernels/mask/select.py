@@ -1,9 +1,9 @@
-"""The exact global top-k of magnitudes as masks in Triton, with no word from the device to the host.
+"""Masks of the weights that matter in Triton: the exact global top-k of magnitudes, and ratios of importances.
 
-Magnitudes order as their bits do, so the k-th largest is found digit by digit: a histogram of one digit over
-the whole list, then the digit in which the k-th lies. One more pass writes the masks. Only where more
-magnitudes equal the k-th than may be kept, two kernels in between rank them by position; otherwise these
-return at once.
+The top-k is found with no word from the device to the host. Magnitudes order as their bits do, so the k-th
+largest is found digit by digit: a histogram of one digit over the whole list, then the digit in which the
+k-th lies. One more pass writes the masks. Only where more magnitudes equal the k-th than may be kept, two
+kernels in between rank them by position; otherwise these return at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common import TL_DTYPE, find_tensor, on_device, work_table
+from ..common import TL_DTYPE, compute_dtype, find_tensor, float_bits, on_device, scalar, work_table
 
 CHUNK = 2048
 COUNTED = 8  # chunks of one program of the histogram
@@ -51,6 +51,21 @@ def load_keys(x, begin, n, DTYPE: tl.constexpr, COMPUTE: tl.constexpr, ALIGNED: 
     else:
         value = tl.load(at + lane, mask=begin + lane < n, other=0.0)
     return keys_of(value, COMPUTE)
+
+
+@triton.jit
+def store_mask(mask, on, begin, n, ALIGNED: tl.constexpr, PACKED: tl.constexpr, CHUNK: tl.constexpr):
+    """Stores one chunk of 0 and 1, which must be 0 beyond the tensor."""
+    lane = tl.arange(0, CHUNK)
+    if PACKED:
+        shift = tl.arange(0, 8)[None, :]
+        bits = tl.sum(tl.reshape(on, [CHUNK // 8, 8]) << shift, 1).to(tl.uint8)
+        at = begin // 8 + tl.arange(0, CHUNK // 8)
+        tl.store(mask + at, bits, mask=at * 8 < n)
+    elif ALIGNED and begin + CHUNK <= n:
+        tl.store(tl.multiple_of(mask + begin, 16) + lane, on.to(tl.uint8))
+    else:
+        tl.store(mask + begin + lane, on.to(tl.uint8), mask=begin + lane < n)
 
 
 @triton.jit(do_not_specialize=["tensors", "steps"])
@@ -164,15 +179,7 @@ def mask_kernel(
         rank = tl.load(ties + tl.load(column + 4 * tensors) + chunk) + (tl.cumsum(tied, 0) - tied)
         on = tl.where(rank < wanted, tied, 0)
     on = tl.where((keys > limit) & inside, 1, on)
-    if PACKED:
-        shift = tl.arange(0, 8)[None, :]
-        bits = tl.sum(tl.reshape(on, [CHUNK // 8, 8]) << shift, 1).to(tl.uint8)
-        at = begin // 8 + tl.arange(0, CHUNK // 8)
-        tl.store(mask + at, bits, mask=at * 8 < n)
-    elif ALIGNED and begin + CHUNK <= n:
-        tl.store(tl.multiple_of(mask + begin, 16) + lane, on.to(tl.uint8))
-    else:
-        tl.store(mask + begin + lane, on.to(tl.uint8), mask=inside)
+    store_mask(mask, on, begin, n, ALIGNED, PACKED, CHUNK)
 
 
 Entries = dict[tuple[torch.dtype, bool, bool], list[tuple[int, ...]]]
@@ -234,3 +241,53 @@ def saliency_mask(xs: Sequence[Tensor], k: int, masks: Sequence[Tensor], thresho
             each(ties_kernel, CHUNK, (state, ties), lambda _packed: {})
             scan_kernel[(1,)](state, ties, chunks, WIDTH=SCAN, num_warps=NUM_WARPS)
         each(mask_kernel, CHUNK, (state, ties), lambda packed: {"PACKED": packed})
+
+
+@triton.jit(do_not_specialize=["tensors", "steps", "threshold", "eps"])
+def ratio_kernel(
+    table, tensors, steps, threshold: tl.int64, eps: tl.int64,
+    DTYPE: tl.constexpr, COMPUTE: tl.constexpr, ALIGNED: tl.constexpr, PACKED: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0).to(tl.int64)
+    column = table + find_tensor(table, tensors, steps, program)
+    begin = (program - tl.load(column)) * CHUNK
+    a_at = tl.load(column + tensors).to(tl.pointer_type(DTYPE)) + begin
+    b_at = tl.load(column + 2 * tensors).to(tl.pointer_type(DTYPE)) + begin
+    mask = tl.load(column + 3 * tensors).to(tl.pointer_type(tl.uint8))
+    n = tl.load(column + 4 * tensors)
+    lane = tl.arange(0, CHUNK)
+    small = scalar(eps, COMPUTE)
+    limit = scalar(threshold, COMPUTE)
+    # a NaN compares false: off
+    if ALIGNED and begin + CHUNK <= n:
+        a = tl.load(tl.multiple_of(a_at, 16) + lane).to(COMPUTE)
+        b = tl.load(tl.multiple_of(b_at, 16) + lane).to(COMPUTE)
+        on = (a + small >= limit * (b + small)).to(tl.int32)
+    else:
+        inside = begin + lane < n
+        a = tl.load(a_at + lane, mask=inside, other=0.0).to(COMPUTE)
+        b = tl.load(b_at + lane, mask=inside, other=0.0).to(COMPUTE)
+        on = (inside & (a + small >= limit * (b + small))).to(tl.int32)
+    store_mask(mask, on, begin, n, ALIGNED, PACKED, CHUNK)
+
+
+def ratio_mask(
+    numerators: Sequence[Tensor], denominators: Sequence[Tensor], masks: Sequence[Tensor], threshold: float, eps: float
+) -> None:
+    groups: Entries = {}
+    for a, b, mask in zip(numerators, denominators, masks, strict=True):
+        if a.numel() == 0:
+            continue
+        packed = mask.dtype != torch.bool
+        addresses = a.data_ptr(), b.data_ptr(), mask.data_ptr()
+        aligned = (addresses[0] | addresses[1] | (0 if packed else addresses[2])) & 15 == 0
+        groups.setdefault((a.dtype, aligned, packed), []).append((*addresses, a.numel()))
+    for (dtype, aligned, packed), entries in groups.items():
+        columns = list(zip(*entries, strict=True))
+        device = numerators[0].device
+        with on_device(numerators[0]):
+            table, programs, steps = work_table(columns, [-(-n // CHUNK) for n in columns[3]], device)
+            ratio_kernel[(programs,)](
+                table, len(entries), steps, float_bits(threshold), float_bits(eps), DTYPE=TL_DTYPE[dtype],
+                COMPUTE=compute_dtype(dtype), ALIGNED=aligned, PACKED=packed, CHUNK=CHUNK, num_warps=NUM_WARPS,
+            )  # fmt: skip

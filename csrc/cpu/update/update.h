@@ -1,4 +1,5 @@
-// UNSIR's error-maximising step: kernel table. Torch-free; update_ops.cpp checks the arguments and cuts the work.
+// Losses, steps and products of gradients: kernel tables. Torch-free; the _ops.cpp files check the arguments and cut
+// the work.
 #pragma once
 #include <cstdint>
 
@@ -26,6 +27,24 @@ struct UpdateLossTable {
   // Rows of logits[n, classes]; `batch` is the B of the batch mean. loss: float32 (float64 for float64 logits).
   void (*error_max_loss[kDtypes])(const void* logits, const int64_t* labels, int64_t n, int64_t classes, int64_t batch,
                                   void* loss, void* dlogits);
+};
+
+// The classes that the teacher's distribution leaves out: one a row, or the same for all; either may be null.
+struct Dropped {
+  const int64_t* labels;   // a class or -1 for each row
+  const uint8_t* classes;  // not 0: left out
+};
+
+struct UpdateDistillTable {
+  // Rows of logits[n, classes] and teacher[n, classes]; `batch` is the B of the batch mean. loss: float32 (float64 for
+  // float64 logits).
+  void (*distill_loss[kDtypes])(const void* logits, const void* teacher, const Dropped& dropped, int64_t n,
+                                int64_t classes, int64_t batch, double temperature, void* loss, void* dlogits);
+};
+
+struct UpdateGradientsTable {
+  // out: the sums of a * b, a * a and b * b over the n elements.
+  void (*products[kDtypes])(const void* a, const void* b, int64_t n, double* out);
 };
 
 }  // namespace ff

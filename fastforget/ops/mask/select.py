@@ -1,4 +1,4 @@
-"""The largest magnitudes of a whole list as masks, and masks of one bit an element."""
+"""Masks of the weights that matter: the largest magnitudes of a whole list, ratios of two importances; masks of one bit an element."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from ... import _schema
 from ...reference.mask import select as reference
 from .. import _arguments as arg
 
-__all__ = ["pack_bits", "saliency_mask", "unpack_bits"]
+__all__ = ["pack_bits", "ratio_mask", "saliency_mask", "unpack_bits"]
 
-_saliency_mask = _schema.overload("saliency_mask")
+_saliency_mask, _ratio_mask = _schema.overload("saliency_mask"), _schema.overload("ratio_mask")
+_try_ratio_mask = _schema.boxed("ratio_mask")
 
 
 def _chosen(keep: float, n: int) -> int:
@@ -25,6 +26,15 @@ def _chosen(keep: float, n: int) -> int:
         raise ValueError(f"keep: got {keep!r}; accepted is a number from 0 to 1, the share of all elements to choose")
     numerator, denominator = float(keep).as_integer_ratio()
     return (2 * numerator * n + denominator) // (2 * denominator)
+
+
+def _unset_masks(xs: Sequence[Tensor], packed: bool) -> list[Tensor]:
+    return [
+        torch.empty(-(-t.numel() // 8), dtype=torch.uint8, device=t.device)
+        if packed
+        else torch.empty_like(t, dtype=torch.bool, memory_format=torch.contiguous_format)  # half the time of torch.empty(t.shape, ...)
+        for t in xs
+    ]
 
 
 @overload
@@ -68,16 +78,72 @@ def saliency_mask(
     k = _chosen(keep, sum(t.numel() for t in xs))
     if not xs:
         return [], torch.full((), math.inf)
-    masks = [
-        torch.empty(-(-t.numel() // 8), dtype=torch.uint8, device=t.device)
-        if packed
-        else torch.empty_like(t, dtype=torch.bool, memory_format=torch.contiguous_format)  # half the time of torch.empty(t.shape, ...)
-        for t in xs
-    ]
+    masks = _unset_masks(xs, packed)
     wide = any(t.dtype == torch.float64 for t in xs)
     threshold = torch.empty((), dtype=torch.float64 if wide else torch.float32, device=xs[0].device)
     arg.run("saliency_mask", _saliency_mask, [*masks, threshold], (arg.readable(xs), k, masks, threshold))
     return masks[0] if isinstance(x, Tensor) else masks, threshold
+
+
+@overload
+def ratio_mask(numerators: Tensor, denominators: Tensor, threshold: float, *, eps: float = 1e-15, packed: bool = False) -> Tensor: ...
+@overload
+def ratio_mask(
+    numerators: Sequence[Tensor], denominators: Sequence[Tensor], threshold: float, *, eps: float = 1e-15, packed: bool = False
+) -> list[Tensor]: ...
+
+
+def ratio_mask(
+    numerators: Tensor | Sequence[Tensor],
+    denominators: Tensor | Sequence[Tensor],
+    threshold: float,
+    *,
+    eps: float = 1e-15,
+    packed: bool = False,
+) -> Tensor | list[Tensor]:
+    """Masks of the elements that matter more to one set than to another, over a whole list (SFRon: Huang et al., NeurIPS'24).
+
+    On where ``numerator + eps >= threshold * (denominator + eps)``, computed in float32 (float64 for float64): the published quotient
+    ``(numerator + eps) / (denominator + eps) >= threshold`` without the division. At a threshold of 1 and denominators >= 0 the two agree
+    on all finite values; at others they may differ where the quotient is the threshold to within a rounding. NaN is off.
+
+    Args:
+        numerators: a tensor or a list of tensors of any shapes, >= 0 (SFRon: the Fisher information of the forget set); float32, bfloat16,
+            float16 or float64. Must not require grad.
+        denominators: for each numerator a tensor of the same shape, dtype and device (SFRon: that of the retain set).
+        threshold: a finite number >= 0 (SFRon's code: 1).
+        eps: a finite number >= 0, added to both (SFRon's code: 1e-15).
+        packed: one bit an element instead of a bool, as :func:`saliency_mask` packs them (:func:`unpack_bits` undoes it).
+
+    Returns:
+        One mask or a list, as ``numerators`` is: bool of its shape, or uint8[ceil(n / 8)] for n elements.
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape, device, list length or range.
+        RuntimeError: a tensor requires grad outside ``torch.no_grad()``.
+
+    >>> import torch
+    >>> from fastforget.ops import mask
+    >>> mask.ratio_mask(torch.tensor([4.0, 1.0, 0.0]), torch.tensor([1.0, 2.0, 0.0]), 1.0).tolist()
+    [True, False, True]
+    """
+    for name, value in (("threshold", threshold), ("eps", eps)):
+        if isinstance(value, bool) or not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+            raise ValueError(f"{name}: got {value!r}; accepted is a finite number >= 0")
+    numbers = float(threshold), float(eps)
+    lists = arg.plain_lists(numerators, denominators)
+    if lists is not None and set(map(type, lists[0])) <= {Tensor, torch.nn.Parameter}:
+        masks = _unset_masks(lists[0], packed)
+        if arg.accepted(_try_ratio_mask, (*lists, masks, *numbers)):
+            return masks[0] if isinstance(numerators, Tensor) else masks
+    xs = arg.listed("numerators", numerators)
+    ys = arg.same_list("denominators", denominators, "numerators", xs)
+    arg.no_gradient("ratio_mask", "numerators", xs)
+    arg.no_gradient("ratio_mask", "denominators", ys)
+    masks = _unset_masks(xs, packed)
+    if xs:
+        arg.run("ratio_mask", _ratio_mask, masks, (arg.readable(xs), arg.readable(ys), masks, *numbers))
+    return masks[0] if isinstance(numerators, Tensor) else masks
 
 
 def pack_bits(mask: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""The exact global top-k of magnitudes as masks, in plain PyTorch (SalUn: Fan et al., ICLR'24, equation 3 with a rank threshold)."""
+"""Masks of the weights that matter, in plain PyTorch: the exact global top-k of magnitudes (SalUn: Fan et al., ICLR'24, equation 3 with
+a rank threshold), and ratios of two importances (SFRon: Huang et al., NeurIPS'24)."""
 
 from __future__ import annotations
 
@@ -34,3 +35,13 @@ def saliency_mask(xs: Sequence[Tensor], k: int, masks: Sequence[Tensor], thresho
     threshold.fill_(order.values[k - 1] if k > 0 else torch.inf)
     for mask, part in zip(masks, chosen.split([m.numel() for m in magnitudes]), strict=True):
         mask.copy_(part.view(mask.shape) if mask.dtype == torch.bool else pack_bits(part))
+
+
+def ratio_mask(
+    numerators: Sequence[Tensor], denominators: Sequence[Tensor], masks: Sequence[Tensor], threshold: float, eps: float
+) -> None:
+    # a product in place of the quotient: nothing is divided by 0, and what is NaN is off
+    for numerator, denominator, mask in zip(numerators, denominators, masks, strict=True):
+        dtype = compute_dtype(numerator.dtype)
+        on = numerator.to(dtype) + eps >= threshold * (denominator.to(dtype) + eps)
+        mask.copy_(on if mask.dtype == torch.bool else pack_bits(on))
