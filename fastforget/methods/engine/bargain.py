@@ -7,17 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from ...ops import update
+
 _OPPOSITE = 1e-6  # 1 + cosine under which two gradients are opposite to rounding
-
-
-def norms_and_dot(first: list[Tensor], second: list[Tensor]) -> tuple[float, float, float]:
-    """|first|^2, |second|^2 and their dot product, over all tensors, float64."""
-    sums = torch.zeros(3, dtype=torch.float64, device=first[0].device)
-    for a, b in zip(first, second, strict=True):
-        a, b = a.flatten(), b.flatten()
-        sums += torch.stack((a @ a, b @ b, a @ b)).double()
-    one, two, dot = sums.tolist()
-    return one, two, dot
 
 
 def nash(first: list[Tensor], second: list[Tensor]) -> tuple[float, float]:
@@ -33,7 +25,7 @@ def nash(first: list[Tensor], second: list[Tensor]) -> tuple[float, float]:
     >>> nash([torch.tensor([3.0, 0.0])], [torch.tensor([-2.0, 0.0])])
     (0.0, 0.0)
     """
-    one, two, dot = norms_and_dot(first, second)
+    dot, one, two = (float(value) for value in update.gradient_products(first, second))
     cosine = dot / math.sqrt(one * two) if one * two > 0 else 0.0
     if 1 + cosine < _OPPOSITE:
         return 0.0, 0.0
@@ -53,7 +45,7 @@ def nash_as_coded(first: list[Tensor], second: list[Tensor]) -> tuple[float, flo
     >>> nash_as_coded([torch.tensor([3.0, 0.0])], [torch.tensor([0.0, 0.0])])
     (1.0, 0.1)
     """
-    one, two, dot = norms_and_dot(first, second)
+    dot, one, two = (float(value) for value in update.gradient_products(first, second))
     square = (one * two - dot * math.sqrt(one * two)) / (one * one * two - one * dot * dot + 1e-8)
     a = math.sqrt(square) if square > 0 else 0.0
     b = (1 - one * a * a) / (dot * a + 1e-8)

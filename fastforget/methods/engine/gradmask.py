@@ -7,7 +7,7 @@ A mask inside an optimiser (:class:`fastforget.optim.MaskedSGD`) keeps the bits 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -27,16 +27,6 @@ def smallest(grad: Tensor, share: float) -> Tensor:
     n = grad.numel()
     chosen, _ = mask.saliency_mask(grad, (n - round(share * n)) / n)
     return ~chosen
-
-
-def ratio(above: Sequence[Tensor], below: Sequence[Tensor], least: float, small: float) -> list[Tensor]:
-    """bools: where ``(above + small) / (below + small) >= least``.
-
-    >>> import torch
-    >>> ratio([torch.tensor([2.0, 1.0, 0.0])], [torch.tensor([1.0, 3.0, 0.0])], 1.0, 1e-15)[0].tolist()
-    [True, False, True]
-    """
-    return [(a + small) / (b + small) >= least for a, b in zip(above, below, strict=True)]
 
 
 @contextlib.contextmanager

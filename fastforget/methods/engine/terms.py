@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...ops import update
+
 HOLDS = ("anchor", "labels")
 _SMALL = 1e-6
 
@@ -42,7 +44,8 @@ def distill(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor
     >>> round(distill(torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]]), temperature=2.0).item(), 4)
     0.1109
     """
-    return anchor(logits / temperature, (teacher / temperature).log_softmax(dim=1))
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return update.distill_loss(logits, teacher.to(logits.dtype), temperature=temperature)[0].mean()
 
 
 def hold(kind: str, logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..engine.gradmask import ratio, scaled
+from ...ops import mask
+from ..engine.gradmask import scaled
 from ..engine.importance import SQUARES, importance
 from ..engine.loop import backward, cosine, trainable
 from ..engine.passes import Passes
@@ -22,7 +23,6 @@ from ..task import Task
 from .base import Cycled, Standard, cross_entropy, optimizer_of, published, set_of
 
 FORGET_ORDER, SWEEP = 76, 77  # purposes of seeds
-SMALL = 1e-15  # added by the code wherever it divides
 
 
 @dataclasses.dataclass
@@ -84,19 +84,19 @@ class SFRon(Standard):
             return None
         generator = task.generator(SWEEP)
         known, kept = (importance(task, [data], size, SQUARES, generator=generator, phase="mask") for data in sets)
-        masks = ratio(known, kept, self.threshold, SMALL)
+        masks = mask.ratio_mask(known, kept, self.threshold)
         optimizer = optimizer_of(self.optimizer, task, self.lr, self.momentum, self.weight_decay)
         batches = iter(forget := Cycled(task, sets[0], size, FORGET_ORDER))
         epochs = -(-self.steps // max(1, len(sets[1]) // size))
         for batch in (passes := Passes(task, self.name, sets[1], size, epochs, beside=forget.size, most=self.steps)):
             fall = cosine(batch.step, self.steps)
-            before = [p.detach().clone() for p in params] if self.ema != 1 else None
+            before = [p.detach().clone() for p in params] if self.ema != 1 else []
             optimizer.param_groups[0]["lr"] = self.lr * fall
             if batch.step % self.every == 0:
                 inputs, labels = next(batches)
                 self._ascend(task, optimizer, params, masks, self.ascent * fall * self._weighted(task.forward(task.model, inputs), labels))
             passes.descend(optimizer, cross_entropy(task, batch), len(batch))
-            if before is not None:
+            if before:
                 with task.cost.at("ops"), torch.no_grad():
                     torch._foreach_lerp_(params, before, 1 - self.ema)
         return {"share_in_mask": sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks)}
@@ -105,7 +105,7 @@ class SFRon(Standard):
         """The mean of the samples' losses, each weighted by one over its power ``adapt``; the weights' mean is one."""
         assert self.adapt is not None
         each = F.cross_entropy(logits, labels, reduction="none")
-        weights = 1 / (each.detach() ** self.adapt + SMALL)
+        weights = 1 / (each.detach() ** self.adapt + 1e-15)
         return (weights / weights.mean() * each).mean()
 
     def _ascend(self, task: Task, optimizer: torch.optim.Optimizer, params: list[Tensor], masks: list[Tensor], loss: Tensor) -> None:
