@@ -26,7 +26,7 @@ def digits(side: int = 8, channels: int = 1) -> dict[str, tuple[Tensor, Tensor]]
 def texts() -> dict[str, dict[str, Any]]:
     """Made-up texts of four classes as samples ``{"input_ids", "labels"}``: each class has words of its own between common ones."""
     generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(600) % CLASSES
+    labels = torch.arange(1400) % CLASSES
     samples = []
     for label in labels.tolist():
         length = int(torch.randint(6, 13, (), generator=generator))
@@ -34,7 +34,7 @@ def texts() -> dict[str, dict[str, Any]]:
         common = torch.randint(1 + 5 * CLASSES, WORDS, (length,), generator=generator)
         ids = torch.where(torch.rand(length, generator=generator) < 0.5, own, common)
         samples.append({"input_ids": ids.tolist(), "labels": label})
-    train, test = samples[:420], samples[420:]
+    train, test = samples[:1000], samples[1000:]
     return {
         "train": train,
         "test": test,
@@ -95,12 +95,13 @@ def logits(model: nn.Module, batch: Any) -> Tensor:
 
 
 @torch.no_grad()
-def right(model: nn.Module, batches: DataLoader[Any]) -> float:
-    """Share of right answers, counted here and not by the package."""
+def right(model: nn.Module, batches: DataLoader[Any], only: int | None = None) -> float:
+    """Share of right answers (on the samples of one class), counted here and not by the package."""
     model.eval()
     hits = total = 0
     for batch in batches:
         labels = batch["labels"] if isinstance(batch, dict) else batch[1]
-        hits += int((logits(model, batch).argmax(1) == labels).sum())
-        total += len(labels)
+        counted = labels == labels if only is None else labels == only
+        hits += int(((logits(model, batch).argmax(1) == labels) & counted).sum())
+        total += int(counted.sum())
     return hits / total
