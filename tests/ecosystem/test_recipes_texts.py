@@ -83,7 +83,7 @@ def test_trainer(tmp_path: Path) -> None:
     names = recipe_page.run("Trainer", model=bert(transformers), arguments=arguments, train=sets["train"], collate=padded, **given)
     model, callback = names["trainer"].model, names["callback"]
     assert callback.result.forgot and callback.result.model is model
-    assert right(model, held["forget"]) <= 0.01 and right(model, held["retain"]) >= 0.85
+    assert right(model, held["forget"]) <= 0.01 and right(model, held["retain"]) >= 0.8
     rows = {row["model"]: row["accuracy"]["forget"] for row in callback.report.rows}
     assert rows["original"] >= 0.9 and rows["unlearned"] <= 0.01
 
@@ -101,7 +101,7 @@ def test_peft() -> None:
     frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
     assert len(frozen) > 30
     names = unlearned("PEFT", model, held)
-    forgotten(names, model, held, lost=0.15)
+    forgotten(names, model, held)
     after = dict(names["result"].model.named_parameters())
     assert all(torch.equal(after[name], value) for name, value in frozen.items())
     moved = [name for name, p in model.named_parameters() if not torch.equal(after[name], p)]
