@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 from . import _samplers, _tree, _workers
 from ._columns import Column
-from ._labels import as_tensor, check_labels, refuse_two_labels
+from ._labels import as_tensor, check_labels, labelled, refuse_two_labels
 from ._random import own_randomness
 from ._tree import describe, move
 
@@ -113,13 +113,12 @@ class Loaded:
             if len(batch) == 3:
                 self.read_from = "the last of a batch's 3 elements"
                 refuse_two_labels(self.name, batch[1], batch[2])
+        elif isinstance(batch, Mapping):
+            inputs, labels, self.read_from = labelled(self.name, batch)
         else:
-            hint = "unpack=lambda batch: (batch['image'], batch['label'])"
-            if not isinstance(batch, Mapping):
-                hint = "unpack=lambda batch: (inputs, labels)"
             raise TypeError(
-                f"{self.name}: a batch is {describe(batch)}, so its labels can't be found; accepted are (x, y) and (x, _, y). "
-                f"For anything else pass {hint}"
+                f"{self.name}: a batch is {describe(batch)}, so its labels can't be found; accepted are (x, y), (x, _, y), and dicts with "
+                "an entry 'labels' or 'label'. For anything else pass unpack=lambda batch: (inputs, labels)"
             )
         labels = check_labels(self.name, labels, "" if self.read_from.startswith("the second") else self.read_from)
         if isinstance(inputs, Tensor) and len(inputs) != len(labels):
@@ -277,9 +276,9 @@ def source(data: Any, *, name: str, unpack: Unpack | None = None, batch_size: in
 
     Args:
         data: a DataLoader (its dataset, collate function, batch size, workers and choice of samples are used; its order isn't), a
-            Dataset with a length (also a list of samples), or an ``(inputs, labels)`` pair of tensors.
+            Dataset with a length (also a list of samples, or Hugging Face's), or an ``(inputs, labels)`` pair of tensors.
         name: the argument's name, for errors.
-        unpack: makes ``(inputs, labels)`` of a batch; needed unless batches are ``(x, y)`` or ``(x, _, y)``.
+        unpack: makes ``(inputs, labels)`` of a batch; needed unless batches are ``(x, y)``, ``(x, _, y)`` or dicts with ``"labels"``.
         batch_size: instead of the loader's (default 256).
 
     Raises:
@@ -295,6 +294,7 @@ def source(data: Any, *, name: str, unpack: Unpack | None = None, batch_size: in
         raise ValueError(f"batch_size: got {batch_size}; accepted is 1 or more")
     if isinstance(data, Source):
         return data
+    data = _loader_inside(data)
     if isinstance(data, DataLoader):
         return _from_loader(data, name, unpack, batch_size)
     if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, (Tensor, np.ndarray)) for part in data):
@@ -308,12 +308,19 @@ def source(data: Any, *, name: str, unpack: Unpack | None = None, batch_size: in
         raise TypeError(f"{name}: got {describe(data)} without labels; accepted is {ACCEPTED}")
     listlike = hasattr(data, "__getitem__") and hasattr(data, "__len__")
     if isinstance(data, (str, bytes, Mapping)) or not (isinstance(data, Dataset) or listlike):
-        raise TypeError(f"{name}: got {describe(data)}; accepted is {ACCEPTED}")
+        splits = f". Pass one of its splits: {next(iter(data))!r}" if type(data).__name__ == "DatasetDict" else ""
+        raise TypeError(f"{name}: got {describe(data)}; accepted is {ACCEPTED}{splits}")
     if isinstance(data, tuple) and len(data) and not isinstance(data[0], (tuple, list)):
         raise TypeError(f"{name}: got {describe(data)}; accepted is {ACCEPTED} (numpy arrays: torch.from_numpy)")
     if not hasattr(data, "__len__"):
         raise TypeError(f"{name}: got {type(data).__name__}, which has no length; accepted is {ACCEPTED}")
     return _source(data, name, unpack, batch_size or DEFAULT_BATCH)
+
+
+def _loader_inside(data: Any) -> Any:
+    """The DataLoader that another package's loader reads from (Lightning Fabric's), or ``data`` itself."""
+    inside = getattr(data, "_dataloader", None)
+    return inside if isinstance(inside, DataLoader) and not isinstance(data, DataLoader) else data
 
 
 def _from_loader(loader: DataLoader[Any], name: str, unpack: Unpack | None, batch_size: int | None) -> Source:
@@ -349,6 +356,8 @@ def _source(
     settings: dict[str, Any] | None = None,
 ) -> Source:
     """A TensorDataset (or a Subset of one) as a pair of tensors, where nothing of the user's stands between; else read by sample."""
+    if collate is default_collate:
+        dataset = _as_tensors(dataset)
     inner, indices = unwrap_subsets(dataset)
     if type(inner) is TensorDataset and len(inner.tensors) in (2, 3) and unpack is None and collate is default_collate:
         inputs, labels = inner.tensors[0], inner.tensors[-1]
@@ -358,6 +367,13 @@ def _source(
         if inputs.device == labels.device:
             return Source(Pair(name, inputs, labels, read_from), name=name, batch_size=batch_size, indices=indices)
     return Source(Loaded(name, dataset, unpack, collate, settings), name=name, batch_size=batch_size)
+
+
+def _as_tensors(dataset: Any) -> Any:
+    """A data set of Hugging Face's that gives tensors: its lists of numbers would be collated by place, one tensor for each."""
+    if callable(getattr(dataset, "with_format", None)) and getattr(dataset, "format", {}).get("type", "") is None:
+        return dataset.with_format("torch")
+    return dataset
 
 
 def unwrap_subsets(dataset: Any) -> tuple[Any, Tensor | None]:

@@ -77,6 +77,28 @@ def of_state(state: Mapping[str, Any], *, bare: bool = True) -> str:
     return digest({name: value for name, value in state.items() if _weighs(name, value)}, bare=bare)
 
 
+def of_contents(state: Mapping[str, Any]) -> str:
+    """sha256 of a state_dict whatever its tensors are called: over the sorted sha256 of each different one (shape, dtype, bytes).
+
+    Two names of one tensor count once, as files that leave tied weights out have it. Which tensor stands where isn't in it.
+
+    Raises:
+        Unhashable: packed weights of an unknown kind.
+
+    >>> one = {"a.weight": torch.eye(2), "b.weight": torch.zeros(3), "tied": torch.eye(2)}
+    >>> of_contents(one) == of_contents({"x": torch.zeros(3), "y": torch.eye(2)}), of_contents(one) == of_contents({"x": torch.zeros(3)})
+    (True, False)
+    """
+    each = {digest({"": value}, bare=False) for name, value in state.items() if _weighs(name, value)}
+    return hashlib.sha256("".join(sorted(each)).encode()).hexdigest()
+
+
+def of_names(state: Mapping[str, Any]) -> str:
+    """sha256 of the sorted names of a state_dict's weights, without the parts that wrappers put in."""
+    names = bare_names([name for name, value in state.items() if _weighs(name, value)]).values()
+    return hashlib.sha256("".join(f"{name}\n" for name in sorted(names)).encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def _weighs(name: str, value: Any) -> bool:
     return not isinstance(value, _SCALARS) or (name.endswith("_extra_state") and value is not None)
 

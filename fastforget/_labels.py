@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ._tree import describe
+from ._tree import describe, tensors
 
 ONE_OF_TWO = "unpack=lambda batch: (batch[0], batch[1])"
 
@@ -43,6 +44,29 @@ def check_labels(name: str, labels: Any, read_from: str = "") -> Tensor:
             "(A list of ready batches is no set of samples: pass the DataLoader itself)"
         )
     return labels.to(torch.int64)
+
+
+LABELS = ("labels", "label", "label_ids")  # as Hugging Face's data sets, collators and models name them
+
+
+def labelled(name: str, batch: Mapping[Any, Any]) -> tuple[Any, Any, str]:
+    """Inputs, labels and the place of the labels in a batch that is a mapping. The inputs are all other entries that hold tensors (texts
+    beside tensors are nothing a model takes), without their name where there is only one.
+
+    Raises:
+        TypeError: none of the usual names is there, or several are.
+    """
+    found = [key for key in LABELS if key in batch]
+    if len(found) != 1:
+        why = f"{' and '.join(map(repr, found))} could both be the labels" if found else "its labels can't be found"
+        raise TypeError(
+            f"{name}: a batch is {describe(batch)}, so {why}; accepted are (x, y), (x, _, y), and dicts with one of "
+            f"{', '.join(map(repr, LABELS))}. For anything else pass unpack=lambda batch: (batch['image'], batch['label'])"
+        )
+    inputs = {key: value for key, value in batch.items() if key not in found and next(tensors(value), None) is not None}
+    if not inputs:
+        raise TypeError(f"{name}: a batch is {describe(batch)}, in which no other entry holds tensors; accepted are numbers, as trained on")
+    return inputs if len(inputs) > 1 else next(iter(inputs.values())), batch[found[0]], f"the entry {found[0]!r} of a batch"
 
 
 def _other_element(read_from: str) -> str:

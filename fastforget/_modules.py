@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+INSIDE = ("module_", "model")  # where skorch's nets, and trainers, hold the model
+
 
 def copy_of(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """A deep copy, also where modules keep tensors that a forward pass made (weight_norm, pruning, attention maps, features): of those
@@ -62,6 +64,10 @@ def refuse_kind(name: str, model: Any) -> None:
     if type(model).__name__ == "ExportedProgram":
         raise TypeError(f"{name}: got an ExportedProgram; accepted is a torch.nn.Module. Pass the module that was exported, or .module()")
     if not isinstance(model, nn.Module):
+        inside = next((place for place in INSIDE if isinstance(getattr(model, place, None), nn.Module)), None)
+        if inside is not None:
+            about = f"{name}: got {type(model).__name__}; accepted is a torch.nn.Module"
+            raise TypeError(f"{about}. Pass the one inside of it: {name}.{inside} (with inplace=True it is changed where it is)")
         return
     if any(isinstance(module, torch.fx.GraphModule) and "train" in vars(module) for module in model.modules()):
         raise TypeError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,15 +18,52 @@ ADVICE = "Pass forward=lambda model, inputs: ... that returns the logits [batch,
 _ENOUGH = 16  # answers of one logit that say whether they are probabilities
 
 
+def call(model: nn.Module, inputs: Any) -> Any:
+    """The model's output. A mapping goes in by name where the model's forward has parameters of these names, else as one argument.
+
+    Raises:
+        TypeError: some of the names are parameters and others aren't.
+    """
+    if isinstance(inputs, Mapping) and _by_name(model, inputs):
+        return model(**inputs)
+    return model(inputs)
+
+
+def _by_name(model: nn.Module, inputs: Mapping[Any, Any]) -> bool:
+    parameters = _parameters(model)
+    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    known = [key for key in inputs if key in named]
+    unknown = [key for key in inputs if key not in named]
+    if known and unknown and all(p.kind is not p.VAR_KEYWORD for p in parameters):
+        raise TypeError(
+            f"model: {type(model).__name__} takes {', '.join(map(repr, known))} of a batch's entries, but not "
+            f"{', '.join(map(repr, unknown))}. Take these out of the data, or pass unpack=lambda batch: (inputs, labels)"
+        )
+    return bool(known)
+
+
+def _parameters(model: nn.Module) -> list[inspect.Parameter]:
+    """Those of the forward of the module inside of wrappers, whose own takes anything."""
+    while True:
+        try:
+            parameters = list(inspect.signature(model.forward).parameters.values())
+        except (TypeError, ValueError):  # scripted
+            return []
+        inside = list(model.children())
+        if any(p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters) or len(inside) != 1:
+            return parameters
+        model = inside[0]
+
+
 def reading(forward: Callable[[nn.Module, Any], Any] | None) -> Forward:
-    """``forward`` (default: the model is called) that returns logits [batch, classes] whatever the model returns.
+    """``forward`` (default: :func:`call`) that returns logits [batch, classes] whatever the model returns.
 
     Raises:
         TypeError: at a call whose output holds no logits that could be told.
     """
 
     def logits(model: nn.Module, inputs: Any) -> Tensor:
-        output = forward(model, inputs) if forward is not None else model(inputs)
+        output = (forward or call)(model, inputs)
         if type(output) is Tensor and output.dim() == 2 and output.shape[1] > 1:
             return _as_asked(output)
         picked = pick(output)

@@ -23,6 +23,7 @@ REMEDIES = {
     "checkpoint is incompatible": "It checkpoints activations the old way: use torch.utils.checkpoint with use_reentrant=False",
     "cudnn RNN backward": "cuDNN's recurrent layers have no gradient in eval mode; call inside torch.backends.cudnn.flags(enabled=False)",
     "more than 1 value per channel": "Batch norm can't train on a single sample; give at least two",
+    "fabric.backward": "Lightning Fabric wraps it for a precision of its own: pass model.module",
     "inference mode": "Make the model outside of torch.inference_mode()",
     "modified by an inplace operation": "A module changes in place what its gradient needs; take inplace=True out of it",
 }

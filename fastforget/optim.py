@@ -267,34 +267,81 @@ class MaskedAdam(_Masked, torch.optim.Adam):
         self.set_mask(mask)
 
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        by_step: dict[int, tuple[list[Tensor], list[dict[str, Any]]]] = {}
         for p in params:
             state = self.state[p]
             if not state:
                 state["step"] = torch.tensor(0.0)
                 state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            chosen, states = by_step.setdefault(int(state["step"]) + 1, ([], []))
-            chosen.append(p)
-            states.append(state)
-        beta1, beta2 = group["betas"]
-        options = {name: float(group[name]) for name in ("lr", "eps", "weight_decay")}
-        one = torch.tensor(1.0, device="cpu")
-        for step, (chosen, states) in by_step.items():
-            mask_optim.masked_adam_(
-                chosen,
-                [p.grad for p in chosen],  # type: ignore[misc]
-                [self._masks.get(p) for p in chosen],
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
-                step=step,
-                betas=(float(beta1), float(beta2)),
-                decoupled=group["decoupled_weight_decay"],
-                maximize=group["maximize"],
-                **options,
-            )
-            # with a number instead of `one`, torch would make a tensor of it for each step
-            torch._foreach_add_([state["step"] for state in states], one, alpha=1.0)
+        states = [self.state[p] for p in params]
+        averages, squares, counts = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+        lr, (beta1, beta2) = group["lr"], group["betas"]
+        rate = lr if isinstance(lr, Tensor) else None
+        options = [0.0 if rate is not None else float(lr), *map(float, (beta1, beta2, group["eps"], group["weight_decay"]))]
+        update = _counted_op if torch.compiler.is_compiling() else _counted
+        update(
+            params,
+            [p.grad for p in params],  # type: ignore[misc]
+            [self._masks.get(p) for p in params],
+            averages,
+            squares,
+            counts,
+            rate,
+            options,
+            group["decoupled_weight_decay"],
+            group["maximize"],
+        )
+
+
+def _counted(
+    params: list[Tensor],
+    grads: list[Tensor],
+    masks: list[Tensor | None],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
+    rate: Tensor | None,
+    options: list[float],
+    decoupled: bool,
+    maximize: bool,
+) -> None:
+    """A step of Adam for parameters that may have taken different numbers of steps, as their ``steps`` count, and one more of these.
+
+    Args:
+        rate: the learning rate, where it is a tensor.
+        options: the learning rate otherwise, both betas, eps, weight decay.
+    """
+    lr, beta1, beta2, eps, weight_decay = options
+    by_step: dict[int, list[int]] = {}
+    for i, step in enumerate(steps):
+        by_step.setdefault(int(step) + 1, []).append(i)
+    for count, chosen in by_step.items():
+        mask_optim.masked_adam_(
+            [params[i] for i in chosen],
+            [grads[i] for i in chosen],
+            [masks[i] for i in chosen],
+            [exp_avgs[i] for i in chosen],
+            [exp_avg_sqs[i] for i in chosen],
+            step=count,
+            lr=lr if rate is None else float(rate),
+            betas=(beta1, beta2),
+            eps=eps,
+            weight_decay=weight_decay,
+            decoupled=decoupled,
+            maximize=maximize,
+        )
+    # with a number instead of this tensor, torch would make a tensor of it for each step
+    torch._foreach_add_(steps, torch.tensor(1.0, device="cpu"), alpha=1.0)
+
+
+# torch keeps the count in a tensor, and a number that is read from a tensor ends a compiled graph: there the whole step is one op.
+_counted_op = torch.library.custom_op(
+    "fastforget::_adam_counted_",
+    _counted,
+    mutates_args=("params", "exp_avgs", "exp_avg_sqs", "steps"),
+    schema="(Tensor(a!)[] params, Tensor[] grads, Tensor?[] masks, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, "
+    "Tensor? rate, float[] options, bool decoupled, bool maximize) -> ()",
+)
 
 
 class MaskedAdamW(MaskedAdam):

@@ -112,7 +112,7 @@ def test_split_and_subset_partition():
         ((X, torch.nn.functional.one_hot(Y).float()), TypeError, "argmax"),
         ((X, Y[:4]), ValueError, "both must have N rows"),
         ((X, Y.to("meta")), ValueError, "one device"),
-        (DICTS, TypeError, "unpack="),
+        ([{"image": X[0], "target": 1}], TypeError, "unpack="),
         ([(x,) for x, _ in ROWS], TypeError, "unpack="),
         (Stream(), TypeError, "IterableDataset"),
         (DataLoader(Stream()), TypeError, "IterableDataset"),

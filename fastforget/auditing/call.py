@@ -112,7 +112,7 @@ class Audit:
                 not. They are listed apart, and if one misbehaves the verdict can't be PASS.
             seed: for data sets that augment at random, and for the bootstrap; same seed, same figures. The caller's random state is left
                 alone.
-            unpack: batch -> (inputs, labels), for batches that are not (x, y) or (x, _, y).
+            unpack: batch -> (inputs, labels), for batches that are not (x, y), (x, _, y) or dicts with "labels".
             forward: (model, inputs) -> logits, for models that don't map inputs to logits [batch, classes].
             batch_size: for sets that are not loaders.
             progress: show a bar when the output is a terminal.

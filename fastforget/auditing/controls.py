@@ -51,7 +51,7 @@ def controls(
             (``reset_parameters``); what that leaves as it was is drawn from a normal distribution of its own mean and
             deviation.
         forward: (model, inputs) -> logits, where calling the model doesn't give them.
-        unpack: batch -> (inputs, labels), for batches that are not (x, y) or (x, _, y).
+        unpack: batch -> (inputs, labels), for batches that are not (x, y), (x, _, y) or dicts with "labels".
 
     Returns:
         ``{"untouched", "random", "fine_tuned", "suppressed"}``: see :data:`CONTROL_MEANING`. "suppressed" only where classes are

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import _weights
 from .._caller import Caller
 from .._modules import dense_gradients
+from .._outputs import call
 from .._random import own_randomness
 from . import checks, plugs
 from .engine.precision import Formats
@@ -22,10 +23,6 @@ from .task import derived_seed
 from .verdict import judge, look_before
 
 READ, BEFORE = 52, 53  # purposes of seeds
-
-
-def _call(model: nn.Module, inputs: Any) -> Tensor:
-    return model(inputs)
 
 
 def unlearn(
@@ -79,7 +76,7 @@ def unlearn(
         precision: of training passes: ``"float32"``, ``"bfloat16"`` (with channels_last for nets with convolutions), or ``"auto"``: one
             step of each is tried, and what is clearly faster and gives the same gradient is taken. ``None``: ``"auto"`` for ``"sweep"``,
             ``"float32"`` for the published methods. Weights stay as they are, in their own memory format.
-        unpack: makes ``(inputs, labels)`` of a batch that isn't ``(x, y)`` or ``(x, _, y)``.
+        unpack: makes ``(inputs, labels)`` of a batch that isn't ``(x, y)``, ``(x, _, y)`` or a dict with an entry ``"labels"``.
         forward: ``forward(model, inputs) -> logits`` for models that aren't called that way.
         **options: the method's own, e.g. ``preset="paper"``; see :class:`fastforget.methods.UNSIR`.
 
@@ -123,7 +120,7 @@ def unlearn(
         with own_randomness(derived_seed(seed, 0)):
             task = make_task(
                 model, chosen, wanted, sets,
-                forward=caller.own(forward or _call), device=device, seed=seed, progress=progress, drop_forget=drop_forget,
+                forward=caller.own(forward or call), device=device, seed=seed, progress=progress, drop_forget=drop_forget,
                 budget=budget, precision=precision,
             )  # fmt: skip
             overlap = count_overlap(task) if check_overlap else {"how": "not checked: check_overlap=False"}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..._columns import Column
 from ..._data import Source, move
-from ..._outputs import as_columns, pick, probabilities, warn_of_probabilities
+from ..._outputs import as_columns, call, pick, probabilities, warn_of_probabilities
 from ..._progress import Progress
 from ..._progress import progress as progress_bar
 from ..._random import own_randomness
@@ -113,7 +113,7 @@ def _one_set(
 def batch_logits(model: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Tensor] | None, where: str) -> Tensor:
     inputs = move(inputs, device_of(model))
     try:
-        output = forward(model, inputs) if forward is not None else model(inputs)
+        output = (forward or call)(model, inputs)
     except Exception as error:
         raise RuntimeError(f"{where}: its forward failed with {type(error).__name__}: {error}") from error
     logits = pick(output)

@@ -64,7 +64,7 @@ def _checks(
     rows = [ModelRow.from_dict(row, f"{name}[{i}]") for name in ("rows", "control_rows") for i, row in enumerate(receipt[name])]
     yield same("sha256", receipt["sha256"], own_hash(receipt), "it was changed after it was written")
     for name, state in weights.items():
-        yield _weights(f"models.{name}.state_dict_sha256", receipt["models"].get(name, {}).get("state_dict_sha256"), state)
+        yield _weights(f"models.{name}", receipt["models"].get(name, {}), state)
     against = next(violations(receipt), "")
     yield Finding("entries", against)
     about = receipt["forget_set"]
@@ -84,12 +84,16 @@ def _checks(
     yield from _judged_again(receipt, rows)
 
 
-def _weights(field: str, stated: str | None, state: Mapping[str, Any]) -> Finding:
+def _weights(entry: str, hashed: Mapping[str, Any], state: Mapping[str, Any]) -> Finding:
+    """By the hash with the names; where these differ, by the contents alone."""
+    field, stated = f"{entry}.state_dict_sha256", hashed.get("state_dict_sha256")
     if stated is None:
         return Finding(field, "the receipt doesn't say")
     try:
         if hashes.same_state(stated, state):
             return Finding(field)
+        if hashes.same_contents(hashed, state):
+            return Finding(f"{entry}.contents_sha256 (the same tensors under other names)")
         return same(field, stated, hashes.of_state(state), "these are other weights")
     except (RuntimeError, TypeError, NotImplementedError) as error:
         return Finding(field, f"these weights can't be hashed: {first_line(error)}")

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..._data import Source
 from ..._hashes import set_hashes
-from ..._identity import WRAPPERS, bare_names, fingerprint, of_state, outside
+from ..._identity import WRAPPERS, bare_names, fingerprint, of_contents, of_names, of_state, outside
 from ..._random import own_randomness
 from ..._weights import device_of
 
@@ -18,6 +18,9 @@ SCHEMES = {
     "weights_sha256": "sha256 over name, shape, dtype and bytes of every parameter, buffer and packed weight, in the order of the names, "
     "without the parts of a name that wrappers put in (module, _orig_mod, _module); as in the result of ff.unlearn",
     "state_dict_sha256": "the same over model.state_dict(), without lone numbers and texts: what a weights file holds",
+    "contents_sha256": "sha256 over the sorted sha256 of each different tensor of model.state_dict() (shape, dtype, bytes), whatever it is "
+    "called: a library may rename weights, or leave one of two tied ones out, when it writes them",
+    "names_sha256": "sha256 over the sorted names in model.state_dict(), each followed by a line feed",
     "samples_sha256": "sha256 over the sorted sha256 of each sample (label, then dtype, shape and bytes of its input), so the order "
     "doesn't matter",
     "ids_sha256": "sha256 over the sorted ids as text, each followed by a line feed",
@@ -30,7 +33,9 @@ def of_model(model: nn.Module) -> dict[str, Any]:
     try:
         elsewhere = outside(model)
         if elsewhere is None:
-            return {"weights_sha256": fingerprint(model), "state_dict_sha256": of_state(model.state_dict()), **about}
+            state = model.state_dict()
+            named = {"contents_sha256": of_contents(state), "names_sha256": of_names(state)}
+            return {"weights_sha256": fingerprint(model), "state_dict_sha256": of_state(state), **named, **about}
     except (RuntimeError, TypeError, NotImplementedError) as error:
         elsewhere = str(error)
     return {"weights_sha256": None, "state_dict_sha256": None, **about, "reason": f"can't be hashed: {elsewhere}"}
@@ -59,6 +64,15 @@ def same_state(stated: str, state: Mapping[str, Any]) -> bool:
         return True
     bare = {name: state[key] for key, name in bare_names(state).items()}
     return any(stated == of_state({f"{prefix}.{name}": value for name, value in bare.items()}, bare=False) for prefix in sorted(WRAPPERS))
+
+
+def same_contents(stated: Mapping[str, Any], state: Mapping[str, Any]) -> bool:
+    """Whether a state_dict holds the tensors of a model's entry in a receipt under other names, or without one of two tied ones. Under the
+    same names it doesn't: then some of them were exchanged. Receipts from before this was put down can't say.
+    """
+    if not stated.get("contents_sha256") or stated.get("names_sha256") == of_names(state):
+        return False
+    return stated["contents_sha256"] == of_contents(state)
 
 
 def of_samples(source: Source, seed: int = 0) -> str:

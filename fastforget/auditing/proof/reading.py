@@ -24,7 +24,11 @@ from .receipt import FORMAT
 WANTED = "accepted is torch.save(model.state_dict(), …)"
 # Under which name a checkpoint holds the weights, the likeliest first.
 USUAL = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params", "parameters")
-LARGEST_RECEIPT, LARGEST_IDS = 64 << 20, 1 << 30  # bytes
+# What a folder of save_pretrained holds, the likeliest first: an index of several files, or one.
+INDEX = ".index.json"
+SAVED = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+FILES = (".safetensors", ".bin", ".pt", ".pth")
+LARGEST_RECEIPT, LARGEST_IDS, LARGEST_INDEX = 64 << 20, 1 << 30, 64 << 20  # bytes
 SHARED = 16  # how many times the bytes of a file its tensors may claim: some share their memory, none is spread out by far
 DEEPEST, MOST_ENTRIES = 40, 1_000_000
 
@@ -72,15 +76,20 @@ def _content(path: str | Path, most: int) -> bytes:
 
 
 def load_weights(path: str | Path, key: str | None = None) -> dict[str, Any]:
-    """A state_dict from .pt or .pth (torch.save, weights only) or .safetensors.
+    """A state_dict from .pt, .pth or .bin (torch.save, weights only), .safetensors, several of these by their index, or a folder with them.
 
     Args:
-        path: the file. What it holds is a state_dict, or has one inside.
+        path: the file. What it holds is a state_dict, or has one inside. Of a folder, as ``save_pretrained`` writes it: the index or the
+            one file of weights in it.
         key: where, such as "net" or "models.student"; without it the only one is taken, or that under a usual name.
 
     Raises:
         Unreadable: missing, cut off, no state_dict, or several.
     """
+    if os.path.isdir(path):
+        path = _in_folder(Path(path))
+    if str(path).endswith(INDEX):
+        return _sharded(Path(path))
     try:
         size = size_of(path)
     except BadFile as error:
@@ -101,6 +110,40 @@ def load_weights(path: str | Path, key: str | None = None) -> dict[str, Any]:
     if not isinstance(loaded, Mapping):
         raise Unreadable(f"{path}: holds a {type(loaded).__name__}; {WANTED}")
     return dict(_chosen(path, loaded, key))
+
+
+def _in_folder(folder: Path) -> Path:
+    """The file of a folder that its weights are read from."""
+    held = sorted(one.name for one in folder.iterdir())
+    usual = next((name for name in SAVED if name in held), None)
+    if usual is not None:
+        return folder / usual
+    found = [name for name in held if name.endswith(INDEX)] or [name for name in held if name.endswith(FILES)]
+    if len(found) == 1:
+        return folder / found[0]
+    none = f"no weights; accepted is a folder with {' or '.join(SAVED)}"
+    raise Unreadable(f"{folder}: a folder that holds {f'several files of weights, {describe(found)}; say which' if found else none}")
+
+
+def _sharded(index: Path) -> dict[str, Any]:
+    """All that an index names, each from its file beside it, and nothing else."""
+    try:
+        told = strict_json(_content(index, LARGEST_INDEX))
+    except ValueError as error:
+        raise Unreadable(f"{index}: not whole, or not JSON ({first_line(error)})") from error
+    places = told.get("weight_map") if isinstance(told, dict) else None
+    if not isinstance(places, dict) or not places or not all(isinstance(one, str) for one in places.values()):
+        raise Unreadable(f"{index}: has no entry \"weight_map\" of names and files; accepted is an index as save_pretrained writes it")
+    whole: dict[str, Any] = {}
+    for file in sorted(set(places.values())):
+        if Path(file).name != file or file.endswith(INDEX):
+            raise Unreadable(f"{index}: names the file {file!r}; accepted are files of weights beside it")
+        part, wanted = load_weights(index.parent / file), {name for name, place in places.items() if place == file}
+        if set(part) != wanted:
+            name = min(set(part) ^ wanted)
+            raise Unreadable(f"{index}: {name!r} is {'not in' if name in wanted else 'in'} {file}, but the index says otherwise")
+        whole |= part
+    return whole
 
 
 def _safetensors(path: str | Path) -> dict[str, Tensor]:

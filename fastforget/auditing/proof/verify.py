@@ -21,6 +21,7 @@ from .receipt import CALLED
 
 __all__ = ["Finding", "Unreadable", "check", "load_receipt", "load_weights", "main", "parser"]
 
+WEIGHTS = "weights of the unlearned model: .pt, .pth, .safetensors, an index of several, or a folder as save_pretrained writes it"
 SETS = ("forget", "retain", "test")
 OPTIONS = {
     ORIGINAL: "the original's weights",
@@ -46,10 +47,10 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("receipt", type=Path, help="the receipt's JSON file")
-    p.add_argument("--model", type=Path, required=True, metavar="FILE", help="weights of the unlearned model: .pt, .pth or .safetensors")
+    p.add_argument("--model", type=Path, required=True, metavar="PATH", help=WEIGHTS)
     p.add_argument("--name", help="its name in the receipt (default: the only one beside original and retrained)")
-    p.add_argument("--original", type=Path, metavar="FILE", help="weights of the original model")
-    p.add_argument("--retrained", type=Path, metavar="FILE", help="weights of the retrained model")
+    p.add_argument("--original", type=Path, metavar="PATH", help="weights of the original model")
+    p.add_argument("--retrained", type=Path, metavar="PATH", help="weights of the retrained model")
     p.add_argument("--key", help='where in these files the weights lie, such as "net" (default: the only place, or a usual one)')
     p.add_argument("--forget", type=Path, metavar="FILE", help='the forget set: .npz with "inputs" and "labels", as they were audited')
     p.add_argument("--retain", type=Path, metavar="FILE", help="the retain set, likewise")

@@ -199,7 +199,7 @@ class Shadows(ShadowAttacks):
 
         Args:
             source: a DataLoader, a Dataset or an (inputs, labels) pair; the same values in the same dtype as in the pool.
-            unpack: batch -> (inputs, labels), for batches that are not (x, y) or (x, _, y).
+            unpack: batch -> (inputs, labels), for batches that are not (x, y), (x, _, y) or dicts with "labels".
 
         Returns:
             int64[n] of positions in the pool, in the source's order. Equal samples get different positions while the pool has as many.

@@ -112,7 +112,7 @@ def shadows(
             can't be done), a number, or False for one after another.
         keep_scores: keep each model's float32[N] of losses (attack R needs them).
         progress: show a bar when the output is a terminal.
-        unpack: batch -> (inputs, labels), for batches that are not (x, y) or (x, _, y).
+        unpack: batch -> (inputs, labels), for batches that are not (x, y), (x, _, y) or dicts with "labels".
         forward: (model, inputs) -> logits [batch, classes].
 
     Returns:
