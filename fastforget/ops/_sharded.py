@@ -3,99 +3,23 @@
 An op's public function asks :func:`found` once its fast path has refused the call, and then calls itself with the local parts. Three
 kinds of op need more than that: noise the part's place in the whole (:func:`in_stream`), counts a sum over the ranks
 (:meth:`Parts.total`), and the largest magnitudes of all a common threshold (``mask/select.py``).
-
-``torch.distributed.tensor`` is imported by whoever makes a DTensor, never here before one is seen.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .._dtensors import Box, found, is_sharded, local_part, replicated
 from . import _arguments as arg
 
+__all__ = ["Parts", "alike", "found", "in_stream", "is_sharded", "local_part", "replicated"]
+
 CHUNK = 1 << 20  # elements of a whole tensor's rows that noise is made for at once, where a part isn't one run of them
-
-_modules = sys.modules
-
-
-def found(*values: Any) -> bool:
-    """Whether any is a DTensor, or a list with one. Costs a look into a dict where nobody uses them."""
-    module = _modules.get("torch.distributed.tensor")
-    if module is None:
-        return False
-    kind = module.DTensor
-    return any(isinstance(v, kind) or (isinstance(v, (list, tuple)) and any(isinstance(x, kind) for x in v)) for v in values)
-
-
-def is_sharded(x: Any) -> bool:
-    module = _modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(x, module.DTensor)
-
-
-def local_part(where: str, x: Any) -> Tensor:
-    """A DTensor's part on this rank: the same memory.
-
-    Raises:
-        ValueError: partial sums, or a placement of which this can't tell where a part lies.
-    """
-    from torch.distributed.tensor import Replicate, Shard
-
-    for placement in x.placements:
-        if type(placement) not in (Shard, Replicate):
-            raise ValueError(
-                f"{where}: a DTensor placed as {placement}; accepted are Shard(dim) and Replicate() in each mesh dimension. "
-                "Call x.redistribute(placements=[...]) first"
-            )
-    return _waited(x.to_local())
-
-
-def _waited(part: Any) -> Tensor:
-    """A result of a collective may still be on its way."""
-    return part.wait() if type(part).__name__ == "AsyncCollectiveTensor" else part
-
-
-@dataclass(frozen=True)
-class Box:
-    """Where a part lies: in each dimension of the whole, where it begins and how far it goes."""
-
-    whole: tuple[int, ...]
-    begin: tuple[int, ...]
-    size: tuple[int, ...]
-
-    @classmethod
-    def of(cls, x: Any) -> Box:
-        if not is_sharded(x):
-            return cls(tuple(x.shape), (0,) * x.dim(), tuple(x.shape))
-        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-        size, begin = compute_local_shape_and_global_offset(x.shape, x.device_mesh, x.placements)
-        return cls(tuple(x.shape), tuple(begin), tuple(size))
-
-    @property
-    def all(self) -> bool:
-        return self.size == self.whole
-
-    @property
-    def width(self) -> int:
-        """Elements of the whole in one index of its first dimension."""
-        return prod(self.whole[1:])
-
-    @property
-    def one_run(self) -> bool:
-        """Whether the part's elements stand beside each other in the whole, row by row."""
-        return self.size[1:] == self.whole[1:] or prod(self.size) == 0
-
-    def cut(self, whole: Tensor, dims: slice = slice(None)) -> Tensor:
-        """The part of a plain tensor of the whole's shape (or, ``dims``, of its first dimensions); a view."""
-        return whole[tuple(slice(b, b + n) for b, n in zip(self.begin[dims], self.size[dims], strict=True))]
-
 
 class Parts:
     """The parts on this rank of an op's tensors, one or a list, of which some are DTensors; plain ones are the same on every rank.
@@ -193,11 +117,6 @@ class Parts:
             for dim in range(mesh.ndim):
                 dist.all_reduce(value, group=mesh.get_group(dim))
         return value
-
-
-def replicated(value: Any) -> Tensor:
-    """All of it, as a plain tensor."""
-    return _waited(value.full_tensor()) if is_sharded(value) else value
 
 
 def alike(part: Tensor, x: Any, whole: Sequence[int], placements: Sequence[Any]) -> Any:

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..._dtensors import Box
 from ...reference.update import compute_dtype
-from .._sharded import Box, Parts
+from .._sharded import Parts
 
 _BITS = 16  # of a key at a time: 65,536 bins go over the wire
 _CHUNK = 1 << 20
