@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DistributedSampler
 
 from . import _unwrapped
 from ._data import Source, source
@@ -27,6 +28,7 @@ from ._weights import fingerprint
 
 BEAT = 1.0  # seconds between two signs of life
 SILENCE = 30.0  # seconds without one, after which a rank counts as dead
+LINGER = 3.0  # seconds that a failure takes longer on the first rank
 POLL = 0.02
 OTHER_BYTES = "The same work gave other bytes: do processors, numbers of threads or versions differ?"
 COMPARED = 256  # samples of a set that is read one by one, whose bytes are compared
@@ -72,6 +74,15 @@ class Ranks:
         if error is not None:
             with contextlib.suppress(Exception):  # the store may be what has failed
                 self.store.set(self._key("failed", self.rank), f"{type(error).__name__}: {error}"[:2000])
+                self._linger()
+
+    def _linger(self) -> None:
+        """The first rank may keep the store: before it goes, the others read why."""
+        until = time.monotonic() + LINGER
+        others = [rank for rank in self.ranks if rank != self.rank] if self.first else []
+        while others and time.monotonic() < until:
+            others = [rank for rank in others if not self.store.check([self._key("failed", rank)])]
+            time.sleep(POLL)
 
     def _key(self, what: str, rank: int) -> str:
         return f"{self.prefix}/{what}/{rank}"
@@ -170,15 +181,18 @@ class Ranks:
         for name, mine in own.items():
             shown = []
             for rank, other in zip(self.ranks, said, strict=True):
-                if name not in other or other[name][:2] != said[0][name][:2]:
-                    count = f"{other[name][0]} samples" if name in other else "none"
+                if name not in other or name not in said[0] or other[name][:2] != said[0][name][:2]:
+                    counts = [f"{one[name][0]} samples" if name in one else "none" for one in (other, said[0])]
                     raise RankError(
-                        f"{self.call}: {name}: rank {rank} was given other data than rank {self.ranks[0]} ({count}; there "
-                        f"{said[0][name][0]}); accepted is the same set on every rank, or a DataLoader over the same Dataset with a "
+                        f"{self.call}: {name}: rank {rank} was given other data than rank {self.ranks[0]} ({counts[0]}; there "
+                        f"{counts[1]}); accepted is the same set on every rank, or a DataLoader over the same Dataset with a "
                         "DistributedSampler, whose parts are put together. Pass the whole set on each rank"
                     )
                 shown.append(torch.arange(len(mine.samples)) if other[name][2] is None else other[name][2])
-            union = shown[0] if all(torch.equal(one, shown[0]) for one in shown) else torch.cat(shown).unique()
+            # in the data set's order where parts are put together, also of one rank: the result doesn't depend on their number
+            parted = isinstance(getattr(given[name], "sampler", None), DistributedSampler)
+            equal = all(torch.equal(one, shown[0]) for one in shown)
+            union = shown[0] if equal and not parted else torch.cat(shown).unique()
             whole = torch.equal(union, torch.arange(len(mine.samples)))
             shared[name] = Source(
                 mine.samples, name=name, batch_size=mine.batch_size, indices=None if whole else union, longest=mine.longest
