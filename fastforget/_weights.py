@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from . import _identity
+from ._dtensors import Box, local_part
 from ._identity import digest
 from ._modules import copy_of
+from ._unwrapped import inner
 
 __all__ = [
     "device_of",
@@ -61,13 +63,14 @@ def put_back(model: nn.Module, saved: dict[str, Tensor]) -> None:
 
 def overwriting(model: nn.Module, source: nn.Module) -> Overwriting:
     """``model`` is to take ``source``'s weights. Nothing is written yet; whatever can be refused is refused here."""
-    old, new = _tensors(model), _tensors(source)
+    old, new = _tensors(inner(model)), _tensors(source)
     for name, value in old.items():
         if name not in new or new[name].shape != value.shape:
             got = f"shape {tuple(new[name].shape)}" if name in new else "none"
             raise RuntimeError(f"model: the run left {got} for {name} of shape {tuple(value.shape)}; with inplace=False it can be had")
     # detached: the same memory, outside of autograd, so that no context is needed around the write
-    return Overwriting([value.detach() for value in old.values()], [new[name].detach() for name in old])
+    target = [local_part(name, value.detach()) for name, value in old.items()]
+    return Overwriting(target, [Box.of(value).cut(new[name].detach()) for name, value in old.items()])
 
 
 class Overwriting:

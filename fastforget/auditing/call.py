@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from .. import _ranks
 from .._caller import Caller
 from . import report
 from .controls import controls
@@ -135,36 +136,48 @@ class Audit:
         >>> report.verdict
         'NO REFERENCE'
         """
-        started = time.perf_counter()
-        with Caller() as caller, caller.aside("audit", seed):
-            request = checked(
-                models,
-                {"forget": forget, "retain": retain, "test": test},
-                attacks=attacks,
-                oracles=oracles,
-                shadows=shadows,
-                population=population,
-                teacher=teacher,
-                relearn=relearn,
-                train=train,
-                intervals=intervals,
-                frozen_body=frozen_body,
-                controls=controls,
-                seed=seed,
-                unpack=unpack,
-                forward=caller.own(forward),
-                batch_size=batch_size,
-                progress=progress,
-            )
-            measured = measure(request)
-            judgement = judge_all(measured.rows, frozen_body=request.frozen_body)
-            settings = settings_of(request, measured)
-        return report.AuditReport(
-            figures=[row for row in judgement.rows if not row.control],
-            control_figures=[row for row in judgement.rows if row.control],
-            verdict=judgement.verdict,
-            reasons=judgement.reasons,
-            control_outcomes=judgement.controls,
-            settings=settings | {"seconds": time.perf_counter() - started, "torch": torch.__version__},
-            curves=measured.curves,
-        )
+        sets = {"forget": forget, "retain": retain, "test": test, "population": population, "train": train}
+        settings: dict[str, Any] = {
+            "attacks": attacks, "relearn": relearn, "intervals": intervals, "frozen_body": frozen_body, "seed": seed, "unpack": unpack,
+            "forward": forward, "batch_size": batch_size,
+        }  # fmt: skip
+        further: dict[str, Any] = {"oracles": oracles, "shadows": shadows, "teacher": teacher, "controls": controls}
+        with _ranks.together("audit", *(models.values() if isinstance(models, dict) else ())) as ranks:
+            if ranks is None:
+                return _audit(models, **sets, **settings, **further, progress=progress)
+            ranks.options(**settings, models=list(models), further=[name for name, value in further.items() if value])
+            whole = ranks.models(models)
+            sets |= ranks.sets(sets, unpack=unpack, batch_size=batch_size)
+            made = _audit(whole, **sets, **settings, **further, progress=progress and ranks.first)
+            ranks.agree("the report", (made.verdict, repr(made.rows)), _ranks.OTHER_BYTES)
+            made.settings["ranks"] = len(ranks.ranks)
+            return made
+
+
+def _audit(
+    models: dict[str, nn.Module],
+    *,
+    forget: Any,
+    retain: Any,
+    test: Any,
+    forward: Callable[[nn.Module, Any], Tensor] | None,
+    seed: int,
+    **settings: Any,
+) -> report.AuditReport:
+    """:meth:`Audit.__call__` of models that this process holds alone."""
+    started = time.perf_counter()
+    with Caller() as caller, caller.aside("audit", seed):
+        sets = {"forget": forget, "retain": retain, "test": test}
+        request = checked(models, sets, forward=caller.own(forward), seed=seed, **settings)
+        measured = measure(request)
+        judgement = judge_all(measured.rows, frozen_body=request.frozen_body)
+        described = settings_of(request, measured)
+    return report.AuditReport(
+        figures=[row for row in judgement.rows if not row.control],
+        control_figures=[row for row in judgement.rows if row.control],
+        verdict=judgement.verdict,
+        reasons=judgement.reasons,
+        control_outcomes=judgement.controls,
+        settings=described | {"seconds": time.perf_counter() - started, "torch": torch.__version__},
+        curves=measured.curves,
+    )

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .. import _weights
+from .. import _ranks, _weights
 from .._caller import Caller
 from .._modules import dense_gradients
 from .._outputs import call
@@ -103,6 +103,50 @@ def unlearn(
     >>> result.receipt["options"]["impair_lr"]
     0.02
     """
+    data = {"forget": forget, "retain": retain, "nonmember": nonmember, "test": test}
+    settings: dict[str, Any] = {
+        "classes": classes, "seed": seed, "drop_forget": drop_forget, "check_overlap": check_overlap, "budget": budget,
+        "precision": precision, **options,
+    }  # fmt: skip
+    with _ranks.together("unlearn", model) as ranks:
+        if ranks is None:
+            return _unlearn(model, method, **data, inplace=inplace, progress=progress, unpack=unpack, forward=forward, **settings)
+        ranks.options(method=method, inplace=inplace, unpack=unpack, forward=forward, **settings)
+        work = ranks.models({"model": model})["model"]
+        sets: dict[str, Any] = {**data, **ranks.sets(data, unpack=unpack)}
+        # not in place: the copy is this call's own, and goes when the result is there
+        result = _unlearn(work, method, **sets, progress=progress and ranks.first, unpack=unpack, forward=forward, **settings)
+        write = _weights.overwriting(model, result.model) if inplace else None
+        after = (result.receipt["weights_sha256"], result.forgot)
+        ranks.agree("the result", after, _ranks.OTHER_BYTES)
+        result.receipt["ranks"] = len(ranks.ranks)
+        if write is None:
+            return result
+        result.model = model
+        return write.give(result)
+
+
+def _unlearn(
+    model: nn.Module,
+    method: Any,
+    *,
+    forget: Any,
+    retain: Any,
+    nonmember: Any,
+    test: Any,
+    classes: Any,
+    seed: int,
+    progress: bool,
+    drop_forget: bool,
+    check_overlap: bool,
+    budget: int | str | None,
+    precision: str | None,
+    unpack: Callable[[Any], tuple[Any, Any]] | None,
+    forward: Callable[[nn.Module, Any], Tensor] | None,
+    inplace: bool = False,
+    **options: Any,
+) -> UnlearnResult:
+    """:func:`unlearn` of a model that this process holds alone."""
     began = time.perf_counter()
     if method == "auto":
         method, reason = suitable(classes, forget=forget, retain=retain, nonmember=nonmember)
@@ -158,6 +202,6 @@ def unlearn(
     result = UnlearnResult(changed, task.history, time.perf_counter() - began, receipt, verdict.forgot, verdict.why, task.cost)
     if not verdict.forgot:
         about = f"the model did NOT verifiably forget {wanted or 'the samples'}: {verdict.why}"
-        warnings.warn(f"fastforget: {about}", NotForgottenWarning, stacklevel=2)
+        warnings.warn(f"fastforget: {about}", NotForgottenWarning, stacklevel=3)
     # the last thing that is done: whatever stops the call before, a warning as an error included, finds the model as it was
     return write.give(result) if write is not None else result

@@ -130,7 +130,7 @@ def _warn_of_probabilities(model: nn.Module, forward: Forward, source: Source, d
             logits = forward(model, inputs)
     remedy = _outputs.probabilities(logits)
     if remedy is not None:
-        _outputs.warn_of_probabilities("model", remedy, stacklevel=6)
+        _outputs.warn_of_probabilities("model", remedy, stacklevel=7)
 
 
 def label_range(source: Source, outputs: int) -> None:

@@ -287,7 +287,8 @@ def plain_lists(*values: Any) -> list[Sequence[Tensor]] | None:
             for tensors in lists:
                 if any(map(_requires_grad, tensors)):
                     return None
-        return lists if lists[0] and lists[0][0].is_cpu else None
+        # of a DTensor's op torch would first look for a rule, which takes longer than the op
+        return lists if lists[0] and type(lists[0][0]) in _TYPES and lists[0][0].is_cpu else None
     except AttributeError:  # something that is no tensor
         return None
 

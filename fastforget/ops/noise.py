@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .. import _schema
 from . import _arguments as arg
+from . import _sharded
 
 T = TypeVar("T", Tensor, Sequence[Tensor])
 
@@ -106,6 +107,24 @@ def _stds(std: Std, like_name: str, like: list[Tensor]) -> tuple[list[float], li
     return _floats("std", std, len(like)), []
 
 
+def _each(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _local_std(parts: _sharded.Parts, std: Std) -> Any:
+    tensors = isinstance(std, Tensor) or (isinstance(std, (list, tuple)) and any(isinstance(s, Tensor) for s in std))
+    return parts.like("std", std) if tensors else _each(std)
+
+
+def _keyed(op: Callable[..., Any], names: Sequence[str], seed: int, step: int, **numbers: float) -> Callable[..., Any]:
+    """``op`` as a call on local parts, what goes with them in the order of ``names``."""
+
+    def call(xs: list[Tensor], *partners: Any, stream: int, start: int | Sequence[int]) -> None:
+        op(xs, **dict(zip(names, partners, strict=True)), seed=seed, step=step, stream=stream, start=start, **numbers)
+
+    return call
+
+
 def random_bits(
     n: int, *, seed: int, stream: int = 0, step: int = 0, start: int = 0, device: torch.device | str = "cpu"
 ) -> Tensor:
@@ -175,6 +194,10 @@ def normal_(
     numbers = isinstance(mean, _NUMBER) and isinstance(std, _NUMBER)
     if numbers and _fast(_try_normal, (x,), ((mean,), (std,)), seed, stream, step, start):
         return x
+    if _sharded.found(x):
+        parts = _sharded.Parts("x", x)
+        _sharded.in_stream(_keyed(normal_, ("std", "mean"), seed, step), parts, (_each(std), _each(mean)), stream=stream, start=start)
+        return x
     xs, staged, (key, stream, step, starts) = _prepared("x", x, seed, stream, step, start)
     if xs:
         arg.apart("normal_", xs)
@@ -218,6 +241,10 @@ def add_normal_(
     ([0.0, 0.0], True)
     """
     if isinstance(std, _NUMBER) and _fast(_try_add_normal, (x,), ((std,),), seed, stream, step, start):
+        return x
+    if _sharded.found(x, std):
+        parts = _sharded.Parts("x", x)
+        _sharded.in_stream(_keyed(add_normal_, ("std",), seed, step), parts, (_local_std(parts, std),), stream=stream, start=start)
         return x
     xs, staged, (key, stream, step, starts) = _prepared("x", x, seed, stream, step, start)
     if xs:
@@ -282,6 +309,11 @@ def perturb_step_(
     # the op takes no gradients at all for a step without them
     some = isinstance(grads, Tensor) or (isinstance(grads, (list, tuple)) and len(grads) > 0)
     if some and isinstance(std, _NUMBER) and _fast(_try_perturb_step, (params, grads), (lr, (std,), ()), seed, stream, step, start):
+        return params
+    if _sharded.found(params, grads, std):
+        parts = _sharded.Parts("params", params)
+        others = (parts.like("grads", grads), _local_std(parts, std))
+        _sharded.in_stream(_keyed(perturb_step_, ("grads", "std"), seed, step, lr=lr), parts, others, stream=stream, start=start)
         return params
     xs, staged, (key, stream, step, starts) = _prepared("params", params, seed, stream, step, start)
     gradients = arg.same_list("grads", grads, "params", xs)

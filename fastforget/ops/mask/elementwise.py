@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ... import _schema
 from .. import _arguments as arg
+from .. import _sharded
 
 __all__ = ["SoftThreshold", "accumulate_importance_", "dampen_", "soft_threshold_"]
 
@@ -70,6 +71,15 @@ def dampen_(
         count = arg.unset_scalar(torch.int64)
         if arg.accepted(_try_dampen, (*lists, count, alpha, lam), lists[0]):
             return count
+    if _sharded.found(params, forget_importance, retain_importance):
+        parts = _sharded.Parts("params", params)
+        f, r = parts.like("forget_importance", forget_importance), parts.like("retain_importance", retain_importance)
+        own, _ = (
+            dampen_([parts.local[i] for i in some], [f[i] for i in some], [r[i] for i in some], alpha=alpha, lam=lam)
+            for some in parts.counted()
+        )
+        parts.done()
+        return parts.total(own.to(parts.local[0].device))
     xs = arg.listed("params", params)
     forget = arg.same_list("forget_importance", forget_importance, "params", xs)
     retain = arg.same_list("retain_importance", retain_importance, "params", xs)
@@ -120,6 +130,11 @@ def accumulate_importance_(importances: T, grads: Tensor | Sequence[Tensor], *, 
         changed, gradients = lists
         if arg.accepted(_try_accumulate_importance, (changed, gradients, *numbers), changed):
             return importances
+    if _sharded.found(importances, grads):
+        parts = _sharded.Parts("importances", importances)
+        accumulate_importance_(parts.local, parts.like("grads", grads), power=power, scale=scale)
+        parts.done()
+        return importances
     xs = arg.listed("importances", importances)
     gradients = arg.listed("grads", grads)
     if len(gradients) != len(xs):
@@ -176,6 +191,15 @@ def soft_threshold_(x: Tensor | Sequence[Tensor], threshold: float | Sequence[fl
             l1, nnz = arg.unset_scalar(torch.float64), arg.unset_scalar(torch.int64)
             if arg.accepted(_try_soft_threshold, (*lists, (threshold,), l1, nnz), lists[0]):
                 return SoftThreshold(l1, nnz)
+    if _sharded.found(x):
+        parts = _sharded.Parts("x", x)
+        each = [threshold] * len(parts.given) if isinstance(threshold, (int, float)) else threshold
+        if isinstance(each, Tensor) or not isinstance(each, (list, tuple)) or len(each) != len(parts.given):
+            return soft_threshold_(parts.local, each)  # refuses it in words
+        own, _ = (soft_threshold_([parts.local[i] for i in some], [each[i] for i in some]) for some in parts.counted())
+        parts.done()
+        device = parts.local[0].device
+        return SoftThreshold(parts.total(own.l1.to(device)), parts.total(own.nnz.to(device)))
     xs = arg.listed("x", x)
     staged = arg.writable("x", xs)
     values = [threshold] if isinstance(threshold, (int, float)) else threshold

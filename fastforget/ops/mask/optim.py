@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ... import _schema
+from ...reference.mask.select import unpack_bits
 from .. import _arguments as arg
+from .. import _sharded
 
 __all__ = ["masked_adam_", "masked_sgd_"]
 
@@ -58,6 +60,25 @@ def _masks(masks: Masks, params: list[Tensor], factors: bool) -> list[Tensor]:
         checked = all_on if mask is None else check_mask(f"masks[{i}]", mask, p, factors)
         contiguous.append(checked if checked.is_contiguous() else checked.contiguous())
     return contiguous
+
+
+def _parts_of_masks(parts: _sharded.Parts, masks: Masks, factors: bool) -> list[Tensor | None]:
+    """Each mask's part on this rank; a mask is a DTensor, or a plain tensor for the whole parameter."""
+    given = [masks] * len(parts.given) if masks is None else [masks] if isinstance(masks, Tensor) else list(masks)
+    if len(given) != len(parts.given):
+        _masks(masks, parts.given, factors)  # refuses it in words
+    local: list[Tensor | None] = []
+    for i, (mask, p) in enumerate(zip(given, parts.given, strict=True)):
+        if mask is not None:
+            check_mask(f"masks[{i}]", mask, p, factors)
+            if mask.shape == p.shape and mask.dtype == torch.bool:
+                (mask,) = parts.only(i).like(f"masks[{i}]", mask)
+            elif mask.dtype == torch.uint8 and _sharded.is_sharded(p):
+                mask = parts.box[i].cut(unpack_bits(_sharded.replicated(mask), p.numel()).view(p.shape))
+            else:
+                mask = parts.rows(i, mask)
+        local.append(mask)
+    return local
 
 
 def _fast(
@@ -136,6 +157,15 @@ def masked_sgd_(
     scalars = (lr, momentum, dampening, weight_decay, bool(nesterov), bool(maximize), bool(first))
     if _fast(_try_sgd, params, grads, masks, (momentum_buffers if momentum != 0 else [],), scalars):
         return params
+    if _sharded.found(params, grads, masks, momentum_buffers):
+        parts = _sharded.Parts("params", params)
+        held = None if momentum == 0 or momentum_buffers is None else parts.like("momentum_buffers", momentum_buffers, changed=True)
+        masked_sgd_(
+            parts.local, parts.like("grads", grads), _parts_of_masks(parts, masks, True), lr=lr, momentum_buffers=held, momentum=momentum,
+            dampening=dampening, weight_decay=weight_decay, nesterov=nesterov, maximize=maximize, first=first,
+        )  # fmt: skip
+        parts.done()
+        return params
     xs = arg.listed("params", params)
     gradients = arg.same_list("grads", arg.listed("grads", grads), "params", xs)
     if not xs:
@@ -211,6 +241,15 @@ def masked_adam_(
         raise ValueError(f"betas: got {betas!r}; accepted are two numbers in [0, 1)")
     scalars = (step, lr, float(beta1), float(beta2), eps, weight_decay, bool(decoupled), bool(maximize))
     if _fast(_try_adam, params, grads, masks, (exp_avgs, exp_avg_sqs), scalars):
+        return params
+    if _sharded.found(params, grads, masks, exp_avgs, exp_avg_sqs):
+        parts = _sharded.Parts("params", params)
+        moments = (parts.like("exp_avgs", exp_avgs, changed=True), parts.like("exp_avg_sqs", exp_avg_sqs, changed=True))
+        masked_adam_(
+            parts.local, parts.like("grads", grads), _parts_of_masks(parts, masks, False), *moments, step=step, lr=lr, betas=betas, eps=eps,
+            weight_decay=weight_decay, decoupled=decoupled, maximize=maximize,
+        )  # fmt: skip
+        parts.done()
         return params
     xs = arg.listed("params", params)
     gradients = arg.same_list("grads", arg.listed("grads", grads), "params", xs)

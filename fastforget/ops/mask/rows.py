@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
 from ... import _schema
 from .. import _arguments as arg
+from .. import _sharded
 
 __all__ = ["NeuronStats", "NeuronStatsList", "neuron_stats"]
 
@@ -41,6 +42,28 @@ def _three(x: Tensor, dim: int) -> Tensor:
         x, dim = dense, order.index(dim)
     shape = x.shape
     return x.contiguous().view(shape[:dim].numel(), shape[dim], shape[dim + 1 :].numel())
+
+
+def _of_sharded(x: Tensor | Sequence[Tensor], xs: list[Tensor], dim: int) -> NeuronStats | NeuronStatsList:
+    """Whole slices for each rank, so that no sum is put together of parts."""
+    means, squares = [], []
+    for i, given in enumerate(xs):
+        t: Any = given
+        if not _sharded.is_sharded(t):
+            mean, square = neuron_stats(t, dim=dim)
+        else:
+            along, where = dim % t.dim(), "x" if len(xs) == 1 else f"x[{i}]"
+            _sharded.local_part(where, t)  # refuses a placement in words
+            t = t.detach()
+            if any(p.is_shard() and p.dim != along for p in t.placements):
+                t = t.redistribute(placements=[type(p)(along) if p.is_shard() else p for p in t.placements])
+            placements = [type(p)(0) if p.is_shard() else p for p in t.placements]
+            mean, square = (
+                _sharded.alike(one, t, (t.shape[along],), placements) for one in neuron_stats(_sharded.local_part(where, t), dim=along)
+            )
+        means.append(mean)
+        squares.append(square)
+    return NeuronStats(means[0], squares[0]) if isinstance(x, Tensor) else NeuronStatsList(means, squares)
 
 
 @overload
@@ -93,6 +116,8 @@ def neuron_stats(x: Tensor | Sequence[Tensor], *, dim: int = 0) -> NeuronStats |
             raise ValueError(f"dim: got {dim}, but {where} has {t.dim()} dimensions; accepted is {accepted}")
     if not xs:
         return NeuronStatsList([], [])
+    if _sharded.found(xs):
+        return _of_sharded(x, xs, dim)
     sources, along = [t.detach() if t.requires_grad else t for t in xs], dim
     if dim < 0 or not all(t.is_contiguous() for t in sources):
         sources, along = [_three(t, dim % t.dim()) for t in sources], 1

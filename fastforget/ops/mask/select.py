@@ -12,6 +12,8 @@ from torch import Tensor
 from ... import _schema
 from ...reference.mask import select as reference
 from .. import _arguments as arg
+from .. import _sharded
+from . import _select_sharded
 
 __all__ = ["pack_bits", "ratio_mask", "saliency_mask", "unpack_bits"]
 
@@ -78,6 +80,18 @@ def saliency_mask(
     k = _chosen(keep, sum(t.numel() for t in xs))
     if not xs:
         return [], torch.full((), math.inf)
+    if _sharded.found(xs):
+        if packed:
+            raise ValueError(f"packed: got {packed!r} with a DTensor; accepted is False: a byte's bits would lie on two ranks")
+        parts = _sharded.Parts("x", xs, changed=False)
+        own, threshold = _select_sharded.select(parts, k)
+        local = [torch.empty(t.shape, dtype=torch.bool, device=t.device) for t in parts.local]
+        least = torch.empty_like(threshold)  # of this rank's own
+        arg.run("saliency_mask", _saliency_mask, [*local, least], (arg.readable(parts.local), own, local, least))
+        masks = [
+            _sharded.alike(m, t, t.shape, t.placements) if _sharded.is_sharded(t) else m for m, t in zip(local, parts.given, strict=True)
+        ]
+        return masks[0] if isinstance(x, Tensor) else masks, threshold
     masks = _unset_masks(xs, packed)
     wide = any(t.dtype == torch.float64 for t in xs)
     threshold = torch.empty((), dtype=torch.float64 if wide else torch.float32, device=xs[0].device)
