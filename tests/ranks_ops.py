@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import fastforget as ff
-from fastforget.ops import mask, noise
+from fastforget.ops import mask, noise, update
 
 SHAPES = [(5, 3), (13,), (6, 4, 3, 3), (1, 7), (3, 10), ()]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -73,6 +73,17 @@ def _saliency(place: Place, dtype: torch.dtype) -> list[Any]:
     return made
 
 
+def _ratio(place: Place, dtype: torch.dtype) -> list[Any]:
+    above, below = (place([t.abs() for t in draw(i, dtype)]) for i in range(2))
+    return mask.ratio_mask(above, below, 0.7, eps=0.01)
+
+
+def _products(place: Place, dtype: torch.dtype) -> list[Any]:
+    """Of whole numbers, whose sums are exact in any order."""
+    a, b = (place([(2 * t).round() for t in draw(i, dtype)]) for i in range(2))
+    return [*update.gradient_products(a, b)]
+
+
 def _masks(form: str, whole: Sequence[Tensor], place: Place) -> list[Tensor | None]:
     elements = [t > 0 for t in draw(8, torch.float32)]
     rows = [t[(slice(None), *[0] * (t.dim() - 1))] if t.dim() else t for t in elements]
@@ -113,7 +124,7 @@ def _optimiser(place: Place, cls: Any, form: str, **options: Any) -> list[Any]:
 
 CASES: dict[str, Callable[[Place], list[Any]]] = {
     f"{op.__name__[1:]} {name}": lambda place, op=op, dtype=dtype: op(place, dtype)  # type: ignore[misc]
-    for op in (_normal, _add_normal, _perturb, _dampen, _accumulate, _soft, _stats, _saliency)
+    for op in (_normal, _add_normal, _perturb, _dampen, _accumulate, _soft, _stats, _saliency, _ratio, _products)
     for name, dtype in DTYPES.items()
 }
 FORMS = ["none", "elements", "plain", "rows", "plain_rows", "bits"]

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from .. import _schema
 from . import _arguments as arg
+from . import _sharded
 
 _error_max_loss = _schema.overload("error_max_loss")
 _error_max_step = _schema.overload("error_max_step_")
@@ -364,6 +365,11 @@ def gradient_products(a: Tensor | Sequence[Tensor], b: Tensor | Sequence[Tensor]
         out = torch.empty(3, dtype=torch.float64, device="cpu")
         if arg.accepted(_try_products, (*lists, out)):
             return GradientProducts(*out.unbind())
+    if _sharded.found(a, b):
+        parts = _sharded.Parts("a", a, changed=False)
+        others = parts.like("b", b)
+        own, _ = (gradient_products([parts.local[i] for i in some], [others[i] for i in some]) for some in parts.counted())
+        return GradientProducts(*parts.total(torch.stack(own).to(parts.local[0].device)).unbind())
     xs = arg.listed("a", a)
     ys = arg.same_list("b", b, "a", xs)
     arg.no_gradient("gradient_products", "a", xs)

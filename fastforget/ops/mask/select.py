@@ -81,22 +81,30 @@ def saliency_mask(
     if not xs:
         return [], torch.full((), math.inf)
     if _sharded.found(xs):
-        if packed:
-            raise ValueError(f"packed: got {packed!r} with a DTensor; accepted is False: a byte's bits would lie on two ranks")
+        _not_packed(packed)
         parts = _sharded.Parts("x", xs, changed=False)
         own, threshold = _select_sharded.select(parts, k)
         local = [torch.empty(t.shape, dtype=torch.bool, device=t.device) for t in parts.local]
         least = torch.empty_like(threshold)  # of this rank's own
         arg.run("saliency_mask", _saliency_mask, [*local, least], (arg.readable(parts.local), own, local, least))
-        masks = [
-            _sharded.alike(m, t, t.shape, t.placements) if _sharded.is_sharded(t) else m for m, t in zip(local, parts.given, strict=True)
-        ]
+        masks = _placed(local, parts)
         return masks[0] if isinstance(x, Tensor) else masks, threshold
     masks = _unset_masks(xs, packed)
     wide = any(t.dtype == torch.float64 for t in xs)
     threshold = torch.empty((), dtype=torch.float64 if wide else torch.float32, device=xs[0].device)
     arg.run("saliency_mask", _saliency_mask, [*masks, threshold], (arg.readable(xs), k, masks, threshold))
     return masks[0] if isinstance(x, Tensor) else masks, threshold
+
+
+def _not_packed(packed: bool) -> None:
+    if packed:
+        raise ValueError(f"packed: got {packed!r} with a DTensor; accepted is False: a byte's bits would lie on two ranks")
+
+
+def _placed(masks: list[Tensor], parts: _sharded.Parts) -> list[Tensor]:
+    """Masks of the parts as DTensors, where these are parts of some."""
+    pairs = zip(masks, parts.given, strict=True)
+    return [_sharded.alike(m, t, t.shape, t.placements) if _sharded.is_sharded(t) else m for m, t in pairs]
 
 
 @overload
@@ -150,6 +158,11 @@ def ratio_mask(
         masks = _unset_masks(lists[0], packed)
         if arg.accepted(_try_ratio_mask, (*lists, masks, *numbers)):
             return masks[0] if isinstance(numerators, Tensor) else masks
+    if _sharded.found(numerators, denominators):
+        _not_packed(packed)
+        parts = _sharded.Parts("numerators", numerators, changed=False)
+        masks = _placed(ratio_mask(parts.local, parts.like("denominators", denominators), threshold, eps=eps), parts)
+        return masks[0] if isinstance(numerators, Tensor) else masks
     xs = arg.listed("numerators", numerators)
     ys = arg.same_list("denominators", denominators, "numerators", xs)
     arg.no_gradient("ratio_mask", "numerators", xs)
