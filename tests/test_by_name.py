@@ -183,3 +183,13 @@ def test_a_model_that_wants_its_own_backward_is_refused_with_the_way_out() -> No
 
     with pytest.raises(RuntimeError, match=r"Nothing was changed\. Lightning Fabric wraps it .* pass model\.module"):
         ff.unlearn(Strategic(nn.Linear(4, 3)), "sweep", classes=[1], forget=(X, Y), retain=(X, Y), drop_forget=True)
+
+
+def test_a_forward_that_is_bound_to_the_model_as_given_is_refused() -> None:
+    """As people wrap one: the copy's forward would still train the original."""
+    net = nn.Sequential(nn.Linear(4, 3))
+    inner, before = net.forward, copy.deepcopy(net.state_dict())
+    net.forward = lambda x: inner(x).float()  # type: ignore[method-assign]
+    with pytest.raises(TypeError, match="no parameter gets a gradient; nothing was changed.*was replaced by a function that calls the model"):
+        ff.unlearn(net, "sweep", classes=[1], forget=(X, Y), retain=(X, Y), drop_forget=True)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

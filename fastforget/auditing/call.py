@@ -165,6 +165,6 @@ class Audit:
             verdict=judgement.verdict,
             reasons=judgement.reasons,
             control_outcomes=judgement.controls,
-            settings=settings | {"seconds": time.perf_counter() - started, "torch": torch.__version__},
+            settings=settings | {"seconds": time.perf_counter() - started, "torch": str(torch.__version__)},
             curves=measured.curves,
         )
