@@ -111,7 +111,8 @@ def _step(work: nn.Module, inputs: Any, labels: Tensor, forward: Forward, name: 
     if all(gradient is None for gradient in gradients):
         raise UntrainableError(
             f"{name}: in {mode} mode no parameter gets a gradient; nothing was changed. Its forward works under no_grad, or detaches, "
-            "or was replaced by a function that calls the model as given, whatever copy it belongs to; with checkpointing pass use_reentrant=False"
+            "or was replaced by a function that calls the model as given, whatever copy it belongs to; with checkpointing pass "
+            "use_reentrant=False"
         )
     refuse_single_gradients(name, work)
 
