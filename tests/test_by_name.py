@@ -201,7 +201,8 @@ def test_a_base_with_quantised_layers_keeps_them_and_its_head_is_trained() -> No
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(900) % 3
     x = torch.randn(900, 4, generator=generator) + 4 * torch.eye(4)[y]
-    net = fit(nn.Sequential(nn.Sequential(nn.Linear(4, 32), nn.ReLU()), nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))), x, y)
+    base, head = nn.Sequential(nn.Linear(4, 32), nn.ReLU()), nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
+    net = fit(nn.Sequential(base, head), x, y)
     net[0] = torch.ao.quantization.quantize_dynamic(net[0], {nn.Linear}, dtype=torch.qint8)
     before = _identity.digest(_identity.packed(net))
     assert right(net, (x, y)) > 0.95
