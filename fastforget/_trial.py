@@ -58,7 +58,8 @@ def first_step(model: nn.Module, inputs: Any, labels: Tensor, forward: Forward, 
 
 
 def _of_torch_alone(model: nn.Module) -> bool:
-    plain = all(type(module).__module__.startswith("torch.nn.modules.") for module in model.modules())
+    # a forward of its own, set on the module: what it is a closure of isn't copied with it
+    plain = all(type(m).__module__.startswith("torch.nn.modules.") and "forward" not in vars(m) for m in model.modules())
     return plain and not any(isinstance(module, nn.RNNBase) for module in model.modules())
 
 
@@ -109,8 +110,9 @@ def _step(work: nn.Module, inputs: Any, labels: Tensor, forward: Forward, name: 
         gradients = list(torch.autograd.grad(loss, weights, allow_unused=True))
     if all(gradient is None for gradient in gradients):
         raise UntrainableError(
-            f"{name}: in {mode} mode no parameter gets a gradient; nothing was changed. Its forward works under no_grad, or detaches; "
-            "with checkpointing pass use_reentrant=False"
+            f"{name}: in {mode} mode no parameter gets a gradient; nothing was changed. Its forward works under no_grad, or detaches, "
+            "or was replaced by a function that calls the model as given, whatever copy it belongs to; with checkpointing pass "
+            "use_reentrant=False"
         )
     refuse_single_gradients(name, work)
 

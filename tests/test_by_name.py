@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import fastforget as ff
-from fastforget import _outputs
+from fastforget import _identity, _outputs
 from fastforget._data import source
 
 X, Y = torch.arange(40.0).reshape(10, 4), torch.arange(10) % 3
@@ -183,3 +183,31 @@ def test_a_model_that_wants_its_own_backward_is_refused_with_the_way_out() -> No
 
     with pytest.raises(RuntimeError, match=r"Nothing was changed\. Lightning Fabric wraps it .* pass model\.module"):
         ff.unlearn(Strategic(nn.Linear(4, 3)), "sweep", classes=[1], forget=(X, Y), retain=(X, Y), drop_forget=True)
+
+
+def test_a_forward_that_is_bound_to_the_model_as_given_is_refused() -> None:
+    """As people wrap one: the copy's forward would still train the original."""
+    net = nn.Sequential(nn.Linear(4, 3))
+    inner, before = net.forward, copy.deepcopy(net.state_dict())
+    net.forward = lambda x: inner(x).float()  # type: ignore[method-assign]
+    with pytest.raises(TypeError, match="no parameter gets a gradient; nothing was changed.*was replaced by a function"):
+        ff.unlearn(net, "sweep", classes=[1], forget=(X, Y), retain=(X, Y), drop_forget=True)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning")
+def test_a_base_with_quantised_layers_keeps_them_and_its_head_is_trained() -> None:
+    """torch's dynamic quantisation gives no gradient to what lies before it, so what lies behind is what can move."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(900) % 3
+    x = torch.randn(900, 4, generator=generator) + 4 * torch.eye(4)[y]
+    base, head = nn.Sequential(nn.Linear(4, 32), nn.ReLU()), nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
+    net = fit(nn.Sequential(base, head), x, y)
+    net[0] = torch.ao.quantization.quantize_dynamic(net[0], {nn.Linear}, dtype=torch.qint8)
+    before = _identity.digest(_identity.packed(net))
+    assert right(net, (x, y)) > 0.95
+    gone = y == 1
+    sets = {"forget": (x[:600][gone[:600]], y[:600][gone[:600]]), "retain": (x[:600][~gone[:600]], y[:600][~gone[:600]])}
+    result = ff.unlearn(net, "sweep", classes=[1], **sets, test=(x[600:], y[600:]), progress=False)
+    assert right(result.model, sets["forget"]) <= 0.01 < 0.9 < right(result.model, sets["retain"])
+    assert _identity.packed(net) and _identity.digest(_identity.packed(result.model)) == before

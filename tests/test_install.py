@@ -146,7 +146,7 @@ def test_wheel_holds_all_and_only_fastforget(wheel: Path, checkout: Path) -> Non
     assert top_level(names) == {"fastforget"}
     assert re.search(r"-py3-none-linux_", wheel.name)
     assert "fastforget/_lib/libfastforget_cpu.so" in names
-    assert {f"fastforget/auditing/schema/{name}.json" for name in ("figures", "report", "receipt")} <= set(names)
+    assert {f"fastforget/auditing/schema/{name}.json" for name in ("figures", "report", "receipt", "unlearning")} <= set(names)
     assert not any("_host" in name for name in names), "it is compiled for one Python"
     for package, folder in {"_triton": "triton_kernels", "_bench": "benchmarks"}.items():
         modules = modules_below(checkout / folder)

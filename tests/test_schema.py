@@ -17,14 +17,18 @@ from referencing import Registry, Resource
 
 import fastforget
 from fastforget.auditing.measure.oracles import LossThreshold
+from fastforget.auditing.proof.hashes import same_state
+from fastforget.auditing.proof.reading import load_weights
+from fastforget.auditing.proof.schema import violations
+from fastforget.methods.pack import STANDARD
 
 FOLDER = Path(fastforget.__file__).parent / "auditing" / "schema"
-SCHEMAS = {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in ("figures", "report", "receipt")}
+SCHEMAS = {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in ("figures", "report", "receipt", "unlearning")}
 
 
 def errors(kind: str, value: Any) -> list[str]:
     """What the schema says of a file's content, by the entries' paths."""
-    registry = Registry().with_resource("figures.json", Resource.from_contents(SCHEMAS["figures"]))
+    registry = Registry().with_resources((f"{name}.json", Resource.from_contents(SCHEMAS[name])) for name in ("figures", "unlearning"))
     problems = Draft202012Validator(SCHEMAS[kind], registry=registry).iter_errors(value)
     return [f"{'.'.join(map(str, error.absolute_path))}: {error.message[:100]}" for error in problems]
 
@@ -69,6 +73,49 @@ def test_a_receipt_with_the_unlearning_satisfies_its_schema(world: World) -> Non
     result = quiet(world.original, "none", classes=[FORGOTTEN], retain=world.retain, progress=False)
     receipt = world.audit(unlearned=result.model).receipt(result, ids=range(100))
     assert receipt["method"] and receipt["forget_set"]["ids"] and errors("receipt", receipt) == []
+
+
+# "ct" transposes convolutions, which this world's nets have none of
+METHODS = [name for name in ("none", "auto", "sweep", "unsir", "forsaken", "lightweight", *STANDARD) if name != "ct"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_methods_record_satisfies_its_schema(world: World, method: str, tmp_path: Path) -> None:
+    """Also as part of a receipt, and by the package's own reader of schemas; and it can be saved beside the weights."""
+    small = {"budget": 3_000, "progress": False, "nonmember": world.test}
+    sets = {"forget": world.forget, "retain": world.retain, "test": world.test}
+    result = quiet(world.original, method, classes=[FORGOTTEN], **sets, **small)
+    record = json.loads(json.dumps(result.receipt, allow_nan=False))
+    assert errors("unlearning", record) == []
+    torch.save({"receipt": result.receipt, "history": result.history}, tmp_path / "record.pt")
+    assert torch.load(tmp_path / "record.pt", weights_only=True)["receipt"] == result.receipt
+    assert ("standard" in record) == (method in STANDARD)
+    receipt = world.audit(unlearned=result.model, intervals=False).receipt(result)
+    assert errors("receipt", receipt) == [] and list(violations(receipt)) == []
+    if "standard" in record:
+        for entry, wrong in (("batch_norm", "gone"), ("trained_on", ["everything"]), ("source", None), ("more", 1)):
+            changed = copy.deepcopy(receipt)
+            changed["method"]["standard"][entry] = wrong
+            assert errors("receipt", changed) and list(violations(changed))
+
+
+def test_a_record_of_single_samples_satisfies_its_schema(world: World) -> None:
+    result = quiet(world.original, "none", forget=world.forget, retain=world.retain, nonmember=world.test, progress=False)
+    record = json.loads(json.dumps(result.receipt, allow_nan=False))
+    assert errors("unlearning", record) == [] and record["classes"] == [] and "attack_auc" in record["verdict"]
+    for name in SCHEMAS["unlearning"]["required"]:
+        assert errors("unlearning", {key: value for key, value in record.items() if key != name}), name
+
+
+def test_a_results_weights_load_without_running_code(world: World, tmp_path: Path) -> None:
+    """``weights_only=True``, also with the receipt beside them; and the file is the receipt's model."""
+    result = quiet(world.original, "none", classes=[FORGOTTEN], retain=world.retain, progress=False)
+    receipt = world.audit(unlearned=result.model).receipt(result)
+    torch.save({"model": result.model.state_dict(), "receipt": result.receipt, "history": result.history}, tmp_path / "both.pt")
+    loaded = torch.load(tmp_path / "both.pt", weights_only=True)
+    assert loaded["receipt"] == result.receipt
+    assert same_state(receipt["models"]["unlearned"]["state_dict_sha256"], loaded["model"])
+    assert same_state(receipt["models"]["unlearned"]["state_dict_sha256"], load_weights(tmp_path / "both.pt"))
 
 
 def test_every_entry_of_a_row_is_described(reports) -> None:

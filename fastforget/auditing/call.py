@@ -178,6 +178,6 @@ def _audit(
         verdict=judgement.verdict,
         reasons=judgement.reasons,
         control_outcomes=judgement.controls,
-        settings=described | {"seconds": time.perf_counter() - started, "torch": torch.__version__},
+        settings=described | {"seconds": time.perf_counter() - started, "torch": str(torch.__version__)},
         curves=measured.curves,
     )

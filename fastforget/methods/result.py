@@ -38,4 +38,5 @@ class NotForgottenWarning(UserWarning):
 
 def versions() -> dict[str, str]:
     """What a run depends on besides its arguments."""
-    return {"fastforget": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    # torch's own class of text is none that torch.load(weights_only=True) takes
+    return {"fastforget": __version__, "torch": str(torch.__version__), "python": platform.python_version()}

@@ -89,7 +89,7 @@ def write(path: str | PathLike[str], receipt: dict[str, Any], *, page: bool = Tr
 
 
 def versions() -> dict[str, str]:
-    return {"fastforget": __version__, "torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()}
+    return {"fastforget": __version__, "torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version()}
 
 
 def machine() -> dict[str, Any]:

@@ -22,7 +22,7 @@ TYPES: dict[str, tuple[type, ...]] = {
 
 @cache
 def schema(name: str) -> dict[str, Any]:
-    """One of the package's schemas, "receipt" or "figures"."""
+    """One of the package's schemas: "receipt", "unlearning" or "figures"."""
     return json.loads(files("fastforget.auditing").joinpath("schema").joinpath(f"{name}.json").read_text(encoding="utf-8"))
 
 
@@ -45,7 +45,7 @@ def _against(value: Any, rule: dict[str, Any], where: str, document: str) -> Ite
         name, _, path = rule["$ref"].partition("#")
         document = name.removesuffix(".json") or document
         target: Any = schema(document)
-        for part in path.strip("/").split("/"):
+        for part in filter(None, path.split("/")):
             target = target[part]
         yield from _against(value, target, where, document)
     if "oneOf" in rule and all(next(_against(value, one, where, document), None) is not None for one in rule["oneOf"]):
