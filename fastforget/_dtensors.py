@@ -40,7 +40,8 @@ def local_part(where: str, x: Any) -> Tensor:
     from torch.distributed.tensor import Replicate, Shard
 
     for placement in x.placements:
-        if type(placement) not in (Shard, Replicate):
+        kind = type(placement)
+        if not (kind is Shard or kind is Replicate):  # is: what tracing understands
             raise ValueError(
                 f"{where}: a DTensor placed as {placement}; accepted are Shard(dim) and Replicate() in each mesh dimension. "
                 "Call x.redistribute(placements=[...]) first"
@@ -65,14 +66,18 @@ class Box:
     def of(cls, x: Any) -> Box:
         if not is_sharded(x):
             return cls(tuple(x.shape), (0,) * x.dim(), tuple(x.shape))
-        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-        size, begin = compute_local_shape_and_global_offset(x.shape, x.device_mesh, x.placements)
+        begin, size = [0] * x.dim(), list(x.shape)
+        here = x.device_mesh.get_coordinate()
+        for dim, placement in enumerate(x.placements):
+            if here is None:  # another group's mesh: nothing of it is here
+                return cls(tuple(x.shape), tuple(begin), (0,) * x.dim())
+            if placement.is_shard():  # cut as torch.chunk cuts: the first ones are full, the last may be short or empty
+                along, ranks = placement.dim, x.device_mesh.size(dim)
+                step = -(-size[along] // ranks)
+                first = min(step * here[dim], size[along])
+                begin[along] += first
+                size[along] = min(step, size[along] - first)
         return cls(tuple(x.shape), tuple(begin), tuple(size))
-
-    @property
-    def all(self) -> bool:
-        return self.size == self.whole
 
     @property
     def width(self) -> int:

@@ -18,7 +18,7 @@ from fastforget.ops import mask, noise, update
 SHAPES = [(5, 3), (13,), (6, 4, 3, 3), (1, 7), (3, 10), ()]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 Place = Callable[[Sequence[Tensor]], list[Tensor]]
-PLACEMENTS = ["Shard(0)", "Shard(1)", "Shard(-1)", "Replicate", "mixed"]
+PLACEMENTS = ["Shard(0)", "Shard(1)", "Shard(-1)", "Replicate", "mixed", "grid"]
 
 
 def draw(seed: int, dtype: torch.dtype) -> list[Tensor]:
@@ -150,6 +150,16 @@ def placer(placement: str, world: int) -> Place:
 
     mesh = init_device_mesh("cpu", (world,))
 
+    if placement == "grid":  # two dimensions of ranks
+        two = init_device_mesh("cpu", (2, world // 2) if world % 2 == 0 else (1, world))
+        pairs = [(Shard(0), Shard(1)), (Replicate(), Shard(0)), (Shard(1), Replicate()), (Shard(0), Shard(0)), (Replicate(), Replicate())]
+
+        def on_grid(i: int, t: Tensor) -> Tensor:
+            of = [p for p in pairs if all(q.is_replicate() or q.dim < t.dim() for q in p)]
+            return distribute_tensor(t.clone(), two, list(of[i % len(of)]))
+
+        return lambda ts: [on_grid(i, t) for i, t in enumerate(ts)]
+
     def one(i: int, t: Tensor) -> Tensor:
         kind = ["Shard(0)", "plain", "Shard(-1)", "Replicate", "Shard(1)"][i % 5] if placement == "mixed" else placement
         if kind == "plain":
@@ -172,4 +182,20 @@ def work(rank: int, world: int, folder: Path) -> None:
                 made[name, placement] = whole(case(place))
             except Exception as error:  # every rank meets the same one, or the test's end by timeout says so
                 made[name, placement] = f"{type(error).__name__}: {error}"
+    torch.save(made, folder / f"{rank}.pt")
+
+
+def compiled(rank: int, world: int, folder: Path) -> None:
+    """Ops on sharded tensors in one graph each."""
+    place = placer("Shard(0)", world)
+
+    def step(p: list[Tensor], g: list[Tensor], m: list[Tensor], v: list[Tensor]) -> None:
+        mask.masked_adam_(p, g, None, m, v, step=1, lr=0.1)
+        noise.add_normal_(p, 0.1, seed=5, stream=2)
+
+    made = []
+    for call in (step, torch.compile(step, backend="aot_eager", fullgraph=True)):
+        arguments = [place([t.abs() for t in draw(i, torch.float32)]) for i in range(4)]
+        call(*arguments)
+        made.append(whole([t for ts in arguments for t in ts]))
     torch.save(made, folder / f"{rank}.pt")

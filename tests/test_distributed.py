@@ -53,6 +53,12 @@ def test_sharded_as_in_one_process(case: str, placement: str, world: int, worlds
             assert same_bits(one, other), (rank, i, one, other)
 
 
+@pytest.mark.slow
+def test_compiled_in_one_graph(worlds: Worlds) -> None:
+    for plain, compiled in worlds("ranks_ops", "compiled", 2):
+        assert all(map(same_bits, plain, compiled))
+
+
 def test_two_ranks_in_brief(worlds: Worlds) -> None:
     base = ranks_calls.net()
     alone = ranks_calls.call(base, "lightweight", ranks_calls.sets("lightweight"))

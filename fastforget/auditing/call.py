@@ -87,9 +87,10 @@ class Audit:
 
         Args:
             models: ``{"original": …, "unlearned": …, "retrained": …}``; further names are audited like
-                "unlearned". Without "retrained" the report says NO REFERENCE: most of these figures have no ideal
-                value of their own. Further models whose names begin with "retrained" are references beside it, such as retrained from
-                other seeds: by how far they lie apart the limits are widened.
+                "unlearned". If one is a DDP or FSDP2 model, every rank makes the call, with the same data or parts of a
+                ``DistributedSampler``, and gets the same report. Without "retrained" the report says NO REFERENCE: most of these
+                figures have no ideal value of their own. Further models whose names begin with "retrained" are references beside
+                it, such as retrained from other seeds: by how far they lie apart the limits are widened.
             forget, retain, test: the samples to be forgotten, the kept training samples, and samples that no
                 model was trained on; each a DataLoader, a Dataset or an (inputs, labels) pair.
             attacks: of "loss", "confidence", "entropy", "modified_entropy", "margin", "logit_confidence" and "attack_p"; "loss" is always

@@ -48,7 +48,8 @@ def unlearn(
     """Makes a trained classifier forget classes, or single samples.
 
     Args:
-        model: maps a batch to logits [batch, classes].
+        model: maps a batch to logits [batch, classes]. Of a DDP or FSDP2 model every rank makes the call; each works on a whole plain copy,
+            the result is plain (``inplace``: written into the shards), and parts of a ``DistributedSampler`` are put together.
         method: ``"unsir"`` (Tarun et al., arXiv 2111.08947), ``"forsaken"`` (Liu et al., arXiv 2003.10933), ``"lightweight"`` (Chen et
             al., arXiv 2111.05528), ``"sweep"`` (our own: everything in one run on a budget, see :class:`fastforget.methods.Sweep`),
             ``"auto"`` (chosen by what is asked and given; the receipt says why), ``"none"`` (negative control: nothing is done, all is
@@ -90,7 +91,7 @@ def unlearn(
         TypeError, ValueError: an argument can't serve; it is named, with what is accepted.
         FloatingPointError, RuntimeError: a loss became NaN. As after any failure, interrupt or warning raised as an error, ``model`` is
             bit for bit as given: it is never called, and written last.
-        RuntimeError: called inside a transform of ``torch.func``.
+        RuntimeError: called inside a transform of ``torch.func``; another rank stopped, died, or was given something else.
 
     What surrounds the call doesn't count: autocast, inference mode, ``no_grad`` and a default device are set aside until it ends.
     torch's, Python's and numpy's random generators start from ``seed`` and are put back; calls in several threads take turns. Batch norm

@@ -21,6 +21,7 @@ __all__ = ["Parts", "alike", "found", "in_stream", "is_sharded", "local_part", "
 
 CHUNK = 1 << 20  # elements of a whole tensor's rows that noise is made for at once, where a part isn't one run of them
 
+
 class Parts:
     """The parts on this rank of an op's tensors, one or a list, of which some are DTensors; plain ones are the same on every rank.
 
@@ -56,9 +57,7 @@ class Parts:
             arg.same(where, value, of, x)
         if not is_sharded(value):
             if is_sharded(x) and changed:
-                raise ValueError(
-                    f"{where}: a plain tensor, but {of} is a DTensor; accepted is one placed alike, zeros_like({of})"
-                )
+                raise ValueError(f"{where}: a plain tensor, but {of} is a DTensor; accepted is one placed alike, zeros_like({of})")
             return self.box[i].cut(value) if is_sharded(x) else value
         if not is_sharded(x):
             raise ValueError(f"{where}: a DTensor, but {of} is a plain tensor; pass {where}.full_tensor(), or {of} as a DTensor")
