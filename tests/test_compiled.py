@@ -128,8 +128,9 @@ def test_a_compiled_model_is_unlearned_and_audited_as_the_bare_one(world: World,
     assert right(result.model, forget) <= 0.01 < 0.9 < right(model, forget)
     report = ff.audit({"original": model, "unlearned": result.model}, progress=False, **sets)
     assert report.rows[1]["accuracy"]["forget"] == right(result.model, forget)
-    assert report.settings["models"]["original"]["weights_sha256"] == ff.audit(
-        {"original": bare}, progress=False, **sets
-    ).settings["models"]["original"]["weights_sha256"]
+    assert (
+        report.settings["models"]["original"]["weights_sha256"]
+        == ff.audit({"original": bare}, progress=False, **sets).settings["models"]["original"]["weights_sha256"]
+    )
     ff.unlearn(model, "sweep", classes=[3], inplace=True, progress=False, **sets)
     assert right(model, forget) <= 0.01 and right(bare, forget) <= 0.01
