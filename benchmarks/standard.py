@@ -116,7 +116,7 @@ def choice(rows: Rows) -> str:
             parts += [
                 f"### {REQUESTS[scenario].capitalize()}",
                 "",
-                "| method | fits | accuracy | AUC off by | cost |",
+                HEAD,
                 "|---|---|---|---|---|",
             ]
             parts += [

@@ -40,7 +40,7 @@ def refusals():
         "not a model": ({"model": len}, TypeError, "torch.nn.Module"),
         "NaN logits": ({"model": broken}, ValueError, "aren't finite"),
         "no logits": ({"forward": lambda m, x: m(x).sum()}, TypeError, r"accepted are logits \[batch, classes\]"),
-        "method": ({"method": "scrub"}, ValueError, "method: got 'scrub'"),
+        "method": ({"method": "scrubbing"}, ValueError, "method: got 'scrubbing'"),
         "option": ({"copy": 3}, TypeError, "unknown option 'copy', did you mean 'copies'"),
         "preset": ({"preset": "papers"}, ValueError, "preset: got 'papers'"),
         "choice": ({"label_rule": "mine"}, ValueError, "label_rule: got 'mine'"),
