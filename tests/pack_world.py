@@ -16,6 +16,7 @@ from fastforget.methods.engine.passes import EPOCHS
 from fastforget.methods.task import derived_seed
 
 CLASSES, SEED = 3, 5
+W0 = torch.tensor([[0.4, -0.2, 0.1], [-0.3, 0.5, 0.2], [0.1, 0.1, -0.6]], dtype=torch.float64)  # softmax regression by hand
 Data = tuple[Tensor, Tensor]
 
 

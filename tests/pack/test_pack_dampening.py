@@ -16,14 +16,7 @@ from fastforget._data import source
 from fastforget.methods import request
 from fastforget.methods.engine import importance as imp
 
-W0 = torch.tensor([[0.4, -0.2, 0.1], [-0.3, 0.5, 0.2], [0.1, 0.1, -0.6]], dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def few() -> dict:
-    x = torch.randn(14, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    y = torch.arange(14) % 3
-    return {"forget": (x[:5], y[:5]), "retain": (x[5:], y[5:]), "check_overlap": False}
+W0 = w.W0
 
 
 def joined(sets):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-W0 = torch.tensor([[0.4, -0.2, 0.1], [-0.3, 0.5, 0.2], [0.1, 0.1, -0.6]], dtype=torch.float64)
+W0 = w.W0
 
 
 @pytest.fixture(scope="module")

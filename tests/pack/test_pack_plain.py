@@ -9,14 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-W0 = torch.tensor([[0.4, -0.2, 0.1], [-0.3, 0.5, 0.2], [0.1, 0.1, -0.6]], dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def few() -> dict:
-    x = torch.randn(14, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    y = torch.arange(14) % 3
-    return {"forget": (x[:5], y[:5]), "retain": (x[5:], y[5:]), "check_overlap": False}
+W0 = w.W0
 
 
 ONE = {"epochs": 1, "batch_size": 50, "lr": 0.3, "weight_decay": 0.01}

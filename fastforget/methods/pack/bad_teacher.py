@@ -62,11 +62,6 @@ class BadTeacher(Trained):
         code={"reduction": "mean"},
     )  # fmt: skip
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.temperature == 0:
-            raise ValueError("temperature: got 0; accepted is a finite number > 0")
-
     def loop(self, task: Task) -> dict[str, Any] | None:
         """Descends KL(teacher || p), the teacher of forget samples being the bad one, that of others the original."""
         assert self.share is not None and self.epochs is not None and self.batch_size is not None and self.temperature is not None

@@ -63,11 +63,6 @@ class FCS(Trained):
         },
     )  # fmt: skip
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.temperature == 0:
-            raise ValueError("temperature: got 0; accepted is a finite number > 0")
-
     def loop(self, task: Task) -> None:
         """Descends KL(uniform || p) on the forget set, then rounds of the contrast and of CE(retain)."""
         assert self.epochs is not None and self.batch_size is not None and self.temperature is not None and self.momentum is not None

@@ -61,11 +61,6 @@ class KDE(Trained):
         },
     )  # fmt: skip
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.temperature == 0:
-            raise ValueError("temperature: got 0; accepted is a finite number > 0")
-
     def loop(self, task: Task) -> dict[str, Any] | None:
         """Descends KL(original || p) on unseen data, then CE + 2 KL on the retain set: its soft cross-entropy has KL's gradient."""
         assert self.lr is not None and self.momentum is not None and self.weight_decay is not None and self.warmup_lr is not None
