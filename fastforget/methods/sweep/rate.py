@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ... import _weights
 from ...ops import membership
@@ -51,3 +51,8 @@ def memorised(kept: Drawn, unseen: Drawn | None) -> float:
     losses = [membership.membership_scores(d.logits, d.labels().to(d.logits.device)).loss for d in (kept, unseen)]
     auc, error = auc_of(*losses)
     return max(0.0, auc - 0.5 - error)
+
+
+def few_trained(model: nn.Module) -> bool:
+    """Whether less than half of the weights may be trained, as with adapters on a frozen base."""
+    return 2 * sum(p.numel() for p in model.parameters() if p.requires_grad) < sum(p.numel() for p in model.parameters())

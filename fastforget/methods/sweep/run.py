@@ -22,10 +22,11 @@ from ..engine.terms import alike, anchor, away_from, confidence, hold, log_odds
 from ..task import Task
 from ..unsir.noise import Noise, find_place, learn_noise
 from .options import SweepOptions, forget_size, kept_size, plan
-from .rate import memorised, size, steady
+from .rate import few_trained, memorised, size, steady
 
 HOLD, LABELS = 4.0, 0.3  # weights of the anchor over the push's, and of the cross-entropy on data to keep
 RETAIN_ORDER, UNSEEN_ORDER, FORGET_ORDER, LOOK_ORDER = 61, 62, 63, 64  # purposes of seeds
+FEW = 0.05  # the rate's limit where most weights are frozen (adapters): the few others must move further for the same change
 GONE = 0.005  # a class is gone when at most this share of its samples is answered right: half of what the verdict allows
 # weight of one class's quantile term where the model has memorised nothing: without it the answers are gone, but log-odds far below zero
 # still tell the class (MNIST 5k: AUC .98, retrained .78; with it .87). Of several classes it cost a point there and hid them no better
@@ -73,16 +74,24 @@ class Run:
         self.unseen = Drawn(task, task.nonmember, b, most, UNSEEN_ORDER) if task.nonmember is not None else None
         self.memory = memorised(self.kept, self.unseen)
         self.rate, self.alike = self._found()
-        self.spread = torch.ones(())
-        if self.unseen is not None and not task.classes:
-            self.spread = confidence(self.unseen.logits, self.unseen.labels().to(task.device)).var()
+        self.spread = self._spread()
         # the noise is learned, and the teacher asked, while the model is the original
         self.forget = Drawn(task, task.forget, forget_size(b), most, FORGET_ORDER) if task.forget is not None else self._noise()
+
+    def _spread(self) -> Tensor:
+        """The original's variance of what the quantile term compares: log-odds of unseen data, or where there is none of kept."""
+        others = self.unseen or self.kept
+        if self.task.classes:
+            return log_odds(others.logits, self.classes).var()
+        return confidence(others.logits, others.labels().to(self.task.device)).var()
 
     def _found(self) -> tuple[float, float]:
         """The rate, and the weight of the quantile term."""
         options, strength = self.options, min(1.0, self.memory / 0.1)
-        rate = options.rate or min(0.01 + 0.02 * strength if self.task.classes else 0.03, steady(self.task, self.kept))
+        limit = 0.01 + 0.02 * strength if self.task.classes else 0.03
+        if few_trained(self.task.model):
+            limit = max(limit, FEW)
+        rate = options.rate or min(limit, steady(self.task, self.kept))
         least = LEAST_ALIKE if len(self.task.classes) == 1 else 0.0
         return rate, options.alike if options.alike is not None else (max(strength, least) if self.task.classes else 3.0)
 
@@ -190,7 +199,7 @@ class Run:
         push = (anchor(logits, forget.teacher) + away_from(logits, self.classes)) / 2
         if self.alike:
             like = log_odds(others, self.classes)
-            push = push + self.alike * alike(log_odds(logits, self.classes), like, like.detach().var())
+            push = push + self.alike * alike(log_odds(logits, self.classes), like, torch.maximum(like.detach().var(), self.spread))
         return push
 
     def _noise(self) -> Any:
