@@ -21,6 +21,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers side by side have a core each
 
 import torch
 from built_once import built_once
+from native_parts import REQUIRED, native_missing
 
 import fastforget as ff
 
@@ -29,19 +30,6 @@ SEED = int(os.environ.get("FASTFORGET_TEST_SEED", "0"))
 LEVELS = {"baseline": 2, "avx2": 3, "avx512": 4}
 NATIVE = ("reference", *LEVELS)
 EMULATED = "emulated"  # the CUDA sources, on tests/cuda_emulator
-REQUIRED = os.environ.get("FASTFORGET_REQUIRE_NATIVE", "0") not in ("", "0")
-
-
-def native_missing(level: int = 0) -> str | None:
-    reason = ff.backend.why_not("native", "normal_", "cpu")
-    if reason is not None:
-        return reason
-    if not level:
-        return None
-    before = torch.ops.fastforget._cpu_isa(0)
-    reached = torch.ops.fastforget._cpu_isa(level)
-    torch.ops.fastforget._cpu_isa(before)
-    return None if reached == level else f"this CPU has no level {level}"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

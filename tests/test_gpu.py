@@ -10,8 +10,8 @@ from typing import Any
 import op_table
 import pytest
 import torch
-from conftest import REQUIRED
 from mask_cases import published
+from native_parts import REQUIRED
 from score_oracle import NAMES, exact_scores, plain_scores
 from test_noise_perturb import TERMS, assert_right, drawn
 from test_noise_perturb import call as perturb

@@ -8,7 +8,7 @@ from typing import Any
 import membership_oracle as oracle
 import pytest
 import torch
-from conftest import REQUIRED
+from native_parts import REQUIRED
 from torch import Tensor
 
 import fastforget as ff

@@ -6,7 +6,7 @@ import importlib
 import math
 
 import pytest
-from conftest import REQUIRED
+from native_parts import REQUIRED
 
 
 def test_host_golden_values() -> None:

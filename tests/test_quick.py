@@ -11,8 +11,8 @@ from typing import Any
 import op_table
 import pytest
 import torch
-from conftest import native_missing
 from digits_world import World, quiet, right
+from native_parts import native_missing
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastforget as ff

@@ -12,7 +12,7 @@ import torch
 from op_table import raw
 
 import fastforget as ff
-from fastforget.ops import mask, membership
+from fastforget.ops import mask, membership, update
 
 OPS = torch.ops.fastforget
 
@@ -141,9 +141,16 @@ def test_rmia_members_of_any_byte(implementation, byte):
         torch.testing.assert_close(*given, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("byte", ODD)
+def test_classes_left_out_of_any_byte(implementation, byte):
+    logits, teacher, on = torch.randn(11, 40), torch.randn(11, 40), torch.rand(40) < 0.5
+    for got, expected in zip(*(update.distill_loss(logits, teacher, drop=m) for m in (on, odd(on, byte))), strict=True):
+        assert torch.equal(got, expected)
+
+
 def test_the_table_has_no_other_boolean_input():
     """Whoever adds one adds a test above."""
-    known = {"masked_sgd_": {2}, "masked_adam_": {2}, "lira_stats": {1}, "lira_loo": {1}}
+    known = {"masked_sgd_": {2}, "masked_adam_": {2}, "lira_stats": {1}, "lira_loo": {1}, "distill_loss": {2}}
     for op in op_table.TABLE:
         arguments = getattr(OPS, op).default._schema.arguments
         read = {

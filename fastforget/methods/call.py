@@ -110,21 +110,21 @@ def unlearn(
         "precision": precision, **options,
     }  # fmt: skip
     with _ranks.together("unlearn", model) as ranks:
-        if ranks is None:
-            return _unlearn(model, method, **data, inplace=inplace, progress=progress, unpack=unpack, forward=forward, **settings)
-        ranks.options(method=method, inplace=inplace, unpack=unpack, forward=forward, **settings)
-        work = ranks.models({"model": model})["model"]
-        sets: dict[str, Any] = {**data, **ranks.sets(data, unpack=unpack)}
-        # not in place: the copy is this call's own, and goes when the result is there
-        result = _unlearn(work, method, **sets, progress=progress and ranks.first, unpack=unpack, forward=forward, **settings)
-        write = _weights.overwriting(model, result.model) if inplace else None
-        after = (result.receipt["weights_sha256"], result.forgot)
-        ranks.agree("the result", after, _ranks.OTHER_BYTES)
-        result.receipt["ranks"] = len(ranks.ranks)
-        if write is None:
-            return result
-        result.model = model
-        return write.give(result)
+        if ranks is not None:
+            ranks.options(method=method, inplace=inplace, unpack=unpack, forward=forward, **settings)
+            work = ranks.models({"model": model})["model"]
+            sets: dict[str, Any] = {**data, **ranks.sets(data, unpack=unpack)}
+            # not in place: the copy is this call's own, and goes when the result is there
+            result = _unlearn(work, method, **sets, progress=progress and ranks.first, unpack=unpack, forward=forward, **settings)
+            write = _weights.overwriting(model, result.model) if inplace else None
+            after = (result.receipt["weights_sha256"], result.forgot)
+            ranks.agree("the result", after, _ranks.OTHER_BYTES)
+            result.receipt["ranks"] = len(ranks.ranks)
+            result.model = model if inplace else result.model
+    # outside of the block: nothing runs after the given model was written
+    if ranks is None:
+        return _unlearn(model, method, **data, inplace=inplace, progress=progress, unpack=unpack, forward=forward, **settings)
+    return result if write is None else write.give(result)
 
 
 def _unlearn(
