@@ -179,10 +179,14 @@ def facts(results: dict[str, Any]) -> list[str]:
     counts = sorted({len({r["seed"] for r in members}) for members in seeds.values()})
     several = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0] if counts else 0}"
     names = dict.fromkeys(r["data"] for r in rows)
+    there = {(r["data"], r["scenario"]) for r in rows}
+    missing = [f"{data} {scenario}" for data, plan in PLAN.items() for _, asked, _ in plan for scenario in asked]
+    missing = [name for name in missing if tuple(name.split()) not in there]
     return [
         *machine(results["machine"]),
-        f"- {len(rows)} rows, {several} seeds a request; training samples + unseen ones:",
+        f"- {len(rows)} rows, {several} seed{'s' * (counts != [1])} a request; training samples + unseen ones:",
         *(f"  - `{name}`: {DATA[name]}" for name in names),
+        *([f"- not run yet: {', '.join(missing)}"] if missing else []),
     ]
 
 
