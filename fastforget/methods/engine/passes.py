@@ -70,7 +70,6 @@ class Passes:
             task.cut(torch.randperm(len(data), generator=task.generator(purpose + 1_000 * e)), size, data) for e in range(epochs)
         ]
         self.each = max((len(rows) for batches in self.orders for rows in batches), default=0) + beside
-        self.per_epoch = len(self.orders[0]) if self.orders else 0
         self._sum, self._seen, self._rate = torch.zeros((), device=task.device), 0, 0.0
 
     def __len__(self) -> int:
