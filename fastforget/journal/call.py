@@ -136,6 +136,37 @@ class Journal:
         requests lost more than the first one did and a point, by more than two standard errors; a :class:`NotForgottenWarning` that a
         class of an earlier request is back.
         """
+        given, write = self._unlearn(
+            id, model, method, forget=forget, retain=retain, nonmember=nonmember, test=test, classes=classes, seed=seed, inplace=inplace,
+            progress=progress, drop_forget=drop_forget, check_overlap=check_overlap, budget=budget, precision=precision, unpack=unpack,
+            forward=forward, **options,
+        )  # fmt: skip
+        # the last thing that is done: the lock's end and the caller's would find the model written, and could still be interrupted
+        return given if write is None else write.give(given)
+
+    def _unlearn(
+        self,
+        id: str,
+        model: nn.Module,
+        method: Any,
+        *,
+        forget: Any,
+        retain: Any,
+        nonmember: Any,
+        test: Any,
+        classes: Any,
+        seed: int,
+        inplace: bool,
+        progress: bool,
+        drop_forget: bool,
+        check_overlap: bool,
+        budget: int | str | None,
+        precision: str | None,
+        unpack: Callable[[Any], tuple[Any, Any]] | None,
+        forward: Callable[[nn.Module, Any], Tensor] | None,
+        **options: Any,
+    ) -> tuple[UnlearnResult, _weights.Overwriting | None]:
+        """The result of :meth:`unlearn`, in the journal when it is returned, and what writes it into ``model`` where that is asked for."""
         checked_id(id)
         auto = isinstance(method, str) and method == AUTO
         chosen = method_of(suitable(classes, forget=forget, retain=retain, nonmember=nonmember)[0] if auto else method, options)
@@ -185,14 +216,13 @@ class Journal:
                 },
                 tensors if hashed is None else {**tensors, FORGET: {DIGESTS: hashed}},
             )  # fmt: skip
-            given = _result(result.model if write is None else model, kept, result.cost)
-        return given if write is None else write.give(given)
+            return _result(result.model if write is None else model, kept, result.cost), write
 
-    def _stored(self, model: nn.Module, done: Done, inplace: bool) -> UnlearnResult:
-        """The result of a request that was done."""
+    def _stored(self, model: nn.Module, done: Done, inplace: bool) -> tuple[UnlearnResult, _weights.Overwriting | None]:
+        """The result of a request that was done, and what writes it into ``model`` where that is asked for."""
         after = self._state(model, done)
         given = _result(model if inplace else after, done, _counts(done.receipt["unlearning"]["cost"]))
-        return _weights.overwriting(model, after).give(given) if inplace else given
+        return given, _weights.overwriting(model, after) if inplace else None
 
     def _state(self, model: nn.Module, done: Done, name: str = WEIGHTS) -> nn.Module:
         """A copy of a model with the weights after a request (or, of the first one, before it)."""
@@ -317,9 +347,9 @@ def _warn(id: str, back: list[str], losses: list[Loss]) -> None:
     """Before the request is written: where the user makes a warning an error, nothing is."""
     if back:
         names = ", ".join(repr(visible(one)) for one in back)
-        warnings.warn(f"fastforget: request {visible(id)!r} brought back what {names} forgot", NotForgottenWarning, stacklevel=3)
+        warnings.warn(f"fastforget: request {visible(id)!r} brought back what {names} forgot", NotForgottenWarning, stacklevel=4)
     if losses and losses[0].retrain:
-        warnings.warn(f"fastforget: after request {visible(id)!r}, {losses[0]}", RetrainWarning, stacklevel=3)
+        warnings.warn(f"fastforget: after request {visible(id)!r}, {losses[0]}", RetrainWarning, stacklevel=4)
 
 
 def _result(model: nn.Module, done: Done, cost: Cost) -> UnlearnResult:
