@@ -42,11 +42,17 @@ PUBLIC: dict[str, tuple[Callable[[Draw], list[Any]], Callable[..., Any]]] = {
     "error_max_step_": (
         lambda d: draws.step(d)[:4], lambda x, g, m, v: update.error_max_step_(x, g, m, v, step=2, lr=0.1, betas=(0.0, 0.9), clamp=(-1, 1)),
     ),
+    "distill_loss": (
+        lambda d: draws.distilled(d)[:3],
+        lambda z, t, drop: update.distill_loss(z, t, drop=drop if not isinstance(drop, Tensor) or drop.numel() else None, temperature=2.0),
+    ),
+    "gradient_products": (lambda d: draws.products(d)[:2], lambda a, b: torch.stack(update.gradient_products(a, b))),
     "dampen_": (lambda d: draws.dampen(d)[:3], lambda x, f, r: mask.dampen_(x, f, r, alpha=1, lam=0.5)),
     "accumulate_importance_": (lambda d: draws.importance(d)[:2], mask.accumulate_importance_),
     "soft_threshold_": (lambda d: draws.shrink(d)[:1], lambda x: mask.soft_threshold_(x, 0.5)),
     "neuron_stats": (lambda d: draws.rows(d)[:1], lambda x: mask.neuron_stats(x)),
     "saliency_mask": (lambda d: draws.saliency(d)[:1], lambda x: mask.saliency_mask(x, 0.3)),
+    "ratio_mask": (lambda d: draws.ratios(d)[:2], lambda n, m: mask.ratio_mask(n, m, 1.0)),
     "masked_sgd_": (
         lambda d: [*draws.sgd(d)[:3], d.pick(None, 0)],
         lambda x, g, m, _: mask.masked_sgd_(x, g, _no_empty(m) if isinstance(m, list) else m, lr=0.1, weight_decay=0.1),
@@ -151,7 +157,8 @@ def one_call(seed: int, number: int) -> str:
         expected, failed = outcome(_schema.SCHEMAS[name][1], [*theirs, *defaults[len(theirs) :]])
     assert failed is None, f"{label}\nserved, though the reference says: {failed!r}"
     for i, (a, b) in enumerate(zip(tensors_of([result, args]), tensors_of([expected, theirs]), strict=True)):
-        reason = close(a, b, 1.0 if "normal" in name or "perturb" in name else 1e-6)  # a normal is right to a share of the deviation
+        # a normal is right to a share of the deviation, a divergence to a share of the logarithms that it is a difference of
+        reason = close(a, b, 1.0 if any(kind in name for kind in ("normal", "perturb", "distill")) else 1e-6)
         assert reason is None, f"{label}\ntensor {i}: {reason}\n{a}\n{b}"
     return "served"
 
@@ -171,6 +178,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(os.environ.get("FASTFORGET_TEST_SEED", "0")))
     parser.add_argument("--only", type=int, help="this call alone")
     options = parser.parse_args()
+    assert set(RAW) == set(_schema.SCHEMAS), f"draws and ops differ by {sorted(set(RAW) ^ set(_schema.SCHEMAS))}"
     torch.set_num_threads(2)
     torch.use_deterministic_algorithms(True, warn_only=True)  # torch.empty hands out NaN
     counts = {"served": 0, "refused": 0}

@@ -207,6 +207,19 @@ def step(d: Draw) -> list[Any]:
     return [*tensors, d.positive(shape, dtype), out(d, (), single(dtype)), *numbers]
 
 
+def distilled(d: Draw) -> list[Any]:
+    dtype, b, k = d.dtype(), d.pick(0, 1, 3, 40), d.pick(1, 2, 10, 33, 100, 5000)
+    several = d.pick(torch.empty(0, dtype=torch.bool), d.flags((k,)))
+    drop = d.pick(several, d.integers(k + 1, (b,)) - 1, (d.integers(k + 1, (b,)) - 1).to(torch.int32))
+    logits, teacher = d.normal((b, k), dtype), d.normal((b, k), dtype)
+    return [logits, teacher, drop, d.pick(1.0, 2.0, 0.5), out(d, (b,), single(dtype)), out(d, (b, k), dtype)]
+
+
+def products(d: Draw) -> list[Any]:
+    xs = d.list_of(lambda _: d.normal(d.shape(), d.dtype()))
+    return [xs, beside(d, xs), out(d, (3,), torch.float64)]
+
+
 def dampen(d: Draw) -> list[Any]:
     xs = d.list_of(lambda _: d.normal(d.shape(), d.dtype()))
     return [xs, beside(d, xs, d.positive), beside(d, xs, d.positive), out(d, (), torch.int64), d.pick(1.0, 2.0), 0.5]
@@ -234,6 +247,12 @@ def saliency(d: Draw) -> list[Any]:
     n = sum(x.numel() for x in xs)
     made = [out(d, (-(-x.numel() // 8),), torch.uint8) if d.chance(0.5) else out(d, tuple(x.shape), torch.bool) for x in xs]
     return [xs, d.random.randrange(n + 1), made, out(d, (), torch.float64 if any(x.dtype == torch.float64 for x in xs) else torch.float32)]
+
+
+def ratios(d: Draw) -> list[Any]:
+    xs = d.list_of(lambda _: d.positive(d.shape(), d.dtype()))
+    made = [out(d, (-(-x.numel() // 8),), torch.uint8) if d.chance(0.5) else out(d, tuple(x.shape), torch.bool) for x in xs]
+    return [xs, beside(d, xs, d.positive), made, d.pick(0.0, 1.0, 3.0), d.pick(0.0, 1e-15)]
 
 
 def sgd(d: Draw) -> list[Any]:
@@ -313,8 +332,8 @@ def update(d: Draw) -> list[Any]:
 
 RAW: dict[str, Callable[[Draw], list[Any]]] = {
     "random_bits": random_bits, "normal_": normal, "add_normal_": add_normal, "perturb_step_": perturb, "error_max_loss": loss,
-    "error_max_step_": step, "dampen_": dampen, "accumulate_importance_": importance, "soft_threshold_": shrink,
-    "neuron_stats": rows, "saliency_mask": saliency, "masked_sgd_": sgd, "masked_adam_": adam, "membership_scores": scores,
-    "roc_stats": roc, "roc_bootstrap": bootstrap, "rmia_counts": counts, "rmia_vote": vote, "lira_stats": stats,
-    "lira_ratio": ratio, "lira_loo": loo, "lira_update_": update,
+    "error_max_step_": step, "distill_loss": distilled, "gradient_products": products, "dampen_": dampen,
+    "accumulate_importance_": importance, "soft_threshold_": shrink, "neuron_stats": rows, "saliency_mask": saliency, "ratio_mask": ratios,
+    "masked_sgd_": sgd, "masked_adam_": adam, "membership_scores": scores, "roc_stats": roc, "roc_bootstrap": bootstrap,
+    "rmia_counts": counts, "rmia_vote": vote, "lira_stats": stats, "lira_ratio": ratio, "lira_loo": loo, "lira_update_": update,
 }  # fmt: skip
