@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from . import plot, rows
 FOLDER = Path(__file__).resolve().parent
 FAMILIES = {
     "noise": "Noise",
-    "update": "Error-maximizing update",
+    "update": "Losses and updates",
     "mask": "Masking and dampening",
     "membership": "Membership inference",
     "overhead": "What a call costs",
@@ -141,7 +142,8 @@ def _table(heads: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
     return "\n".join(out)
 
 
-def markdown(result: dict[str, Any], source: str, picture: str) -> str:
+def markdown(result: dict[str, Any], source: str, picture: str, elsewhere: Sequence[dict[str, Any]] = ()) -> str:
+    """The page of a result; ``elsewhere``: those of other machines, whose rows come last, each under its machine's facts."""
     parts = [
         "# Benchmarks",
         f"Written by `python -m fastforget bench --readme` from `{source}`; don't edit by hand.",
@@ -168,6 +170,14 @@ def markdown(result: dict[str, Any], source: str, picture: str) -> str:
     parts.append(f"## Bars\n\n{rows.tally(result['rows'])}")
     if missed := _missed(result, "- "):
         parts.append("\n".join(missed))
+    for other in elsewhere:
+        parts += [
+            f"## On another machine: {other['machine']['cpu']}",
+            "\n".join(f"- {line}" for line in _machine_lines(other)),
+            _table(rows.HEADS, [rows.cells(row) for row in other["rows"]]),
+            rows.tally(other["rows"]),
+            *(["\n".join(missed)] if (missed := _missed(other, "- ")) else []),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -177,5 +187,6 @@ def write_readme(result: dict[str, Any], source: Path, folder: Path = FOLDER) ->
     picture.write_text(plot.ratios_by_size(result["rows"], {f: FAMILIES[f] for f in list(FAMILIES)[:4]}))
     readme = folder / "README.md"
     place = Path(os.path.relpath(picture.resolve(), folder)).as_posix()
-    readme.write_text(markdown(result, source.name, place))
+    beside = [json.loads(path.read_text()) for path in sorted(source.parent.glob("cpu-*.json")) if path.resolve() != source.resolve()]
+    readme.write_text(markdown(result, source.name, place, beside))
     return [picture, readme]

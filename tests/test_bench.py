@@ -190,11 +190,15 @@ def test_the_page_and_the_plot_come_from_the_json(measured: dict[str, Any], tmp_
     source = tmp_path / "results" / "cpu.json"
     source.parent.mkdir()
     source.write_text(json.dumps(measured))
+    other = {**measured, "machine": {**measured["machine"], "cpu": "Another (family 1)"}, "rows": measured["rows"][:1]}
+    (source.parent / "cpu-other.json").write_text(json.dumps(other))
     written = report.write_readme(json.loads(source.read_text()), source, folder=tmp_path)
     page, picture = (tmp_path / "README.md").read_text(), source.with_suffix(".svg").read_text()
     assert set(written) == {tmp_path / "README.md", source.with_suffix(".svg")}
     assert "results/cpu.svg" in page and measured["machine"]["cpu"] in page and "dampen_" in page
     assert picture.startswith("<svg") and "dampen_ vs published" in picture
+    own, elsewhere = page.split("## On another machine: Another (family 1)")
+    assert own.count("| dampen_ |") > 1 and elsewhere.count(f"| {measured['rows'][0]['op']} |") == 1
     assert report.text(measured)
 
 
