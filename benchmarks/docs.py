@@ -21,7 +21,7 @@ from typing import Any
 from fastforget import _files, _schema, ops
 from fastforget.auditing import verdict
 
-from . import experiment, experiment_costs, experiment_page, rows, shadow_audit, standard, verdict_zoo, zoo_report
+from . import experiment, experiment_costs, experiment_page, models_judge, rows, shadow_audit, standard, verdict_zoo, zoo_report
 from .experiment_claims import choices
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -124,6 +124,13 @@ def requests() -> str:
     return f"{experiment_costs.measured(results)}\n\n{experiment_costs.requests(results['rows'])}"
 
 
+def larger() -> str:
+    """docs/engine.md: methods on the stored ResNet-20."""
+    stored = _json(models_judge.ROWS)
+    m = stored["machine"]
+    return f"{m['cpu']}, one thread, torch {m['torch']}; medians where there are several seeds.\n\n{models_judge.table(stored)}"
+
+
 def where() -> str:
     return experiment_costs.where(_json(experiment.ROWS)["rows"])
 
@@ -161,6 +168,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "verdict-rates": verdict_rates,
     "experiment": experiments,
     "requests": requests,
+    "larger": larger,
     "where": where,
     "standard-methods": standard_methods,
     "standard-choice": standard_choice,

@@ -73,7 +73,7 @@ def row_of(method: str, kind: str, seed: int, data: Tiles, audited: bool, precis
     row |= {"forgot": result.forgot, "passes": result.cost.passes, "seconds": round(seconds, 1)}
     row["faster"] = round(original.receipt["processor_seconds"] / seconds, 1)
     if audited:
-        retrained = {f"retrained {i}": load(name).net for i, name in enumerate(_retrained(kind))}
+        retrained = {f"retrained {i}" if i else "retrained": load(name).net for i, name in enumerate(_retrained(kind))}
         report = ff.audit(
             {"original": original.net, "unlearned": result.model, **retrained},
             forget=cell.forget, retain=cell.retain, test=cell.measuring, seed=seed, progress=False,

@@ -38,6 +38,10 @@ def test_bad_inputs_name_themselves(world: World) -> None:
             test=world.test,
         )
 
+    with pytest.raises(ValueError, match=r"models: got 'retrained 0', 'retrained 1', which are .* none named 'retrained'"):
+        models = {"original": world.original, "retrained 0": world.retrained, "retrained 1": world.retrained}
+        ff.audit(models, forget=world.forget, retain=world.retain, test=world.test)
+
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_nan_logits_are_refused_by_model_and_sample(world: World, bad: float) -> None:

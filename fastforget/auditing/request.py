@@ -127,6 +127,12 @@ def _models(models: dict[str, nn.Module]) -> dict[str, nn.Module]:
         refuse_kind(f"models[{name!r}]", model)
         if not isinstance(name, str) or not isinstance(model, nn.Module):
             raise TypeError(f"models[{name!r}]: got {type(model).__name__}; accepted is a name and a torch.nn.Module")
+    further = [name for name in models if is_reference(name)]
+    if further and RETRAINED not in models:
+        raise ValueError(
+            f"models: got {', '.join(map(repr, further))}, which {'is' if len(further) == 1 else 'are'} read as retrained, but none named "
+            f"{RETRAINED!r}, the first that all others are held against. Name one of them {RETRAINED!r}, or otherwise"
+        )
     order = sorted(models, key=lambda name: (name != ORIGINAL) + is_reference(name) + (name == RETRAINED))
     return {name: models[name] for name in order}
 
