@@ -6,6 +6,7 @@ build on. docs/plugins.md has an example.
 
 from . import engine
 from .call import unlearn
+from .language import NPO, GradientDifference
 from .pack import (
     AMUN,
     CT,
@@ -44,6 +45,7 @@ __all__ = [
     "KDE",
     "LFSSD",
     "MSG",
+    "NPO",
     "SCRUB",
     "SSD",
     "UNSIR",
@@ -52,6 +54,7 @@ __all__ = [
     "FineTune",
     "Forsaken",
     "GradientAscent",
+    "GradientDifference",
     "L1Sparse",
     "Lightweight",
     "LoTUS",

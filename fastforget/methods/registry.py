@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from . import plugs
+from .language import LANGUAGE
 from .pack import STANDARD
 from .perturb.forsaken import Forsaken
 from .perturb.lightweight import Lightweight
@@ -27,7 +28,7 @@ class Method(Protocol):
     """
 
     name: str
-    scope: str  # "classes": classes as a whole; "samples": also any set of samples, given as forget=
+    scope: str  # "classes": as a whole; "samples": also any set of samples, given as forget=; "sequences": of a language model
     learns_noise: bool
     gradients: tuple[str, ...]
 
@@ -61,6 +62,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "forsaken": Forsaken,
     "lightweight": Lightweight,
     **STANDARD,
+    **LANGUAGE,
     "none": Nothing,
 }
 AUTO = "auto"

@@ -53,6 +53,7 @@ class Task:
     nonmember: Source | None = None
     held: Source | None = None  # non-members that the method doesn't train on
     original: nn.Module | None = None  # the model as given: its weights are read; it is never called, nor written
+    head: str | None = None  # of a language model: the layer whose product by blocks makes the logits
     history: list[dict[str, Any]] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
     precision: str = "float32"  # of training passes: see engine/precision.py

@@ -19,12 +19,13 @@ IGNORED = -100
 
 class TokenScores(NamedTuple):
     """Per token [N, T] (NaN where it isn't scored) and per sequence [N] or [N, len(k)] (NaN where none of its tokens is): float32, or
-    float64 for float64 inputs; ``length`` int64.
+    float64 for float64 inputs. ``first`` is bool [N, T], ``length`` int64 [N].
     """
 
     log_prob: Tensor
     mean: Tensor
     variance: Tensor
+    first: Tensor
     loss: Tensor
     min_k: Tensor
     min_k_plus: Tensor
@@ -48,6 +49,7 @@ def token_scores(
     With p the model's distribution at a token and y the token:
 
     - ``log_prob`` = log p_y; ``mean`` = sum_v p_v log p_v; ``variance`` = sum_v p_v (log p_v - mean)^2
+    - ``first``: no word is more probable than y (False where it isn't scored)
     - ``loss``: minus the mean of ``log_prob`` over the sequence's scored tokens (the log of its perplexity)
     - ``min_k``: the mean of the lowest k of ``log_prob`` (Shi et al., ICLR'24, equation 1)
     - ``min_k_plus``: the mean of the lowest k of (log_prob - mean) / sqrt(variance) (Zhang et al., Min-K%++, ICLR'25, equation 3)
@@ -87,25 +89,28 @@ def token_scores(
     scored = _scored(labels, shift, ignore_index)
     dtype = computed_in(outputs.dtype)
     tokens = torch.full((3, *labels.shape), math.nan, dtype=dtype, device=outputs.device)
+    first = torch.zeros_like(scored)
     with torch.no_grad():
         table, wanted = _table(outputs, labels, scored, weight, bias, shift, columns)
         flat = torch.empty((3, len(table)), dtype=dtype, device=outputs.device)
+        best = torch.empty(len(table), dtype=torch.bool, device=outputs.device)
         for start, stop in chunks(len(table), rows):
             own = sums(table, table.rows(start, stop), wanted[start:stop], moments=True)
             assert own.mean is not None and own.squares is not None
+            best[start:stop] = own.of_label >= own.top
             flat[:, start:stop] = torch.stack((own.log_prob, own.mean - own.log_total, own.squares / own.total))
-        tokens[:, scored] = flat
-        return _by_sequence(tokens, scored, shares)
+        tokens[:, scored], first[scored] = flat, best
+        return _by_sequence(tokens, first, scored, shares)
 
 
-def _by_sequence(tokens: Tensor, scored: Tensor, shares: Sequence[float]) -> TokenScores:
+def _by_sequence(tokens: Tensor, first: Tensor, scored: Tensor, shares: Sequence[float]) -> TokenScores:
     log_prob, mean, variance = tokens
     count = scored.sum(dim=1)
     none = torch.where(count > 0, 0.0, math.nan).to(log_prob.dtype)
     loss = -torch.where(scored, log_prob, 0.0).sum(dim=1) / count.clamp_min(1) + none
     standard = (log_prob - mean) / variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
     lowest = [_mean_of_lowest(values, scored, count, shares) + none[:, None] for values in (log_prob, standard)]
-    return TokenScores(log_prob, mean, variance, loss, lowest[0], lowest[1], count)
+    return TokenScores(log_prob, mean, variance, first, loss, lowest[0], lowest[1], count)
 
 
 def _mean_of_lowest(values: Tensor, scored: Tensor, count: Tensor, shares: Sequence[float]) -> Tensor:
