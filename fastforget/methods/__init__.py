@@ -6,7 +6,7 @@ build on. docs/plugins.md has an example.
 
 from . import engine
 from .call import unlearn
-from .language import NPO, GradientDifference
+from .language import NPO, RMU, GradientDifference, SimNPO
 from .pack import (
     AMUN,
     CT,
@@ -46,6 +46,7 @@ __all__ = [
     "LFSSD",
     "MSG",
     "NPO",
+    "RMU",
     "SCRUB",
     "SSD",
     "UNSIR",
@@ -66,6 +67,7 @@ __all__ = [
     "SFRon",
     "SVDProjection",
     "SalUn",
+    "SimNPO",
     "Sweep",
     "UnlearnResult",
     "available",

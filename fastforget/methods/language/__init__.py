@@ -5,7 +5,9 @@ from __future__ import annotations
 from .base import Language
 from .gradient_difference import GradientDifference
 from .npo import NPO
+from .rmu import RMU
+from .simnpo import SimNPO
 
-_METHODS: tuple[type[Language], ...] = (GradientDifference, NPO)
+_METHODS: tuple[type[Language], ...] = (GradientDifference, NPO, SimNPO, RMU)
 LANGUAGE: dict[str, type[Language]] = {method.name: method for method in _METHODS}
-__all__ = ["LANGUAGE", "NPO", "GradientDifference", "Language"]
+__all__ = ["LANGUAGE", "NPO", "RMU", "GradientDifference", "Language", "SimNPO"]
