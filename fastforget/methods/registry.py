@@ -42,18 +42,23 @@ class Method(Protocol):
 
 @dataclass
 class Nothing:
-    """The negative control: returns the model as it is, so that an audit of it must fail."""
+    """The negative control: returns the model as it is, so that an audit of it must fail. ``sequences``: of a language model."""
+
+    sequences: bool = False
 
     name = "none"
-    scope = "samples"
     learns_noise = False
     gradients = ()
+
+    @property
+    def scope(self) -> str:
+        return "sequences" if self.sequences else "samples"
 
     def run(self, task: Task) -> dict[str, Any]:
         return {}
 
     def receipt(self) -> dict[str, Any]:
-        return {}
+        return {"sequences": True} if self.sequences else {}
 
 
 METHODS: dict[str, Callable[..., Any]] = {

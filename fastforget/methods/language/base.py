@@ -15,7 +15,7 @@ from ..engine import precision
 from ..engine.passes import Shuffled
 from ..engine.teacher import forward_only
 from ..engine.terms import HOLDS
-from ..pack.base import TRIALS, TRIED, Cycled, Trained, optimizer_of, set_of
+from ..pack.base import TRIALS, Cycled, Trained, optimizer_of, set_of
 from ..task import Task
 from .answers import divergence, log_probs, scored
 
@@ -31,19 +31,37 @@ class Language(Trained):
     each with as many retain sequences beside it, which are cycled. ``retain_weight`` weighs what holds the model on these: ``hold``
     ``"labels"`` (their cross-entropy) or ``"anchor"`` (KL from the original model's answers to their tokens; a copy of the model stays in
     memory for it). 0: none is needed. ``mean``: of a batch's cross-entropies over its ``"sequences"``, of each the mean over its tokens,
-    or over all its ``"tokens"``. ``None``: the preset's.
+    or over all its ``"tokens"``. ``mask``: by the names of parameters what may change of them (a mask of :mod:`fastforget.optim`); the
+    rest of these keeps its bits. Of other parameters all that is trained may change; adapters leave the frozen base as it is.
+    ``None``: the preset's.
     """
 
     retain_weight: float | None = None
     hold: str = "labels"
     mean: str | None = None
     optimizer: str = "adamw"
+    mask: Mapping[str, Tensor] | None = None
 
     scope = "sequences"
     numbers: ClassVar[tuple[str, ...]] = ("lr", "momentum", "weight_decay", "retain_weight")
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         {"hold": HOLDS, "mean": MEANS, "optimizer": ("adamw", "adam", "sgd")}
     )
+
+    def receipt(self) -> dict[str, Any]:
+        """Every option in force; of a mask the share of values that may change."""
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if self.mask is not None:
+            options["mask"] = {name: float(mask.double().mean()) for name, mask in self.mask.items()}
+        return options
+
+    def stepper(self, task: Task) -> torch.optim.Optimizer:
+        """The optimiser of all that is trained."""
+        named = {name: p for name, p in task.model.named_parameters() if p.requires_grad}
+        if unknown := [name for name in self.mask or () if name not in named]:
+            raise ValueError(f"mask: {unknown[0]!r} is no trained parameter; accepted are names of model.named_parameters() that are")
+        mask = {named[name]: value.to(task.device) for name, value in (self.mask or {}).items()}
+        return optimizer_of(self.optimizer, task, self.lr, self.momentum, self.weight_decay, mask or None)
 
     def needed(self, task: Task) -> tuple[str, ...]:
         """The forget set, and the retain set where it is to hold the model."""
@@ -52,7 +70,9 @@ class Language(Trained):
     def _precision(self, task: Task, used: tuple[str, ...]) -> dict[str, Any] | None:
         if task.precision == "float32":
             return None
-        data, tried = set_of(task, used[0]), min(TRIED, len(set_of(task, used[0])))
+        assert self.batch_size is not None
+        data = set_of(task, used[0])
+        tried = min(self.batch_size, len(data))
         if task.precision == "auto" and not task.cost.has_room(TRIALS * tried):
             return None
         (inputs, labels), *_ = data.at([torch.arange(tried)], device=task.device)
@@ -61,7 +81,7 @@ class Language(Trained):
     def train(self, task: Task, of_forget: Callable[[Shuffled], Tensor]) -> None:
         """Descends ``of_forget`` of a forget batch + retain_weight * what holds the model on a retain batch."""
         assert self.batch_size is not None and self.retain_weight is not None
-        steps = optimizer_of(self.optimizer, task, self.lr, self.momentum, self.weight_decay)
+        steps = self.stepper(task)
         if not self.retain_weight:
             for batch in (passes := self.passes(task, set_of(task, "forget"), self.name)):
                 passes.descend(steps, of_forget(batch), len(batch))

@@ -17,7 +17,7 @@ from torch import Tensor
 from ... import _weights
 from ..engine.passes import Passes
 from ..engine.teacher import forward_only
-from ..pack.base import Cycled, optimizer_of, published, set_of
+from ..pack.base import Cycled, published, set_of
 from ..task import Task
 from .base import RETAIN_ORDER, Language
 from .states import States, attended
@@ -77,7 +77,7 @@ class RMU(Language):
         assert self.steering is not None and self.retain_weight is not None and self.batch_size is not None and self.epochs is not None
         states = States(task.model, self.layer)
         trained = states.train_last(3, self.weights)
-        optimizer = optimizer_of(self.optimizer, task, self.lr, self.momentum, self.weight_decay)
+        optimizer = self.stepper(task)
         teacher = _weights.working_copy(task.model).eval() if self.retain_weight and self.hold != "labels" else None
         forget, retain = set_of(task, "forget"), None
         beside = 0
