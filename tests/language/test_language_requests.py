@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 import fastforget as ff
 from fastforget.methods.language import answers
+from fastforget.methods.language.states import States
 from fastforget.ops import membership
 
 METHODS = ("gradient_difference", "npo", "simnpo", "rmu")
@@ -351,3 +353,23 @@ def test_nothing_done_is_measured_by_sequences_too():
     assert same(result.model, bits(net)) and not result.forgot and "the weights are unchanged" in result.why
     assert result.receipt["verdict"]["attack_auc"] == pytest.approx(auc(net), abs=1e-6)
     assert result.receipt["options"] == {"sequences": True}
+
+
+def test_layers_are_told_from_experts_within_them():
+    """The longest list is the experts'; the middle layer is meant."""
+    net = nn.Module()
+    net.layers = nn.ModuleList(nn.ModuleDict({"experts": nn.ModuleList(nn.Linear(2, 2) for _ in range(9))}) for _ in range(4))
+    states = States(net, None)
+    assert states.name == "layers.1"
+    assert {name.split(".")[1] for name in states.train_last(3, "weight")} == {"0", "1"}
+
+
+def test_a_model_that_ranks_hold_together_is_refused(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        net = nn.parallel.DistributedDataParallel(w.recurrent())
+        for method in ("npo", ff.methods.NPO()):
+            call = functools.partial(ff.unlearn, net, method, **w.request())
+            refusal(call, TypeError, "'npo' is for language models, which a DDP or FSDP2 model")
+    finally:
+        torch.distributed.destroy_process_group()
