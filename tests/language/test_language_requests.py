@@ -272,6 +272,12 @@ class Encoder(w.Recurrent):
     config = type("Config", (), {"is_encoder_decoder": True})
 
 
+class BothWays(w.Recurrent):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.GRU(6, 4, batch_first=True, bidirectional=True)])
+
+
 def refusal(call, kind, text):
     with pytest.raises(kind, match=text):
         call()
@@ -301,6 +307,9 @@ def test_refused():
     classifier = nn.Sequential(nn.Embedding(w.WORDS, 4), nn.Flatten(), nn.Linear(28, 3))
     refusal(ask(model=classifier), TypeError, r"model: for labels of shape \(2, 7\) it gives a tensor of shape \(2, 3\)")
     refusal(ask(model=Encoder().double()), TypeError, "model: Encoder has an encoder; accepted are causal models")
+    refusal(ask(model=BothWays().double()), TypeError, "model: BothWays's answers change with a token that comes after them")
+    both_ways = {name: w.ragged(name) for name in ("forget", "retain", "nonmember")}
+    refusal(ask(model=BothWays().double(), **both_ways), TypeError, "model: BothWays's answers change with a token")
     refusal(ask(hold="loss"), ValueError, "hold: got 'loss'; accepted are 'anchor', 'labels'")
     refusal(ask(beta=0.0), ValueError, "beta: got 0.0; accepted is a finite number > 0")
     refusal(ask("rmu", layer="layers.9"), ValueError, "layer: the model has no module 'layers.9'.*'layers.0'")
