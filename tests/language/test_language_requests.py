@@ -96,7 +96,8 @@ def test_no_table_of_logits_is_made():
     class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
-            seen.extend(x.shape[-1] for x in torch.utils._pytree.tree_leaves(out) if isinstance(x, torch.Tensor) and x.dim() == 3)
+            leaves = [x for x in torch.utils._pytree.tree_leaves(out) if isinstance(x, torch.Tensor) and x.dim() == 3]
+            seen.extend(x.shape[-1] for x in leaves if len(x) > 2)  # the first check looks at two sequences
             return out
 
     def one_table(model):
@@ -106,8 +107,7 @@ def test_no_table_of_logits_is_made():
         return seen.count(w.WORDS)
 
     capped = w.recurrent(capped=True)
-    few = one_table(net)
-    assert few <= 8 < 30 < one_table(capped)  # the first check of the model makes some
+    assert one_table(net) == 0 < 30 < one_table(capped)
 
 
 def losses(model, name):
@@ -141,7 +141,7 @@ def right(model, name):
 def test_forgotten_and_still_of_use():
     """Some rate makes the attack fail while retain tokens are still answered right: the first such run says forgot."""
     net = w.recurrent()
-    runs = [w.run(net, "npo", w.request(), epochs=epochs, batch_size=12, lr=0.01, beta=0.5) for epochs in range(4, 30, 2)]
+    runs = [w.run(net, "npo", w.request(), epochs=epochs, batch_size=12, lr=0.01, beta=0.5) for epochs in range(6, 31, 4)]
     forgotten = [run for run in runs if run.forgot]
     assert forgotten
     for run in runs:
@@ -220,7 +220,7 @@ def test_an_interrupted_run_leaves_the_model_as_it_was(method, inplace):
     net = w.recurrent().train()
     before, flags = bits(net), [p.requires_grad for p in net.parameters()]
     reads = []
-    for count in (60, 45, 30):
+    for count in (45, 30):
         data = Interrupting("retain", count)
         sets = w.request("forget", "nonmember") | {"retain": data}
         with pytest.raises(KeyboardInterrupt):
@@ -228,7 +228,7 @@ def test_an_interrupted_run_leaves_the_model_as_it_was(method, inplace):
         reads.append(data.left)
         assert same(net, before) and net.training and [p.requires_grad for p in net.parameters()] == flags
         assert "forward" not in vars(net.head) and not net.layers[1]._forward_hooks
-    assert reads == [-1] * 3
+    assert reads == [-1] * 2
 
 
 @pytest.mark.parametrize("method", METHODS)
