@@ -86,6 +86,11 @@ def test_the_head_is_found_where_its_product_is_all():
     assert found(net, lambda model, x: model(x) * 2) is None
     assert found(net, lambda model, x: torch.relu(model(x))) is None
     assert "forward" not in vars(net.head)
+    net.head.register_forward_pre_hook(lambda module, args: (3 * args[0],))
+    assert found(net) == "head"  # what comes before the product is part of the hidden states
+    net.head.register_forward_hook(lambda module, args, out: out + 1)
+    assert found(net) is None
+    assert found(torch.compile(w.recurrent(), backend="eager")) is None
 
 
 def test_no_table_of_logits_is_made():
