@@ -387,3 +387,10 @@ def test_a_model_that_ranks_hold_together_is_refused(tmp_path):
             refusal(call, TypeError, "'npo' is for language models, which a DDP or FSDP2 model")
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_a_compiled_model_goes_the_same_way():
+    """Its logits are read; and a compiled module that has no length is one all the same."""
+    net = w.recurrent()
+    plain, compiled = (w.run(model, "npo", w.request(), **FEW) for model in (net, torch.compile(w.recurrent(), backend="eager")))
+    w.agree(compiled.model._orig_mod, plain.model, net)
