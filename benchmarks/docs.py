@@ -20,14 +20,16 @@ from typing import Any
 
 from fastforget import _files, _schema, ops
 from fastforget.auditing import verdict
+from fastforget.methods.language import LANGUAGE
 
-from . import experiment, experiment_costs, experiment_page, models_judge, rows, shadow_audit, standard, verdict_zoo, zoo_report
+from . import experiment, experiment_costs, experiment_page, models_judge, rows, shadow_audit, standard, tokens, verdict_zoo, zoo_report
 from .experiment_claims import choices
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SPEED = RESULTS / "cpu-amd-epyc-family-26-model-2.json"
-PAGES = ("README.md", *(f"docs/{name}.md" for name in ("audit", "engine", "environment", "experiment", "gpu", "methods", "ops")))
+_DOCS = ("audit", "engine", "environment", "experiment", "gpu", "language", "methods", "ops")
+PAGES = ("README.md", *(f"docs/{name}.md" for name in _DOCS))
 PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 # What README's table of methods says beside the measured columns.
@@ -153,6 +155,21 @@ def standard_choice() -> str:
     return "\n".join([*standard.facts(results), "", standard.choice(results["rows"])])
 
 
+def language_methods() -> str:
+    """docs/language.md: each method for language models, from the code."""
+    lines = ["| method | class | from | holds by | presets |", "|---|---|---|---|---|"]
+    for name, method in LANGUAGE.items():
+        holds = ", ".join(f"`{hold}`" for hold in (method.hold, *(h for h in method.choices["hold"] if h != method.hold)))
+        presets = ", ".join(f"`{preset}`" for preset in method.presets)
+        lines.append(f"| `{name}` | `{method.__name__}` | {method.source.partition(';')[0]} | {holds} | {presets} |")
+    return "\n".join(lines)
+
+
+def token_scores() -> str:
+    """docs/language.md: what token scores cost."""
+    return tokens.table(_json(RESULTS / "tokens.json"))
+
+
 def verdict_rates() -> str:
     """How often the verdict errs, over the zoo's stored rows."""
     return zoo_report.table(_json(verdict_zoo.RESULTS))
@@ -170,6 +187,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "requests": requests,
     "larger": larger,
     "where": where,
+    "language-methods": language_methods,
+    "tokens": token_scores,
     "standard-methods": standard_methods,
     "standard-choice": standard_choice,
 }

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 from . import _samplers, _tree, _workers
 from ._columns import Column
-from ._labels import as_tensor, check_labels, labelled, refuse_two_labels
+from ._labels import CLASSES, Reading, as_tensor, labelled
 from ._random import own_randomness
 from ._tree import describe, move
 
@@ -25,15 +25,16 @@ __all__ = ["Pair", "Source", "describe", "move", "source"]
 Unpack = Callable[[Any], tuple[Any, Any]]
 ACCEPTED = "a DataLoader, a Dataset or an (inputs, labels) pair of tensors"
 DEFAULT_BATCH = 256
+_SECOND = "the second of the pair"
 _TRIED = 64  # samples that show whether a set's sizes vary
 
 
 class Pair:
     """Inputs and labels already in memory: batches by one indexing, without a per-sample collate."""
 
-    def __init__(self, name: str, inputs: Tensor, labels: Any, read_from: str = "the second of the pair") -> None:
+    def __init__(self, name: str, inputs: Tensor, labels: Any, read_from: str = _SECOND, reading: Reading = CLASSES) -> None:
         self.read_from = read_from
-        labels = check_labels(name, labels, "" if read_from.startswith("the second") else read_from)
+        labels = reading.check(name, labels, "" if read_from.startswith("the second") else read_from)
         if inputs.dim() == 0 or len(inputs) != len(labels):
             raise ValueError(f"{name}: inputs are {describe(inputs)} but labels {describe(labels)}; both must have N rows")
         if inputs.device != labels.device:
@@ -59,8 +60,10 @@ class Loaded:
         unpack: Unpack | None,
         collate: Callable[[list[Any]], Any] = default_collate,
         settings: dict[str, Any] | None = None,
+        reading: Reading = CLASSES,
     ) -> None:
         self.name, self.dataset, self.unpack, self.collate, self.settings = name, dataset, unpack, collate, settings or {}
+        self.reading = reading
         self.read_from = "what unpack returned"
         # what the user makes of a batch may depend on all of it, as padding does
         self.collated = unpack is not None or collate is not default_collate
@@ -112,7 +115,7 @@ class Loaded:
             self.read_from = "the second element of a batch"
             if len(batch) == 3:
                 self.read_from = "the last of a batch's 3 elements"
-                refuse_two_labels(self.name, batch[1], batch[2])
+                self.reading.three(self.name, batch[1], batch[2])
         elif isinstance(batch, Mapping):
             inputs, labels, self.read_from = labelled(self.name, batch)
         else:
@@ -120,7 +123,7 @@ class Loaded:
                 f"{self.name}: a batch is {describe(batch)}, so its labels can't be found; accepted are (x, y), (x, _, y), and dicts with "
                 "an entry 'labels' or 'label'. For anything else pass unpack=lambda batch: (inputs, labels)"
             )
-        labels = check_labels(self.name, labels, "" if self.read_from.startswith("the second") else self.read_from)
+        labels = self.reading.check(self.name, labels, "" if self.read_from.startswith("the second") else self.read_from)
         if isinstance(inputs, Tensor) and len(inputs) != len(labels):
             raise ValueError(f"{self.name}: a batch has {len(inputs)} inputs but {len(labels)} labels")
         return inputs, labels
@@ -271,7 +274,7 @@ class Source:
         return self if len(self) <= n else self.split(n, generator)[1]
 
 
-def source(data: Any, *, name: str, unpack: Unpack | None = None, batch_size: int | None = None) -> Source:
+def source(data: Any, *, name: str, unpack: Unpack | None = None, batch_size: int | None = None, reading: Reading = CLASSES) -> Source:
     """What the user gave, as a :class:`Source`.
 
     Args:
@@ -280,6 +283,7 @@ def source(data: Any, *, name: str, unpack: Unpack | None = None, batch_size: in
         name: the argument's name, for errors.
         unpack: makes ``(inputs, labels)`` of a batch; needed unless batches are ``(x, y)``, ``(x, _, y)`` or dicts with ``"labels"``.
         batch_size: instead of the loader's (default 256).
+        reading: how labels are read: as class ids, or as token ids [N, T] (``_labels.TOKENS``).
 
     Raises:
         TypeError: none of these, an IterableDataset, or labels that aren't class ids.
@@ -296,12 +300,12 @@ def source(data: Any, *, name: str, unpack: Unpack | None = None, batch_size: in
         return data
     data = _loader_inside(data)
     if isinstance(data, DataLoader):
-        return _from_loader(data, name, unpack, batch_size)
+        return _from_loader(data, name, unpack, batch_size, reading)
     if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, (Tensor, np.ndarray)) for part in data):
         inputs = as_tensor(data[0])
         if not isinstance(inputs, Tensor):
             raise TypeError(f"{name}: inputs are {describe(inputs)}; accepted are numbers")
-        return Source(Pair(name, inputs, data[1]), name=name, batch_size=batch_size or DEFAULT_BATCH)
+        return Source(Pair(name, inputs, data[1], reading=reading), name=name, batch_size=batch_size or DEFAULT_BATCH)
     if isinstance(data, IterableDataset):
         raise TypeError(f"{name}: got an IterableDataset ({type(data).__name__}); accepted is {ACCEPTED}, read more than once")
     if isinstance(data, Tensor):
@@ -314,7 +318,7 @@ def source(data: Any, *, name: str, unpack: Unpack | None = None, batch_size: in
         raise TypeError(f"{name}: got {describe(data)}; accepted is {ACCEPTED} (numpy arrays: torch.from_numpy)")
     if not hasattr(data, "__len__"):
         raise TypeError(f"{name}: got {type(data).__name__}, which has no length; accepted is {ACCEPTED}")
-    return _source(data, name, unpack, batch_size or DEFAULT_BATCH)
+    return _source(data, name, unpack, batch_size or DEFAULT_BATCH, reading=reading)
 
 
 def _loader_inside(data: Any) -> Any:
@@ -323,7 +327,7 @@ def _loader_inside(data: Any) -> Any:
     return inside if isinstance(inside, DataLoader) and not isinstance(data, DataLoader) else data
 
 
-def _from_loader(loader: DataLoader[Any], name: str, unpack: Unpack | None, batch_size: int | None) -> Source:
+def _from_loader(loader: DataLoader[Any], name: str, unpack: Unpack | None, batch_size: int | None, reading: Reading) -> Source:
     if isinstance(loader.dataset, IterableDataset):
         raise TypeError(f"{name}: got a DataLoader over an IterableDataset; accepted is a Dataset with a length, read more than once")
     if loader.batch_size is None and loader.batch_sampler is None:
@@ -332,19 +336,8 @@ def _from_loader(loader: DataLoader[Any], name: str, unpack: Unpack | None, batc
     indices = _samplers.shown(loader, name)
     if size is None:
         size = max((len(list(batch)) for batch in loader.batch_sampler), default=DEFAULT_BATCH)  # type: ignore[union-attr]
-    data = _source(loader.dataset, name, unpack, size, loader.collate_fn, _settings(loader))
+    data = _source(loader.dataset, name, unpack, size, loader.collate_fn, _samplers.settings(loader), reading)
     return data if indices is None else data.subset(indices)
-
-
-def _settings(loader: DataLoader[Any]) -> dict[str, Any]:
-    """How the user's loader reads: torch refuses the settings of workers where there are none, and warns of pinned memory without a GPU."""
-    settings: dict[str, Any] = {"num_workers": loader.num_workers, "worker_init_fn": loader.worker_init_fn}
-    if loader.num_workers:
-        for name in ("prefetch_factor", "multiprocessing_context", "timeout"):
-            settings[name] = getattr(loader, name)
-    if loader.pin_memory and torch.cuda.is_available():
-        settings["pin_memory"] = True
-    return settings
 
 
 def _source(
@@ -354,6 +347,7 @@ def _source(
     batch_size: int,
     collate: Callable[[list[Any]], Any] = default_collate,
     settings: dict[str, Any] | None = None,
+    reading: Reading = CLASSES,
 ) -> Source:
     """A TensorDataset (or a Subset of one) as a pair of tensors, where nothing of the user's stands between; else read by sample."""
     if collate is default_collate:
@@ -361,12 +355,12 @@ def _source(
     inner, indices = unwrap_subsets(dataset)
     if type(inner) is TensorDataset and len(inner.tensors) in (2, 3) and unpack is None and collate is default_collate:
         inputs, labels = inner.tensors[0], inner.tensors[-1]
-        read_from = "the second of the pair" if len(inner.tensors) == 2 else "the last of 3 tensors"
+        read_from = _SECOND if len(inner.tensors) == 2 else "the last of 3 tensors"
         if len(inner.tensors) == 3:
-            refuse_two_labels(name, inner.tensors[1], labels)
+            reading.three(name, inner.tensors[1], labels)
         if inputs.device == labels.device:
-            return Source(Pair(name, inputs, labels, read_from), name=name, batch_size=batch_size, indices=indices)
-    return Source(Loaded(name, dataset, unpack, collate, settings), name=name, batch_size=batch_size)
+            return Source(Pair(name, inputs, labels, read_from, reading), name=name, batch_size=batch_size, indices=indices)
+    return Source(Loaded(name, dataset, unpack, collate, settings, reading), name=name, batch_size=batch_size)
 
 
 def _as_tensors(dataset: Any) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,10 +40,29 @@ def check_labels(name: str, labels: Any, read_from: str = "") -> Tensor:
     if labels.dim() == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.dim() != 1:
+        tokens = f" Token ids [N, T] are read by ff.unlearn for {', '.join(FOR_TOKENS)} alone; ff.ops.membership.token_scores scores them"
         raise ValueError(
             f"{about}; accepted is one class id a sample, shape [N]. {_other_element(read_from)}"
-            "(A list of ready batches is no set of samples: pass the DataLoader itself)"
+            f"(A list of ready batches is no set of samples: pass the DataLoader itself){tokens if labels.dim() == 2 else ''}"
         )
+    return labels.to(torch.int64)
+
+
+FOR_TOKENS = ("gradient_difference", "npo", "simnpo", "rmu")  # methods
+IGNORED = -100  # in the place of a token that isn't scored, as Hugging Face's collators write it
+
+
+def check_tokens(name: str, labels: Any, read_from: str = "") -> Tensor:
+    """Labels of sequences as int64[N, T], or an error that says what came instead."""
+    labels = as_tensor(labels)
+    about = f"{name}: labels{f' ({read_from})' if read_from else ''} are {describe(labels)}"
+    accepted = f"accepted are token ids [N, T], with {IGNORED} where a token isn't to be scored"
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"{about}; {accepted}")
+    if labels.dim() == 1:
+        raise ValueError(f"{about}: class ids? This method is for language models; {accepted}. For classifiers: docs/methods.md")
+    if labels.dim() != 2:
+        raise ValueError(f"{about}; {accepted}")
     return labels.to(torch.int64)
 
 
@@ -98,3 +118,23 @@ def _could_be_labels(value: Any) -> bool:
     numbers = value.reshape(-1)
     constant = len(numbers) == 0 or bool((numbers == numbers[0]).all())
     return not constant and (value.dtype == torch.bool or bool((numbers == numbers.round()).all()))
+
+
+def refuse_three(name: str, second: Any, third: Any) -> None:
+    """Refuses a batch of three where labels are sequences: masks look like labels, and stand in either place."""
+    raise TypeError(
+        f"{name}: a batch has 3 elements, and which of them are labels can't be told of sequences ({describe(as_tensor(second))} and "
+        f"{describe(as_tensor(third))}); accepted are (input_ids, labels), and dicts with 'labels'. For others pass "
+        "unpack=lambda batch: ({'input_ids': batch[0], 'attention_mask': batch[1]}, batch[2])"
+    )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How labels are read: ``check`` gives them as int64, or an error; ``three`` refuses batches of three."""
+
+    check: Callable[..., Tensor]
+    three: Callable[[str, Any, Any], None]
+
+
+CLASSES, TOKENS = Reading(check_labels, refuse_two_labels), Reading(check_tokens, refuse_three)

@@ -23,7 +23,7 @@ from ..methods import checks
 from ..methods.call import unlearn
 from ..methods.cost import Cost, Phase
 from ..methods.registry import AUTO, method_of, suitable
-from ..methods.request import Sets, wanted_classes
+from ..methods.request import Sets, refuse_sequences, wanted_classes
 from ..methods.result import NotForgottenWarning, UnlearnResult
 from ..methods.task import Forward, derived_seed
 from .asked import asked, checked_id, clean, must_be_in, must_be_same, state_of
@@ -171,6 +171,7 @@ class Journal:
         auto = isinstance(method, str) and method == AUTO
         chosen = method_of(suitable(classes, forget=forget, retain=retain, nonmember=nonmember)[0] if auto else method, options)
         checks.model_device(model)
+        refuse_sequences(chosen, "Journal", "Call ff.unlearn")
         aside = derived_seed(checks.seed(seed), READ)
         with self._store.lock():
             done = self._store.read()

@@ -6,6 +6,7 @@ build on. docs/plugins.md has an example.
 
 from . import engine
 from .call import unlearn
+from .language import NPO, RMU, GradientDifference, SimNPO
 from .pack import (
     AMUN,
     CT,
@@ -44,6 +45,8 @@ __all__ = [
     "KDE",
     "LFSSD",
     "MSG",
+    "NPO",
+    "RMU",
     "SCRUB",
     "SSD",
     "UNSIR",
@@ -52,6 +55,7 @@ __all__ = [
     "FineTune",
     "Forsaken",
     "GradientAscent",
+    "GradientDifference",
     "L1Sparse",
     "Lightweight",
     "LoTUS",
@@ -63,6 +67,7 @@ __all__ = [
     "SFRon",
     "SVDProjection",
     "SalUn",
+    "SimNPO",
     "Sweep",
     "UnlearnResult",
     "available",

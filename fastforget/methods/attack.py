@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -12,10 +13,7 @@ from .._data import Source
 from ..ops import membership
 from .task import Task
 
-
-def attack_auc(task: Task, forget: Source, nonmember: Source) -> tuple[float, float]:
-    """AUC of the loss attack that tells ``forget`` from ``nonmember``, and its standard error where they are alike."""
-    return auc_of(_losses(task, forget), _losses(task, nonmember))
+Losses = Callable[[Task, Source], Tensor]
 
 
 def auc_of(members: Tensor, others: Tensor) -> tuple[float, float]:
@@ -29,10 +27,18 @@ def standard_error(n1: int, n0: int) -> float:
     return math.sqrt((n1 + n0 + 1) / (12 * n1 * n0))
 
 
-def _losses(task: Task, data: Source) -> Tensor:
+def losses_of(task: Task, data: Source) -> Tensor:
     """The cross-entropy of every sample of a set, float32[N]: batch by batch, as a large set's logits may not fit in memory."""
     with _weights.evaluating(task.model):
         losses = Column()
         for x, y in task.cost.reading(data.batches(device=task.device)):
             losses.add(membership.membership_scores(task.forward(task.model, x).float(), y).loss)
         return losses.joined()
+
+
+def attack_auc(task: Task, forget: Source, nonmember: Source, losses: Losses = losses_of) -> tuple[float, float]:
+    """AUC of the loss attack that tells ``forget`` from ``nonmember``, and its standard error where they are alike.
+
+    ``losses``: (task, set) -> a loss a sample.
+    """
+    return auc_of(losses(task, forget), losses(task, nonmember))

@@ -17,10 +17,9 @@ from .._random import own_randomness
 from . import checks, plugs
 from .engine.precision import Formats
 from .registry import method_of, suitable
-from .request import Sets, count_overlap, make_task, wanted_classes
+from .request import Sets, count_overlap, kind_of, make_task, refuse_sequences
 from .result import NotForgottenWarning, UnlearnResult, versions
 from .task import derived_seed
-from .verdict import judge, look_before
 
 READ, BEFORE = 52, 53  # purposes of seeds
 
@@ -45,11 +44,13 @@ def unlearn(
     forward: Callable[[nn.Module, Any], Tensor] | None = None,
     **options: Any,
 ) -> UnlearnResult:
-    """Makes a trained classifier forget classes, or single samples.
+    """Makes a trained classifier forget classes, or single samples; or a causal language model sequences.
 
     Args:
-        model: maps a batch to logits [batch, classes]. Of a DDP or FSDP2 model every rank makes the call; each works on a whole plain copy,
-            the result is plain (``inplace``: written into the shards), and parts of a ``DistributedSampler`` are put together.
+        model: maps a batch to logits [batch, classes], or [N, T, vocabulary] for ``"gradient_difference"``, ``"npo"``, ``"simnpo"`` and
+            ``"rmu"``, whose labels are token ids [N, T] with -100 where nothing is scored (docs/language.md). Of a DDP or FSDP2 model
+            every rank makes the call; each works on a whole plain copy, the result is plain (``inplace``: written into the shards), and
+            parts of a ``DistributedSampler`` are put together.
         method: ``"unsir"`` (Tarun et al., arXiv 2111.08947), ``"forsaken"`` (Liu et al., arXiv 2003.10933), ``"lightweight"`` (Chen et
             al., arXiv 2111.05528), ``"sweep"`` (our own: everything in one run on a budget, see :class:`fastforget.methods.Sweep`),
             ``"auto"`` (chosen by what is asked and given; the receipt says why), ``"none"`` (negative control: nothing is done, all is
@@ -111,6 +112,7 @@ def unlearn(
     }  # fmt: skip
     with _ranks.together("unlearn", model) as ranks:
         if ranks is not None:
+            refuse_sequences(method, "a DDP or FSDP2 model", "Pass the module inside (of DDP: model.module), and the result to every rank")
             ranks.options(method=method, inplace=inplace, unpack=unpack, forward=forward, **settings)
             work = ranks.models({"model": model})["model"]
             sets: dict[str, Any] = {**data, **ranks.sets(data, unpack=unpack)}
@@ -159,8 +161,9 @@ def _unlearn(
     with Caller() as caller, caller.aside("unlearn", derived_seed(seed, READ)):
         # check
         device = checks.model_device(model)
-        sets = Sets.read(unpack, retain=retain, forget=forget, nonmember=nonmember, test=test)
-        wanted = wanted_classes(chosen, classes, sets.forget)
+        kind = kind_of(chosen)
+        sets = Sets.read(unpack, kind.labels, retain=retain, forget=forget, nonmember=nonmember, test=test)
+        wanted = kind.wanted(chosen, classes, sets.forget)
         # what draws from this is dropout and the data's own augmentation; the methods have generators of their own
         with own_randomness(derived_seed(seed, 0)):
             task = make_task(
@@ -170,7 +173,7 @@ def _unlearn(
             )  # fmt: skip
             overlap = count_overlap(task) if check_overlap else {"how": "not checked: check_overlap=False"}
             with own_randomness(derived_seed(seed, BEFORE)), task.cost.phase("before"):
-                before = look_before(task, _weights.fingerprint(model))
+                before = kind.look_before(task, _weights.fingerprint(model))
             # work on the copy
             formats = Formats(task.model)
             with _weights.flags_kept(task.model), dense_gradients(task.model):
@@ -181,7 +184,7 @@ def _unlearn(
             formats.restore(task.model)
             # measure
             with task.cost.phase("verdict"):
-                verdict = judge(task, before, proxy)
+                verdict = kind.judge(task, before, proxy)
         checks.finite_weights(task.model)
         receipt = {
             "method": chosen.name,

@@ -105,8 +105,16 @@ def fingerprints(data: Source) -> Tensor | None:
         words = _words(inputs)
         if len(keys) != words.shape[1]:
             keys = torch.randint(-(2**62), 2**62, (words.shape[1],), generator=torch.Generator().manual_seed(0)) * 2 + 1
-        out.append(_folded(_folded(words) * keys).sum(dim=1) + labels.cpu() * _MIX)
+        out.append(_folded(_folded(words) * keys).sum(dim=1) + _of_labels(labels.cpu()))
     return torch.cat(out)
+
+
+def _of_labels(labels: Tensor) -> Tensor:
+    """int64[N] of class ids [N], or of token ids [N, T]."""
+    if labels.dim() == 1:
+        return labels * _MIX
+    keys = torch.randint(-(2**62), 2**62, (labels.shape[1],), generator=torch.Generator().manual_seed(1)) * 2 + 1
+    return (_folded(labels) * keys).sum(dim=1)
 
 
 def _by_hash(data: Source) -> Tensor:

@@ -20,7 +20,7 @@ from .._files import jsonable
 from .._version import __version__
 
 GROUP = "fastforget.methods"
-SCOPES = {"classes": ("classes",), "samples": ("classes", "samples")}
+SCOPES = {"classes": ("classes",), "samples": ("classes", "samples"), "sequences": ("sequences",)}
 OWN = __name__.partition(".")[0]
 _WARNED: set[tuple[str, str]] = set()
 
@@ -32,7 +32,8 @@ class Available:
     Attributes:
         name: what to pass as ``method=``.
         origin: the distribution that it comes from, with its version.
-        serves: what it can forget, by its defaults: ``"classes"`` as a whole, ``"samples"`` of any class.
+        serves: what it can forget, by its defaults: ``"classes"`` as a whole, ``"samples"`` of any class, ``"sequences"`` of a language
+            model.
         problem: why it can't be called, where it can't.
     """
 
@@ -83,7 +84,7 @@ def refuse_other(method: Any, about: str) -> None:
         raise TypeError(f"{about}: got a class; accepted is an instance, e.g. {method.__name__}()")
     lacking = [f"{call}()" for call in ("run", "receipt") if not callable(getattr(method, call, None))]
     lacking += ["name (text)"] if not isinstance(getattr(method, "name", None), str) else []
-    lacking += ['scope ("classes" or "samples")'] if getattr(method, "scope", None) not in SCOPES else []
+    lacking += ['scope ("classes", "samples" or "sequences")'] if getattr(method, "scope", None) not in SCOPES else []
     if lacking:
         raise TypeError(f"{about}: {type(method).__name__} is no method, it lacks {', '.join(lacking)}; see fastforget.methods.Method")
 

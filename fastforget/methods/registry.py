@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from . import plugs
+from .language import LANGUAGE
 from .pack import STANDARD
 from .perturb.forsaken import Forsaken
 from .perturb.lightweight import Lightweight
@@ -27,7 +28,7 @@ class Method(Protocol):
     """
 
     name: str
-    scope: str  # "classes": classes as a whole; "samples": also any set of samples, given as forget=
+    scope: str  # "classes": as a whole; "samples": also any set of samples, given as forget=; "sequences": of a language model
     learns_noise: bool
     gradients: tuple[str, ...]
 
@@ -41,18 +42,23 @@ class Method(Protocol):
 
 @dataclass
 class Nothing:
-    """The negative control: returns the model as it is, so that an audit of it must fail."""
+    """The negative control: returns the model as it is, so that an audit of it must fail. ``sequences``: of a language model."""
+
+    sequences: bool = False
 
     name = "none"
-    scope = "samples"
     learns_noise = False
     gradients = ()
+
+    @property
+    def scope(self) -> str:
+        return "sequences" if self.sequences else "samples"
 
     def run(self, task: Task) -> dict[str, Any]:
         return {}
 
     def receipt(self) -> dict[str, Any]:
-        return {}
+        return {"sequences": True} if self.sequences else {}
 
 
 METHODS: dict[str, Callable[..., Any]] = {
@@ -61,6 +67,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "forsaken": Forsaken,
     "lightweight": Lightweight,
     **STANDARD,
+    **LANGUAGE,
     "none": Nothing,
 }
 AUTO = "auto"

@@ -11,12 +11,16 @@ from torch import nn
 
 from .. import _weights
 from .._data import Source, source
+from .._labels import CLASSES, Reading
 from .._outputs import reading
 from .._trial import first_step
 from . import checks, overlap
 from .cost import budget_of
-from .registry import Method
+from .kind import Kind, Shown
+from .language.request import SEQUENCES
+from .registry import METHODS, Method
 from .task import Forward, Task
+from .verdict import judge, look_before
 
 HELD, HOLD_BACK = 1_024, 55  # unseen samples that a method doesn't train on, at most, and the purpose of their seed
 
@@ -31,8 +35,9 @@ class Sets:
     test: Source | None
 
     @classmethod
-    def read(cls, unpack: Callable[[Any], tuple[Any, Any]] | None, **data: Any) -> Sets:
-        return cls(**{name: None if value is None else source(value, name=name, unpack=unpack) for name, value in data.items()})
+    def read(cls, unpack: Callable[[Any], tuple[Any, Any]] | None, reading: Reading = CLASSES, **data: Any) -> Sets:
+        read = {name: None if value is None else source(value, name=name, unpack=unpack, reading=reading) for name, value in data.items()}
+        return cls(**read)
 
     def given(self) -> list[Source]:
         return [data for data in (self.retain, self.forget, self.nonmember, self.test) if data is not None]
@@ -45,6 +50,33 @@ def wanted_classes(method: Method, classes: Any, forget: Source | None) -> list[
     if by_samples and method.name != "none" and forget is None and (not wanted or getattr(method, "needs_forget", True)):
         raise ValueError(f"forget: not given; {method.name} needs the data to forget (for whole classes: samples of them)")
     return wanted
+
+
+def check_classifier(
+    model: nn.Module, forward: Forward, given: list[Source], classes: list[int], device: torch.device, method: Method
+) -> Shown:
+    """Refuses what isn't a classifier with labels that fit it."""
+    probed = checks.probe(model, forward, given[0], device, getattr(method, "learns_noise", False))
+    checks.known_classes(classes, probed.outputs)
+    for data in given:
+        checks.label_range(data, probed.outputs)
+    first_step(model, probed.inputs, probed.labels, forward, modes=getattr(method, "gradients", ()))
+    return Shown(probed.outputs)
+
+
+CLASSIFIER = Kind(CLASSES, wanted_classes, check_classifier, look_before, judge)
+
+
+def kind_of(method: Method) -> Kind:
+    """What the method's requests are about."""
+    return SEQUENCES if method.scope == "sequences" else CLASSIFIER
+
+
+def refuse_sequences(method: Any, call: str, advice: str) -> None:
+    """Refuses a method for language models, by its name or itself, where they aren't served."""
+    chosen = METHODS.get(method) if isinstance(method, str) else method
+    if getattr(chosen, "scope", None) == "sequences":
+        raise TypeError(f"method: {getattr(chosen, 'name', method)!r} is for language models, which {call} doesn't serve yet. {advice}")
 
 
 def make_task(
@@ -67,17 +99,13 @@ def make_task(
         raise ValueError("retain: not given; accepted is a DataLoader, a Dataset or an (inputs, labels) pair of data to keep")
     work = _weights.working_copy(model)
     forward = reading(forward)
-    probed = checks.probe(work, forward, given[0], device, getattr(method, "learns_noise", False))
-    outputs = probed.outputs
-    checks.known_classes(classes, outputs)
-    for data in given:
-        checks.label_range(data, outputs)
+    probed = kind_of(method).check(work, forward, given, classes, device, method)
     if classes:
         sets = _by_class(sets, classes, drop_forget)
-    first_step(work, probed.inputs, probed.labels, forward, modes=getattr(method, "gradients", ()))
     task = Task(
-        work, forward, classes, outputs, device, seed, progress, sets.retain, sets.forget, sets.test, sets.nonmember, original=model
-    )
+        work, forward, classes, probed.outputs, device, seed, progress, sets.retain, sets.forget, sets.test, sets.nonmember, original=model,
+        head=probed.head,
+    )  # fmt: skip
     if getattr(method, "holds_back", False) and not classes and task.nonmember is not None and len(task.nonmember) > 3:
         held = min(HELD, len(task.nonmember) // 3)
         task.nonmember, task.held = task.nonmember.split(held, task.generator(HOLD_BACK))

@@ -53,6 +53,7 @@ class Task:
     nonmember: Source | None = None
     held: Source | None = None  # non-members that the method doesn't train on
     original: nn.Module | None = None  # the model as given: its weights are read; it is never called, nor written
+    head: str | None = None  # of a language model: the layer whose product by blocks makes the logits
     history: list[dict[str, Any]] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
     precision: str = "float32"  # of training passes: see engine/precision.py
@@ -77,7 +78,7 @@ class Task:
 
     def train_mode(self) -> None:
         """The model in train mode, but for norms that are frozen in the model as given."""
-        _weights.training_mode(self.model, self.original or self.model)
+        _weights.training_mode(self.model, self.model if self.original is None else self.original)
 
     def logits(self, source: Source) -> tuple[Tensor, Tensor]:
         """Logits float32[N, K] and labels[N] of a set, in eval mode, without gradients, on the model's device."""

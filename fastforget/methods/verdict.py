@@ -14,7 +14,7 @@ from typing import Any
 
 from .. import _weights
 from .._text import percent
-from .attack import attack_auc
+from .attack import Losses, attack_auc, losses_of
 from .task import Task
 
 GONE_AT = 0.01
@@ -75,7 +75,11 @@ def look_before(task: Task, weights_sha256: str) -> Before:
 
 def judge(task: Task, before: Before, proxy: dict[str, Any] | None) -> Verdict:
     """The verdict on the task's model. ``proxy``: the method's own, for classes of which no data is at hand."""
-    verdict = _still_of_use(task, before, _on_classes(task, before, proxy) if task.classes else _on_samples(task, before))
+    return budget_said(task, _still_of_use(task, before, _on_classes(task, before, proxy) if task.classes else on_samples(task, before)))
+
+
+def budget_said(task: Task, verdict: Verdict) -> Verdict:
+    """The verdict, whose ``why`` says that the budget ended the run, where it did."""
     if task.cost.stopped_by_budget:
         verdict.why += f"; the budget of {task.cost.budget:,} sample passes ended the run"
     return verdict
@@ -126,14 +130,14 @@ def _not_known(task: Task, before: Before, c: int) -> str | None:
     return text
 
 
-def _on_samples(task: Task, before: Before) -> Verdict:
+def on_samples(task: Task, before: Before, losses: Losses = losses_of) -> Verdict:
     """Forgotten when the loss attack could tell the samples from unseen data before and can't any more, either way round: samples that
     are fitted worse than unseen ones stand out as well."""
     assert task.forget is not None
     unseen = task.unseen
     if unseen is None:
         return Verdict(False, "not shown: no unseen data was given to compare with. Pass test= or nonmember=", {"rests_on": "nothing"})
-    auc, error = attack_auc(task, task.forget, unseen)
+    auc, error = attack_auc(task, task.forget, unseen, losses)
     assert before.auc is not None
     low, limit = 0.5 - CLEAR * error, 0.5 + CLEAR * error
     known = before.auc > limit

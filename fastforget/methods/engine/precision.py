@@ -8,8 +8,9 @@ the process, and stands in the receipt: the same name given as ``precision=`` gi
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from ..._random import own_randomness
 from ..._weights import training_mode
 from ..task import Task
 
+Loss = Callable[[nn.Module], Tensor]
 PRECISIONS = ("auto", "float32", "bfloat16")
 CLEARLY = 0.75  # of the time that float32 takes
 SMALL = 0.004  # seconds of a step under which there is nothing to gain
@@ -40,13 +42,16 @@ class Format:
         return self.precision + (", channels_last" if self.channels_last else "")
 
 
-def choose(task: Task, inputs: Any, labels: Tensor) -> dict[str, Any]:
+def choose(task: Task, inputs: Any, labels: Tensor, *, loss: Loss | None = None) -> dict[str, Any]:
     """Sets ``task.autocast`` for the run by ``task.precision``; returns what was chosen, for the receipt.
 
     Args:
         task: the run.
         inputs, labels: a batch to try with.
+        loss: of a model on this batch; default: cross-entropy.
     """
+    if loss is None:
+        loss = functools.partial(_cross_entropy, task, inputs, labels)
     has_convolutions = any(isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) for m in task.model.modules())
     if task.precision != "auto":
         chosen = {"precision": task.precision, "channels_last": task.precision == "bfloat16" and has_convolutions}
@@ -55,7 +60,7 @@ def choose(task: Task, inputs: Any, labels: Tensor) -> dict[str, Any]:
     else:
         key = _structure(task, labels)
         if key not in _CHOSEN:
-            _CHOSEN[key] = _fastest(task, inputs, labels, has_convolutions)
+            _CHOSEN[key] = _fastest(task, loss, has_convolutions)
         chosen = _CHOSEN[key]
     task.autocast = torch.bfloat16 if chosen["precision"] == "bfloat16" else None
     if chosen["channels_last"]:
@@ -68,16 +73,16 @@ def _structure(task: Task, labels: Tensor) -> Any:
     return shapes, len(labels), str(task.device), torch.get_num_threads()
 
 
-def _fastest(task: Task, inputs: Any, labels: Tensor, has_convolutions: bool) -> dict[str, Any]:
+def _fastest(task: Task, loss: Loss, has_convolutions: bool) -> dict[str, Any]:
     first = Format("float32", False)
-    seconds, gradient = _step(task, inputs, labels, first)
+    seconds, gradient = _step(task, loss, first)
     times = {str(first): seconds}
     best, limit = first, CLEARLY * seconds
     if seconds >= SMALL:
         formats = [Format("bfloat16", has_convolutions), *([Format("float32", True)] if has_convolutions else [])]
         for candidate in formats:
             try:
-                seconds, other = _step(task, inputs, labels, candidate)
+                seconds, other = _step(task, loss, candidate)
             except RuntimeError:  # a layer without bfloat16
                 continue
             times[str(candidate)] = seconds
@@ -87,12 +92,16 @@ def _fastest(task: Task, inputs: Any, labels: Tensor, has_convolutions: bool) ->
     return {"precision": best.precision, "channels_last": best.channels_last, "measured": relative}
 
 
-def _step(task: Task, inputs: Any, labels: Tensor, form: Format) -> tuple[float, Tensor]:
+def _cross_entropy(task: Task, inputs: Any, labels: Tensor, model: nn.Module) -> Tensor:
+    return F.cross_entropy(task.forward(model, inputs).float(), labels)
+
+
+def _step(task: Task, loss: Loss, form: Format) -> tuple[float, Tensor]:
     """Seconds of a training step (the second of two) on a copy, and its gradient."""
     work = copy_of(task.model)
     if form.channels_last:
         work.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    training_mode(work, task.original or task.model)
+    training_mode(work, task.model if task.original is None else task.original)
     seconds = float("inf")
     low = form.precision == "bfloat16"
     with own_randomness(0), torch.enable_grad(), dense_gradients(work), autocast(task, low), task.cost.phase("trial"):
@@ -102,7 +111,7 @@ def _step(task: Task, inputs: Any, labels: Tensor, form: Format) -> tuple[float,
             _wait(task)
             began = time.perf_counter()
             with own_randomness(0):
-                F.cross_entropy(task.forward(work, inputs).float(), labels).backward()
+                loss(work).backward()
             _wait(task)
             seconds = min(seconds, time.perf_counter() - began)
     grads = [p.grad.reshape(-1).float() for p in work.parameters() if p.grad is not None]

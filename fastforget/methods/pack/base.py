@@ -159,14 +159,20 @@ class Trained(Standard):
 
 
 def optimizer_of(
-    kind: str | None, task: Task, lr: float | None, momentum: float | None, weight_decay: float | None
+    kind: str | None,
+    task: Task,
+    lr: float | None,
+    momentum: float | None,
+    weight_decay: float | None,
+    mask: Mapping[Any, Tensor] | None = None,
 ) -> torch.optim.Optimizer:
-    """``"sgd"``, ``"adam"`` or ``"adamw"`` over all trainable weights; ``momentum`` is the first beta of Adam's two."""
+    """``"sgd"``, ``"adam"`` or ``"adamw"`` over all trainable weights; ``momentum`` is the first beta of Adam's two. What ``mask`` leaves
+    out keeps its bits."""
     assert lr is not None and momentum is not None and weight_decay is not None
     params = trainable(task.model)
     if kind == "sgd":
-        return MaskedSGD(params, lr, momentum, weight_decay=weight_decay)
-    return (MaskedAdamW if kind == "adamw" else MaskedAdam)(params, lr, (momentum, 0.999), weight_decay=weight_decay)
+        return MaskedSGD(params, lr, momentum, weight_decay=weight_decay, mask=mask)
+    return (MaskedAdamW if kind == "adamw" else MaskedAdam)(params, lr, (momentum, 0.999), weight_decay=weight_decay, mask=mask)
 
 
 def cross_entropy(task: Task, batch: Shuffled, labels: Tensor | None = None) -> Tensor:

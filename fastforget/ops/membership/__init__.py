@@ -4,13 +4,14 @@ Conventions are named in each function: the field's tools disagree under the sam
 function that they hold has their name.
 """
 
-from . import _lira, _lira_stream, _rmia, quality, roc, scores
+from . import _lira, _lira_stream, _rmia, quality, roc, scores, tokens
 from ._lira import *
 from ._lira_stream import *
 from ._rmia import *
 from .quality import *
 from .roc import *
 from .scores import *
+from .tokens import *
 
 __all__ = []
 __all__ += _lira.__all__
@@ -19,3 +20,4 @@ __all__ += _rmia.__all__
 __all__ += quality.__all__
 __all__ += roc.__all__
 __all__ += scores.__all__
+__all__ += tokens.__all__

@@ -1,0 +1,113 @@
+"""What the methods for language models share: a pass over the forget set with a retain batch beside each of its batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ... import _weights
+from ..engine import precision
+from ..engine.passes import Shuffled
+from ..engine.teacher import forward_only
+from ..engine.terms import HOLDS
+from ..pack.base import TRIALS, Cycled, Trained, optimizer_of, set_of
+from ..task import Task
+from .answers import divergence, log_probs, scored
+
+RETAIN_ORDER = 72  # purpose of a seed
+MEANS = ("sequences", "tokens")
+
+
+@dataclasses.dataclass
+class Language(Trained):
+    """A method for causal language models, which forgets sequences.
+
+    ``lr``, ``weight_decay`` are AdamW's, ``momentum`` its first beta; ``epochs`` passes over the forget set in batches of ``batch_size``,
+    each with as many retain sequences beside it, which are cycled. ``retain_weight`` weighs what holds the model on these: ``hold``
+    ``"labels"`` (their cross-entropy) or ``"anchor"`` (KL from the original model's answers to their tokens; a copy of the model stays in
+    memory for it). 0: none is needed. ``mean``: of a batch's cross-entropies over its ``"sequences"``, of each the mean over its tokens,
+    or over all its ``"tokens"``. ``mask``: by the names of parameters what may change of them (a mask of :mod:`fastforget.optim`); the
+    rest of these keeps its bits. Of other parameters all that is trained may change; adapters leave the frozen base as it is.
+    ``None``: the preset's.
+    """
+
+    retain_weight: float | None = None
+    hold: str = "labels"
+    mean: str | None = None
+    optimizer: str = "adamw"
+    mask: Mapping[str, Tensor] | None = None
+
+    scope = "sequences"
+    numbers: ClassVar[tuple[str, ...]] = ("lr", "momentum", "weight_decay", "retain_weight")
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+        {"hold": HOLDS, "mean": MEANS, "optimizer": ("adamw", "adam", "sgd")}
+    )
+
+    def receipt(self) -> dict[str, Any]:
+        """Every option in force; of a mask the share of values that may change."""
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if self.mask is not None:
+            options["mask"] = {name: float(mask.double().mean()) for name, mask in self.mask.items()}
+        return options
+
+    def stepper(self, task: Task) -> torch.optim.Optimizer:
+        """The optimiser of all that is trained."""
+        named = {name: p for name, p in task.model.named_parameters() if p.requires_grad}
+        if unknown := [name for name in self.mask or () if name not in named]:
+            raise ValueError(f"mask: {unknown[0]!r} is no trained parameter; accepted are names of model.named_parameters() that are")
+        mask = {named[name]: value.to(task.device) for name, value in (self.mask or {}).items()}
+        return optimizer_of(self.optimizer, task, self.lr, self.momentum, self.weight_decay, mask or None)
+
+    def needed(self, task: Task) -> tuple[str, ...]:
+        """The forget set, and the retain set where it is to hold the model."""
+        return self.uses if self.retain_weight else ("forget",)
+
+    def _precision(self, task: Task, used: tuple[str, ...]) -> dict[str, Any] | None:
+        if task.precision == "float32":
+            return None
+        assert self.batch_size is not None
+        data = set_of(task, used[0])
+        tried = min(self.batch_size, len(data))
+        if task.precision == "auto" and not task.cost.has_room(TRIALS * tried):
+            return None
+        (inputs, labels), *_ = data.at([torch.arange(tried)], device=task.device)
+        return precision.choose(task, inputs, labels, loss=lambda model: cross_entropy(task, model, inputs, labels, "tokens"))
+
+    def train(self, task: Task, of_forget: Callable[[Shuffled], Tensor]) -> None:
+        """Descends ``of_forget`` of a forget batch + retain_weight * what holds the model on a retain batch."""
+        assert self.batch_size is not None and self.retain_weight is not None
+        steps = self.stepper(task)
+        if not self.retain_weight:
+            for batch in (passes := self.passes(task, set_of(task, "forget"), self.name)):
+                passes.descend(steps, of_forget(batch), len(batch))
+            return
+        retain = Cycled(task, set_of(task, "retain"), self.batch_size, RETAIN_ORDER)
+        teacher = _weights.working_copy(task.model).eval() if self.hold == "anchor" else None
+        beside = retain.size + (forward_only(retain.size) if teacher is not None else 0)
+        passes = self.passes(task, set_of(task, "forget"), self.name, beside=beside)
+        for batch, (inputs, labels) in zip(passes, retain, strict=False):
+            loss = of_forget(batch) + self.retain_weight * self._held(task, teacher, inputs, labels)
+            passes.descend(steps, loss, len(batch))
+
+    def _held(self, task: Task, teacher: nn.Module | None, inputs: Any, labels: Tensor) -> Tensor:
+        assert self.mean is not None
+        if teacher is None:
+            return cross_entropy(task, task.model, inputs, labels, self.mean)
+        flat = divergence(task, teacher, inputs, labels)
+        return mean_of(flat.new_zeros(labels.shape).masked_scatter(scored(labels), flat), labels, self.mean)
+
+
+def mean_of(values: Tensor, labels: Tensor, kind: str) -> Tensor:
+    """The mean of what tokens have [N, T] (0 where they aren't scored), over sequences or over tokens."""
+    count = scored(labels).sum(dim=1)
+    return (values.sum(dim=1) / count).mean() if kind == "sequences" else values.sum() / count.sum()
+
+
+def cross_entropy(task: Task, model: nn.Module, inputs: Any, labels: Tensor, kind: str) -> Tensor:
+    """Minus the mean log-probability of a batch's tokens."""
+    return -mean_of(log_probs(task, model, inputs, labels), labels, kind)
