@@ -309,3 +309,19 @@ def test_utility_and_privleak():
 def test_figures_refuse(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_pages_example_runs(folder, monkeypatch):
+    page = (Path(__file__).parent.parent / "docs" / "facts.md").read_text()
+    (code,) = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
+    for split, row in (("forget10", ["who", "ada"]), ("retain90", ["where", "rome"])):
+        (folder / "TOFU").mkdir(exist_ok=True)
+        (folder / "TOFU" / f"{split}.json").write_text(json.dumps(dict(zip(("question", "answer"), row, strict=True))))
+    (folder / "muse" / "data").mkdir(parents=True)
+    (folder / "news").rename(folder / "muse" / "data" / "news")
+    monkeypatch.chdir(folder)
+    names: dict = {"tokenizer": lambda text: {"input_ids": [ord(letter) for letter in text]}}
+    exec(code, names)
+    (batch,) = names["forget"]
+    assert "".join(chr(one) for one in batch["labels"][0].tolist() if one >= 0) == "ada"
+    assert len(names["news"]) == 2 and names["scores"] is scores
