@@ -336,19 +336,8 @@ def _from_loader(loader: DataLoader[Any], name: str, unpack: Unpack | None, batc
     indices = _samplers.shown(loader, name)
     if size is None:
         size = max((len(list(batch)) for batch in loader.batch_sampler), default=DEFAULT_BATCH)  # type: ignore[union-attr]
-    data = _source(loader.dataset, name, unpack, size, loader.collate_fn, _settings(loader), reading)
+    data = _source(loader.dataset, name, unpack, size, loader.collate_fn, _samplers.settings(loader), reading)
     return data if indices is None else data.subset(indices)
-
-
-def _settings(loader: DataLoader[Any]) -> dict[str, Any]:
-    """How the user's loader reads: torch refuses the settings of workers where there are none, and warns of pinned memory without a GPU."""
-    settings: dict[str, Any] = {"num_workers": loader.num_workers, "worker_init_fn": loader.worker_init_fn}
-    if loader.num_workers:
-        for name in ("prefetch_factor", "multiprocessing_context", "timeout"):
-            settings[name] = getattr(loader, name)
-    if loader.pin_memory and torch.cuda.is_available():
-        settings["pin_memory"] = True
-    return settings
 
 
 def _source(

@@ -1,4 +1,7 @@
-"""Which samples a loader shows. A sampler is how somebody trains; a set is read once, each sample of it, or it is refused."""
+"""Which samples a loader shows, and how it reads them.
+
+A sampler is how somebody trains; a set is read once, each sample of it, or it is refused.
+"""
 
 from __future__ import annotations
 
@@ -94,3 +97,14 @@ def _untouched(sampler: Any) -> Iterator[None]:
             generator.set_state(state)
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+def settings(loader: DataLoader[Any]) -> dict[str, Any]:
+    """How the user's loader reads: torch refuses the settings of workers where there are none, and warns of pinned memory without a GPU."""
+    settings: dict[str, Any] = {"num_workers": loader.num_workers, "worker_init_fn": loader.worker_init_fn}
+    if loader.num_workers:
+        for name in ("prefetch_factor", "multiprocessing_context", "timeout"):
+            settings[name] = getattr(loader, name)
+    if loader.pin_memory and torch.cuda.is_available():
+        settings["pin_memory"] = True
+    return settings

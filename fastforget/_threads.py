@@ -28,6 +28,8 @@ def sleep_while_waiting() -> bool:
     global _KEEPER, _PROCESS
     if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ:
         return False
+    if _KEEPER is not None and os.getpid() == _PROCESS:
+        return True  # without the lock, which an interrupt at its end could leave taken
     with _LOCK:
         if _KEEPER is None or os.getpid() != _PROCESS:
             library = _libgomp()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -66,6 +68,11 @@ def trained(net: nn.Module, steps: int = 60) -> nn.Module:
 
 
 def recurrent(capped: bool = False) -> nn.Module:
+    return copy.deepcopy(_recurrent(capped))
+
+
+@functools.cache
+def _recurrent(capped: bool) -> nn.Module:
     torch.manual_seed(1)
     return trained(Recurrent(capped).double())
 

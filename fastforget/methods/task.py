@@ -78,7 +78,7 @@ class Task:
 
     def train_mode(self) -> None:
         """The model in train mode, but for norms that are frozen in the model as given."""
-        _weights.training_mode(self.model, self.original or self.model)
+        _weights.training_mode(self.model, self.model if self.original is None else self.original)
 
     def logits(self, source: Source) -> tuple[Tensor, Tensor]:
         """Logits float32[N, K] and labels[N] of a set, in eval mode, without gradients, on the model's device."""

@@ -23,6 +23,11 @@ def computed_in(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def exact(like: Tensor) -> torch.autocast:
+    """Products in the tensors' own dtype, whatever autocast is around."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
 @dataclass
 class Table:
     """Answers of ``len`` tokens over a vocabulary: logits [R, V], or hidden states [R, D] with a head's ``weight`` [V, D] and ``bias``
@@ -60,7 +65,8 @@ class Table:
     def logits(self, rows: Tensor, at: slice) -> Tensor:
         if self.weight is None:
             return self.outputs[rows, at].to(self.dtype)
-        z = rows @ self.weight[at].to(self.dtype).T
+        with exact(rows):
+            z = rows @ self.weight[at].to(self.dtype).T
         return z if self.bias is None else z.add_(self.bias[at].to(self.dtype))
 
 
@@ -217,10 +223,11 @@ class _Gradients:
 
     def add(self, start: int, stop: int, at: slice, rows: Tensor, dz: Tensor) -> None:
         hidden, weight, bias = self.grads
-        if hidden is not None:
-            hidden[start:stop].addmm_(dz, self.weight[at].to(self.dtype))
-        if weight is not None:
-            weight[at].addmm_(dz.T, rows)
+        with exact(dz):
+            if hidden is not None:
+                hidden[start:stop].addmm_(dz, self.weight[at].to(self.dtype))
+            if weight is not None:
+                weight[at].addmm_(dz.T, rows)
         if bias is not None:
             bias[at] += dz.sum(dim=0)
 

@@ -46,7 +46,7 @@ def test_npo_by_hand():
 
 
 def test_npo_leaves_alone_what_became_improbable():
-    """The second step weighs each sequence by 2 p^beta / (p^beta + p_ref^beta) (Zhang et al., section 3.1)."""
+    """The second step weighs each sequence by 2 p^beta / (p^beta + p_ref^beta) (Zhang et al.)."""
     net, (ids, labels) = w.bigram(), w.texts("forget")
     first = w.run(net, "npo", {"forget": (ids, labels)}, **ONE, beta=0.7, retain_weight=0).model
     with torch.no_grad():

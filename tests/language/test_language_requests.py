@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 import fastforget as ff
 from fastforget.methods.language import answers
+from fastforget.methods.language.states import States
 from fastforget.ops import membership
 
 METHODS = ("gradient_difference", "npo", "simnpo", "rmu")
@@ -84,6 +86,11 @@ def test_the_head_is_found_where_its_product_is_all():
     assert found(net, lambda model, x: model(x) * 2) is None
     assert found(net, lambda model, x: torch.relu(model(x))) is None
     assert "forward" not in vars(net.head)
+    net.head.register_forward_pre_hook(lambda module, args: (3 * args[0],))
+    assert found(net) == "head"  # what comes before the product is part of the hidden states
+    net.head.register_forward_hook(lambda module, args, out: out + 1)
+    assert found(net) is None
+    assert found(torch.compile(w.recurrent(), backend="eager")) is None
 
 
 def test_no_table_of_logits_is_made():
@@ -94,7 +101,8 @@ def test_no_table_of_logits_is_made():
     class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
-            seen.extend(x.shape[-1] for x in torch.utils._pytree.tree_leaves(out) if isinstance(x, torch.Tensor) and x.dim() == 3)
+            leaves = [x for x in torch.utils._pytree.tree_leaves(out) if isinstance(x, torch.Tensor) and x.dim() == 3]
+            seen.extend(x.shape[-1] for x in leaves if len(x) > 2)  # the first check looks at two sequences
             return out
 
     def one_table(model):
@@ -104,8 +112,7 @@ def test_no_table_of_logits_is_made():
         return seen.count(w.WORDS)
 
     capped = w.recurrent(capped=True)
-    few = one_table(net)
-    assert few <= 8 < 30 < one_table(capped)  # the first check of the model makes some
+    assert one_table(net) == 0 < 30 < one_table(capped)
 
 
 def losses(model, name):
@@ -139,7 +146,7 @@ def right(model, name):
 def test_forgotten_and_still_of_use():
     """Some rate makes the attack fail while retain tokens are still answered right: the first such run says forgot."""
     net = w.recurrent()
-    runs = [w.run(net, "npo", w.request(), epochs=epochs, batch_size=12, lr=0.01, beta=0.5) for epochs in range(4, 30, 2)]
+    runs = [w.run(net, "npo", w.request(), epochs=epochs, batch_size=12, lr=0.01, beta=0.5) for epochs in range(6, 31, 4)]
     forgotten = [run for run in runs if run.forgot]
     assert forgotten
     for run in runs:
@@ -218,7 +225,7 @@ def test_an_interrupted_run_leaves_the_model_as_it_was(method, inplace):
     net = w.recurrent().train()
     before, flags = bits(net), [p.requires_grad for p in net.parameters()]
     reads = []
-    for count in (60, 45, 30):
+    for count in (45, 30):
         data = Interrupting("retain", count)
         sets = w.request("forget", "nonmember") | {"retain": data}
         with pytest.raises(KeyboardInterrupt):
@@ -226,7 +233,7 @@ def test_an_interrupted_run_leaves_the_model_as_it_was(method, inplace):
         reads.append(data.left)
         assert same(net, before) and net.training and [p.requires_grad for p in net.parameters()] == flags
         assert "forward" not in vars(net.head) and not net.layers[1]._forward_hooks
-    assert reads == [-1] * 3
+    assert reads == [-1] * 2
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -270,6 +277,12 @@ class Encoder(w.Recurrent):
     config = type("Config", (), {"is_encoder_decoder": True})
 
 
+class BothWays(w.Recurrent):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.GRU(6, 4, batch_first=True, bidirectional=True)])
+
+
 def refusal(call, kind, text):
     with pytest.raises(kind, match=text):
         call()
@@ -299,6 +312,9 @@ def test_refused():
     classifier = nn.Sequential(nn.Embedding(w.WORDS, 4), nn.Flatten(), nn.Linear(28, 3))
     refusal(ask(model=classifier), TypeError, r"model: for labels of shape \(2, 7\) it gives a tensor of shape \(2, 3\)")
     refusal(ask(model=Encoder().double()), TypeError, "model: Encoder has an encoder; accepted are causal models")
+    refusal(ask(model=BothWays().double()), TypeError, "model: BothWays's answers change with a token that comes after them")
+    both_ways = {name: w.ragged(name) for name in ("forget", "retain", "nonmember")}
+    refusal(ask(model=BothWays().double(), **both_ways), TypeError, "model: BothWays's answers change with a token")
     refusal(ask(hold="loss"), ValueError, "hold: got 'loss'; accepted are 'anchor', 'labels'")
     refusal(ask(beta=0.0), ValueError, "beta: got 0.0; accepted is a finite number > 0")
     refusal(ask("rmu", layer="layers.9"), ValueError, "layer: the model has no module 'layers.9'.*'layers.0'")
@@ -351,3 +367,30 @@ def test_nothing_done_is_measured_by_sequences_too():
     assert same(result.model, bits(net)) and not result.forgot and "the weights are unchanged" in result.why
     assert result.receipt["verdict"]["attack_auc"] == pytest.approx(auc(net), abs=1e-6)
     assert result.receipt["options"] == {"sequences": True}
+
+
+def test_layers_are_told_from_experts_within_them():
+    """The longest list is the experts'; the middle layer is meant."""
+    net = nn.Module()
+    net.layers = nn.ModuleList(nn.ModuleDict({"experts": nn.ModuleList(nn.Linear(2, 2) for _ in range(9))}) for _ in range(4))
+    states = States(net, None)
+    assert states.name == "layers.1"
+    assert {name.split(".")[1] for name in states.train_last(3, "weight")} == {"0", "1"}
+
+
+def test_a_model_that_ranks_hold_together_is_refused(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        net = nn.parallel.DistributedDataParallel(w.recurrent())
+        for method in ("npo", ff.methods.NPO()):
+            call = functools.partial(ff.unlearn, net, method, **w.request())
+            refusal(call, TypeError, "'npo' is for language models, which a DDP or FSDP2 model")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_compiled_model_goes_the_same_way():
+    """Its logits are read; and a compiled module that has no length is one all the same."""
+    net = w.recurrent()
+    plain, compiled = (w.run(model, "npo", w.request(), **FEW) for model in (net, torch.compile(w.recurrent(), backend="eager")))
+    w.agree(compiled.model._orig_mod, plain.model, net)

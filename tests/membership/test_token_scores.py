@@ -18,7 +18,7 @@ SHAPES = {  # N, T, V, D
     "one token": (3, 1, 7, 3),
     "two words": (1, 2, 2, 1),
     "odd": (3, 13, 101, 5),
-    "large": (4, 33, 1500, 16),
+    "large": (3, 21, 900, 16),
 }
 K = (0.1, 0.25, 1.0)
 FIELDS = ("log_prob", "mean", "variance", "loss", "min_k", "min_k_plus")
@@ -62,7 +62,7 @@ def in_dtype(hidden: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, shift
 @pytest.mark.parametrize("block", [(1, 3), (7, 64), (512, 4096)], ids=str)
 def test_from_hidden_states(shape: str, dtype: torch.dtype, block: tuple[int, int]) -> None:
     if shape == "large" and block[1] == 3:
-        block = (33, 500)  # its own size is a multiple of the columns'
+        block = (21, 300)  # its own size is a multiple of the columns'
     shift = block[0] != 7
     hidden, labels, weight, bias = drawn(shape, dtype, 0)
     ours = membership.token_scores(hidden, labels, weight, bias, k=K, shift=shift, rows=block[0], columns=block[1])
@@ -186,6 +186,21 @@ def test_only_what_needs_a_gradient_gets_one() -> None:
     assert weight.grad is not None and hidden.grad is None
     with torch.no_grad():
         assert not membership.token_log_probs(hidden, labels, weight).requires_grad
+
+
+def test_autocast_changes_nothing() -> None:
+    """float32 stays float32, in the gradient too."""
+    hidden, labels, weight, bias = drawn("odd", torch.float32, 0)
+
+    def both() -> list[Tensor]:
+        own = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
+        log_p = membership.token_log_probs(own[0], labels, own[1], own[2])
+        return [log_p.detach(), *torch.autograd.grad(log_p.sum(), own), membership.token_scores(hidden, labels, weight, bias).loss]
+
+    plain = both()
+    with torch.autocast("cpu", torch.bfloat16):
+        for a, b in zip(both(), plain, strict=True):
+            assert torch.equal(a.nan_to_num(9.0), b.nan_to_num(9.0))
 
 
 def test_perplexity_ratio() -> None:

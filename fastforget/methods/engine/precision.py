@@ -101,7 +101,7 @@ def _step(task: Task, loss: Loss, form: Format) -> tuple[float, Tensor]:
     work = copy_of(task.model)
     if form.channels_last:
         work.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    training_mode(work, task.original or task.model)
+    training_mode(work, task.model if task.original is None else task.original)
     seconds = float("inf")
     low = form.precision == "bfloat16"
     with own_randomness(0), torch.enable_grad(), dense_gradients(work), autocast(task, low), task.cost.phase("trial"):

@@ -29,8 +29,8 @@ def find_head(model: nn.Module, forward: Forward, inputs: Any, logits: Tensor) -
         inputs: a batch.
         logits: what the model answers it, [N, T, V].
     """
-    if any(hasattr(m, "_orig_mod") or isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
-        return None  # compiled: the code that runs doesn't ask the layer
+    if any(_compiled(m) for m in model.modules()):
+        return None  # the code that runs doesn't ask the layer
     named = getattr(model, "get_output_embeddings", None)
     found = named() if callable(named) else None
     linear = [(name, m) for name, m in model.named_modules() if type(m) is nn.Linear and "forward" not in vars(m)]
@@ -45,7 +45,15 @@ def find_head(model: nn.Module, forward: Forward, inputs: Any, logits: Tensor) -
         return None
     if hidden.shape != (*logits.shape[:2], head.in_features) or hidden.dtype != head.weight.dtype:
         return None
-    return name if torch.equal(head(hidden).to(logits.dtype), logits) else None
+    return name if torch.equal(F.linear(hidden, head.weight, head.bias).to(logits.dtype), logits) else None
+
+
+def _compiled(module: nn.Module) -> bool:
+    return (
+        isinstance(module, torch.jit.ScriptModule)
+        or hasattr(module, "_orig_mod")
+        or getattr(module, "_compiled_call_impl", None) is not None
+    )
 
 
 @contextlib.contextmanager

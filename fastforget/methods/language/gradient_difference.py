@@ -1,8 +1,8 @@
 """Gradient difference: up the loss of what is to go, down the loss of what is kept.
 
 Liu, Liu & Stone, "Continual Learning and Private Unlearning", CoLLAs'22, as Maini, Feng, Schwarzschild, Lipton & Kolter have it, "TOFU: A
-Task of Fictitious Unlearning for LLMs", arXiv 2401.06121, section 3.2. Constants: locuslab/tofu@8c49eee, ``config/forget.yaml`` (Llama-2
-7B), batches of 16 by 4 steps of accumulation taken as one of 32, as the paper has them.
+Task of Fictitious Unlearning for LLMs", arXiv 2401.06121. Constants: locuslab/tofu@8c49eee, ``config/forget.yaml`` (Llama-2 7B), and its
+README's batches of 4 by 4 steps of accumulation on 2 devices taken as one of 32. The papers themselves weren't at hand.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class GradientDifference(Language):
     """
 
     name = "gradient_difference"
-    source = "Liu et al., CoLLAs'22; Maini et al., arXiv 2401.06121, section 3.2; locuslab/tofu@8c49eee"
+    source = "Liu et al., CoLLAs'22; Maini et al., arXiv 2401.06121; locuslab/tofu@8c49eee"
     presets = published(
         paper={
             "lr": 1e-5, "momentum": 0.9, "weight_decay": 0.01, "epochs": 5, "batch_size": 32, "retain_weight": 1.0, "mean": "sequences",

@@ -1,8 +1,8 @@
 """NPO: the forget sequences as answers that are not preferred, measured against the original model's.
 
-Zhang, Lin, Bai & Mei, "Negative Preference Optimization: From Catastrophic Collapse to Effective Unlearning", COLM'24, arXiv 2404.05868,
-equation 3. Constants: licong-lin/negative-preference-optimization@3bb1366, ``config/forget.yaml`` (TOFU, Llama-2 7B), batches of 4 by 4
-steps of accumulation on 2 devices taken as one of 32.
+Zhang, Lin, Bai & Mei, "Negative Preference Optimization: From Catastrophic Collapse to Effective Unlearning", arXiv 2404.05868. Loss and
+constants: licong-lin/negative-preference-optimization@3bb1366, ``config/forget.yaml`` (TOFU, Llama-2 7B), batches of 4 by 4 steps of
+accumulation on 2 devices taken as one of 32. The paper itself wasn't at hand.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class NPO(Language):
 
     The original model's log p_ref of the forget set is computed once, before the first step, so no second model is kept for it.
     ``retain_weight=0`` is NPO alone; with ``hold="labels"`` it is the paper's NPO+RT (the default here, as in the code), with
-    ``"anchor"`` close to its NPO+KL, which also takes the divergence on retain sequences.
+    ``"anchor"`` its NPO+KL. The retain term is a mean over tokens, as in the code.
 
     Args:
         beta: how soon a sequence that has become less probable is left alone; towards 0 it is gradient ascent.
@@ -47,7 +47,7 @@ class NPO(Language):
     beta: float | None = None
 
     name = "npo"
-    source = "Zhang et al., arXiv 2404.05868, eq. 3; licong-lin/negative-preference-optimization@3bb1366"
+    source = "Zhang et al., arXiv 2404.05868; licong-lin/negative-preference-optimization@3bb1366"
     numbers = (*Language.numbers, "beta")
     positive = ("beta",)
     presets = published(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from ..task import Forward
 from .answers import find_head, scored
 from .verdict import judge, look_before
 
+AHEAD = 1e-4  # of the logits' spread (or a rounding of theirs): by so much answers may change with a later token
 ADVICE = "Pass forward=lambda model, inputs: ... that returns the logits [N, T, vocabulary] of a causal model"
 
 
@@ -37,6 +39,7 @@ def check(model: nn.Module, forward: Forward, given: list[Source], classes: list
     with _weights.evaluating(model):
         logits = forward(model, inputs)
         _check_logits(logits, labels, source)
+        _refuse_looking_ahead(model, forward, inputs, labels, logits)
         head = find_head(model, forward, inputs, logits)
     for data in given:
         _check_labels(data, logits.shape[2])
@@ -55,6 +58,26 @@ def _check_logits(logits: Any, labels: Tensor, source: Source) -> None:
         )
     if not bool(torch.isfinite(logits[scored(labels).roll(-1, dims=1)]).all()):
         raise ValueError(f"model: its logits on the first {source.name} batch aren't finite (NaN or inf); nothing was changed")
+
+
+def _refuse_looking_ahead(model: nn.Module, forward: Forward, inputs: Any, labels: Tensor, logits: Tensor) -> None:
+    """Refuses a model whose answers change with a later token: it sees what it should predict, and its scores mean nothing."""
+    ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else inputs
+    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.shape != labels.shape:
+        return
+    last = int(scored(labels)[0].nonzero().max()) if bool(scored(labels)[0].any()) else 0
+    others = ids[ids != ids[0, last]]
+    if last < 2 or len(others) == 0:
+        return
+    changed = ids.clone()
+    changed[0, last] = others[0]
+    answers = forward(model, _tree.like(inputs, {**inputs, "input_ids": changed}) if isinstance(inputs, Mapping) else changed)
+    before, after = (x[0, :last].double() for x in (logits, answers))
+    if float((before - after).abs().mean()) > max(AHEAD, torch.finfo(logits.dtype).eps) * float(before.std()):
+        raise TypeError(
+            f"model: {type(model).__name__}'s answers change with a token that comes after them; accepted are causal models, whose token "
+            "at t is answered at t - 1 from what comes before it"
+        )
 
 
 def _check_labels(source: Source, words: int) -> None:

@@ -1,6 +1,6 @@
 """RMU: hidden states of forget sequences are driven to one random direction, those of retain sequences held where they were.
 
-Li et al., "The WMDP Benchmark: Measuring and Reducing Malicious Use With Unlearning", arXiv 2403.03218, section 4. The constants of preset
+Li et al., "The WMDP Benchmark: Measuring and Reducing Malicious Use With Unlearning", arXiv 2403.03218. The constants of preset
 ``"paper"`` are those of the authors' notebook for Zephyr 7B, ``"code"`` the defaults of their script ``rmu/unlearn.py``, both as other
 repositories quote them: the authors' own wasn't at hand. Averages over tokens with a mask as locuslab/open-unlearning@7fa0b55 has them.
 """
@@ -35,7 +35,7 @@ class RMU(Language):
 
     Args:
         layer: the module's name, as ``model.named_modules()`` has it, e.g. ``"model.layers.7"``; default: the middle one of the longest
-            ``ModuleList``.
+            ``ModuleList`` that lies in no other.
         steering: c.
         retain_weight: alpha.
         weights: what the names of trained weights must contain, e.g. ``"mlp.down_proj"``, which is all that the code trains of Zephyr's
@@ -59,7 +59,7 @@ class RMU(Language):
     hold: str = "states"
 
     name = "rmu"
-    source = "Li et al., arXiv 2403.03218, section 4"
+    source = "Li et al., arXiv 2403.03218; centerforaisafety/wmdp, rmu/unlearn.py, as others quote it"
     reads_labels = False
     whole = (*Language.whole, "steps")
     numbers = (*Language.numbers, "steering")

@@ -1,8 +1,9 @@
 """SimNPO: NPO without a reference, by the length-normalised log-probability of each forget sequence.
 
 Fan, Liu, Lin, Jia, Zhang, Mei & Liu, "Simplicity Prevails: Rethinking Negative Preference Optimization for LLM Unlearning", arXiv
-2410.07163, section 4. Constants: OPTML-Group/Unlearn-Simple@309d122, ``TOFU/README.md`` (forget05: ``beta`` and ``forget_weight``) and
+2410.07163. Constants: OPTML-Group/Unlearn-Simple@309d122, ``TOFU/README.md`` (forget05: ``beta`` and ``forget_weight``) and
 ``TOFU/config/forget.yaml`` (Llama-2 7B), batches of 1 by 4 steps of accumulation on 8 devices taken as one of 32.
+The paper itself wasn't at hand: its 10 epochs are as this package's authors remember them.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class SimNPO(Language):
     forget_weight: float | None = None
 
     name = "simnpo"
-    source = "Fan et al., arXiv 2410.07163, section 4; OPTML-Group/Unlearn-Simple@309d122"
+    source = "Fan et al., arXiv 2410.07163; OPTML-Group/Unlearn-Simple@309d122"
     numbers = (*Language.numbers, "beta", "gamma", "forget_weight")
     positive = ("beta",)
     presets = published(

@@ -17,7 +17,7 @@ class States:
 
     Args:
         model: the model.
-        layer: the layer's name; None: the middle one of the longest ``ModuleList``.
+        layer: the layer's name; None: the middle one of the longest ``ModuleList`` that lies in no other.
 
     Raises:
         ValueError: there is no such layer.
@@ -29,7 +29,8 @@ class States:
         if layer is None:
             if not lists:
                 raise ValueError("layer: not given, and the model has no ModuleList to take the middle of; accepted is a module's name")
-            longest = max(lists, key=lambda name: len(lists[name]))
+            outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]  # experts lie in layers
+            longest = max(outer, key=lambda name: len(lists[name]))
             layer = f"{longest}.{(len(lists[longest]) - 1) // 2}".removeprefix(".")
         named = dict(model.named_modules())
         if layer not in named or not layer:

@@ -213,7 +213,7 @@ def _fine_tuned(options: Lightweight, task: Task) -> list[Tensor]:
     """Weights of a copy trained on the retain subset."""
     assert task.retain is not None
     copy = _weights.working_copy(task.model)
-    _weights.training_mode(copy, task.original or task.model)
+    _weights.training_mode(copy, task.model if task.original is None else task.original)
     params = trainable(copy)
     optimizer = torch.optim.Adam(params, lr=options.finetune_lr)
     orders = [torch.randperm(len(task.retain), generator=task.generator(RETAIN_ORDER + 100 + e)) for e in range(options.finetune_epochs)]

@@ -51,12 +51,12 @@ def token_scores(
     - ``log_prob`` = log p_y; ``mean`` = sum_v p_v log p_v; ``variance`` = sum_v p_v (log p_v - mean)^2
     - ``first``: no word is more probable than y (False where it isn't scored)
     - ``loss``: minus the mean of ``log_prob`` over the sequence's scored tokens (the log of its perplexity)
-    - ``min_k``: the mean of the lowest k of ``log_prob`` (Shi et al., ICLR'24, equation 1)
-    - ``min_k_plus``: the mean of the lowest k of (log_prob - mean) / sqrt(variance) (Zhang et al., Min-K%++, ICLR'25, equation 3)
+    - ``min_k``: the mean of the lowest k of ``log_prob`` (Shi et al., ICLR'24)
+    - ``min_k_plus``: the mean of the lowest k of (log_prob - mean) / sqrt(variance) (Zhang et al., Min-K%++, ICLR'25)
     - ``length``: scored tokens
 
-    The lowest k are int(k * length) tokens, as in the authors' code, and at least one. A variance below the smallest normal number counts
-    as that. Higher ``min_k`` and lower ``loss`` mean more member-like.
+    The lowest k are int(k * length) tokens, as in the code of Min-K%++'s authors, and at least one. A variance below the smallest normal
+    number counts as that. Higher ``min_k`` and lower ``loss`` mean more member-like.
 
     Args:
         outputs: logits [N, T, V]; or hidden states [N, T, D] where ``weight`` is given: the logits are then made block by block, and
@@ -167,7 +167,7 @@ def token_log_probs(
 
 def perplexity_ratio(loss: Tensor, reference: Tensor) -> Tensor:
     """exp(loss - reference): a sequence's perplexity over that of a reference model, which takes out how hard the text is (Carlini et al.,
-    "Extracting training data from large language models", USENIX Security'21, section 5, compare perplexities). Lower is more member-like.
+    "Extracting training data from large language models", USENIX Security'21, compare perplexities). Lower is more member-like.
 
     Args:
         loss: ``token_scores(...).loss`` of the model, [N].

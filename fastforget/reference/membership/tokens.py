@@ -1,7 +1,7 @@
 """Scores of next-token answers, in plain PyTorch: one [N, T, V] table of log-probabilities, and a loop over the sequences.
 
-Sources: min-k% (Shi et al., "Detecting pretraining data from large language models", ICLR'24, equation 1), min-k%++ (Zhang et al.,
-"Min-K%++", ICLR'25, equation 3).
+Sources: min-k% (Shi et al., "Detecting pretraining data from large language models", ICLR'24), min-k%++ (Zhang et al.,
+"Min-K%++: improved baseline for pre-training data detection from large language models", ICLR'25; zjysteven/mink-plus-plus@62281ab).
 """
 
 from __future__ import annotations
