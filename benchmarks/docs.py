@@ -22,13 +22,15 @@ from fastforget import _files, _schema, ops
 from fastforget.auditing import verdict
 from fastforget.methods.language import LANGUAGE
 
-from . import experiment, experiment_costs, experiment_page, models_judge, rows, shadow_audit, standard, tokens, verdict_zoo, zoo_report
+from . import (
+    experiment, experiment_costs, experiment_page, facts_page, models_judge, rows, shadow_audit, standard, tokens, verdict_zoo, zoo_report,
+)  # fmt: skip
 from .experiment_claims import choices
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SPEED = RESULTS / "cpu-amd-epyc-family-26-model-2.json"
-_DOCS = ("audit", "engine", "environment", "experiment", "gpu", "language", "methods", "ops")
+_DOCS = ("audit", "engine", "environment", "experiment", "facts", "gpu", "language", "methods", "ops")
 PAGES = ("README.md", *(f"docs/{name}.md" for name in _DOCS))
 PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -165,6 +167,11 @@ def language_methods() -> str:
     return "\n".join(lines)
 
 
+def facts() -> str:
+    """docs/facts.md: language models with inserted facts, beside retraining."""
+    return facts_page.section(_json(RESULTS / "facts.json"))
+
+
 def token_scores() -> str:
     """docs/language.md: what token scores cost."""
     return tokens.table(_json(RESULTS / "tokens.json"))
@@ -189,6 +196,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "where": where,
     "language-methods": language_methods,
     "tokens": token_scores,
+    "facts": facts,
     "standard-methods": standard_methods,
     "standard-choice": standard_choice,
 }
