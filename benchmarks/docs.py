@@ -23,8 +23,18 @@ from fastforget.auditing import verdict
 from fastforget.methods.language import LANGUAGE
 
 from . import (
-    experiment, experiment_costs, experiment_page, facts_page, models_judge, rows, shadow_audit, standard, tokens, verdict_zoo, zoo_report,
-)  # fmt: skip
+    experiment,
+    experiment_costs,
+    experiment_page,
+    facts_page,
+    models_judge,
+    rows,
+    shadow_audit,
+    standard,
+    tokens,
+    verdict_zoo,
+    zoo_report,
+)
 from .experiment_claims import choices
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -43,8 +43,8 @@ def judge(task: Task, before: Before, proxy: dict[str, Any] | None) -> Verdict:
 
 
 def _still_of_use(task: Task, before: Before, verdict: Verdict) -> Verdict:
-    """Of the tokens to keep most that were answered right must still be: shares of tokens are low even in good models, so what counts is
-    the part of it that is lost.
+    """Of the tokens to keep most that were answered right must still be, on average over the sequences: shares of tokens are low even in
+    good models, so what counts is the part of it that is lost; and a short fact counts as much as a long text.
     """
     if not verdict.forgot or task.retain is None:
         return verdict
@@ -53,21 +53,21 @@ def _still_of_use(task: Task, before: Before, verdict: Verdict) -> Verdict:
     figures = verdict.figures | {"retain_accuracy_before": before.retain, "retain_accuracy": after}
     if after >= (1 - LOST) * before.retain:
         return Verdict(True, verdict.why, figures)
-    right = f"only {percent(after)} are answered right, {percent(before.retain)} before (at most {percent(LOST)} of it less)"
-    why = f"{verdict.why}; but of the retain sequences' tokens {right}: the model lost more than it was to forget"
+    right = f"only {percent(after)} are answered right on average, {percent(before.retain)} before (at most {percent(LOST)} of it less)"
+    why = f"{verdict.why}; but of a retain sequence's tokens {right}: the model lost more than it was to forget"
     return Verdict(False, why, figures)
 
 
 def _right(task: Task, data: Source) -> float:
-    """Share of the tokens of some sequences that the model gives the highest probability."""
+    """Share of a sequence's tokens that the model gives the highest probability, the mean over some sequences."""
     return _scored(task, data.at_most(USE_SAMPLES, task.generator(USE)))[1]
 
 
 def _scored(task: Task, data: Source) -> tuple[Tensor, float]:
-    column, right, total = Column(), 0, 0
+    losses_of, shares = Column(), Column()
     with _weights.evaluating(task.model):
         for inputs, labels in task.cost.reading(data.batches(device=task.device, batch_size=min(data.batch_size, LOOK))):
             found = scores(task, inputs, labels)
-            column.add(found.loss)
-            right, total = right + int(found.first.sum()), total + int(found.length.sum())
-    return column.joined(), right / max(total, 1)
+            losses_of.add(found.loss)
+            shares.add(found.first.sum(dim=1) / found.length)
+    return losses_of.joined(), shares.joined().double().mean().item()
