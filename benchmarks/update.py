@@ -97,7 +97,7 @@ def _distill_work(place: Place, batch: int, classes: int, options: Options) -> W
     run: dict[str, Call] = {
         "ours": lambda: update.distill_loss(logits, teacher, temperature=TEMPERATURE),
         "eager": lambda: eager_distill(logits, teacher),
-        **limit((other, logits, teacher), "2r1w"),
+        **limit((other, teacher), "2r1w"),
     }
     if options.compiled:
         form = compiled(plain_distill)
