@@ -137,7 +137,12 @@ def test_integers_are_the_same(told: dict[str, list[int]]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "dtype", "relative"),
-    [("float", torch.float32, 1e-6), ("double", torch.float64, 1e-14), ("bfloat16", torch.bfloat16, 2**-8), ("half", torch.float16, 2**-11)],
+    [
+        ("float", torch.float32, 1e-6),
+        ("double", torch.float64, 1e-14),
+        ("bfloat16", torch.bfloat16, 2**-8),
+        ("half", torch.float16, 2**-11),
+    ],
 )
 def test_noise_is_right(told: dict[str, list[int]], name: str, dtype: torch.dtype, relative: float) -> None:
     near(read(told[f"normal_{name}"], dtype), 0.5 + 2.0 * normals(), relative)
