@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -112,6 +114,16 @@ def test_the_keyboard_sorts_too(browser, folder: Path) -> None:
     for kind, text in (("keyDown", "\r"), ("keyUp", "")):
         tab.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text=text)
     assert tab.evaluate("document.querySelector('[aria-sort]').textContent") == "verdict"
+
+
+@pytest.mark.skipif(not shutil.which("pdftoppm"), reason="pdftoppm (poppler-utils) is not installed")
+def test_it_prints(browser, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "page.pdf").write_bytes(open_page(browser, folder / "twelve.html", dark=True).pdf())
+    subprocess.run(["pdftoppm", "-r", "60", "-png", tmp_path / "page.pdf", tmp_path / "page"], check=True)
+    sheets = [chromium.pixels(path.read_bytes())[..., :3].astype(int) for path in sorted(tmp_path.glob("page-*.png"))]
+    assert 3 <= len(sheets) <= 12
+    for sheet in sheets:
+        assert (sheet[:10] > 240).all() and (sheet < 128).all(-1).sum() > 100 and (sheet[:, -20:] > 240).all()
 
 
 def test_no_other_script_runs(browser, folder: Path) -> None:
