@@ -44,8 +44,8 @@ with warnings.catch_warnings(record=True) as caught:
     words = [w % 2**32 for w in ff.ops.noise.random_bits(4, seed=0).tolist()]
     noise = ff.ops.noise.normal_(torch.empty(5), seed=3).tolist()
     kept = y != 2
-    result = ff.unlearn(net, "unsir", classes=[2], retain=(x[kept], y[kept]), test=(x, y), progress=False)
     sets = {"forget": (x[~kept], y[~kept]), "retain": (x[kept], y[kept]), "test": (x, y)}
+    result = ff.unlearn(net, "lightweight", classes=[2], nonmember=(x[:100] + 0.3, y[:100]), progress=False, **sets)
     report = ff.audit({"original": net, "unlearned": result.model}, **sets, progress=False)
     report.write_receipt(folder / "receipt.json", result)
     report.to_html(folder / "report.html")
