@@ -51,7 +51,7 @@ ISA_FLAGS = {
 OWN_FLAGS = re.compile(r"^// flags \(([\w, ]+)\): (.+)$", re.MULTILINE)
 # The PTX of the newest listed architecture serves every later GPU. PTX of the newest one nvcc knows would
 # leave out those between (8.0;9.0;12.1+PTX cannot run on 10.0), so it is 9.0 that carries it.
-DEFAULT_CUDA_ARCHS = "8.0;9.0+PTX"
+DEFAULT_CUDA_ARCHS = "7.5;8.0;9.0+PTX"
 
 
 # The files made, the one to load first, and what build.json says about them.

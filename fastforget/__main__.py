@@ -1,4 +1,4 @@
-"""The command line: ``python -m fastforget {demo,verify,info,score,bench,experiment}``. Each command is imported when it is asked
+"""The command line: ``python -m fastforget {demo,verify,compare,info,score,bench,experiment}``. Each command is imported when it is asked
 for."""
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ USAGE = """usage: python -m fastforget COMMAND [options]
 
   demo        train a small network on real images, forget a class, audit it, write report.html
   verify      check a receipt: its own hash, the weights, the forget set, and its figures by the rule
+  compare     several receipts side by side on one page, where they share an original model and its data
   info        what is built and loaded here, and what serves each op, with a reason for every "no"
   score       membership attacks from saved logits of any framework, with or without shadow models
   experiment  every method on real data sets and scenarios, beside retraining; resumable
@@ -22,6 +23,7 @@ python -m fastforget COMMAND --help shows a command's options.
 MODULES = {
     "demo": "demo.run",
     "verify": "auditing.proof.verify",
+    "compare": "auditing.proof.compare",
     "info": "_info",
     "score": "auditing.arrays.score",
     "bench": "_bench.bench",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ def facts() -> dict[str, Any]:
             "threads": torch.get_num_threads(),
         },
         "gpu": _gpu(),
+        "capability": torch.cuda.get_device_capability(0) if torch.cuda.is_available() else None,
         "cpu": backend.cpu_level(),
         "libraries": {part: _library(part, built) for part in PARTS},
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
@@ -55,6 +57,20 @@ def _gpu() -> str:
         return "no CUDA device is available to torch"
     major, minor = torch.cuda.get_device_capability(0)
     return f"{torch.cuda.get_device_name(0)} (sm_{major}{minor}), {torch.cuda.device_count()} visible"
+
+
+def covers(built_for: Sequence[str], capability: tuple[int, int]) -> bool:
+    """Whether kernels for these architectures run on a GPU: compiled ones within a major version, PTX on every later GPU.
+
+    >>> [covers(["sm_80", "sm_90", "compute_90"], capability) for capability in ((7, 5), (8, 6), (12, 0))]
+    [False, True, True]
+    """
+    for name in built_for:
+        kind, major, minor, only = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name).groups()  # type: ignore[union-attr]
+        least = int(major), int(minor)
+        if capability == least or (not only and capability > least and (kind == "compute" or capability[0] == least[0])):
+            return True
+    return False
 
 
 def _library(part: str, built: dict[str, Any]) -> dict[str, Any]:
@@ -83,6 +99,10 @@ def text(found: dict[str, Any]) -> str:
         lines.append(f"{name:<11}" + (f"loaded{detail}" if library["loaded"] else f"no: {library['reason']}"))
         if not library["loaded"]:
             lines.append(" " * 11 + f"to have them, {backend.mending(part)}")
+        elif part == "cuda" and found["capability"] and not covers(library["built_for"], found["capability"]):
+            wanted = "{}.{}".format(*found["capability"])
+            advice = f"build again with TORCH_CUDA_ARCH_LIST={wanted}, or use the backend triton"
+            lines.append(" " * 11 + f"none of them runs on this GPU: {advice}")
     lines += ["", *_table(found)]
     if not torch.cuda.is_available():
         lines.append("  No GPU here: the cuda rows say what would serve CUDA tensors.")

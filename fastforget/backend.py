@@ -120,7 +120,7 @@ def cpu_level() -> dict[str, Any] | None:
     ``FASTFORGET_CPU_ISA`` accepts, and a name there that was ignored. ``None`` where the library is not loaded."""
     if not native_cpu:
         return None
-    ask = torch.ops.fastforget._cpu_level
+    ask = getattr(torch.ops, _schema.NAMESPACE)._cpu_level
     return {
         "detected": ask("detected"),
         "in_force": ask("in_force"),
@@ -141,7 +141,7 @@ def _triton_op(name: str) -> Callable[..., None]:
     """Op ``name`` of the Triton backend; Triton itself is imported at the first call."""
 
     def call(*args: Any) -> None:
-        module = importlib.import_module(f"fastforget._triton.{_schema.MODULE_OF[name]}")
+        module = importlib.import_module(f"._triton.{_schema.MODULE_OF[name]}", __package__)
         getattr(module, name)(*args)
 
     return call

@@ -125,6 +125,20 @@ def test_info_without_native_parts(monkeypatch) -> None:
     assert {row["cpu"] for row in found["serving"].values()} == {"reference"}
 
 
+@pytest.mark.parametrize(("capability", "runs"), [((7, 5), False), ((8, 6), True), ((12, 1), True), (None, True)])
+def test_info_says_where_no_kernel_runs_on_the_gpu(capability: tuple[int, int] | None, runs: bool) -> None:
+    found = _info.facts() | {"capability": capability}
+    found["libraries"]["cuda"] = {"loaded": True, "reason": None, "built_for": ["sm_80", "sm_90", "compute_90"]}
+    said = "none of them runs on this GPU: build again with TORCH_CUDA_ARCH_LIST=7.5, or use the backend triton"
+    assert (said in _info.text(found)) != runs
+
+
+def test_compiled_kernels_run_within_a_major_version_and_ptx_later() -> None:
+    assert _info.covers(["sm_90a"], (9, 0)) and not _info.covers(["sm_90a"], (9, 1)) and not _info.covers(["compute_90a"], (10, 0))
+    assert _info.covers(["sm_75", "sm_80"], (7, 5)) and not _info.covers(["sm_86"], (8, 0)) and not _info.covers(["sm_80"], (9, 0))
+    assert _info.covers(["compute_90"], (9, 0)) and _info.covers(["sm_120"], (12, 1)) and not _info.covers([], (8, 0))
+
+
 def test_bench_is_handed_its_arguments(capsys) -> None:
     with pytest.raises(SystemExit) as error:
         main(["bench", "--help"])

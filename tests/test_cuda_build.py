@@ -45,7 +45,7 @@ def report() -> str:
         "-isystem",
         str(Path(torch.__file__).parent / "include"),
     ]
-    flags += [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (80, 90)]
+    flags += [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (75, 80, 90)]
     said = ""
     for source in sorted((ROOT / "csrc" / "cuda").rglob("*.cu")):
         run = subprocess.run(

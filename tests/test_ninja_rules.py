@@ -26,7 +26,7 @@ def rules(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.mark.parametrize(
     ("listed", "names"),
     [
-        (None, ["sm_80", "sm_90", "compute_90"]),
+        (None, ["sm_75", "sm_80", "sm_90", "compute_90"]),
         ("8.6", ["sm_86"]),
         ("9.0a 10.0+PTX", ["sm_90a", "sm_100", "compute_100"]),
         ("8.0;;12.0", ["sm_80", "sm_120"]),

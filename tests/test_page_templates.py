@@ -29,10 +29,11 @@ def test_values_are_escaped_in_texts_and_attributes() -> None:
     assert "<script" not in terms and re.findall(r"<[^>]*>", terms) == ["<dl>", "<dt>", "</dt>", "<dd>", "</dd>", "</dl>"]
 
 
-def test_only_drawings_and_the_style_sheet_are_taken_as_they_are() -> None:
+def test_only_drawings_the_style_sheet_and_the_script_are_taken_as_they_are() -> None:
     sources = {path.name: path.read_text("utf-8") for path in TEMPLATES}
     safe = {name: re.findall(r"\{\{\s*([^}]*?)\s*\|\s*safe\s*\}\}", source) for name, source in sources.items()}
-    assert {name: set(values) for name, values in safe.items() if values} == {"page.html": {"css"}, "parts.html": {"chart.drawing"}}
+    taken = {name: set(values) for name, values in safe.items() if values}
+    assert taken == {"page.html": {"css", "script"}, "parts.html": {"chart.drawing"}}
     words = re.findall(r"\b(?:safe|autoescape)\b", "".join(sources.values()))
     assert words == ["safe"] * sum(map(len, safe.values()))
 
@@ -62,7 +63,7 @@ def test_templates_and_style_sheet_are_package_data() -> None:
     (patterns,) = re.findall(r'^"fastforget\.auditing\.show" = \[(.*)\]$', pyproject.read_text(), flags=re.M)
     named = {path for pattern in re.findall(r'"([^"]+)"', patterns) for path in FOLDER.glob(pattern)}
     there = {path for path in FOLDER.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
-    assert named == there and len(named) == 1 + len(TEMPLATES)
+    assert named == there and len(named) == 2 + len(TEMPLATES)  # the style sheet and the script
     assert files(show).joinpath("style.css").read_text("utf-8") == layout.style_sheet()
 
 

@@ -7,6 +7,7 @@
 // permutation would cost three times as many shuffles.
 #pragma once
 #include <cstdint>
+#include <cstring>
 
 #include "common/philox.h"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from .shadow import state
 from .shadow.training import shadows
 from .verdict import judge_all
 
+if TYPE_CHECKING:
+    from .proof.compare import Comparison
+
 
 class Oracles:
     """Membership oracles for forgetting rates: ``ff.audit(..., oracles={"shadow": ff.audit.oracles.ShadowLogistic(…)})``."""
@@ -42,6 +45,7 @@ class Audit:
     - ``ff.audit.controls``: models that an audit must not pass
     - ``ff.audit.shadows``: trains shadow models for the attacks that need them; ``ff.audit.Shadows`` is what it returns, and ``load`` reads
     - ``ff.audit.oracles``: membership oracles for forgetting rates
+    - ``ff.audit.compare``: several receipts side by side, as text and as a page
     - ``ff.audit.relearn_time``: how soon a model knows the forget set again
     - ``ff.audit.forgetting_quality``: the score of the NeurIPS'23 unlearning challenge
     - ``ff.audit.AuditReport``: the report; as a type it is ``fastforget.auditing.AuditReport``
@@ -153,6 +157,37 @@ class Audit:
             ranks.agree("the report", (made.verdict, repr(made.rows)), _ranks.OTHER_BYTES)
             made.settings["ranks"] = len(ranks.ranks)
             return made
+
+    @staticmethod
+    def compare(receipts: Sequence[Any]) -> Comparison:
+        """Several receipts side by side: methods, requests, dates. ``print()`` the result, or write ``.to_html(path)``.
+
+        Each receipt is checked in itself, and one that doesn't hold is shown as such and not drawn. Those about another original model or
+        other data stand under a heading of their own. What retraining took is read from ``facts={"retraining": {"seconds": 31.0,
+        "passes": 45_000}}``, which ``report.write_receipt`` puts down.
+
+        Args:
+            receipts: paths of receipts' JSON files, or what ``report.receipt()`` returned.
+
+        Returns:
+            :class:`~fastforget.auditing.proof.compare.Comparison`.
+
+        Raises:
+            TypeError: something else than a list of these.
+            ValueError: a file is missing, cut off or no receipt; the message names it.
+
+        >>> import torch, fastforget as ff
+        >>> _ = torch.manual_seed(0)
+        >>> x, y = torch.randn(90, 4), torch.arange(90) % 3
+        >>> models = {name: torch.nn.Linear(4, 3) for name in ("original", "unlearned", "retrained")}
+        >>> report = ff.audit(models, forget=(x[:9], y[:9]), retain=(x[9:60], y[9:60]), test=(x[60:], y[60:]))
+        >>> compared = ff.audit.compare([report.receipt(), report.receipt()])
+        >>> [(group.letter, len(group.entries)) for group in compared.groups]
+        [('A', 2)]
+        """
+        from .proof.compare import compare
+
+        return compare(receipts)
 
 
 def _audit(

@@ -200,7 +200,8 @@ def run(args: argparse.Namespace, images: Images) -> int:
         class_names=images.class_names,
         images={"forget": forget[0]},
     )
-    facts = {name: outcome.facts[name] for name in ("data", "network", "training")}
+    cost = {"seconds": seconds["retrain"], "passes": samples["retrain"]}
+    facts = {**{name: outcome.facts[name] for name in ("data", "network", "training")}, "retraining": cost}
     outcome.audit.write_receipt(receipt, chosen.result, ids=gone.nonzero()[:, 0].tolist(), facts=facts)
     save_weights(weights, chosen.result.model)
     seconds["total"] = time.perf_counter() - began

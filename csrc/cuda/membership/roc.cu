@@ -49,7 +49,8 @@ __device__ __forceinline__ RocPart block_merge(RocPart part) {
   if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = part;
   __syncthreads();
   part = partial[0];
-#pragma unroll
+  // Unrolled, it takes 9 to 30 registers more, and spills on sm_75.
+#pragma unroll 1
   for (int warp = 1; warp < kThreads / kWarp; ++warp) part = merge(part, partial[warp]);
   return part;
 }

@@ -5,6 +5,8 @@ Jinja2 comes with torch and is imported when a page is rendered, so that ``impor
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from functools import cache
 from importlib.resources import files
@@ -16,9 +18,15 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
-def render(template: str, **values: Any) -> str:
-    """The page of a template. Every value is escaped but those that the template marks as safe: drawings and the style sheet."""
-    return _environment().get_template(template).render(css=style_sheet(), **values) + "\n"
+def render(template: str, *, script: str = "", **values: Any) -> str:
+    """The page of a template. Every value is escaped but those that the template marks as safe: drawings, the style sheet, and the script.
+
+    Args:
+        script: a file beside the style sheet, if the page has one. The page's policy lets this text run, by its hash, and no other.
+    """
+    source = _resource(script) if script else ""
+    digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode() if script else ""
+    return _environment().get_template(template).render(css=style_sheet(), script=source, script_sha256=digest, **values) + "\n"
 
 
 def style_sheet() -> str:

@@ -38,7 +38,7 @@ def render(receipt: dict[str, Any], file_name: str) -> str:
     return layout.render(
         "receipt.html",
         file_name=file_name,
-        forgotten=_forgotten(receipt),
+        forgotten=forgotten(receipt),
         created=receipt["created"].replace("T", " ").replace("+00:00", " UTC"),
         called=receipt["called"],
         status=verdict["status"],
@@ -52,7 +52,8 @@ def render(receipt: dict[str, Any], file_name: str) -> str:
     )
 
 
-def _forgotten(receipt: dict[str, Any]) -> str:
+def forgotten(receipt: dict[str, Any]) -> str:
+    """What was to be forgotten: "class 3", or how many samples."""
     classes = receipt["forgotten_classes"]
     if not classes:
         return f"{receipt['forget_set']['samples']} samples"
