@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--again", nargs="+", choices=every, default=[], help="make these methods' rows anew")
     p.add_argument("--page", action="store_true", help="only write rows and page from the cells that are there")
     p.add_argument("--commit", action="store_true", help="write rows and page to benchmarks/ as well")
+    p.add_argument("--keep", action="store_true", help="keep committed rows of requests of which the folder has no cell")
     p.add_argument("--standard", action="store_true", help="the table of the standard methods")
     p.add_argument("--section", action="store_true", help="only print the generated part of docs/experiment.md, from the committed rows")
     p.add_argument("--profile", action="store_true", help="only measure where the methods' time goes, against plain PyTorch")
@@ -94,8 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_whole(args.out / "profile.json", json.dumps(experiment_profile.measured(args.out), indent=1))
     elif not args.page:
         _run_all(args)
-    results = _collected(args.out, standard.EVERY if args.standard else EVERY)
     page, rows = (standard, standard.ROWS) if args.standard else (experiment_page, ROWS)
+    results = _collected(args.out, standard.EVERY if args.standard else EVERY, rows if args.keep else None)
     _write(results, args.out / "rows.json", args.out, page.files(results))
     if args.commit:
         _write(results, rows, FOLDER, page.files(results))
@@ -103,22 +104,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _collected(out: Path, methods: Sequence[str]) -> dict[str, Any]:
+def _collected(out: Path, methods: Sequence[str], committed: Path | None) -> dict[str, Any]:
+    """The rows of all cells in the folder, with those of ``committed`` that no cell stands for (and their processor, if it was another)."""
     rows = [r for path in sorted((out / "cells").glob("*.json")) for r in json.loads(path.read_text())]
     for r in rows:  # a verdict, or an audit, that could show nothing: the original model looks unlearned already
         r["undecided"] = UNDECIDED in (r.get("why") or "")
         r["doubted"] = any(DOUBTED in line for line in r.get("audit_why") or ())
         r["powerless"] = bool(r.get("audit_why")) and all(POWERLESS in line for line in r["audit_why"])
+    here = facts()
+    if committed is not None and committed.exists():
+        stored = json.loads(committed.read_text())
+        there = {_request(r) for r in rows}
+        other = {"cpu": stored["machine"]["cpu"]} if stored["machine"]["cpu"] != here["cpu"] else {}
+        rows += [other | r for r in stored["rows"] if _request(r) not in there]
     order, requests = list(PROBLEMS), (*SCENARIOS, *SHARES)
     rows.sort(key=lambda r: (order.index(r["data"]), r["net"], requests.index(r["scenario"]), *_place(r["method"], methods), r["seed"]))
     short = [{k: round(v, 5) if isinstance(v, float) else v for k, v in r.items() if k not in LEFT_OUT} for r in rows]
     profile = out / "profile.json"
     threads = torch.get_num_threads()
     return {
-        "machine": facts() | {"threads": threads},
+        "machine": here | {"threads": threads},
         "profile": json.loads(profile.read_text()) if profile.exists() else [],
         "rows": short,
     }
+
+
+def _request(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["data"], row["net"], row["scenario"], row["seed"]
 
 
 def _place(method: str, methods: Sequence[str]) -> tuple[int, str]:
