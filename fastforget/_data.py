@@ -126,7 +126,7 @@ class Loaded:
         labels = self.reading.check(self.name, labels, "" if self.read_from.startswith("the second") else self.read_from)
         if isinstance(inputs, Tensor) and len(inputs) != len(labels):
             raise ValueError(f"{self.name}: a batch has {len(inputs)} inputs but {len(labels)} labels")
-        return inputs, labels
+        return inputs, self.reading.beside(self.name, inputs, labels)
 
 
 class Source:

@@ -14,7 +14,7 @@ from ..._labels import TOKENS
 from ..._trial import first_step
 from ..kind import Kind, Shown
 from ..task import Forward
-from .answers import find_head, scored
+from .answers import find_head, product_alone, scored
 from .verdict import judge, look_before
 
 AHEAD = 1e-4  # of the logits' spread (or a rounding of theirs): by so much answers may change with a later token
@@ -43,10 +43,16 @@ def check(model: nn.Module, forward: Forward, given: list[Source], classes: list
         head = find_head(model, forward, inputs, logits)
     for data in given:
         _check_labels(data, logits.shape[2])
-    flat = scored(labels).flatten(), labels.flatten().clamp_min(0)
-    first_step(
-        model, inputs, flat[1], lambda work, x: forward(work, x).flatten(0, 1), modes=getattr(method, "gradients", ())
-    )  # fmt: skip
+
+    def answered(work: nn.Module, x: Any) -> Tensor:
+        nonlocal head
+        if head is None:
+            return forward(work, x).flatten(0, 1)
+        answers, alone = product_alone(work, head, forward, x)
+        head = head if alone else None  # in this mode something is done to it
+        return answers.flatten(0, 1)
+
+    first_step(model, inputs, labels.flatten().clamp_min(0), answered, modes=getattr(method, "gradients", ()))
     return Shown(logits.shape[2], head)
 
 
@@ -96,7 +102,7 @@ def _check_labels(source: Source, words: int) -> None:
         if len(silent):
             raise ValueError(
                 f"{source.name}: sequence {first + int(silent[0])} has no token to score: all labels are -100, or only the first isn't, "
-                "which nothing comes before. Leave it out"
+                "which nothing comes before (padding that attention_mask hides is nothing). Leave it out"
             )
         first += len(labels)
 

@@ -1,0 +1,101 @@
+"""What stands beside the words: padding on either side, masks, labels of another length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import language_world as w
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+import fastforget as ff
+
+STEP = {"epochs": 1, "batch_size": 50, "lr": 0.5, "weight_decay": 0.0, "momentum": 0.0, "optimizer": "sgd"}
+
+
+class Bigram(w.Bigram):
+    """Answers by the last word alone, so that padding changes no answer of a word."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.table(input_ids)
+
+
+def bigram() -> Bigram:
+    torch.manual_seed(3)
+    return Bigram().double()
+
+
+def sequences() -> list[Tensor]:
+    return [ids[: 4 + i % 4] for i, ids in enumerate(w.texts("forget")[0])]
+
+
+def padded(side: str, *, more: int = 0, end: bool = False, pads: int = -100) -> DataLoader[Any]:
+    """Every word is scored. ``end``: so is a padding token as the end of the text, which the mask hides, as TOFU's loader has it."""
+
+    def filled(x: Tensor, to: int, value: int) -> Tensor:
+        missing = to - len(x)
+        return F.pad(x, (0, missing) if side == "right" else (missing, 0), value=value)
+
+    def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        texts = [s["input_ids"] for s in samples]
+        to = max(map(len, texts)) + more
+        labels = [F.pad(x, (0, 1), value=w.PAD) if end else x for x in texts]
+        columns = ((texts, w.PAD), ([torch.ones_like(x) for x in texts], 0), (labels, pads))
+        ids, mask, scored = (torch.stack([filled(x, to, value) for x in part]) for part, value in columns)
+        return {"input_ids": ids, "attention_mask": mask, "labels": scored}
+
+    return DataLoader([{"input_ids": x} for x in sequences()], batch_size=5, collate_fn=collate)  # type: ignore[arg-type]
+
+
+def ascended(net: Bigram, texts: list[Tensor]) -> Tensor:
+    """A step up the mean over sequences of their tokens' mean loss, by hand, each sequence without padding."""
+    grads = [w.logits_gradient(net, x[None], x[None])[0] / (len(x) - 1) for x in texts]
+    return net.table.weight.detach() - 0.5 * sum(grads) / len(grads)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("more", [0, 3])
+def test_padding_on_either_side_changes_nothing(side: str, more: int) -> None:
+    """The first word after padding isn't scored, as the first of all isn't: what would answer it is padding."""
+    net = bigram()
+    result = w.run(net, "gradient_difference", {"forget": padded(side, more=more)}, **STEP, mean="sequences", retain_weight=0)
+    torch.testing.assert_close(result.model.table.weight, ascended(net, sequences()), rtol=0, atol=1e-13)
+
+
+def test_the_end_of_a_text_may_be_padding() -> None:
+    net = bigram()
+    result = w.run(net, "gradient_difference", {"forget": padded("right", more=1, end=True)}, **STEP, mean="sequences", retain_weight=0)
+    expected = ascended(net, [F.pad(x, (0, 1), value=w.PAD) for x in sequences()])
+    torch.testing.assert_close(result.model.table.weight, expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_scored_padding_is_refused(side: str) -> None:
+    text = "forget: labels score padding, first token . of sequence 0 .*labels\\[attention_mask == 0\\] = -100"
+    with pytest.raises(ValueError, match=text):
+        w.run(bigram(), "npo", {"forget": padded(side, more=3, pads=w.PAD)}, retain_weight=0)
+
+
+def test_only_masks_of_ones_and_zeros_say_what_padding_is() -> None:
+    """Numbers of packed texts show; what is added to attention scores (0 where shown) isn't read."""
+    net, ids = bigram(), w.texts("forget")[0]
+
+    def after(mask: Tensor) -> Tensor:
+        data = [{"input_ids": x, "attention_mask": m, "labels": x} for x, m in zip(ids, mask, strict=True)]
+        return w.run(net, "gradient_difference", {"forget": data}, **STEP, mean="sequences", retain_weight=0).model.table.weight
+
+    for mask in (torch.zeros(ids.shape), torch.tensor([1, 1, 1, 2, 2, 2, 2]).expand(ids.shape)):
+        torch.testing.assert_close(after(mask), ascended(net, list(ids)), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("capped", [False, True], ids=["by blocks", "from logits"])
+@pytest.mark.parametrize("method", ["gradient_difference", "npo", "simnpo"])
+def test_labels_of_another_length_are_refused(method: str, capped: bool) -> None:
+    """Of the forget set alone, which nothing else reads: shifted by the user, or one too many."""
+    ids, labels = w.texts("forget")
+    for other in (labels[:, 1:], F.pad(labels, (0, 1), value=1)):
+        with pytest.raises(ValueError, match="labels: a batch has labels of shape .* and the model answers"):
+            ff.unlearn(w.recurrent(capped), method, forget=(ids, other), retain=w.texts("retain"), lr=0.01, epochs=1, progress=False)
