@@ -7,11 +7,12 @@ from typing import Any
 import language_world as w
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import fastforget as ff
+from fastforget.ops import mask as masks
 
 STEP = {"epochs": 1, "batch_size": 50, "lr": 0.5, "weight_decay": 0.0, "momentum": 0.0, "optimizer": "sgd"}
 
@@ -99,3 +100,51 @@ def test_labels_of_another_length_are_refused(method: str, capped: bool) -> None
     for other in (labels[:, 1:], F.pad(labels, (0, 1), value=1)):
         with pytest.raises(ValueError, match="labels: a batch has labels of shape .* and the model answers"):
             ff.unlearn(w.recurrent(capped), method, forget=(ids, other), retain=w.texts("retain"), lr=0.01, epochs=1, progress=False)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(w.WORDS, 6)
+        self.layers = nn.ModuleList([nn.GRU(6, 6, batch_first=True)])
+        self.head = nn.Linear(6, w.WORDS, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.head(self.layers[0](self.embedding(input_ids))[0])
+
+
+@pytest.mark.parametrize("name", ["embedding.weight", "head.weight"])
+def test_tied_weights_are_masked_by_either_name(name: str) -> None:
+    """What is off keeps its bits, what is on goes as without a mask."""
+    torch.manual_seed(6)
+    net, on, one = Tied().double(), torch.arange(w.WORDS) < 4, {"epochs": 1, "batch_size": 12, "lr": 0.01}
+    plain = w.run(net, "npo", w.request(), **one).model
+    masked = w.run(net, "npo", w.request(), **one, mask={name: on}).model
+    for answer in (masked.embedding.weight, masked.head.weight):
+        assert torch.equal(answer, torch.where(on[:, None], plain.head.weight, net.head.weight))
+    with pytest.raises(ValueError, match="mask: 'embedding.weight' is tied to another one with a mask"):
+        w.run(net, "npo", w.request(), mask={"head.weight": on, "embedding.weight": on})
+
+
+def test_the_receipt_counts_the_bits_of_a_packed_mask() -> None:
+    on = torch.zeros(w.WORDS, 8, dtype=torch.bool)
+    on[:3] = True
+    for mask in (on, masks.pack_bits(on)):
+        result = w.run(w.recurrent(), "npo", w.request(), epochs=1, lr=0.01, mask={"head.weight": mask})
+        assert result.receipt["options"]["mask"] == {"head.weight": pytest.approx(3 / 11)}
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {
+    "masks in a list": ("npo", {"mask": [torch.ones(2)]}, TypeError, "mask: got list; accepted is a dict"),
+    "no mask": ("npo", {"mask": {"head.weight": True}}, TypeError, r"mask: of 'head.weight' got bool True; .* bool \(11, 8\)"),
+    "the head's states": ("rmu", {"layer": "head"}, ValueError, "layer: no gradient reaches the weights of 'head'"),
+    "names in a list": ("rmu", {"weights": ["weight"]}, TypeError, r"weights: got \['weight'\]; accepted is a part of the names"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case: str) -> None:
+    method, options, kind, text = REFUSED[case]
+    with pytest.raises(kind, match=text):
+        ff.unlearn(w.recurrent(), method, **w.request(), **options, progress=False)
