@@ -102,6 +102,57 @@ def test_labels_of_another_length_are_refused(method: str, capped: bool) -> None
             ff.unlearn(w.recurrent(capped), method, forget=(ids, other), retain=w.texts("retain"), lr=0.01, epochs=1, progress=False)
 
 
+@pytest.mark.parametrize("name", ["forget", "retain", "nonmember"])
+def test_labels_that_were_shifted_already_are_refused(name: str) -> None:
+    """As many make them, x = ids[:-1] and y = ids[1:]: each answer would be asked for the token after its own."""
+    sets = w.request()
+    ids, _ = sets[name]
+    labels = ids[:, 1:].clone()
+    labels[:, 0] = -100
+    with pytest.raises(ValueError, match=f"{name}: labels are the inputs shifted by one"):
+        w.run(w.recurrent(), "npo", sets | {name: (ids[:, :-1], labels)})
+    alike = torch.full((3, 5), 4), torch.full((3, 5), 4)  # a word again and again is the next one, and itself
+    assert w.run(w.recurrent(), "npo", sets | {name: alike}, epochs=1).receipt["cost"]["passes"] > 0
+
+
+class BothWays(w.Recurrent):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.GRU(6, 4, batch_first=True, bidirectional=True)])
+
+
+def short(ids: Tensor) -> tuple[Tensor, Tensor]:
+    labels = ids.clone()
+    labels[0, 2:] = -100
+    return ids, labels
+
+
+SHORT = {
+    "two tokens": lambda ids: (ids[:, :2], ids[:, :2]),
+    "a first sequence of two": short,
+    "one token each": lambda ids: (ids, one(ids)),
+}
+
+
+def one(ids: Tensor) -> Tensor:
+    return torch.where(torch.arange(ids.shape[1]) == 1, ids, -100)
+
+
+@pytest.mark.parametrize("case", SHORT)
+def test_a_model_that_looks_ahead_is_told_by_short_sequences_too(case: str) -> None:
+    sets = {name: SHORT[case](w.texts(name)[0]) for name in ("forget", "retain")}
+    torch.manual_seed(1)
+    with pytest.raises(TypeError, match="model: BothWays's answers change with a token that comes after them"):
+        w.run(BothWays().double(), "npo", sets, check_overlap=False)
+    assert w.run(w.recurrent(), "npo", sets, check_overlap=False, epochs=1).receipt["cost"]["passes"] > 0
+
+
+def test_probabilities_in_the_place_of_logits_are_told() -> None:
+    with pytest.warns(UserWarning, match="model: its outputs look like probabilities") as told:
+        w.run(w.recurrent(), "npo", w.request(), epochs=1, forward=lambda net, x: net(x).softmax(2))
+    assert "language_world" in next(one.filename for one in told if "probabilities" in str(one.message))
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
