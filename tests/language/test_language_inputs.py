@@ -115,6 +115,29 @@ def test_labels_that_were_shifted_already_are_refused(name: str) -> None:
     assert w.run(w.recurrent(), "npo", sets | {name: alike}, epochs=1).receipt["cost"]["passes"] > 0
 
 
+def packed(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """As a collator that flattens: one row of all."""
+    return {name: torch.cat([s[name] for s in samples])[None] for name in ("input_ids", "labels")}
+
+
+@pytest.mark.parametrize("method", ["gradient_difference", "npo"])
+@pytest.mark.parametrize("size", [1, 4])
+def test_packed_sequences_are_refused(method: str, size: int) -> None:
+    """A row of several has one log-probability; NPO would have taken it for each of theirs."""
+    data = [{"input_ids": ids, "labels": labels} for ids, labels in zip(*w.texts("forget"), strict=True)]
+    loader = DataLoader(data, batch_size=size, collate_fn=packed)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="forget: 12 samples come as . sequences in batches; accepted is one row"):
+        w.run(w.recurrent(), method, w.request() | {"forget": loader})
+
+
+def test_unseen_sequences_are_unseen() -> None:
+    """Half of test being the forget set draws the attack's AUC to a half."""
+    sets, (ids, labels) = w.request("forget", "retain"), w.texts("nonmember")
+    test = tuple(torch.cat((one, part)) for one, part in zip(sets["forget"], (ids, labels), strict=True))
+    with pytest.raises(ValueError, match="forget: 12 of its 12 samples are in test too .* they are not unseen, and would hide"):
+        w.run(w.recurrent(), "npo", sets | {"test": test})
+
+
 class BothWays(w.Recurrent):
     def __init__(self) -> None:
         super().__init__()

@@ -99,7 +99,7 @@ def _words(inputs: Any, labels: Tensor) -> Tensor | None:
 def _check_labels(source: Source, words: int) -> None:
     """Refuses token ids that the model doesn't know, sequences without a token to score, and labels that were shifted already."""
     first = told_of = same = next_ones = 0
-    for inputs, labels in source.batches():
+    for inputs, labels in source.batches(batch_size=max(2, source.batch_size)):
         if (ids := _words(inputs, labels)) is not None:
             at = (labels != IGNORED)[:, :-1]
             told_of += int(at.sum())
@@ -120,6 +120,11 @@ def _check_labels(source: Source, words: int) -> None:
                 "which nothing comes before (padding that attention_mask hides is nothing). Leave it out"
             )
         first += len(labels)
+    if first != len(source):
+        raise ValueError(
+            f"{source.name}: {len(source)} samples come as {first} sequences in batches; accepted is one row a sample, padded: "
+            "evidence is a sequence's, so none may be packed with others, split or left out by the loader's collate_fn"
+        )
     if 1 < told_of == next_ones and same < told_of:
         raise ValueError(
             f"{source.name}: labels are the inputs shifted by one: each is the token that comes next; accepted are labels that aren't "
@@ -127,4 +132,4 @@ def _check_labels(source: Source, words: int) -> None:
         )
 
 
-SEQUENCES = Kind(TOKENS, wanted, check, look_before, judge)
+SEQUENCES = Kind(TOKENS, wanted, check, look_before, judge, apart=("retain", "nonmember", "test"))
