@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 import fastforget as ff
@@ -222,3 +223,29 @@ def test_refused(case: str) -> None:
     method, options, kind, text = REFUSED[case]
     with pytest.raises(kind, match=text):
         ff.unlearn(w.recurrent(), method, **w.request(), **options, progress=False)
+
+
+class Checkpointed(w.Recurrent):
+    reentrant = False
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        x = self.embedding(input_ids)
+        for layer in self.layers:
+            x = checkpoint(lambda one, layer=layer: layer(one)[0], x, use_reentrant=self.reentrant)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("method", ["npo", "rmu"])
+def test_checkpointing_changes_nothing(method: str) -> None:
+    net, made = w.recurrent(), Checkpointed().double()
+    made.load_state_dict(net.state_dict())
+    few = {"epochs": 2, "batch_size": 5, "lr": 0.01}
+    w.agree(w.run(made, method, w.request(), **few).model, w.run(net, method, w.request(), **few).model, net)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_states_under_old_checkpointing_have_no_gradient() -> None:
+    net = Checkpointed().double()
+    net.reentrant = True
+    with pytest.raises(ValueError, match="layer: no gradient reaches the weights of 'layers.1'.* use_reentrant=False"):
+        w.run(net, "rmu", w.request())

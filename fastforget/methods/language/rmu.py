@@ -91,7 +91,10 @@ class RMU(Language):
         for batch in passes:
             h = states.of(task, task.model, batch.inputs)
             if not h.requires_grad:
-                raise ValueError(f"layer: no gradient reaches the weights of {states.name!r} from its own output; name another one")
+                raise ValueError(
+                    f"layer: no gradient reaches the weights of {states.name!r} from its own output; name another one, or "
+                    "checkpoint with use_reentrant=False"
+                )
             if target is None:
                 target = self.steering * _direction(task, h)
             loss = _squared(h - target, batch.inputs)

@@ -61,7 +61,8 @@ def token_scores(
     Args:
         outputs: logits [N, T, V]; or hidden states [N, T, D] where ``weight`` is given: the logits are then made block by block, and
             memory depends neither on T nor on V. float32, bfloat16, float16 or float64; narrower than float32 is computed in float32.
-        labels: int64 or int32 [N, T]: ``labels[:, t]`` is the token at t, as Hugging Face gives them.
+        labels: int64 or int32 [N, T]: ``labels[:, t]`` is the token at t, as Hugging Face gives them. After padding on the left the
+            first token has nothing before it either: give it ``ignore_index``.
         weight, bias: of the head, [V, D] and [V].
         k: shares in (0, 1].
         shift: the token at t is answered by ``outputs[:, t - 1]``, so the first has no score; else by ``outputs[:, t]``.
