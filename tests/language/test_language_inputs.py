@@ -139,6 +139,32 @@ def test_unseen_sequences_are_unseen() -> None:
         w.run(w.recurrent(), "npo", sets | {"test": test})
 
 
+class Made(ff.methods.GradientDifference):
+    """A head of so many times its weights."""
+
+    factor = 0.0
+
+    def loop(self, task: Any) -> None:
+        with torch.no_grad():
+            for p in task.model.head.parameters():
+                p.mul_(self.factor)
+
+
+@pytest.mark.parametrize("capped", [False, True], ids=["by blocks", "from logits"])
+def test_a_model_that_answers_all_alike_is_of_no_use(capped: bool) -> None:
+    """No word is more probable than the right one, everywhere."""
+    result = w.run(w.recurrent(capped), Made(), w.request())
+    assert not result.forgot and "only 0.0 % are answered right" in result.why
+    assert result.receipt["verdict"]["attack_auc"] == 0.5
+
+
+def test_losses_that_are_no_numbers_are_named() -> None:
+    method = Made()
+    method.factor = 1e38
+    with pytest.raises(FloatingPointError, match="forget: the model's loss on .* of 12 sequences is NaN"):
+        w.run(w.recurrent().float(), method, w.request())
+
+
 class BothWays(w.Recurrent):
     def __init__(self) -> None:
         super().__init__()

@@ -100,6 +100,16 @@ def test_by_hand() -> None:
     assert math.isnan(s.log_prob[0, 0].item())
 
 
+@pytest.mark.parametrize("columns", [1, 2, 3, 50])
+def test_first_is_argmax(columns: int) -> None:
+    """Of several words that are as probable the first: a model that answers all alike isn't right everywhere."""
+    logits = torch.randint(0, 3, (4, 40, 5)).float()
+    logits[0] = 0.0
+    labels = torch.randint(0, 5, (4, 40))
+    s = membership.token_scores(logits, labels, columns=columns, rows=7)
+    assert torch.equal(s.first[:, 1:], logits.argmax(2)[:, :-1] == labels[:, 1:]) and not bool(s.first[:, 0].any())
+
+
 def test_a_sequence_without_scored_tokens_is_nan_alone() -> None:
     s = membership.token_scores(torch.randn(2, 4, 5), torch.tensor([[-100] * 4, [1, 2, 3, 4]]))
     assert s.length.tolist() == [0, 3]

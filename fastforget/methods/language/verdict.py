@@ -70,4 +70,10 @@ def _scored(task: Task, data: Source) -> tuple[Tensor, float]:
             found = scores(task, inputs, labels)
             column.add(found.loss)
             right, total = right + int(found.first.sum()), total + int(found.length.sum())
-    return column.joined(), right / max(total, 1)
+    losses = column.joined()
+    if bool((unknown := losses.isnan()).any()):
+        raise FloatingPointError(
+            f"{data.name}: the model's loss on {int(unknown.sum())} of {len(losses)} sequences is NaN, as logits are NaN or too large; "
+            "the given model is unchanged. Where the run made them so, lower lr="
+        )
+    return losses, right / max(total, 1)

@@ -49,7 +49,7 @@ def token_scores(
     With p the model's distribution at a token and y the token:
 
     - ``log_prob`` = log p_y; ``mean`` = sum_v p_v log p_v; ``variance`` = sum_v p_v (log p_v - mean)^2
-    - ``first``: no word is more probable than y (False where it isn't scored)
+    - ``first``: y is what argmax gives: no word is more probable, none before it as probable (False where it isn't scored)
     - ``loss``: minus the mean of ``log_prob`` over the sequence's scored tokens (the log of its perplexity)
     - ``min_k``: the mean of the lowest k of ``log_prob`` (Shi et al., ICLR'24)
     - ``min_k_plus``: the mean of the lowest k of (log_prob - mean) / sqrt(variance) (Zhang et al., Min-K%++, ICLR'25)
@@ -95,8 +95,8 @@ def token_scores(
         best = torch.empty(len(table), dtype=torch.bool, device=outputs.device)
         for start, stop in chunks(len(table), rows):
             own = sums(table, table.rows(start, stop), wanted[start:stop], moments=True)
-            assert own.mean is not None and own.squares is not None
-            best[start:stop] = own.of_label >= own.top
+            assert own.mean is not None and own.squares is not None and own.first is not None
+            best[start:stop] = own.first
             mean = torch.where(own.total > 0, own.mean - own.log_total, math.nan)  # 0: all logits are -inf
             flat[:, start:stop] = torch.stack((own.log_prob, mean, own.squares / own.total))
         tokens[:, scored], first[scored] = flat, best
