@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from ._tree import describe, tensors
 
@@ -64,6 +65,27 @@ def check_tokens(name: str, labels: Any, read_from: str = "") -> Tensor:
     if labels.dim() != 2:
         raise ValueError(f"{about}; {accepted}")
     return labels.to(torch.int64)
+
+
+def stack_sequences(name: str, samples: list[Any]) -> Any:
+    """torch's own way to make a batch, of sequences: lists of token ids, as tokenizers give them, are tensors.
+
+    Raises:
+        ValueError: they are of different lengths.
+    """
+    try:
+        return default_collate([_with_tensors(sample) for sample in samples])
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name}: samples can't be made a batch ({error}); accepted are sequences of one length, or a DataLoader whose collate_fn pads "
+            "input_ids, attention_mask (with 0) and labels (with -100), as transformers.DataCollatorForSeq2Seq does"
+        ) from error
+
+
+def _with_tensors(sample: Any) -> Any:
+    if isinstance(sample, Mapping):
+        return {key: as_tensor(value) for key, value in sample.items()}
+    return tuple(map(as_tensor, sample)) if isinstance(sample, (tuple, list)) else sample
 
 
 LABELS = ("labels", "label", "label_ids")  # as Hugging Face's data sets, collators and models name them
@@ -166,12 +188,14 @@ def as_they_are(name: str, inputs: Any, labels: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Reading:
     """How labels are read: ``check`` gives them as int64, or an error; ``three`` refuses batches of three; ``beside`` takes out labels that
-    by the inputs aren't any.
+    by the inputs aren't any; ``collate`` makes batches where the user gave no way, torch's own where it is None.
     """
 
     check: Callable[..., Tensor]
     three: Callable[[str, Any, Any], None]
     beside: Callable[[str, Any, Tensor], Tensor]
+    collate: Callable[[str, list[Any]], Any] | None = None
 
 
-CLASSES, TOKENS = Reading(check_labels, refuse_two_labels, as_they_are), Reading(check_tokens, refuse_three, without_padding)
+CLASSES = Reading(check_labels, refuse_two_labels, as_they_are)
+TOKENS = Reading(check_tokens, refuse_three, without_padding, stack_sequences)

@@ -139,6 +139,27 @@ def test_unseen_sequences_are_unseen() -> None:
         w.run(w.recurrent(), "npo", sets | {"test": test})
 
 
+def lists(name: str, cut: int = 0) -> list[dict[str, list[int]]]:
+    """As a tokenizer gives them; every other one shorter by ``cut``."""
+    pairs = zip(*w.texts(name), strict=True)
+    return [{"input_ids": x.tolist()[cut * (i % 2) :], "labels": y.tolist()[cut * (i % 2) :]} for i, (x, y) in enumerate(pairs)]
+
+
+def test_lists_of_token_ids_are_tensors() -> None:
+    few, sets = {"epochs": 1, "lr": 0.01}, w.request()
+    expected = w.run(w.recurrent(), "npo", sets, **few).receipt["weights_sha256"]["after"]
+    pairs = {name: [(x.tolist(), y.tolist()) for x, y in zip(*sets[name], strict=True)] for name in sets}
+    for form in ({name: lists(name) for name in sets}, pairs):
+        assert w.run(w.recurrent(), "npo", form, **few).receipt["weights_sha256"]["after"] == expected
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sequences_of_several_lengths_need_padding(workers: int) -> None:
+    data = DataLoader(lists("forget", 1), batch_size=4, num_workers=workers)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="forget: samples can't be made a batch .* a DataLoader whose collate_fn pads"):
+        w.run(w.recurrent(), "npo", w.request() | {"forget": data})
+
+
 class Made(ff.methods.GradientDifference):
     """A head of so many times its weights."""
 
