@@ -6,6 +6,7 @@ the same everywhere. Shuffles take their own generator: reading data never moves
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -67,6 +68,8 @@ class Loaded:
         self.read_from = "what unpack returned"
         # what the user makes of a batch may depend on all of it, as padding does
         self.collated = unpack is not None or collate is not default_collate
+        if collate is default_collate and reading.collate is not None:
+            self.collate = functools.partial(reading.collate, name)
         self._workers: _workers.Workers | None = None
 
     def __len__(self) -> int:
@@ -126,7 +129,7 @@ class Loaded:
         labels = self.reading.check(self.name, labels, "" if self.read_from.startswith("the second") else self.read_from)
         if isinstance(inputs, Tensor) and len(inputs) != len(labels):
             raise ValueError(f"{self.name}: a batch has {len(inputs)} inputs but {len(labels)} labels")
-        return inputs, labels
+        return inputs, self.reading.beside(self.name, inputs, labels)
 
 
 class Source:

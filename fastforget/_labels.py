@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from ._tree import describe, tensors
 
@@ -64,6 +65,27 @@ def check_tokens(name: str, labels: Any, read_from: str = "") -> Tensor:
     if labels.dim() != 2:
         raise ValueError(f"{about}; {accepted}")
     return labels.to(torch.int64)
+
+
+def stack_sequences(name: str, samples: list[Any]) -> Any:
+    """torch's own way to make a batch, of sequences: lists of token ids, as tokenizers give them, are tensors.
+
+    Raises:
+        ValueError: they are of different lengths.
+    """
+    try:
+        return default_collate([_with_tensors(sample) for sample in samples])
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name}: samples can't be made a batch ({error}); accepted are sequences of one length, or a DataLoader whose collate_fn pads "
+            "input_ids, attention_mask (with 0) and labels (with -100), as transformers.DataCollatorForSeq2Seq does"
+        ) from error
+
+
+def _with_tensors(sample: Any) -> Any:
+    if isinstance(sample, Mapping):
+        return {key: as_tensor(value) for key, value in sample.items()}
+    return tuple(map(as_tensor, sample)) if isinstance(sample, (tuple, list)) else sample
 
 
 LABELS = ("labels", "label", "label_ids")  # as Hugging Face's data sets, collators and models name them
@@ -129,12 +151,51 @@ def refuse_three(name: str, second: Any, third: Any) -> None:
     )
 
 
+def shown(inputs: Any, shape: Any) -> Tensor | None:
+    """bool[N, T]: which tokens ``attention_mask`` among the inputs shows; None where there is no such mask of ones (or numbers of packed
+    texts) and zeros: numbers that are added to scores are none.
+    """
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+    if not isinstance(mask, Tensor) or mask.shape != shape or mask.numel() == 0 or mask.is_complex():
+        return None
+    return mask != 0 if bool((mask >= 0).all()) and bool((mask > 0).any()) else None
+
+
+def without_padding(name: str, inputs: Any, labels: Tensor) -> Tensor:
+    """Token ids [N, T] with -100 in place of those that a hidden token (padding on the left) would answer: nothing comes before them.
+
+    Raises:
+        ValueError: padding itself is scored. One token of it may be, after the last that is shown: it is the end of the text.
+    """
+    mask = shown(inputs, labels.shape)
+    if mask is None:
+        return labels
+    nothing_before = torch.cat((torch.zeros_like(mask[:, :1]), ~mask[:, :-1]), dim=1)
+    padding = (nothing_before & ~mask & (labels != IGNORED)).nonzero()
+    if len(padding):
+        n, t = padding[0].tolist()
+        raise ValueError(
+            f"{name}: labels score padding, first token {t} of sequence {n} of a batch, which attention_mask hides as the one before it; "
+            f"accepted is {IGNORED} there: labels[attention_mask == 0] = {IGNORED}"
+        )
+    return labels.masked_fill(nothing_before, IGNORED)
+
+
+def as_they_are(name: str, inputs: Any, labels: Tensor) -> Tensor:
+    return labels
+
+
 @dataclass(frozen=True)
 class Reading:
-    """How labels are read: ``check`` gives them as int64, or an error; ``three`` refuses batches of three."""
+    """How labels are read: ``check`` gives them as int64, or an error; ``three`` refuses batches of three; ``beside`` takes out labels that
+    by the inputs aren't any; ``collate`` makes batches where the user gave no way, torch's own where it is None.
+    """
 
     check: Callable[..., Tensor]
     three: Callable[[str, Any, Any], None]
+    beside: Callable[[str, Any, Tensor], Tensor]
+    collate: Callable[[str, list[Any]], Any] | None = None
 
 
-CLASSES, TOKENS = Reading(check_labels, refuse_two_labels), Reading(check_tokens, refuse_three)
+CLASSES = Reading(check_labels, refuse_two_labels, as_they_are)
+TOKENS = Reading(check_tokens, refuse_three, without_padding, stack_sequences)

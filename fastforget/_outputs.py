@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from . import _tree
 
 Forward = Callable[[nn.Module, Any], Tensor]
-ADVICE = "Pass forward=lambda model, inputs: ... that returns the logits [batch, classes]"
+ADVICE = "Pass forward=lambda model, inputs: ... that returns the logits [batch, classes], or [N, T, vocabulary] of a language model"
 _ENOUGH = 16  # answers of one logit that say whether they are probabilities
 
 

@@ -18,6 +18,11 @@ from .._hashes import set_hashes
 
 READ_LIMIT = 20_000  # samples of a Dataset that are read one by one for this; tensors are always compared
 SHARE = 0.01  # of the forget set may be shared without a question
+WHY = {
+    "retain": "training on them would keep",
+    "nonmember": "they are not unseen, and would be the model for",
+    "test": "they are not unseen, and would hide",
+}
 _ROWS = 4096  # at a time: bounds the memory of a fingerprint
 _MIX = -7046029254386353131  # 2**64 / golden ratio, as a signed number: spreads the labels' bits
 
@@ -41,10 +46,9 @@ def check(forget: Source, others: list[Source]) -> dict[str, Any]:
     for other in others:
         shared = compare(forget, other)
         if shared.count > shared.allowed:
-            what = "training on them would keep" if other.name == "retain" else "they are not unseen, and would be the model for"
             raise ValueError(
                 f"forget: {shared.count} of its {len(forget)} samples are in {other.name} too (same {shared.compared_by}, "
-                f"{shared.allowed:.1f} accepted): {what} what is to be forgotten. Take them out of {other.name}, or pass "
+                f"{shared.allowed:.1f} accepted): {WHY[other.name]} what is to be forgotten. Take them out of {other.name}, or pass "
                 "check_overlap=False if they are different samples that look the same"
             )
         counts[other.name] = shared.receipt()

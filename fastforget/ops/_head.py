@@ -72,8 +72,8 @@ class Table:
 
 @dataclass
 class Sums:
-    """Of rows of logits: the largest, the sum of exponentials below it, the logit of the label; mean and squared distances from the mean
-    of the logits under the softmax, counted from the largest, where they are asked for.
+    """Of rows of logits: the largest, the sum of exponentials below it, the logit of the label; where they are asked for mean and squared
+    distances from the mean of the logits under the softmax, counted from the largest, and whether the label is the first of the largest.
     """
 
     top: Tensor
@@ -81,6 +81,7 @@ class Sums:
     of_label: Tensor
     mean: Tensor | None = None
     squares: Tensor | None = None
+    first: Tensor | None = None
 
     @property
     def log_total(self) -> Tensor:
@@ -99,7 +100,7 @@ def sums(table: Table, rows: Tensor, labels: Tensor, *, moments: bool = False) -
         table: what the rows belong to.
         rows: :meth:`Table.rows`.
         labels: int64[R].
-        moments: whether mean and squares are asked for.
+        moments: whether mean, squares and first are asked for.
     """
     seen: Sums | None = None
     least = torch.finfo(table.dtype).min
@@ -107,9 +108,10 @@ def sums(table: Table, rows: Tensor, labels: Tensor, *, moments: bool = False) -
         top = z.amax(dim=1).clamp_min(least)  # where all are -inf
         inside = (labels >= at.start) & (labels < at.stop)
         picked = z.gather(1, (labels - at.start).clamp(0, z.shape[1] - 1)[:, None])[:, 0]
+        first = _first(z, top, picked, labels - at.start, inside) if moments else None
         below = z.sub_(top[:, None])
         e = below.exp()
-        now = Sums(top, e.sum(dim=1), picked)
+        now = Sums(top, e.sum(dim=1), picked, first=first)
         if moments:
             below.clamp_min_(_FAR)
             weight = now.total.clamp_min(torch.finfo(table.dtype).tiny)
@@ -121,12 +123,22 @@ def sums(table: Table, rows: Tensor, labels: Tensor, *, moments: bool = False) -
     return seen
 
 
+def _first(z: Tensor, top: Tensor, picked: Tensor, labels: Tensor, inside: Tensor) -> Tensor:
+    """Whether the label is the first of the block's largest: only rows where it is one of them are searched."""
+    first = inside & (picked == top)
+    rows = first.nonzero()[:, 0]
+    first[rows] = z[rows].argmax(dim=1) == labels[rows]
+    return first
+
+
 def _joined(a: Sums, b: Sums, inside: Tensor) -> Sums:
     """Both parts of a row as one; ``inside``: whose label is in the second."""
     top = torch.maximum(a.top, b.top)
     down_a, down_b = ((part.top - top).clamp_min(_FAR) for part in (a, b))
     total_a, total_b = a.total * down_a.exp(), b.total * down_b.exp()
     out = Sums(top, total_a + total_b, torch.where(inside, b.of_label, a.of_label))
+    if a.first is not None and b.first is not None:
+        out.first = torch.where(inside, b.first & (b.top > a.top), a.first & (a.top >= b.top))
     if a.mean is not None and b.mean is not None and a.squares is not None and b.squares is not None:
         weight = out.total.clamp_min(torch.finfo(top.dtype).tiny)
         mean_a, mean_b = a.mean + down_a, b.mean + down_b

@@ -100,6 +100,16 @@ def test_by_hand() -> None:
     assert math.isnan(s.log_prob[0, 0].item())
 
 
+@pytest.mark.parametrize("columns", [1, 2, 3, 50])
+def test_first_is_argmax(columns: int) -> None:
+    """Of several words that are as probable the first: a model that answers all alike isn't right everywhere."""
+    logits = torch.randint(0, 3, (4, 40, 5)).float()
+    logits[0] = 0.0
+    labels = torch.randint(0, 5, (4, 40))
+    s = membership.token_scores(logits, labels, columns=columns, rows=7)
+    assert torch.equal(s.first[:, 1:], logits.argmax(2)[:, :-1] == labels[:, 1:]) and not bool(s.first[:, 0].any())
+
+
 def test_a_sequence_without_scored_tokens_is_nan_alone() -> None:
     s = membership.token_scores(torch.randn(2, 4, 5), torch.tensor([[-100] * 4, [1, 2, 3, 4]]))
     assert s.length.tolist() == [0, 3]
@@ -130,6 +140,32 @@ def test_words_that_cannot_come() -> None:
     assert s.log_prob.isnan().tolist() == [[True, False, True, False]]
     labels[0, 1] = 2
     assert membership.token_scores(logits, labels, columns=3).log_prob[0, 1].item() == -math.inf
+
+
+@pytest.mark.parametrize("broken", [math.nan, -math.inf])
+def test_a_token_without_a_probability_makes_its_sequence_nan(broken: float) -> None:
+    """Sorted, NaN comes last: the lowest k would be those of the other tokens, or none. Ours and the reference."""
+    logits = torch.randn(2, 5, 6, dtype=torch.float64)
+    logits[0, 2] = broken
+    labels = torch.tensor([[0, 1, 2, 3, 4]] * 2)
+    ours, theirs = membership.token_scores(logits, labels, k=K, columns=4), plain(logits, labels, True)
+    for name in ("loss", "min_k", "min_k_plus"):
+        for one in (getattr(ours, name), theirs[name]):
+            assert one.isnan().reshape(2, -1).tolist() == [[True] * one[0].numel(), [False] * one[0].numel()], name
+    for name in ("log_prob", "mean", "variance"):
+        assert getattr(ours, name)[0].isnan().tolist() == [True, False, False, True, False], name
+    short = membership.token_scores(logits[:1, :1].expand(1, 2, 6) * 0 - math.inf, labels[:1, :2])
+    assert all(bool(one.isnan().all()) for one in short[4:7])
+
+
+def test_hidden_states_without_a_width() -> None:
+    """The bias is all there is: log p = log softmax(bias)."""
+    bias, labels = torch.tensor([0.0, 2.0, 1.0], dtype=torch.float64).requires_grad_(), torch.tensor([[0, 1, 2]])
+    hidden, weight = torch.zeros(1, 3, 0, dtype=torch.float64), torch.zeros(3, 0, dtype=torch.float64)
+    log_p = membership.token_log_probs(hidden, labels, weight, bias)
+    torch.testing.assert_close(log_p[0, 1:], bias.log_softmax(0)[1:])
+    (grad,) = torch.autograd.grad(log_p.sum(), bias)
+    torch.testing.assert_close(grad, torch.tensor([0.0, 1.0, 1.0]) - 2 * bias.softmax(0))
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -215,6 +251,9 @@ REFUSED = {
     "float labels": (lambda: membership.token_scores(Z, Y.float()), TypeError, "labels: .*token ids"),
     "other labels": (lambda: membership.token_scores(Z, Y[:, 1:]), ValueError, r"labels: .*shape \(2, 3\)"),
     "k": (lambda: membership.token_scores(Z, Y, k=(0.0,)), ValueError, "k: got"),
+    "one k": (lambda: membership.token_scores(Z, Y, k=0.1), TypeError, "k: got float 0.1; accepted are shares"),  # type: ignore[arg-type]
+    "shift by two": (lambda: membership.token_scores(Z, Y, shift=2), TypeError, "shift: got int 2; accepted are True and False"),
+    "ignored": (lambda: membership.token_scores(Z, Y, ignore_index=None), TypeError, "ignore_index: got"),  # type: ignore[arg-type]
     "weight": (lambda: membership.token_scores(Z, Y, torch.zeros(9, 5)), ValueError, r"weight: .*accepted is \[V, 4\]"),
     "bias alone": (lambda: membership.token_scores(Z, Y, bias=torch.zeros(4)), ValueError, "bias: .*beside a weight"),
     "rows": (lambda: membership.token_scores(Z, Y, rows=0), ValueError, "rows: got 0"),

@@ -1,7 +1,8 @@
 """A causal model's next-token answers: by blocks of the vocabulary where its last layer is a plain product, else from its logits.
 
-The product is found by trial: the model is called with that layer replaced by nothing. Only where the layer makes of what comes out the
-very logits that the whole model gave is it skipped from then on, and its product made block by block (``ops/_head.py``).
+The product is found by trial. The model must give the layer's output as it is, from one call of it: what is only near it now (a scale of 1
+that is trained, a limit that no logit reaches yet) could differ later. Then it is called with that layer replaced by nothing, and the layer
+must make the same logits of what comes out. From then on the layer is skipped, and its product made block by block (``ops/_head.py``).
 """
 
 from __future__ import annotations
@@ -31,21 +32,45 @@ def find_head(model: nn.Module, forward: Forward, inputs: Any, logits: Tensor) -
     """
     if any(_compiled(m) for m in model.modules()):
         return None  # the code that runs doesn't ask the layer
-    named = getattr(model, "get_output_embeddings", None)
-    found = named() if callable(named) else None
+    try:
+        found = getattr(model, "get_output_embeddings", lambda: None)()
+    except Exception:  # some have the method and no answer
+        found = None
     linear = [(name, m) for name, m in model.named_modules() if type(m) is nn.Linear and "forward" not in vars(m)]
     fitting = [(name, m) for name, m in linear if m.out_features == logits.shape[2] and (found is None or m is found)]
     if not fitting:
         return None
     name, head = fitting[-1]
     try:
-        with without(head), torch.no_grad():
-            hidden = forward(model, inputs)
+        with torch.no_grad():
+            if not product_alone(model, name, forward, inputs)[1]:
+                return None
+            with without(head):
+                hidden = forward(model, inputs)
     except Exception:  # what comes after the layer can't do without it
         return None
     if hidden.shape != (*logits.shape[:2], head.in_features) or hidden.dtype != head.weight.dtype:
         return None
     return name if torch.equal(F.linear(hidden, head.weight, head.bias).to(logits.dtype), logits) else None
+
+
+def product_alone(model: nn.Module, head: str, forward: Forward, inputs: Any) -> tuple[Tensor, bool]:
+    """The logits, and whether they are what that layer gave in its only call: the same memory, unchanged."""
+    made: list[tuple[Tensor, int]] = []
+
+    def note(module: nn.Module, args: Any, out: Tensor) -> None:
+        made.append((out, out._version))
+
+    handle = model.get_submodule(head).register_forward_hook(note, prepend=True)  # before what other hooks make of it
+    try:
+        logits = forward(model, inputs)
+    finally:
+        handle.remove()
+    if len(made) != 1:
+        return logits, False
+    (out, version), *_ = made
+    alike = (logits.data_ptr(), logits.shape, logits.stride(), logits.dtype) == (out.data_ptr(), out.shape, out.stride(), out.dtype)
+    return logits, alike and out._version == version
 
 
 def _compiled(module: nn.Module) -> bool:
@@ -81,9 +106,24 @@ def outputs(task: Task, model: nn.Module, inputs: Any) -> tuple[Tensor, Tensor |
     return hidden, head.weight, head.bias
 
 
+def _answers(task: Task, model: nn.Module, inputs: Any, labels: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """:func:`outputs`, one row a label.
+
+    Raises:
+        ValueError: there are more or fewer.
+    """
+    out, weight, bias = outputs(task, model, inputs)
+    if out.shape[:2] != labels.shape:
+        raise ValueError(
+            f"labels: a batch has labels of shape {tuple(labels.shape)}, and the model answers {tuple(out.shape[:2])} tokens; accepted is "
+            "one label for each token of the inputs, not shifted, with -100 where it isn't scored"
+        )
+    return out, weight, bias
+
+
 def log_probs(task: Task, model: nn.Module, inputs: Any, labels: Tensor) -> Tensor:
     """[N, T]: log p of each label, with a gradient; 0 where it isn't scored."""
-    out, weight, bias = outputs(task, model, inputs)
+    out, weight, bias = _answers(task, model, inputs, labels)
     if weight is not None:
         return membership.token_log_probs(out, labels, weight, bias)
     rows, of_label = rows_of(labels)
@@ -93,7 +133,7 @@ def log_probs(task: Task, model: nn.Module, inputs: Any, labels: Tensor) -> Tens
 
 def scores(task: Task, inputs: Any, labels: Tensor) -> membership.TokenScores:
     """Of the task's model, without a gradient."""
-    out, weight, bias = outputs(task, task.model, inputs)
+    out, weight, bias = _answers(task, task.model, inputs, labels)
     return membership.token_scores(out, labels, weight, bias)
 
 
@@ -103,10 +143,10 @@ def divergence(task: Task, teacher: nn.Module, inputs: Any, labels: Tensor) -> T
     task.teaching = True
     try:
         with torch.no_grad():
-            theirs, teacher_weight, teacher_bias = outputs(task, teacher, inputs)
+            theirs, teacher_weight, teacher_bias = _answers(task, teacher, inputs, labels)
     finally:
         task.teaching = False
-    own, weight, bias = outputs(task, task.model, inputs)
+    own, weight, bias = _answers(task, task.model, inputs, labels)
     own, theirs = own.flatten(0, 1)[rows], theirs.flatten(0, 1)[rows]
     if weight is not None:
         return Divergence.apply(own, weight, bias, Table(theirs, teacher_weight, teacher_bias), ROWS, COLUMNS)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ... import _weights
+from ..._tree import describe
+from ...ops.mask import unpack_bits
 from ..engine import precision
 from ..engine.passes import Shuffled
 from ..engine.teacher import forward_only
@@ -52,16 +54,31 @@ class Language(Trained):
         """Every option in force; of a mask the share of values that may change."""
         options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if self.mask is not None:
-            options["mask"] = {name: float(mask.double().mean()) for name, mask in self.mask.items()}
+            options["mask"] = {name: _share(mask) for name, mask in self.mask.items()}
         return options
 
     def stepper(self, task: Task) -> torch.optim.Optimizer:
         """The optimiser of all that is trained."""
-        named = {name: p for name, p in task.model.named_parameters() if p.requires_grad}
-        if unknown := [name for name in self.mask or () if name not in named]:
-            raise ValueError(f"mask: {unknown[0]!r} is no trained parameter; accepted are names of model.named_parameters() that are")
-        mask = {named[name]: value.to(task.device) for name, value in (self.mask or {}).items()}
+        mask = self._masks(task)
         return optimizer_of(self.optimizer, task, self.lr, self.momentum, self.weight_decay, mask or None)
+
+    def _masks(self, task: Task) -> dict[Tensor, Tensor]:
+        """The masks by parameter, on its device."""
+        if not isinstance(self.mask or {}, Mapping):
+            raise TypeError(f"mask: got {type(self.mask).__name__}; accepted is a dict of names of parameters to masks")
+        # weights that are tied have several names
+        named = {name: p for name, p in task.model.named_parameters(remove_duplicate=False) if p.requires_grad}
+        masks: dict[Tensor, Tensor] = {}
+        for name, value in (self.mask or {}).items():
+            if name not in named:
+                raise ValueError(f"mask: {name!r} is no trained parameter; accepted are names of model.named_parameters() that are")
+            p = named[name]
+            if p in masks:
+                raise ValueError(f"mask: {name!r} is tied to another one with a mask; give one mask for both")
+            if not isinstance(value, Tensor):
+                raise TypeError(f"mask: of {name!r} got {describe(value)}; accepted are those of fastforget.optim: bool {tuple(p.shape)}")
+            masks[p] = value.to(task.device)
+        return masks
 
     def needed(self, task: Task) -> tuple[str, ...]:
         """The forget set, and the retain set where it is to hold the model."""
@@ -100,6 +117,12 @@ class Language(Trained):
             return cross_entropy(task, task.model, inputs, labels, self.mean)
         flat = divergence(task, teacher, inputs, labels)
         return mean_of(flat.new_zeros(labels.shape).masked_scatter(scored(labels), flat), labels, self.mean)
+
+
+def _share(mask: Tensor) -> float:
+    """Of what a mask lets change; of packed bits with the ones that fill the last byte up."""
+    on = unpack_bits(mask, 8 * mask.numel()) if mask.dtype == torch.uint8 else mask
+    return float(on.double().mean())
 
 
 def mean_of(values: Tensor, labels: Tensor, kind: str) -> Tensor:

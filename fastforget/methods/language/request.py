@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from ... import _tree, _weights
 from ..._data import Source
-from ..._labels import TOKENS
+from ..._labels import IGNORED, TOKENS
+from ..._outputs import probabilities, warn_of_probabilities
 from ..._trial import first_step
 from ..kind import Kind, Shown
 from ..task import Forward
-from .answers import find_head, scored
+from .answers import find_head, product_alone, scored
 from .verdict import judge, look_before
 
 AHEAD = 1e-4  # of the logits' spread (or a rounding of theirs): by so much answers may change with a later token
@@ -41,12 +42,20 @@ def check(model: nn.Module, forward: Forward, given: list[Source], classes: list
         _check_logits(logits, labels, source)
         _refuse_looking_ahead(model, forward, inputs, labels, logits)
         head = find_head(model, forward, inputs, logits)
+    if (remedy := probabilities(logits.flatten(0, 1))) is not None:
+        warn_of_probabilities("model", remedy, stacklevel=6)
     for data in given:
         _check_labels(data, logits.shape[2])
-    flat = scored(labels).flatten(), labels.flatten().clamp_min(0)
-    first_step(
-        model, inputs, flat[1], lambda work, x: forward(work, x).flatten(0, 1), modes=getattr(method, "gradients", ())
-    )  # fmt: skip
+
+    def answered(work: nn.Module, x: Any) -> Tensor:
+        nonlocal head
+        if head is None:
+            return forward(work, x).flatten(0, 1)
+        answers, alone = product_alone(work, head, forward, x)
+        head = head if alone else None  # in this mode something is done to it
+        return answers.flatten(0, 1)
+
+    first_step(model, inputs, labels.flatten().clamp_min(0), answered, modes=getattr(method, "gradients", ()))
     return Shown(logits.shape[2], head)
 
 
@@ -62,17 +71,18 @@ def _check_logits(logits: Any, labels: Tensor, source: Source) -> None:
 
 def _refuse_looking_ahead(model: nn.Module, forward: Forward, inputs: Any, labels: Tensor, logits: Tensor) -> None:
     """Refuses a model whose answers change with a later token: it sees what it should predict, and its scores mean nothing."""
-    ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else inputs
-    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.shape != labels.shape:
+    ids = _words(inputs, labels)
+    last_ones = (scored(labels) * torch.arange(labels.shape[1], device=labels.device)).amax(dim=1)
+    n, last = int(last_ones.argmax()), int(last_ones.max())
+    if ids is None or last == 0:
         return
-    last = int(scored(labels)[0].nonzero().max()) if bool(scored(labels)[0].any()) else 0
-    others = ids[ids != ids[0, last]]
-    if last < 2 or len(others) == 0:
+    others = ids[ids != ids[n, last]]
+    if len(others) == 0:
         return
     changed = ids.clone()
-    changed[0, last] = others[0]
+    changed[n, last] = others[0]
     answers = forward(model, _tree.like(inputs, {**inputs, "input_ids": changed}) if isinstance(inputs, Mapping) else changed)
-    before, after = (x[0, :last].double() for x in (logits, answers))
+    before, after = (x[n, :last].double() for x in (logits, answers))
     if float((before - after).abs().mean()) > max(AHEAD, torch.finfo(logits.dtype).eps) * float(before.std()):
         raise TypeError(
             f"model: {type(model).__name__}'s answers change with a token that comes after them; accepted are causal models, whose token "
@@ -80,10 +90,21 @@ def _refuse_looking_ahead(model: nn.Module, forward: Forward, inputs: Any, label
         )
 
 
+def _words(inputs: Any, labels: Tensor) -> Tensor | None:
+    """The token ids [N, T] among a batch's inputs, where they can be told."""
+    ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else inputs
+    return ids if isinstance(ids, Tensor) and not ids.is_floating_point() and ids.shape == labels.shape else None
+
+
 def _check_labels(source: Source, words: int) -> None:
-    """Refuses token ids that the model doesn't know, and sequences without a token to score."""
-    first = 0
-    for _, labels in source.batches():
+    """Refuses token ids that the model doesn't know, sequences without a token to score, and labels that were shifted already."""
+    first = told_of = same = next_ones = 0
+    for inputs, labels in source.batches(batch_size=max(2, source.batch_size)):
+        if (ids := _words(inputs, labels)) is not None:
+            at = (labels != IGNORED)[:, :-1]
+            told_of += int(at.sum())
+            same += int((labels == ids)[:, :-1][at].sum())
+            next_ones += int((labels[:, :-1] == ids[:, 1:])[at].sum())
         told = scored(labels)
         wrong = (told & ((labels < 0) | (labels >= words))).nonzero()
         if len(wrong):
@@ -96,9 +117,19 @@ def _check_labels(source: Source, words: int) -> None:
         if len(silent):
             raise ValueError(
                 f"{source.name}: sequence {first + int(silent[0])} has no token to score: all labels are -100, or only the first isn't, "
-                "which nothing comes before. Leave it out"
+                "which nothing comes before (padding that attention_mask hides is nothing). Leave it out"
             )
         first += len(labels)
+    if first != len(source):
+        raise ValueError(
+            f"{source.name}: {len(source)} samples come as {first} sequences in batches; accepted is one row a sample, padded: "
+            "evidence is a sequence's, so none may be packed with others, split or left out by the loader's collate_fn"
+        )
+    if 1 < told_of == next_ones and same < told_of:
+        raise ValueError(
+            f"{source.name}: labels are the inputs shifted by one: each is the token that comes next; accepted are labels that aren't "
+            f"shifted, labels[:, t] beside input_ids[:, t], e.g. input_ids.clone() with {IGNORED} where nothing is scored"
+        )
 
 
-SEQUENCES = Kind(TOKENS, wanted, check, look_before, judge)
+SEQUENCES = Kind(TOKENS, wanted, check, look_before, judge, apart=("retain", "nonmember", "test"))

@@ -75,6 +75,8 @@ class RMU(Language):
     def loop(self, task: Task) -> dict[str, Any]:
         """Steps down both terms."""
         assert self.steering is not None and self.retain_weight is not None and self.batch_size is not None and self.epochs is not None
+        if not isinstance(self.weights, str):
+            raise TypeError(f"weights: got {self.weights!r}; accepted is a part of the names of weights, or ''")
         states = States(task.model, self.layer)
         trained = states.train_last(3, self.weights)
         optimizer = self.stepper(task)
@@ -88,6 +90,11 @@ class RMU(Language):
         passes = Passes(task, self.name, forget, self.batch_size, self.epochs, beside=beside, most=self.steps)
         for batch in passes:
             h = states.of(task, task.model, batch.inputs)
+            if not h.requires_grad:
+                raise ValueError(
+                    f"layer: no gradient reaches the weights of {states.name!r} from its own output; name another one, or "
+                    "checkpoint with use_reentrant=False"
+                )
             if target is None:
                 target = self.steering * _direction(task, h)
             loss = _squared(h - target, batch.inputs)

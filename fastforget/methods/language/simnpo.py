@@ -26,7 +26,8 @@ class SimNPO(Language):
 
     Args:
         beta: how soon a sequence that has become improbable is left alone.
-        gamma: the margin by which it must be. The code subtracts it inside: its ``gamma`` is ours over ``beta``, with another sign.
+        gamma: the margin by which it must be. The code subtracts it before it multiplies by ``beta``: its ``gamma`` is
+            ours over ``beta``.
         forget_weight: of the first term; the code's ``npo_coeff``.
         preset: ``"paper"`` (10 epochs), ``"code"`` (20 epochs, as its configuration says), or ``"forget10"``, the code's constants for
             that split.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..._labels import shown
 from ..task import Task
 from .answers import outputs
 
@@ -81,7 +81,5 @@ class States:
 
 def attended(inputs: Any, like: Tensor) -> Tensor:
     """[N, T]: 1 where ``attention_mask`` among the inputs shows a token; all where there is none."""
-    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-    if isinstance(mask, Tensor) and mask.shape == like.shape[:2]:
-        return mask.to(like.dtype)
-    return like.new_ones(like.shape[:2])
+    mask = shown(inputs, like.shape[:2])
+    return like.new_ones(like.shape[:2]) if mask is None else mask.to(like.dtype)

@@ -70,4 +70,10 @@ def _scored(task: Task, data: Source) -> tuple[Tensor, float]:
             found = scores(task, inputs, labels)
             losses_of.add(found.loss)
             shares.add(found.first.sum(dim=1) / found.length)
-    return losses_of.joined(), shares.joined().double().mean().item()
+    losses = losses_of.joined()
+    if bool((unknown := losses.isnan()).any()):
+        raise FloatingPointError(
+            f"{data.name}: the model's loss on {int(unknown.sum())} of {len(losses)} sequences is NaN, as logits are NaN or too large; "
+            "the given model is unchanged. Where the run made them so, lower lr="
+        )
+    return losses, shares.joined().double().mean().item()

@@ -18,8 +18,8 @@ IGNORED = -100
 
 
 class TokenScores(NamedTuple):
-    """Per token [N, T] (NaN where it isn't scored) and per sequence [N] or [N, len(k)] (NaN where none of its tokens is): float32, or
-    float64 for float64 inputs. ``first`` is bool [N, T], ``length`` int64 [N].
+    """Per token [N, T] (NaN where it isn't scored) and per sequence [N] or [N, len(k)] (NaN where none of its tokens is, or one has no
+    probability): float32, or float64 for float64 inputs. ``first`` is bool [N, T], ``length`` int64 [N].
     """
 
     log_prob: Tensor
@@ -49,7 +49,7 @@ def token_scores(
     With p the model's distribution at a token and y the token:
 
     - ``log_prob`` = log p_y; ``mean`` = sum_v p_v log p_v; ``variance`` = sum_v p_v (log p_v - mean)^2
-    - ``first``: no word is more probable than y (False where it isn't scored)
+    - ``first``: y is what argmax gives: no word is more probable, none before it as probable (False where it isn't scored)
     - ``loss``: minus the mean of ``log_prob`` over the sequence's scored tokens (the log of its perplexity)
     - ``min_k``: the mean of the lowest k of ``log_prob`` (Shi et al., ICLR'24)
     - ``min_k_plus``: the mean of the lowest k of (log_prob - mean) / sqrt(variance) (Zhang et al., Min-K%++, ICLR'25)
@@ -61,7 +61,8 @@ def token_scores(
     Args:
         outputs: logits [N, T, V]; or hidden states [N, T, D] where ``weight`` is given: the logits are then made block by block, and
             memory depends neither on T nor on V. float32, bfloat16, float16 or float64; narrower than float32 is computed in float32.
-        labels: int64 or int32 [N, T]: ``labels[:, t]`` is the token at t, as Hugging Face gives them.
+        labels: int64 or int32 [N, T]: ``labels[:, t]`` is the token at t, as Hugging Face gives them. After padding on the left the
+            first token has nothing before it either: give it ``ignore_index``.
         weight, bias: of the head, [V, D] and [V].
         k: shares in (0, 1].
         shift: the token at t is answered by ``outputs[:, t - 1]``, so the first has no score; else by ``outputs[:, t]``.
@@ -83,9 +84,7 @@ def token_scores(
     """
     named = _checked("token_scores", outputs, labels, weight, bias, shift, ignore_index, rows, columns)
     arg.not_differentiable("token_scores", **named)
-    shares = tuple(float(share) for share in k)
-    if not all(0.0 < share <= 1.0 for share in shares):
-        raise ValueError(f"k: got {tuple(k)}; accepted are shares above 0 and at most 1, e.g. (0.1, 0.2)")
+    shares = _shares(k)
     scored = _scored(labels, shift, ignore_index)
     dtype = computed_in(outputs.dtype)
     tokens = torch.full((3, *labels.shape), math.nan, dtype=dtype, device=outputs.device)
@@ -96,11 +95,23 @@ def token_scores(
         best = torch.empty(len(table), dtype=torch.bool, device=outputs.device)
         for start, stop in chunks(len(table), rows):
             own = sums(table, table.rows(start, stop), wanted[start:stop], moments=True)
-            assert own.mean is not None and own.squares is not None
-            best[start:stop] = own.of_label >= own.top
-            flat[:, start:stop] = torch.stack((own.log_prob, own.mean - own.log_total, own.squares / own.total))
+            assert own.mean is not None and own.squares is not None and own.first is not None
+            best[start:stop] = own.first
+            mean = torch.where(own.total > 0, own.mean - own.log_total, math.nan)  # 0: all logits are -inf
+            flat[:, start:stop] = torch.stack((own.log_prob, mean, own.squares / own.total))
         tokens[:, scored], first[scored] = flat, best
         return _by_sequence(tokens, first, scored, shares)
+
+
+def _shares(k: Sequence[float]) -> tuple[float, ...]:
+    accepted = "accepted are shares above 0 and at most 1, e.g. (0.1, 0.2)"
+    try:
+        shares = tuple(float(share) for share in k)
+    except (TypeError, ValueError):
+        raise TypeError(f"k: got {arg.describe(k)}; {accepted}") from None
+    if not all(0.0 < share <= 1.0 for share in shares):
+        raise ValueError(f"k: got {tuple(k)}; {accepted}")
+    return shares
 
 
 def _by_sequence(tokens: Tensor, first: Tensor, scored: Tensor, shares: Sequence[float]) -> TokenScores:
@@ -114,14 +125,15 @@ def _by_sequence(tokens: Tensor, first: Tensor, scored: Tensor, shares: Sequence
 
 
 def _mean_of_lowest(values: Tensor, scored: Tensor, count: Tensor, shares: Sequence[float]) -> Tensor:
-    """[N, len(shares)]."""
+    """[N, len(shares)]; NaN where any value is."""
+    unknown = (values.isnan() & scored).any(dim=1)
     ordered = values.masked_fill(~scored, math.inf).sort(dim=1).values
     place = torch.arange(values.shape[1], device=values.device)
     out = values.new_zeros((len(values), len(shares)))
     for i, share in enumerate(shares):
         most = (count.double() * share).floor().clamp_min(1)
         out[:, i] = ordered.masked_fill(place >= most[:, None], 0.0).sum(dim=1) / most.to(values.dtype)
-    return out
+    return out.masked_fill(unknown[:, None], math.nan)
 
 
 def token_log_probs(
@@ -196,7 +208,7 @@ def _table(
     """The rows that answer scored tokens, and these tokens int64[R]."""
     wanted = labels[scored].to(torch.int64)
     places = scored.flatten().nonzero()[:, 0] - int(shift)
-    return Table(outputs.reshape(-1, outputs.shape[2]), weight, bias, places, columns), wanted
+    return Table(outputs.flatten(0, 1), weight, bias, places, columns), wanted
 
 
 def _checked(
@@ -206,6 +218,9 @@ def _checked(
     arg.floating("outputs", outputs)
     arg.integer("rows", rows, 1, 2**31)
     arg.integer("columns", columns, 1, 2**31)
+    arg.integer("ignore_index", ignored, -(2**63), 2**63)
+    if not isinstance(shift, bool):
+        raise TypeError(f"shift: got {arg.describe(shift)}; accepted are True and False")
     if outputs.dim() != 3 or (weight is None and outputs.shape[2] < 2):
         raise ValueError(f"outputs: got {arg.describe(outputs)}; accepted are logits [N, T, V], or hidden states [N, T, D] with weight=")
     if arg.tensor("labels", labels).dtype not in (torch.int64, torch.int32):

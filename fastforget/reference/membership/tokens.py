@@ -37,7 +37,8 @@ def token_scores(
         scored = scored & (torch.arange(labels.shape[1], device=labels.device) > 0)
     p = log_p.exp()
     weighted = torch.where(p > 0, p * log_p, 0.0)
-    mean = weighted.sum(dim=2)
+    unknown = log_p.isnan().any(dim=2)
+    mean = torch.where(unknown, math.nan, weighted.sum(dim=2))
     variance = torch.where(p > 0, p * (log_p - mean[..., None]).square(), 0.0).sum(dim=2)
     of_label = log_p.gather(2, torch.where(scored, labels, 0)[..., None])[..., 0]
     tokens.copy_(torch.where(scored, torch.stack((of_label, mean, variance)), math.nan))
@@ -47,6 +48,9 @@ def token_scores(
         own, standardised = of_label[n][scored[n]], standard[n][scored[n]]
         count[n] = len(own)
         if len(own) == 0:
+            sequences[:, n] = math.nan
+            continue
+        if bool(own.isnan().any()):
             sequences[:, n] = math.nan
             continue
         sequences[0, n] = -own.mean()
