@@ -25,6 +25,10 @@ REMEDIES = {
     "more than 1 value per channel": "Batch norm can't train on a single sample; give at least two",
     "fabric.backward": "Lightning Fabric wraps it for a precision of its own: pass model.module",
     "inference mode": "Make the model outside of torch.inference_mode()",
+    "a view of a leaf Variable that requires grad is being used in an in-place": (
+        "bitsandbytes' 4-bit layers pack their weights for inference, for good, at a first call in eval mode on a CPU with AVX512-BF16; "
+        "before any call set support_avx512bf16_for_cpu = False on these layers"
+    ),
     "modified by an inplace operation": "A module changes in place what its gradient needs; take inplace=True out of it",
 }
 
