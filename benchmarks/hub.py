@@ -6,7 +6,7 @@ writes ``build.toml`` and ``torch-ext/`` (what kernel-builder builds from), and 
 ``kernels.get_kernel`` loads). All imports are relative, and each variant registers its ops under a name of its own, which ends in a hash of
 its sources: several versions live in one process, also beside an installed fastforget. ``docs/gpu.md`` says how to use it.
 
-The layout follows https://huggingface.co/docs/kernels (kernel requirements, kernels 0.17).
+The layout follows the kernel requirements in the documentation of Hugging Face's kernels 0.17.
 """
 
 from __future__ import annotations
