@@ -136,11 +136,17 @@ class Journal:
         requests lost more than the first one did and a point, by more than two standard errors; a :class:`NotForgottenWarning` that a
         class of an earlier request is back.
         """
-        given, write = self._unlearn(
-            id, model, method, forget=forget, retain=retain, nonmember=nonmember, test=test, classes=classes, seed=seed, inplace=inplace,
-            progress=progress, drop_forget=drop_forget, check_overlap=check_overlap, budget=budget, precision=precision, unpack=unpack,
-            forward=forward, **options,
-        )  # fmt: skip
+        data = {"retain": retain, "forget": forget, "nonmember": nonmember, "test": test}
+        settings = {
+            "progress": progress, "drop_forget": drop_forget, "check_overlap": check_overlap, "budget": budget, "precision": precision,
+            "unpack": unpack, "forward": forward, **options,
+        }  # fmt: skip
+        checked_id(id)
+        auto = isinstance(method, str) and method == AUTO
+        chosen = method_of(suitable(classes, forget=forget, retain=retain, nonmember=nonmember)[0] if auto else method, options)
+        checks.model_device(model)
+        refuse_sequences(chosen, "Journal", "Call ff.unlearn")
+        given, write = self._unlearn(id, model, method, chosen, data, classes, seed, inplace, settings)
         # the last thing that is done: the lock's end and the caller's would find the model written, and could still be interrupted
         return given if write is None else write.give(given)
 
@@ -149,36 +155,26 @@ class Journal:
         id: str,
         model: nn.Module,
         method: Any,
-        *,
-        forget: Any,
-        retain: Any,
-        nonmember: Any,
-        test: Any,
+        chosen: Any,
+        data: dict[str, Any],
         classes: Any,
         seed: int,
         inplace: bool,
-        progress: bool,
-        drop_forget: bool,
-        check_overlap: bool,
-        budget: int | str | None,
-        precision: str | None,
-        unpack: Callable[[Any], tuple[Any, Any]] | None,
-        forward: Callable[[nn.Module, Any], Tensor] | None,
-        **options: Any,
+        settings: dict[str, Any],
     ) -> tuple[UnlearnResult, _weights.Overwriting | None]:
-        """The result of :meth:`unlearn`, in the journal when it is returned, and what writes it into ``model`` where that is asked for."""
-        checked_id(id)
-        auto = isinstance(method, str) and method == AUTO
-        chosen = method_of(suitable(classes, forget=forget, retain=retain, nonmember=nonmember)[0] if auto else method, options)
-        checks.model_device(model)
-        refuse_sequences(chosen, "Journal", "Call ff.unlearn")
+        """The result of :meth:`unlearn`, in the journal when it is returned, and what writes it into ``model`` where that is asked for.
+
+        ``chosen`` is what ``method`` names; ``data`` the sets, and ``settings`` all else that :func:`fastforget.unlearn` is called with.
+        """
         aside = derived_seed(checks.seed(seed), READ)
         with self._store.lock():
             done = self._store.read()
             with Caller() as caller, caller.aside("Journal.unlearn", aside):
-                sets = Sets.read(unpack, retain=retain, forget=forget, nonmember=nonmember, test=test)
+                sets = Sets.read(settings["unpack"], **data)
                 wanted = wanted_classes(chosen, classes, sets.forget)
-                request, hashed = asked(chosen, wanted, sets.forget, seed=seed, budget=budget, precision=precision)
+                request, hashed = asked(
+                    chosen, wanted, sets.forget, seed=seed, budget=settings["budget"], precision=settings["precision"]
+                )
                 stored = next((one for one in done if one.id == id), None)
                 if stored is not None:
                     must_be_same(stored, request)
@@ -186,16 +182,17 @@ class Journal:
                 if stored is not None:
                     return self._stored(model, stored, inplace)
                 past = Past.of(self._store, done)
-                used, left_out = clean(sets, past, wanted, drop=drop_forget, by_content=check_overlap)
+                used, left_out = clean(
+                    sets, past, wanted, drop=settings["drop_forget"], by_content=settings["check_overlap"]
+                )
                 start = self._state(model, done[-1]) if done else _weights.working_copy(model)
                 original = kept_of(start)
             result = unlearn(
                 start, method, forget=used.forget, retain=used.retain, nonmember=used.nonmember, test=used.test, seed=seed,
-                classes=None if classes is None else wanted, progress=progress, drop_forget=drop_forget, check_overlap=check_overlap,
-                budget=budget, precision=precision, unpack=unpack, forward=forward, **options,
+                classes=None if classes is None else wanted, **settings,
             )  # fmt: skip
             with Caller() as caller, caller.aside("Journal.unlearn", aside):
-                reading = _outputs.reading(caller.own(forward))
+                reading = _outputs.reading(caller.own(settings["forward"]))
                 rows = [row_of(one, past, result.model, None, sets.test, reading) for one in done if one.request["classes"]]
                 sets.retain = used.retain
                 losses = self._losses(start, result.model, done, past.with_(wanted, id), sets, reading)

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from ... import _weights
 from ..._tree import describe
 from ...ops.mask import unpack_bits
-from ..engine import precision
 from ..engine.passes import Shuffled
 from ..engine.teacher import forward_only
 from ..engine.terms import HOLDS
-from ..pack.base import TRIALS, Cycled, Trained, optimizer_of, set_of
+from ..pack.base import Cycled, Trained, optimizer_of, set_of
 from ..task import Task
 from .answers import divergence, log_probs, scored
 
@@ -84,16 +83,13 @@ class Language(Trained):
         """The forget set, and the retain set where it is to hold the model."""
         return self.uses if self.retain_weight else ("forget",)
 
-    def _precision(self, task: Task, used: tuple[str, ...]) -> dict[str, Any] | None:
-        if task.precision == "float32":
-            return None
+    @property
+    def tried(self) -> int:
         assert self.batch_size is not None
-        data = set_of(task, used[0])
-        tried = min(self.batch_size, len(data))
-        if task.precision == "auto" and not task.cost.has_room(TRIALS * tried):
-            return None
-        (inputs, labels), *_ = data.at([torch.arange(tried)], device=task.device)
-        return precision.choose(task, inputs, labels, loss=lambda model: cross_entropy(task, model, inputs, labels, "tokens"))
+        return self.batch_size
+
+    def tried_loss(self, task: Task, inputs: Any, labels: Tensor) -> Callable[[nn.Module], Tensor]:
+        return lambda model: cross_entropy(task, model, inputs, labels, "tokens")
 
     def train(self, task: Task, of_forget: Callable[[Shuffled], Tensor]) -> None:
         """Descends ``of_forget`` of a forget batch + retain_weight * what holds the model on a retain batch."""

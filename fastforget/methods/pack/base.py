@@ -7,7 +7,7 @@ nets and data. They are not tuned to the model at hand; :class:`fastforget.metho
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -117,11 +117,21 @@ class Standard:
         """What training passes are computed in, where the user asked for anything but float32: chosen on a first batch."""
         if task.precision == "float32":
             return None
-        data, tried = set_of(task, used[0]), min(TRIED, len(set_of(task, used[0])))
+        data = set_of(task, used[0])
+        tried = min(self.tried, len(data))
         if task.precision == "auto" and not task.cost.has_room(TRIALS * tried):
             return None
         (inputs, labels), *_ = data.at([torch.arange(tried)], device=task.device)
-        return precision.choose(task, inputs, labels)
+        return precision.choose(task, inputs, labels, loss=self.tried_loss(task, inputs, labels))
+
+    @property
+    def tried(self) -> int:
+        """Samples by which precision is chosen, at most."""
+        return TRIED
+
+    def tried_loss(self, task: Task, inputs: Any, labels: Tensor) -> Callable[[nn.Module], Tensor] | None:
+        """The loss of a model by which precision is chosen; None: the cross-entropy of its logits."""
+        return None
 
     def loop(self, task: Task) -> dict[str, Any] | None:
         """The method's own loop; returns what it measured."""
