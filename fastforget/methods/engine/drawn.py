@@ -82,10 +82,14 @@ def without(logits: Tensor, classes: list[int]) -> Tensor:
 
 def answers(task: Task, batches: list[Batch]) -> list[Tensor]:
     """The model's logits float32[B, K] of each batch: in one pass where the batches can be joined."""
-    whole = joined([batch.inputs for batch in batches]) if len(batches) > 1 else None
-    if whole is None:
-        return [task.forward(task.model, batch.inputs).float() for batch in batches]
-    return list(task.forward(task.model, whole).float().split([len(batch) for batch in batches]))
+    parts = [task.forward(task.model, inputs).float() for inputs in together([batch.inputs for batch in batches])]
+    return list(torch.cat(parts).split([len(batch) for batch in batches]))
+
+
+def together(inputs: list[Any]) -> list[Any]:
+    """Batches' inputs as one batch where they can be joined, else as they are."""
+    whole = joined(inputs) if len(inputs) > 1 else None
+    return inputs if whole is None else [whole]
 
 
 def joined(inputs: list[Any]) -> Any | None:

@@ -11,10 +11,27 @@ from torch import nn
 from ..task import Task
 
 
+def _normalises(module: nn.Module) -> bool:
+    """Whether it is a batch norm with running statistics."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats and module.running_mean is not None
+
+
+def has_statistics(model: nn.Module) -> bool:
+    """Whether the model has batch norms with running statistics."""
+    return any(map(_normalises, model.modules()))
+
+
 def moving(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     """The batch norms that normalise by the batch and move their running statistics, as the model's modes are."""
-    kinds = nn.modules.batchnorm._BatchNorm
-    return [m for m in model.modules() if isinstance(m, kinds) and m.training and m.track_running_stats and m.running_mean is not None]
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and _normalises(m) and m.training]
+
+
+def by_batch(task: Task) -> None:
+    """Batch norms in train mode, but for frozen ones; all else, such as dropout, in eval mode."""
+    task.train_mode()
+    for module in task.model.modules():
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.training = False
 
 
 def settle(task: Task, batches: Iterable[Any]) -> None:

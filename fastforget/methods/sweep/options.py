@@ -5,15 +5,21 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from torch import nn
+
 from ..cost import FORWARD
+from ..engine.norms import has_statistics
 from ..engine.terms import HOLDS
 from ..options import check, given
 from ..task import Task
-from ..unsir.options import Options as NoiseOptions
+from ..unsir.options import Options as ImageOptions
+from . import images
 
 BUDGET, EPOCHS = 15_000, 2.0  # sample passes of a run without a budget of its own: at most, and epochs over the data to keep
-BATCHES = {9_000: 64, 4_500: 32, 0: 16}  # the least budget, and its batches of unseen samples
-TRIALS = 7  # training steps that finding precision and rate costs, at most
+FLOOR = 1_200  # and at least: fewer steps forget nothing, however little data there is
+BATCHES = {6_000: 32, 3_000: 16, 0: 8}  # the least budget, and its batches of unseen samples: more steps serve better than larger ones
+SETTLE, CHECK = 6, 3  # steps whose samples batch norm's statistics are taken anew from, and whose samples say whether that helped
+TRIALS = 16  # forget batches that finding precision and rate costs, at most
 LEAST = 3  # steps: fewer bring nothing
 # of the steps that the budget has room for, those of one sweep: samples may need a second one, classes hardly ever do
 SHARE = {"classes": 0.95, "samples": 0.48}
@@ -41,17 +47,17 @@ class SweepOptions:
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What a run does: ``steps`` of each sweep (0: the budget has room for none), unseen samples in a step, samples in a step
-    altogether, samples in a trial step, and how noise is learned where there are no samples."""
+    altogether, samples in a trial step, and how images are learned where there are no samples."""
 
     steps: int
     batch_size: int
     each: int
     trial: int
-    noise: NoiseOptions | None = None
+    images: ImageOptions | None = None
 
     def receipt(self) -> dict[str, Any]:
         """The plan, JSON-able."""
-        return {**vars(self), "noise": None if self.noise is None else self.noise.receipt()}
+        return {**vars(self), "images": None if self.images is None else self.images.receipt()}
 
 
 def kept_size(batch_size: int) -> int:
@@ -64,6 +70,11 @@ def forget_size(batch_size: int) -> int:
     return max(1, batch_size // 2)
 
 
+def settling(model: nn.Module, each: int) -> int:
+    """Sample passes, at most, of what batch norm's statistics cost at a sweep's end."""
+    return -(-(SETTLE + 2 * CHECK) * each // FORWARD) if has_statistics(model) else 0
+
+
 def plan(options: SweepOptions, task: Task, look: int) -> Plan:
     """The most steps that the budget has room for, with the teacher's passes, trials and a look (of ``look`` sample passes) beside them.
 
@@ -71,14 +82,15 @@ def plan(options: SweepOptions, task: Task, look: int) -> Plan:
     """
     assert task.retain is not None
     if task.cost.budget is None:
-        task.cost.budget = round(min(BUDGET, EPOCHS * len(task.retain)))
+        task.cost.budget = round(min(BUDGET, max(FLOOR, EPOCHS * len(task.retain))))
     b = options.batch_size or next(size for least, size in BATCHES.items() if task.cost.budget >= least)
     sizes = {"retain": kept_size(b), "nonmember": b if task.nonmember is not None else 0, "forget": forget_size(b)}
-    each, trial = sum(sizes.values()), forget_size(b)
-    noise = None if task.forget is not None else NoiseOptions(noise_batch=max(1, forget_size(b) // len(task.classes)), l2=0.1)
-    room = task.cost.budget - task.cost.passes - look - TRIALS * trial
-    if noise is not None:
-        room -= noise.noise_steps * noise.noise_batch * len(task.classes)
+    learned = None if task.forget is not None else images.options(len(task.classes), forget_size(b))
+    shown = forget_size(b) if learned is None else learned.noise_batch * len(task.classes)
+    each, trial = sizes["retain"] + sizes["nonmember"] + shown, forget_size(b)
+    room = task.cost.budget - task.cost.passes - look - TRIALS * trial - settling(task.model, each)
+    if learned is not None:
+        room -= learned.noise_steps * shown
 
     def costs(steps: int) -> int:
         """Steps, and what the teacher is asked for them: every sample once."""
@@ -89,4 +101,4 @@ def plan(options: SweepOptions, task: Task, look: int) -> Plan:
     while most and costs(most) > room:
         most -= 1
     steps = min(options.steps, most) if options.steps else round(SHARE["classes" if task.classes else "samples"] * most)
-    return Plan(steps if steps >= min(LEAST, options.steps or LEAST) else 0, b, each, trial, noise)
+    return Plan(steps if steps >= min(LEAST, options.steps or LEAST) else 0, b, each, trial, learned)

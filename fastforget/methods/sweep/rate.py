@@ -1,8 +1,9 @@
-"""The sweep's rate, found from the model at hand: how much it has memorised, and how much its weights may move."""
+"""The sweep's rate, found from the model at hand: how far its weights may move before it answers otherwise; and what it has memorised."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +11,14 @@ from torch import Tensor, nn
 from ... import _weights
 from ...ops import membership
 from ..attack import auc_of
+from ..engine import norms
 from ..engine.drawn import Drawn
-from ..engine.loop import trainable
+from ..engine.loop import gradients, trainable
 from ..engine.terms import anchor
 from ..task import Task
 
-STEADY = 1e-3  # nats by which the answers may change when all weights move by the first step's size, at random
-TRIAL = 65  # purpose of a seed
+STEADY = 8e-3  # nats by which the answers to kept samples may change in the first step
+TRIED = 3e-3  # the first rate tried
 
 
 def size(weight: Tensor) -> float:
@@ -25,22 +27,33 @@ def size(weight: Tensor) -> float:
     return max(float(weight.detach().float().square().mean().sqrt()), least)
 
 
-def steady(task: Task, kept: Drawn) -> float:
-    """The largest rate at which the model is steady: when every weight moves up or down by it, at random, the answers to kept samples
-    change by :data:`STEADY` nats (KL). Small changes do so by the square of the rate, so one trial tells."""
-    inputs, _ = next(kept.task.cost.reading(kept.data.at(kept.order[:1], device=task.device)))
+def steady(task: Task, kept: Drawn, push: Callable[[], Tensor]) -> float:
+    """The largest rate at which the model is steady: when every tensor moves by it down the gradient of ``push``, as in a sweep's first
+    step, the answers to kept samples change by :data:`STEADY` nats (KL).
+
+    Small changes do so by the square of the rate, so one trial tells; where it is far off, a second is made at the rate that it gave. The
+    answers are those of training: a net with batch norm stands more there than with its running statistics.
+    """
+    (inputs, _), *_ = kept.task.cost.reading(kept.data.at(kept.order[:1], device=task.device))
     params = trainable(task.model)
-    before, generator, trial = _weights.save(task.model), task.generator(TRIAL), 0.003
+    before, rate = _weights.save(task.model), TRIED
     with _weights.evaluating(task.model), task.cost.phase("trial"):
+        norms.by_batch(task)
         teacher = task.forward(task.model, inputs).float().log_softmax(dim=1)
-        for p in params:
-            signs = torch.randint(0, 2, p.shape, generator=generator).to(p.device, p.dtype).mul_(2).sub_(1)
-            p.add_(signs, alpha=trial * size(p))
-        changed = float(anchor(task.forward(task.model, inputs).float(), teacher))
-        _weights.put_back(task.model, before)
-    if not math.isfinite(changed):
-        return trial / 3
-    return trial * math.sqrt(STEADY / max(changed, 1e-12))
+        with torch.enable_grad():
+            downhill = gradients(task, push(), params)
+        for _ in range(2):
+            for p, g in zip(params, downhill, strict=True):
+                p.sub_(g * (rate * size(p) / max(float(g.float().square().mean().sqrt()), torch.finfo(torch.float32).tiny)))
+            changed = float(anchor(task.forward(task.model, inputs).float(), teacher))
+            _weights.put_back(task.model, before)
+            if not math.isfinite(changed):
+                rate /= 30
+                continue
+            rate *= math.sqrt(STEADY / max(changed, 1e-12))
+            if STEADY / 10 < changed < STEADY * 10:
+                break
+    return rate
 
 
 def memorised(kept: Drawn, unseen: Drawn | None) -> float:
