@@ -118,15 +118,6 @@ def test_autocast_computes_with_the_weights_of_the_moment(world):
     assert abs(right(plain.model, kept) - right(low.model, kept)) <= 0.03
 
 
-def test_without_samples_of_the_class_noise_stands_in(world):
-    given = request_of(world, [3])
-    given.pop("forget")
-    result = quiet(world.net("mlp"), "sweep", **given, budget=6_000)
-    assert result.receipt["cost"]["phases"]["noise"]["trained"] > 0
-    assert result.cost.passes <= 6_000
-    assert json.loads(json.dumps(result.receipt))["chosen"]["noise"]["impair_optimizer"] == "fastforget.methods.unsir.adam"
-
-
 def test_auto_chooses_by_what_is_given_and_says_why(world):
     given = request_of(world, [3])
     result = quiet(world.net("mlp"), "auto", **given)

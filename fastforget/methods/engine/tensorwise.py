@@ -55,6 +55,6 @@ class TensorwiseAdam(torch.optim.Optimizer):
         self._steps += 1
         correction = math.sqrt(1 - second**self._steps) / (1 - first**self._steps)
         # a gradient that was always zero moves nothing
-        scales = self._rates * (self._share * correction) * self._mean_sq.clamp_min(torch.finfo(torch.float32).tiny).rsqrt()
+        scales = self._rates * (self._share * correction) * torch.where(self._mean_sq > 0, self._mean_sq.rsqrt(), 0.0)
         for p, average, scale in zip(self._params, self._averages, scales.unbind(), strict=True):
-            p.addcmul_(average, scale.to(p.device, p.dtype), value=-1)
+            p.sub_(average.to(torch.promote_types(p.dtype, torch.float32)) * scale.to(p.device))

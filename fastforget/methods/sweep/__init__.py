@@ -8,12 +8,14 @@ fall brings the answers back. Each step takes a batch of data to keep, one of da
 - **push**, classes: on their samples too the model answers as the original would without these classes, and -log(1 - p) of the
   classes; the more of its data the model has memorised, the more the classes' log-odds on their samples are also made like those on
   unseen data, quantile by quantile;
+- **push**, classes without samples: images that the model is surest to be of them stand in (:mod:`.images`);
 - **push**, samples: the log-odds of their labels are made like those of unseen data, quantile by quantile.
 
-The three go through the model as one batch, half as many samples to forget as of each of the others: batch norm, in train mode, then
-normalises all by much the same statistics as at the end, when it uses the running ones. The rate is found from the model
-(:func:`memorised`, :func:`steady`), relative to the size of each tensor's weights; after each sweep two-sided evidence decides whether
-another one, at a higher rate, is needed.
+The three go through the model as one batch, half as many samples to forget as of unseen ones: batch norm, in train mode, then normalises
+all by much the same statistics as at the end, when it uses the running ones; at the end these are taken anew where that helps. Steps are
+small and many, and follow the gradient's direction (:class:`~..engine.tensorwise.TensorwiseAdam`). The rate is found from the model
+(:func:`~.rate.steady`), relative to the size of each tensor's weights; after each sweep two-sided evidence decides whether another one,
+at a higher rate, is needed.
 """
 
 from __future__ import annotations
@@ -31,20 +33,20 @@ class Sweep(SweepOptions):
     """Options of the sweep.
 
     Args:
-        rate: the first step's size of every weight, relative to the root mean square of its tensor; ``None``: found from the model.
-        steps: of the first sweep; ``None``: what the budget has room for, once for classes, twice for samples.
+        rate: the first step's size, relative to the weights': root mean squares of every tensor; ``None``: found from the model.
+        steps: of a sweep; ``None``: what the budget has room for.
         sweeps: at most so many; each further one starts where the last one ended, at a higher rate.
-        batch_size: unseen samples in a step, with half as many more to keep, and half as many to forget; ``None``: 64, 32 or 16, by
+        batch_size: unseen samples in a step, with half as many more to keep, and half as many to forget; ``None``: 32, 16 or 8, by
             the budget.
         hold: ``"anchor"`` (the original's answers) or ``"labels"`` (cross-entropy; unseen data is held by the anchor anyhow).
-        alike: weight of the quantile term; ``None``: 3 for samples; for classes up to 1, by how much the model has memorised
-            (one class: at least 0.1).
+        alike: weight of the quantile term; ``None``: 10 for samples; by how much the model has
+            memorised up to 2 for classes, 0.1 to 1 for one class.
 
-    Its own budget, where none is given, is two epochs over ``retain``, and 15,000 sample passes at most. Where a class is still known
-    then, up to two more sweeps exceed it; a budget that was given is never exceeded.
+    Its own budget, where none is given, is two epochs over ``retain``: 15,000 sample passes at most, and 1,200 at least. Where a class is
+    still known then, up to two more sweeps exceed it; a budget that was given is never exceeded.
 
-    Needs ``retain``; ``nonmember`` for samples, and for better results with classes. For classes ``forget`` may be missing: then noise
-    as UNSIR learns it stands in for their samples.
+    Needs ``retain``; ``nonmember`` for samples, and for better results with classes. For classes ``forget`` may be missing: then images
+    that are learned as UNSIR's noise is, but down the error, stand in for their samples.
 
     >>> from fastforget.methods import Sweep
     >>> Sweep(steps=30).hold

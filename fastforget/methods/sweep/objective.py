@@ -18,11 +18,12 @@ from .options import SweepOptions
 from .rate import memorised
 
 HOLD, LABELS = 8.0, 0.3  # weights of the anchor over the push's, and of the cross-entropy on data to keep
-SAMPLES_ALIKE = 3.0  # weight of the quantile term for samples
+SAMPLES_ALIKE = 10.0  # weight of the quantile term for samples
 # of one class's quantile term where the model has memorised nothing: without it the answers are gone, but log-odds far below zero
 # still tell the class (MNIST 5k: AUC .98, retrained .78; with it .87). Of several classes it cost a point there and hid them no better
 LEAST_ALIKE = 0.1
-MEMORY = 0.1  # of an AUC above a half, at which the quantile term of classes has its whole weight
+MEMORY = 0.1  # of an AUC above a half, at which the quantile term of classes has its whole weight:
+ONE, SEVERAL = 1.0, 2.0  # of one class and of several (of one, 2 cost half a point more and hid it no better; ResNet-20)
 
 
 class Step(NamedTuple):
@@ -50,8 +51,8 @@ class Objective:
         self.hold, self.task = options.hold, task
         self.classes = torch.tensor(task.classes, dtype=torch.int64, device=task.device)
         self.memory = memorised(kept, unseen)
-        least = LEAST_ALIKE if len(task.classes) == 1 else 0.0
-        found = max(min(1.0, self.memory / MEMORY), least) if task.classes else SAMPLES_ALIKE
+        whole, least = (ONE, LEAST_ALIKE) if len(task.classes) == 1 else (SEVERAL, 0.0)
+        found = max(whole * min(1.0, self.memory / MEMORY), least) if task.classes else SAMPLES_ALIKE
         self.alike = found if options.alike is None else options.alike
         others = unseen or kept
         # the original's variance of what the quantile term compares

@@ -21,8 +21,7 @@ BATCHES = {6_000: 32, 3_000: 16, 0: 8}  # the least budget, and its batches of u
 SETTLE, CHECK = 6, 3  # steps whose samples batch norm's statistics are taken anew from, and whose samples say whether that helped
 TRIALS = 16  # forget batches that finding precision and rate costs, at most
 LEAST = 3  # steps: fewer bring nothing
-# of the steps that the budget has room for, those of one sweep: samples may need a second one, classes hardly ever do
-SHARE = {"classes": 0.95, "samples": 0.48}
+SHARE = 0.95  # of the steps that the budget has room for: one long sweep serves better than two short ones
 
 
 @dataclasses.dataclass
@@ -100,5 +99,5 @@ def plan(options: SweepOptions, task: Task, look: int) -> Plan:
     most = max(room, 0) // each
     while most and costs(most) > room:
         most -= 1
-    steps = min(options.steps, most) if options.steps else round(SHARE["classes" if task.classes else "samples"] * most)
+    steps = min(options.steps, most) if options.steps else round(SHARE * most)
     return Plan(steps if steps >= min(LEAST, options.steps or LEAST) else 0, b, each, trial, learned)

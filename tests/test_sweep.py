@@ -1,0 +1,123 @@
+"""The sweep where little is given: no samples of the classes, few samples, few steps; and what its steps are made of."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from digits_world import World, fit, quiet, right
+from torch import nn
+
+from fastforget.methods.engine.tensorwise import TensorwiseAdam
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World()
+
+
+@pytest.mark.parametrize("kind", ["cnn", "mlp"])
+@pytest.mark.parametrize("classes", [[3], [1, 2]])
+def test_classes_without_samples_are_forgotten_and_the_rest_kept(world, kind, classes):
+    half = len(world.test[1]) // 2
+    sets = {"retain": world.part(world.train, classes, False), "nonmember": tuple(t[:half] for t in world.test)}
+    model, kept = world.net(kind), world.part(world.test, classes, False)
+    result = quiet(model, "sweep", classes=classes, progress=False, **sets)
+    assert right(result.model, world.part(world.train, classes, True)) <= 0.01
+    assert right(result.model, kept) >= right(model, kept) - 0.03
+    assert result.cost.passes <= 2 * len(sets["retain"][1])
+    assert result.receipt["cost"]["phases"]["noise"]["trained"] > 0
+    learned = json.loads(json.dumps(result.receipt))["chosen"]["images"]
+    assert learned["noise_batch"] * len(classes) == 16
+
+
+def test_a_budget_bounds_a_run_without_samples(world):
+    retain = world.part(world.train, [3], False)
+    result = quiet(world.net("cnn"), "sweep", classes=[3], retain=retain, budget=900, progress=False)
+    assert 700 <= result.cost.passes <= 900
+
+
+def test_few_samples_are_enough_to_forget_a_class(world):
+    """Two epochs over 60 samples would be 120 passes: nothing."""
+    first = tuple(t[:100] for t in world.train)
+    sets = {"forget": world.part(first, [4], True), "retain": world.part(first, [4], False)}
+    assert len(sets["retain"][1]) < 100
+    result = quiet(world.net("mlp"), "sweep", classes=[4], progress=False, **sets)
+    assert result.forgot, result.why
+    assert result.cost.passes <= 1_200
+    kept = world.part(world.test, [4], False)
+    assert right(result.model, kept) >= right(world.net("mlp"), kept) - 0.03
+
+
+def test_batch_norm_doesn_t_lag_behind_after_few_steps(world):
+    """With a momentum of 0.01 the running statistics would still be those of the original when the weights have gone far."""
+    model = world.net("cnn")
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.momentum = 0.01
+    sets = {"forget": world.part(world.train, [3], True), "retain": world.part(world.train, [3], False)}
+    result = quiet(model, "sweep", classes=[3], progress=False, budget=1_200, **sets)
+    assert result.forgot, result.why
+    kept = world.part(world.test, [3], False)
+    assert right(result.model, kept) >= right(model, kept) - 0.03
+
+
+def test_frozen_norms_keep_their_statistics(world):
+    model = world.net("cnn")
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    sets = {"forget": world.part(world.train, [3], True), "retain": world.part(world.train, [3], False)}
+    after = quiet(model, "sweep", classes=[3], progress=False, **sets).model.state_dict()
+    statistics = [name for name in before if "running" in name]
+    assert len(statistics) == 4
+    assert all(torch.equal(before[name], after[name]) for name in statistics)
+    assert not torch.equal(before["0.weight"], after["0.weight"])
+
+
+@pytest.mark.parametrize("width", [64, 512])
+def test_the_rate_follows_the_model_not_its_width(world, width):
+    """A step down the gradient moves a wide net's answers more than a narrow one's; one of random signs says nothing of it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
+    fit(net, *world.train, epochs=6)
+    sets = {"forget": world.part(world.train, [3], True), "retain": world.part(world.train, [3], False)}
+    result = quiet(net, "sweep", classes=[3], progress=False, **sets)
+    kept = world.part(world.test, [3], False)
+    assert result.forgot, result.why
+    assert right(result.model, kept) >= right(net, kept) - 0.02
+
+
+def test_its_steps_are_adam_s_with_one_second_moment_a_tensor():
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((3, 4), (5,), ())]
+    rates, (first, second) = [0.1, 0.02, 0.3], (0.9, 0.99)
+    want, averages, moments = [p.clone() for p in params], [torch.zeros_like(p) for p in params], [0.0] * 3
+    optimizer = TensorwiseAdam(params, rates)
+    for step in range(1, 8):
+        share = 1 / step
+        optimizer.at(share)
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+        for i, (p, rate) in enumerate(zip(params, rates, strict=True)):
+            averages[i] = first * averages[i] + (1 - first) * p.grad
+            moments[i] = second * moments[i] + (1 - second) * float((p.grad**2).mean())
+            size = math.sqrt(moments[i] / (1 - second**step))
+            want[i] = want[i] - share * rate * averages[i] / (1 - first**step) / size
+        optimizer.step()
+    for p, right_value in zip(params, want, strict=True):
+        assert torch.allclose(p, right_value, rtol=1e-5, atol=0)  # the moments are float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_tensor_without_a_gradient_stays(dtype):
+    moved, still, empty = torch.ones(3, dtype=dtype), torch.ones(3, dtype=dtype), torch.ones(0, dtype=dtype)
+    optimizer = TensorwiseAdam([moved, still, empty], [0.5, 0.5, 0.5])
+    moved.grad, still.grad = torch.full((3,), 1e-4, dtype=dtype), torch.zeros(3, dtype=dtype)
+    optimizer.step()
+    assert torch.allclose(moved.float(), torch.full((3,), 0.5), rtol=1e-2)
+    assert torch.equal(still, torch.ones(3, dtype=dtype))
+    assert not optimizer.state  # nothing that a checkpoint of ours would have to hold
