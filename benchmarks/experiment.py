@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--again", nargs="+", choices=every, default=[], help="make these methods' rows anew")
     p.add_argument("--page", action="store_true", help="only write rows and page from the cells that are there")
     p.add_argument("--commit", action="store_true", help="write rows and page to benchmarks/ as well")
-    p.add_argument("--keep", action="store_true", help="keep committed rows of requests of which the folder has no cell")
+    p.add_argument("--keep", action="store_true", help="keep committed rows of methods and requests that the folder's cells lack")
     p.add_argument("--standard", action="store_true", help="the table of the standard methods")
     p.add_argument("--section", action="store_true", help="only print the generated part of docs/experiment.md, from the committed rows")
     p.add_argument("--profile", action="store_true", help="only measure where the methods' time goes, against plain PyTorch")
@@ -114,9 +114,9 @@ def _collected(out: Path, methods: Sequence[str], committed: Path | None) -> dic
     here = facts()
     if committed is not None and committed.exists():
         stored = json.loads(committed.read_text())
-        there = {_request(r) for r in rows}
+        there = {_run(r) for r in rows}
         other = {"cpu": stored["machine"]["cpu"]} if stored["machine"]["cpu"] != here["cpu"] else {}
-        rows += [other | r for r in stored["rows"] if _request(r) not in there]
+        rows += [other | r for r in stored["rows"] if _run(r) not in there]
     order, requests = list(PROBLEMS), (*SCENARIOS, *SHARES)
     rows.sort(key=lambda r: (order.index(r["data"]), r["net"], requests.index(r["scenario"]), *_place(r["method"], methods), r["seed"]))
     short = [{k: round(v, 5) if isinstance(v, float) else v for k, v in r.items() if k not in LEFT_OUT} for r in rows]
@@ -129,8 +129,8 @@ def _collected(out: Path, methods: Sequence[str], committed: Path | None) -> dic
     }
 
 
-def _request(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["data"], row["net"], row["scenario"], row["seed"]
+def _run(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["data"], row["net"], row["scenario"], row["seed"], row["method"]
 
 
 def _place(method: str, methods: Sequence[str]) -> tuple[int, str]:

@@ -88,14 +88,14 @@ def test_the_plan_has_every_standard_method_and_request():
     assert experiment.parser().parse_args(["--standard", "--scenario", "random10", "--method", "salun"]).standard
 
 
-def test_committed_rows_of_requests_without_a_cell_are_kept_and_their_machine_is_named(tmp_path):
+def test_committed_rows_that_no_cell_has_are_kept_and_their_machine_is_named(tmp_path):
     (tmp_path / "cells").mkdir()
     here, old = row("salun", seed=1), [row("salun", seed=0), row("ssd", seed=0), row("ssd", seed=1)]
     (tmp_path / "cells" / "digits-cnn-class-1.json").write_text(json.dumps([here]))
     (tmp_path / "old.json").write_text(json.dumps({"machine": {"cpu": "Another"}, "rows": old}))
     results = experiment._collected(tmp_path, standard.EVERY, tmp_path / "old.json")
     found = [(r["method"], r["seed"], r.get("cpu")) for r in results["rows"]]
-    assert found == [("salun", 0, "Another"), ("salun", 1, None), ("ssd", 0, "Another")]
-    assert "- 2 of the rows on Another: digits class" in standard.facts(results)
+    assert found == [("salun", 0, "Another"), ("salun", 1, None), ("ssd", 0, "Another"), ("ssd", 1, "Another")]
+    assert "- 3 of the rows on Another: digits class" in standard.facts(results)
     alone = experiment._collected(tmp_path, standard.EVERY, None)["rows"]
     assert [(r["method"], r["seed"]) for r in alone] == [("salun", 1)]

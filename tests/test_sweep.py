@@ -11,7 +11,9 @@ import torch
 from digits_world import World, fit, quiet, right
 from torch import nn
 
+from fastforget.methods import Sweep
 from fastforget.methods.engine.tensorwise import TensorwiseAdam
+from fastforget.methods.sweep import options
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,25 @@ def test_batch_norm_doesn_t_lag_behind_after_few_steps(world):
     assert result.forgot, result.why
     kept = world.part(world.test, [3], False)
     assert right(result.model, kept) >= right(model, kept) - 0.03
+
+
+def test_one_unseen_sample_is_no_reason_to_fail(world):
+    sets = {"forget": world.part(world.train, [3], True), "retain": world.part(world.train, [3], False)}
+    one = tuple(t[:1] for t in world.part(world.test, [3], False))
+    result = quiet(world.net("mlp"), "sweep", classes=[3], nonmember=one, progress=False, **sets)
+    assert result.forgot, result.why
+
+
+def test_a_budget_without_end_takes_no_more_memory_than_its_steps(world, monkeypatch):
+    monkeypatch.setattr(options, "MOST", 40)
+    sets = {"forget": world.part(world.train, [3], True), "retain": world.part(world.train, [3], False)}
+    result = quiet(world.net("mlp"), "sweep", classes=[3], budget="1000000 epochs", progress=False, **sets)
+    assert result.receipt["chosen"]["steps"] == round(0.95 * 40)
+
+
+def test_a_rate_of_zero_is_refused():
+    with pytest.raises(ValueError, match="rate: got 0; accepted is a finite number > 0"):
+        Sweep(rate=0)
 
 
 def test_frozen_norms_keep_their_statistics(world):

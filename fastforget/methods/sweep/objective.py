@@ -18,6 +18,7 @@ from .options import SweepOptions
 from .rate import memorised
 
 HOLD, LABELS = 8.0, 0.3  # weights of the anchor over the push's, and of the cross-entropy on data to keep
+SOME = 8  # unseen samples, of which the original's spread can be told
 SAMPLES_ALIKE = 10.0  # weight of the quantile term for samples
 # of one class's quantile term where the model has memorised nothing: without it the answers are gone, but log-odds far below zero
 # still tell the class (MNIST 5k: AUC .98, retrained .78; with it .87). Of several classes it cost a point there and hid them no better
@@ -54,9 +55,9 @@ class Objective:
         whole, least = (ONE, LEAST_ALIKE) if len(task.classes) == 1 else (SEVERAL, 0.0)
         found = max(whole * min(1.0, self.memory / MEMORY), least) if task.classes else SAMPLES_ALIKE
         self.alike = found if options.alike is None else options.alike
-        others = unseen or kept
+        others = kept if unseen is None or len(unseen.used) < SOME else unseen
         # the original's variance of what the quantile term compares
-        self._spread = self._compared(others.logits, others.labels().to(task.device)).var()
+        self._spread = self._compared(others.logits, others.labels().to(task.device)).var(correction=0)
 
     def _compared(self, logits: Tensor, labels: Tensor) -> Tensor:
         return log_odds(logits, self.classes) if self.task.classes else confidence(logits, labels)
@@ -85,7 +86,8 @@ class Objective:
             push = (push + anchor(logits, forget.teacher)) / 2
         if self.alike:
             like = log_odds(others, self.classes)
-            push = push + self.alike * alike(log_odds(logits, self.classes), like, torch.maximum(like.detach().var(), self._spread))
+            spread = torch.maximum(like.detach().var(correction=0), self._spread)
+            push = push + self.alike * alike(log_odds(logits, self.classes), like, spread)
         return push
 
 

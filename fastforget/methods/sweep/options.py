@@ -20,7 +20,7 @@ FLOOR = 1_200  # and at least: fewer steps forget nothing, however little data t
 BATCHES = {6_000: 32, 3_000: 16, 0: 8}  # the least budget, and its batches of unseen samples: more steps serve better than larger ones
 SETTLE, CHECK = 6, 3  # steps whose samples batch norm's statistics are taken anew from, and whose samples say whether that helped
 TRIALS = 16  # forget batches that finding precision and rate costs, at most
-LEAST = 3  # steps: fewer bring nothing
+LEAST, MOST = 3, 20_000  # steps: fewer bring nothing, nor do more, whose draws would fill the memory
 SHARE = 0.95  # of the steps that the budget has room for: one long sweep serves better than two short ones
 
 
@@ -36,7 +36,7 @@ class SweepOptions:
     alike: float | None = None
 
     def __post_init__(self) -> None:
-        check(self, {"hold": HOLDS}, ("sweeps", *given(self, ("steps", "batch_size"))), given(self, ("rate", "alike")))
+        check(self, {"hold": HOLDS}, ("sweeps", *given(self, ("steps", "batch_size"))), given(self, ("alike",)), (), given(self, ("rate",)))
 
     def receipt(self) -> dict[str, Any]:
         """Every option as given, JSON-able; what was found instead of ``None`` is the receipt's ``chosen``."""
@@ -96,7 +96,7 @@ def plan(options: SweepOptions, task: Task, look: int) -> Plan:
         asked = sum(min(steps * n, len(getattr(task, name))) for name, n in sizes.items() if getattr(task, name) is not None)
         return steps * each + -(-asked // FORWARD)
 
-    most = max(room, 0) // each
+    most = min(max(room, 0) // each, MOST)
     while most and costs(most) > room:
         most -= 1
     steps = min(options.steps, most) if options.steps else round(SHARE * most)

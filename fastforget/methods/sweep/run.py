@@ -77,7 +77,7 @@ class Run:
             assert self.plan.images is not None
             self.forget = Images(task, self.plan.images)
         self.objective = Objective(options, task, self.kept, self.unseen)
-        self.rate = options.rate or self._found()
+        self.rate = self._found() if options.rate is None else options.rate
 
     def _drawn(self) -> Iterator[Step]:
         return map(Step._make, zip(self.kept, self.unseen or itertools.repeat(None), self.forget, strict=False))
@@ -101,15 +101,16 @@ class Run:
                 break
             before = _weights.save(task.model)
             self._sweep(rate, number)
-            self.done.append({"rate": rate, **self._look()})
-            if self.done[-1].get("too_far"):
+            look: Looked = {"rate": rate, **self._look()}
+            self.done.append(look)
+            if look.get("too_far"):
                 self._halfway_back(before)
-            if self._costly(self.done[-1]):
+            costly = self._costly(look)
+            if costly and not self._part_of_the_way(before):
                 _weights.put_back(task.model, before)
-                task.history.append({"phase": "look", **self.done[-1]})
-                break
-            task.history.append({"phase": "look", **self.done[-1]})
-            if self.done[-1]["gone"] is not False or self.done[-1].get("too_far"):
+                look["undone"] = True
+            task.history.append({"phase": "look", **look})
+            if costly or look["gone"] is not False or look.get("too_far"):
                 break
             rate *= AGAIN["classes" if task.classes else "samples"]
         return {
@@ -118,13 +119,12 @@ class Run:
         }
 
     def _costly(self, look: Looked) -> bool:
-        """Whether a sweep for samples cost more of what the model answers right on unseen data than chance explains: it is undone then."""
+        """Whether a sweep for samples cost more of what the model answers right on unseen data than chance explains."""
         if self.first is None:
             return False
         assert self.task.held is not None
         error = math.sqrt(self.first * (1 - self.first) / len(self.task.held))
-        look["undone"] = self.first - look["right"] > LOST + MARGIN * error
-        return look["undone"]
+        return self.first - look["right"] > LOST + MARGIN * error
 
     def _look_costs(self) -> int:
         """Sample passes of a look."""
@@ -134,18 +134,29 @@ class Run:
     def _halfway_back(self, before: dict[str, Tensor]) -> None:
         """Samples that are fitted worse than unseen ones stand out: goes back towards the weights before the last sweep, half of the way
         left each time, until they don't."""
-        task, look = self.task, self.done[-1]
-        after, low, high = _weights.save(task.model), 0.0, 1.0
+        after, low, high = _weights.save(self.task.model), 0.0, 1.0
         for _ in range(HALVINGS):
-            if not task.cost.has_room(self._look_costs()):
-                break
             part = (low + high) / 2
-            _weights.put_back(task.model, {k: v if not v.is_floating_point() else before[k].lerp(v, part) for k, v in after.items()})
-            look.update(self._look())
-            look["part"] = part
-            if look["gone"]:
+            if not self._at(part, before, after):
+                break
+            if self.done[-1]["gone"]:
                 return
-            low, high = (low, part) if look.get("too_far") else (part, high)
+            low, high = (low, part) if self.done[-1].get("too_far") else (part, high)
+
+    def _part_of_the_way(self, before: dict[str, Tensor]) -> bool:
+        """A sweep that cost too much is kept in part, where a half or a quarter of its way costs no more than chance explains."""
+        after = _weights.save(self.task.model)
+        return any(self._at(part, before, after) and not self._costly(self.done[-1]) for part in (0.5, 0.25))
+
+    def _at(self, part: float, before: dict[str, Tensor], after: dict[str, Tensor]) -> bool:
+        """Puts the model on the way between weights, and looks; False, and as it was, where the budget has no room for that."""
+        if not self.task.cost.has_room(self._look_costs()):
+            return False
+        between = {k: v if not v.is_floating_point() else before[k].lerp(v, part) for k, v in after.items()}
+        _weights.put_back(self.task.model, between)
+        self.done[-1].update(self._look())
+        self.done[-1]["part"] = part
+        return True
 
     def _precision(self) -> dict[str, Any]:
         """Chosen first: the teacher's passes run in it too."""
