@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -14,7 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ... import _ranks
 from ..._caller import Caller
+from ..._identity import digest
+from ..._machine import processor
 from ..._outputs import probabilities, reading, warn_of_probabilities
 from ..._progress import Progress
 from ..._progress import progress as progress_bar
@@ -25,9 +29,11 @@ from ...ops import _arguments as arg
 from ...ops.membership import membership_scores
 from ..measure import passes
 from .design import augments, half_to_forget, membership, model_seed
+from .folder import Folder, share
+from .parts import Answers, Made, Scores
 from .pool import Pool
 from .stack import Forward, Recipe, stack_size, train_one, train_stack, why_not_stacked
-from .state import Shadows, part_files, part_name, refuse_difference
+from .state import Shadows
 
 Pair = tuple[Tensor, Tensor]
 AUGMENTS = (
@@ -35,6 +41,10 @@ AUGMENTS = (
     "read once, and an audit won't find its samples in the pool. Give the samples without random transforms; augmentations go into train= "
     "and queries="
 )
+ON_RANKS = {
+    "stops": "so this rank stops too. What was trained is in out: the same call goes on from there, on any number of ranks",
+    "required": "Every rank of the process group must make the call",
+}
 MakeModel = Callable[[int], nn.Module]
 Train = Callable[[nn.Module, Pair, int], None]
 Unlearn = Callable[[nn.Module, Pair, Pair, int], nn.Module]
@@ -149,7 +159,7 @@ def shadows(
     if n_queries > 1 and queries is None:
         raise ValueError(f"queries: got None with n_queries={n_queries}; accepted is (inputs, k) -> the k-th augmentation of inputs")
     seed = int(seed)
-    with Caller() as caller, caller.aside("shadows", seed):
+    with Caller() as caller, caller.aside("shadows", seed), _ranks.everyone("shadows", **ON_RANKS) as ranks:
         pool = Pool(dataset, "dataset", unpack, seed)
         if len(pool) < 2:
             raise ValueError(f"dataset: got {len(pool)} sample; accepted is a pool of at least 2, half of which a model is trained on")
@@ -170,7 +180,8 @@ def shadows(
             _try(first, work)
         work.stack, note = _stack(stack, first, work)
         settings = _settings(work, first, epochs, lr, batch_size, keep_scores)
-        return _run(work, settings, note, out, progress)
+        place = _place(out, settings, ranks)
+        return _run(work, settings, note, place, progress and _is_first(ranks), ranks)
 
 
 def _try(first: nn.Module, work: _Work) -> None:
@@ -248,48 +259,77 @@ def _name(call: Any) -> str | None:
     return None if call is None else getattr(call, "__qualname__", type(call).__name__)
 
 
-def _run(work: _Work, settings: dict[str, Any], note: str, out: str | PathLike[str] | None, progress: bool) -> Shadows:
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    folder = None if out is None else Path(out)
-    if world > 1 and folder is None:
+def _place(out: str | PathLike[str] | None, settings: dict[str, Any], ranks: _ranks.Ranks | None) -> Path | None:
+    """The folder, which all ranks must see, and all with the same settings."""
+    world = int(os.environ.get("WORLD_SIZE", 1)) if ranks is None else len(ranks.ranks)
+    if world > 1 and out is None:
         raise ValueError(f"out: got None under torchrun with {world} processes; accepted is a folder that all of them reach")
-    state, elsewhere = Shadows(settings, work.pool.digests, len(work.population or ())), set[int]()
-    own_part = part_name(rank, world)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in part_files(folder):
-            part = Shadows.read(path)
-            refuse_difference(f"out, {path}", settings, part.settings)
-            if path.name == own_part:
-                state = part
-            elif not path.name.endswith(own_part.partition("-of-")[2]):
-                # models of an earlier run with another number of processes; this run's other processes go on with their own files
-                elsewhere |= set(part.index.tolist())
-    done = elsewhere | set(state.index.tolist())
-    groups = [range(i, min(i + work.stack, work.n)) for i in range(0, work.n, work.stack)][rank::world]
-    bar: Progress[int] = progress_bar(sum(map(len, groups)), "shadow models", progress)
+    if ranks is None or out is None:
+        return None if out is None else Path(out)
+    ranks.options(**settings)
+    place = Path(out)
+    place.mkdir(parents=True, exist_ok=True)
+    mark = place / f"shadows-mark-{secrets.token_hex(6)}"
+    if ranks.first:
+        mark.touch()
+    try:
+        name = ranks.exchange("mark", mark.name)[0]
+        sees = ranks.exchange("folder", (place / name).exists())
+    finally:
+        if ranks.first:
+            mark.unlink()
+    if not all(sees):
+        raise ValueError(
+            f"out: got {place}, which isn't the same folder on rank {sees.index(False)} as on rank 0; accepted is one that all ranks reach"
+        )
+    return place
+
+
+def _is_first(ranks: _ranks.Ranks | None) -> bool:
+    return ranks.first if ranks is not None else os.environ.get("RANK", "0") == "0"
+
+
+def _run(work: _Work, settings: dict[str, Any], note: str, place: Path | None, progress: bool, ranks: _ranks.Ranks | None) -> Shadows:
+    made, digests = Made(settings, (_machine(work.pool.labels.device),)), work.pool.digests
+    groups = [range(i, min(i + work.stack, work.n)) for i in range(0, work.n, work.stack)]
+
+    def blank() -> Shadows:
+        return Shadows(settings, digests, len(work.population or ()))
+
+    folder = None if place is None else Folder(place, blank, groups)
+    bar: Progress[int] = progress_bar(work.n, "shadow models", progress)
     with bar:
-        for group in groups:
-            todo = [i for i in group if i not in done]
-            if todo:
-                _train_and_score(work, todo, state, lambda at: bar.step(0, f"{note} {at}".strip()))
-                if folder is not None:
-                    state.write(folder / own_part)
-            bar.step(len(group), note)
-    return _together(state, folder, elsewhere, world)
+
+        def show(there: int, now: str) -> None:
+            if ranks is not None:
+                ranks.check()
+            bar.step(there - bar.done, f"{note} {now}".strip())
+
+        def train(group: Sequence[int]) -> Iterator[Scores]:
+            for answers in _train_and_score(work, group, lambda at: show(bar.done, at)):
+                yield Scores(answers, digests, made)
+
+        if folder is not None:
+            whole = share(folder, train, show)
+        else:
+            whole = blank()
+            for group in groups:
+                for scores in train(group):
+                    whole.take(scores)
+                show(whole.n_models, "")
+        show(work.n, "")
+    if ranks is not None:
+        ranks.agree("what all models sum up to", digest(whole.tensors()), _ranks.OTHER_BYTES)
+    return whole
 
 
-def _together(state: Shadows, folder: Path | None, elsewhere: set[int], world: int) -> Shadows:
-    if folder is None:
-        return state
-    if world > 1:
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return state
-        torch.distributed.barrier()
-    return Shadows.load(folder) if world > 1 or elsewhere else state
+def _machine(device: torch.device) -> str:
+    """What the last bits of a model's training depend on, beside its seed."""
+    on = processor() if device.type == "cpu" else torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{on}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
-def _train_and_score(work: _Work, indices: list[int], state: Shadows, tick: Callable[[str], None]) -> None:
+def _train_and_score(work: _Work, indices: Sequence[int], tick: Callable[[str], None]) -> Iterator[Answers]:
     models = [work.model(i) for i in indices]
     seeds = [model_seed(work.seed, i) for i in indices]
     chosen = [work.member[i].nonzero()[:, 0] for i in indices]
@@ -304,7 +344,7 @@ def _train_and_score(work: _Work, indices: list[int], state: Shadows, tick: Call
             train_one(model, pool.inputs, pool.labels, own, seed, work.recipe, tick)
         phi, loss = _scores(work, model, pool, i)
         z = None if work.population is None else _scores(work, model, work.population, i)[1]
-        state.add(i, seed, work.member[i], phi, loss, z, _unlearned(work, model, i, seed))
+        yield Answers(i, seed, work.member[i], phi, loss, z, _unlearned(work, model, i, seed))
 
 
 def _unlearned(work: _Work, model: nn.Module, index: int, seed: int) -> tuple[Tensor, Tensor] | None:
