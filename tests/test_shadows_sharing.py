@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -17,10 +19,12 @@ from shadows_ranks import FULL, MODELS, start, told
 from shadows_world import tensors_equal, train
 
 import fastforget as ff
+from fastforget._files import write_once
 from fastforget._identity import digest
 from fastforget.auditing.shadow import claims as claims_module
 from fastforget.auditing.shadow import folder as folder_module
 from fastforget.auditing.shadow import parts
+from fastforget.auditing.shadow import together as together_module
 from fastforget.auditing.shadow import training as shadow_training
 from fastforget.auditing.shadow.claims import Claims
 
@@ -210,7 +214,7 @@ def test_scores_come_back_as_they_were(tmp_path, monkeypatch):
     real = shadow_training._train_and_score
     monkeypatch.setattr(shadow_training, "_train_and_score", lambda *args: (answers.append(one) or one for one in real(*args)))
     held = train(2, **FULL)
-    assert held.machines == (shadow_training._machine(torch.device("cpu")),)
+    assert held.machines == (together_module.machine(torch.device("cpu")),)
     for one in answers:
         path = tmp_path / parts.model_name(one.model)
         parts.write_scores(path, parts.Scores(one, held.digests, parts.Made(held.settings, held.machines)))
@@ -222,6 +226,49 @@ def test_scores_come_back_as_they_were(tmp_path, monkeypatch):
         assert all(map(torch.equal, back.answers.unlearned, one.unlearned))
     # a folder with scores alone, before they are in sums
     assert tensors_equal(ff.audit.Shadows.load(tmp_path), held)
+
+
+def test_what_is_written_first_stays(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    assert write_once(path, "one") and not write_once(path, "two")
+    assert path.read_text() == "one" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(FileNotFoundError, match="could not write .*nowhere"):
+        write_once(tmp_path / "nowhere" / "x", "one")
+
+    def without_links(*_):
+        raise PermissionError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr(os, "link", without_links)
+    assert write_once(path, "three") and path.read_text() == "three" and list(tmp_path.iterdir()) == [path]
+    assert tensors_equal(train(3, out=tmp_path / "out", epochs=1), train(3, epochs=1))
+
+
+def test_what_the_killed_left_half_written_goes_in_the_end(tmp_path):
+    (tmp_path / ".shadows-model-00000.safetensors.0a1b2c").write_bytes(b"half")
+    train(2, out=tmp_path, epochs=1)
+    assert [path.name for path in tmp_path.iterdir()] == [parts.first_name(2)]
+
+
+def test_work_that_is_swept_away_by_who_has_finished_is_not_missed(tmp_path, monkeypatch):
+    """Two are at model 0, and the other one finishes everything while this one writes."""
+    real = folder_module.write_scores
+
+    def late(path, scores):
+        if scores.answers.model == 0:
+            monkeypatch.setattr(folder_module, "write_scores", real)
+            monkeypatch.setattr(claims_module, "_is_dead", lambda _: True)
+            train(2, out=tmp_path, epochs=1)
+            raise FileNotFoundError(errno.ENOENT, "swept away")
+        real(path, scores)
+
+    monkeypatch.setattr(folder_module, "write_scores", late)
+    assert tensors_equal(train(2, out=tmp_path, epochs=1), train(2, epochs=1))
+
+
+def test_stacks_that_leave_processes_idle_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.warns(UserWarning, match="stack: 1 stacks of up to 16 models for 4 processes.*Pass a smaller"):
+        train(16, out=tmp_path, epochs=1, stack="auto")
 
 
 def test_other_machines_are_named():

@@ -84,14 +84,19 @@ class Folder:
             ValueError: that.
         """
         path, said = self.place / SETTINGS, json.dumps(self.settings, sort_keys=True)
-        write_once(path, said)
-        with contextlib.suppress(FileNotFoundError):  # another process has finished meanwhile: its models say the same
+        with contextlib.suppress(FileNotFoundError):  # another process finishes right now: its models say the same
+            write_once(path, said)
             self._check(path, json.loads(path.read_text()))
 
     def put(self, group: Iterable[Scores]) -> None:
         """Writes models' scores as they come, and then adds to the sums whatever comes next in order."""
         for scores in group:
-            write_scores(self.place / model_name(scores.answers.model), scores)
+            index = scores.answers.model
+            try:
+                write_scores(self.place / model_name(index), scores)
+            except FileNotFoundError:  # swept away by a process that has finished all, this model too
+                if index not in self._there(listing(self.place)):
+                    raise
         steadily(self.place, self._add_up)
 
     def _add_up(self, seen: Listing) -> None:
@@ -106,7 +111,7 @@ class Folder:
             self._check(seen.models[index], scores.made.settings)
             self.state.take(scores)
         count = self.state.n_models
-        if count > self._written:
+        if count > max(self._written, seen.latest):
             self.state.write(self.place / first_name(count), once=True)
             self._written = count
         self._remove(seen)
@@ -124,8 +129,7 @@ class Folder:
     def whole(self) -> Shadows:
         """All models, once none is missing."""
         steadily(self.place, self._add_up)
-        tidy(self.place)
-        (self.place / SETTINGS).unlink(missing_ok=True)
+        self._sweep()
         whole, *others = [self.state, *self.others] if self.order else self.others
         for part in others:
             whole.merge(part)
@@ -135,8 +139,13 @@ class Folder:
         """After an error: a folder in which nothing was trained yet is free for something else."""
         with contextlib.suppress(OSError):
             if not any(listing(self.place)) and not others_at_work(self.place):
-                tidy(self.place)
-                (self.place / SETTINGS).unlink(missing_ok=True)
+                self._sweep()
+
+    def _sweep(self) -> None:
+        """Removes all that isn't state: claims, settings, and what the killed have left half written."""
+        tidy(self.place)
+        for path in [self.place / SETTINGS, *self.place.glob(".shadows-*")]:
+            path.unlink(missing_ok=True)
 
 
 def share(folder: Folder, train: Train, show: Show) -> Shadows:

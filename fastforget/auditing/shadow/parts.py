@@ -164,5 +164,5 @@ def read_scores(path: Path) -> Scores:
         scores, population = (tensors["logit_confidence"], tensors["loss"]), tensors.get("population_loss")
         answers = Answers(int(tensors["index"]), int(tensors["seed"]), member, *scores, population, unlearned)
         return Scores(answers, digests, Made.of(metadata))
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: it isn't a whole file of ff.audit.shadows ({error})") from error

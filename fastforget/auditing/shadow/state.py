@@ -168,7 +168,7 @@ class Shadows(ShadowAttacks):
             self.sums.load_state_dict(tensors)
             self.population.log_sum = tensors["log_p_population"][None].clone()
             self._tuner = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith("tuner.")}
-        except (KeyError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: it isn't a whole file of ff.audit.shadows ({error})") from error
         return self
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,19 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ... import _ranks
 from ..._caller import Caller
 from ..._identity import digest
-from ..._machine import processor
 from ..._outputs import probabilities, reading, warn_of_probabilities
 from ..._progress import Progress
 from ..._progress import progress as progress_bar
 from ..._random import own_randomness
+from ..._ranks import OTHER_BYTES, Ranks
 from ..._trial import first_step, trains_on_one
 from ..._weights import device_of, eval_mode
 from ...ops import _arguments as arg
 from ...ops.membership import membership_scores
 from ..measure import passes
+from . import together
 from .design import augments, half_to_forget, membership, model_seed
 from .folder import Folder, share
 from .parts import Answers, Made, Scores
@@ -41,10 +39,6 @@ AUGMENTS = (
     "read once, and an audit won't find its samples in the pool. Give the samples without random transforms; augmentations go into train= "
     "and queries="
 )
-ON_RANKS = {
-    "stops": "so this rank stops too. What was trained is in out: the same call goes on from there, on any number of ranks",
-    "required": "Every rank of the process group must make the call",
-}
 MakeModel = Callable[[int], nn.Module]
 Train = Callable[[nn.Module, Pair, int], None]
 Unlearn = Callable[[nn.Module, Pair, Pair, int], nn.Module]
@@ -115,8 +109,9 @@ def shadows(
         queries: (inputs, k) -> inputs, the k-th of ``n_queries`` augmentations under which every sample is scored.
         n_queries: A, queries a sample.
         population: samples that no model is trained on, for RMIA.
-        out: folder for the state, written after every model (or stack) whole or not at all. A run that was cut off goes on from there and
-            ends with the same bytes; a folder of another configuration is refused.
+        out: folder for the state, written after every model whole or not at all. A run that was cut off goes on from there and ends with
+            the same bytes; a folder of another configuration is refused. Processes that make the same call with the same folder at any
+            time, on any machines, share the models out between them: see Returns.
         seed: same seed, same bytes, on the same machine with as many threads.
         stack: how many models to train at once with torch.func: "auto" by measurement and the network's size (1 where it does not pay or
             can't be done), a number, or False for one after another.
@@ -126,12 +121,16 @@ def shadows(
         forward: (model, inputs) -> logits [batch, classes].
 
     Returns:
-        :class:`Shadows`. Under torchrun (RANK and WORLD_SIZE in the environment) each process trains its share and writes it to ``out``;
-        with a process group the merged state is returned, without one this process's own: read all by ``Shadows.load(out)``.
+        :class:`Shadows` of all ``n`` models, in every process that makes the call, with the same bytes whoever trained what. Each process
+        claims a model (or stack) in ``out`` that no other is at, and waits in the end for those of others. The work of a process that
+        stopped, raised or was killed is taken over at once on its own machine and after 60 s without a sign of life on others; that of
+        one which takes ten times as long as others is done again beside it. Under torchrun it is the same; with a process group (of which
+        every rank must make the call), a rank that raises or dies ends the others too, and keeps what was trained.
 
     Raises:
         TypeError, ValueError: a bad argument, a folder of another configuration, a network that can't be stacked as asked, a model whose
             logits are NaN.
+        RankError (a RuntimeError): another rank of the process group stopped, died, or was given something else; it says which and why.
 
     >>> import torch, fastforget as ff
     >>> g = torch.Generator().manual_seed(0)
@@ -149,39 +148,41 @@ def shadows(
     >>> held.score("lira", index=index, logit_confidence=s.logit_confidence[:5]).shape
     torch.Size([5])
     """
-    arg.integer("n", n, 2, 2**20)
-    arg.integer("seed", seed, 0, 2**63)
-    arg.integer("epochs", epochs, 1, 2**31)
-    arg.integer("batch_size", batch_size, 2, 2**31)
-    arg.integer("n_queries", n_queries, 1, 2**20)
-    if not (isinstance(lr, (int, float)) and lr > 0):
-        raise ValueError(f"lr: got {lr!r}; accepted is a number > 0")
-    if n_queries > 1 and queries is None:
-        raise ValueError(f"queries: got None with n_queries={n_queries}; accepted is (inputs, k) -> the k-th augmentation of inputs")
-    seed = int(seed)
-    with Caller() as caller, caller.aside("shadows", seed), _ranks.everyone("shadows", **ON_RANKS) as ranks:
-        pool = Pool(dataset, "dataset", unpack, seed)
-        if len(pool) < 2:
-            raise ValueError(f"dataset: got {len(pool)} sample; accepted is a pool of at least 2, half of which a model is trained on")
-        others = None if population is None else Pool(population, "population", unpack, seed)
-        work = _Work(caller.own(make_model), pool, others, n, seed)
-        work.train, work.unlearn, work.queries, work.n_queries = caller.own(train), caller.own(unlearn), caller.own(queries), n_queries
-        work.forward = caller.own(forward)
-        work.recipe = Recipe.for_pool(len(pool), epochs, lr, batch_size, work.forward)
-        if augments(pool.source):
-            warnings.warn(AUGMENTS, UserWarning, stacklevel=2)
-        if unlearn_pool is not None:
-            work.candidates = _chosen(unlearn_pool, len(pool))
-        first = work.model(0)
-        device = device_of(first)
-        for part in (pool, *([others] if others is not None else [])):
-            part.to(device)
-        if train is None:
-            _try(first, work)
-        work.stack, note = _stack(stack, first, work)
-        settings = _settings(work, first, epochs, lr, batch_size, keep_scores)
-        place = _place(out, settings, ranks)
-        return _run(work, settings, note, place, progress and _is_first(ranks), ranks)
+    with together.ranks(out) as ranks:
+        arg.integer("n", n, 2, 2**20)
+        arg.integer("seed", seed, 0, 2**63)
+        arg.integer("epochs", epochs, 1, 2**31)
+        arg.integer("batch_size", batch_size, 2, 2**31)
+        arg.integer("n_queries", n_queries, 1, 2**20)
+        if not (isinstance(lr, (int, float)) and lr > 0):
+            raise ValueError(f"lr: got {lr!r}; accepted is a number > 0")
+        if n_queries > 1 and queries is None:
+            raise ValueError(f"queries: got None with n_queries={n_queries}; accepted is (inputs, k) -> the k-th augmentation of inputs")
+        seed = int(seed)
+        with Caller() as caller, caller.aside("shadows", seed):
+            pool = Pool(dataset, "dataset", unpack, seed)
+            if len(pool) < 2:
+                raise ValueError(f"dataset: got {len(pool)} sample; accepted is a pool of at least 2, half of which a model is trained on")
+            others = None if population is None else Pool(population, "population", unpack, seed)
+            work = _Work(caller.own(make_model), pool, others, n, seed)
+            work.train, work.unlearn, work.queries, work.n_queries = caller.own(train), caller.own(unlearn), caller.own(queries), n_queries
+            work.forward = caller.own(forward)
+            work.recipe = Recipe.for_pool(len(pool), epochs, lr, batch_size, work.forward)
+            if augments(pool.source):
+                warnings.warn(AUGMENTS, UserWarning, stacklevel=2)
+            if unlearn_pool is not None:
+                work.candidates = _chosen(unlearn_pool, len(pool))
+            first = work.model(0)
+            device = device_of(first)
+            for part in (pool, *([others] if others is not None else [])):
+                part.to(device)
+            if train is None:
+                _try(first, work)
+            work.stack, note = _stack(stack, first, work)
+            together.warn_of_idle(-(-n // work.stack), work.stack, ranks)
+            settings = _settings(work, first, epochs, lr, batch_size, keep_scores)
+            place = together.folder(out, ranks, settings)
+            return _run(work, settings, note, place, progress and together.shows(ranks), ranks)
 
 
 def _try(first: nn.Module, work: _Work) -> None:
@@ -259,38 +260,8 @@ def _name(call: Any) -> str | None:
     return None if call is None else getattr(call, "__qualname__", type(call).__name__)
 
 
-def _place(out: str | PathLike[str] | None, settings: dict[str, Any], ranks: _ranks.Ranks | None) -> Path | None:
-    """The folder, which all ranks must see, and all with the same settings."""
-    world = int(os.environ.get("WORLD_SIZE", 1)) if ranks is None else len(ranks.ranks)
-    if world > 1 and out is None:
-        raise ValueError(f"out: got None under torchrun with {world} processes; accepted is a folder that all of them reach")
-    if ranks is None or out is None:
-        return None if out is None else Path(out)
-    ranks.options(**settings)
-    place = Path(out)
-    place.mkdir(parents=True, exist_ok=True)
-    mark = place / f"shadows-mark-{secrets.token_hex(6)}"
-    if ranks.first:
-        mark.touch()
-    try:
-        name = ranks.exchange("mark", mark.name)[0]
-        sees = ranks.exchange("folder", (place / name).exists())
-    finally:
-        if ranks.first:
-            mark.unlink()
-    if not all(sees):
-        raise ValueError(
-            f"out: got {place}, which isn't the same folder on rank {sees.index(False)} as on rank 0; accepted is one that all ranks reach"
-        )
-    return place
-
-
-def _is_first(ranks: _ranks.Ranks | None) -> bool:
-    return ranks.first if ranks is not None else os.environ.get("RANK", "0") == "0"
-
-
-def _run(work: _Work, settings: dict[str, Any], note: str, place: Path | None, progress: bool, ranks: _ranks.Ranks | None) -> Shadows:
-    made, digests = Made(settings, (_machine(work.pool.labels.device),)), work.pool.digests
+def _run(work: _Work, settings: dict[str, Any], note: str, place: Path | None, progress: bool, ranks: Ranks | None) -> Shadows:
+    made, digests = Made(settings, (together.machine(work.pool.labels.device),)), work.pool.digests
     groups = [range(i, min(i + work.stack, work.n)) for i in range(0, work.n, work.stack)]
 
     def blank() -> Shadows:
@@ -303,7 +274,7 @@ def _run(work: _Work, settings: dict[str, Any], note: str, place: Path | None, p
         def show(there: int, now: str) -> None:
             if ranks is not None:
                 ranks.check()
-            bar.step(there - bar.done, f"{note} {now}".strip())
+            bar.step(there - bar.done, f"{note} {now}".strip() or " ")
 
         def train(group: Sequence[int]) -> Iterator[Scores]:
             for answers in _train_and_score(work, group, lambda at: show(bar.done, at)):
@@ -319,14 +290,8 @@ def _run(work: _Work, settings: dict[str, Any], note: str, place: Path | None, p
                 show(whole.n_models, "")
         show(work.n, "")
     if ranks is not None:
-        ranks.agree("what all models sum up to", digest(whole.tensors()), _ranks.OTHER_BYTES)
+        ranks.agree("what all models sum up to", digest(whole.tensors()), OTHER_BYTES)
     return whole
-
-
-def _machine(device: torch.device) -> str:
-    """What the last bits of a model's training depend on, beside its seed."""
-    on = processor() if device.type == "cpu" else torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return f"{on}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def _train_and_score(work: _Work, indices: Sequence[int], tick: Callable[[str], None]) -> Iterator[Answers]:
