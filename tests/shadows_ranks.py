@@ -11,14 +11,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import shadows_world
 import torch
 from shadows_world import POOL, POPULATION, forget_half_way, make_model, train
 from torch import nn
 
 import fastforget as ff
+from fastforget._files import write_json
 from fastforget._identity import digest
 from fastforget.auditing.shadow import claims
 from fastforget.auditing.shadow import training as shadow_training
@@ -50,8 +53,7 @@ def told(folder: Path) -> list[dict[str, Any]]:
 
 
 def tell(folder: Path, **facts: Any) -> None:
-    number = os.environ.get("RANK", os.environ.get("NUMBER"))
-    (folder / f"{number}.json").write_text(json.dumps({"trained": trained, **facts}))
+    write_json(folder / f"{number()}.json", {"trained": trained, **facts})
 
 
 def counted(work, indices, tick):
@@ -59,16 +61,39 @@ def counted(work, indices, tick):
     return _real(work, indices, tick)
 
 
-def at_once(folder: Path) -> None:
-    """Waits until all processes are here."""
-    (folder / f"here-{os.getpid()}").touch()
-    until = time.monotonic() + 60
-    while len(list(folder.glob("here-*"))) < int(os.environ["PROCESSES"]) and time.monotonic() < until:
+def number() -> str:
+    return os.environ.get("RANK", os.environ.get("NUMBER", ""))
+
+
+def until(there: Callable[[], bool]) -> None:
+    """Waits, for a minute at most."""
+    end = time.monotonic() + 60
+    while not there() and time.monotonic() < end:
         time.sleep(0.002)
 
 
+def after_its_end(folder: Path, which: str) -> None:
+    """The other processes stay at their first model until this one has told what it did: it gets its share on a busy machine too."""
+    if number() != which:
+
+        def patient(work, indices, tick):
+            until((folder / f"{which}.json").exists)
+            return counted(work, indices, tick)
+
+        _at_work[0] = patient
+
+
+def at_once(folder: Path) -> None:
+    """Waits until all processes are here."""
+    (folder / f"here-{os.getpid()}").touch()
+    until(lambda: len(list(folder.glob("here-*"))) == int(os.environ["PROCESSES"]))
+
+
+_at_work = [counted]  # how this process trains
+
+
 def work(folder: Path, **options: Any) -> ff.audit.Shadows:
-    shadow_training._train_and_score = counted
+    shadow_training._train_and_score = _at_work[0]
     began, said, held = time.monotonic(), "", None
     try:
         held = train(MODELS, out=folder / "out", **{**FULL, **options})
@@ -91,7 +116,8 @@ def stacked(folder: Path) -> None:
 
 def dies(folder: Path) -> None:
     """Process 0 is killed at its third model."""
-    if os.environ["NUMBER"] == "0":
+    after_its_end(folder, "0")
+    if number() == "0":
 
         def mortal(work, indices, tick):
             trained.extend(indices)
@@ -100,26 +126,25 @@ def dies(folder: Path) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return _real(work, indices, tick)
 
-        globals()["counted"] = mortal
+        _at_work[0] = mortal
     at_once(folder)
     work(folder)
 
 
 def stumbles(folder: Path) -> None:
-    """Process 0 can't make its third model."""
-    work_on_others(folder, "0")
+    work_but_for(folder, "0")
 
 
-def work_on_others(folder: Path, number: str) -> None:
+def work_but_for(folder: Path, which: str) -> None:
+    """One process can't make a model: the second that it trains, after the one that is made to be looked at."""
+    after_its_end(folder, which)
     made = []
 
     def stumble(seed: int) -> nn.Module:
         made.append(seed)
-        if os.environ.get("RANK", os.environ.get("NUMBER")) == number and len(made) == 3:
+        if number() == which and len(made) == 3:
             raise ZeroDivisionError("out of luck")
         return make_model(seed)
-
-    import shadows_world
 
     shadows_world.make_model = stumble
     work(folder)
@@ -150,7 +175,7 @@ def on_ranks(rank: int, world: int, folder: Path) -> None:
 
 
 def rank_stumbles(rank: int, world: int, folder: Path) -> None:
-    work_on_others(folder, "1")
+    work_but_for(folder, "1")
 
 
 def rank_differs(rank: int, world: int, folder: Path) -> None:
@@ -180,7 +205,7 @@ def rank_dies(rank: int, world: int, folder: Path) -> None:
         time.sleep(1.0)
         return _real(work, indices, tick)
 
-    globals()["counted"] = mortal
+    _at_work[0] = mortal
     work(folder)
     os._exit(0)  # the group is broken: no barrier can follow
 

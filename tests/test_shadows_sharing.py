@@ -19,6 +19,7 @@ from shadows_ranks import FULL, MODELS, start, told
 from shadows_world import tensors_equal, train
 
 import fastforget as ff
+from fastforget import _safetensors as safetensors_io
 from fastforget._files import write_once
 from fastforget._identity import digest
 from fastforget.auditing.shadow import claims as claims_module
@@ -81,7 +82,7 @@ def test_a_killed_process_is_followed_at_once_on_its_machine(tmp_path, alone):
     first, second = told(tmp_path)
     # its two finished models are kept; the third is trained by the other
     assert sorted([*first["trained"][:2], *second["trained"]]) == EVERY
-    assert second["sums"] == alone[0] and second["seconds"] < 30
+    assert second["sums"] == alone[0] and second["seconds"] < claims_module.SILENCE
     assert only_file(tmp_path / "out") == alone[1]
 
 
@@ -91,7 +92,7 @@ def test_a_process_killed_elsewhere_is_followed_after_its_silence(tmp_path, alon
     assert [status for status, _ in ended] == [-9, 0], ended
     first, second = told(tmp_path)
     assert sorted([*first["trained"][:2], *second["trained"]]) == EVERY
-    assert second["sums"] == alone[0] and 2 < second["seconds"] < 30
+    assert second["sums"] == alone[0] and second["seconds"] > 2
     assert only_file(tmp_path / "out") == alone[1]
 
 
@@ -226,6 +227,27 @@ def test_scores_come_back_as_they_were(tmp_path, monkeypatch):
         assert all(map(torch.equal, back.answers.unlearned, one.unlearned))
     # a folder with scores alone, before they are in sums
     assert tensors_equal(ff.audit.Shadows.load(tmp_path), held)
+
+
+@pytest.mark.parametrize("spoil", ["cut", "missing", "foreign"])
+def test_spoiled_scores_are_refused(spoil, tmp_path):
+    path = tmp_path / parts.model_name(0)
+    if spoil == "foreign":
+        train(2, epochs=1).write(path)
+    else:
+        held = train(2, epochs=1)
+        made, member = parts.Made(held.settings, held.machines), held.member[0]
+        parts.write_scores(path, parts.Scores(parts.Answers(0, 1, member, *torch.rand(2, 40, 1), None, None), held.digests, made))
+        tensors, metadata = safetensors_io.load(path)
+        if spoil == "cut":
+            path.write_bytes(path.read_bytes()[:-1])
+        else:
+            del tensors["loss"]
+            safetensors_io.save(path, tensors, metadata)
+    message = {"cut": "is cut off", "missing": "isn't a whole file", "foreign": "its format is 'fastforget shadows 1'"}
+    for read in (lambda: train(2, out=tmp_path, epochs=1), lambda: ff.audit.Shadows.load(tmp_path)):
+        with pytest.raises(ValueError, match=message[spoil]):
+            read()
 
 
 def test_what_is_written_first_stays(tmp_path, monkeypatch):
