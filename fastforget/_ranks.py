@@ -1,8 +1,9 @@
-"""Calls that several ranks make together: the same work on each, compared at the start and at the end, and no waiting for the dead.
+"""Calls that several ranks make together: compared at the start and at the end, and no waiting for the dead.
 
-Every rank of a DDP or FSDP2 model works on a whole copy with the same data and seed, so the ranks needn't talk while they work. What they
-tell each other (what they were given, what came out, why one of them stopped) goes through the process group's store, by polling: a
-collective would wait for a rank that has left until the group's timeout, half an hour by default.
+Every rank of a DDP or FSDP2 model works on a whole copy with the same data and seed, and those that share shadow models out do it through a
+folder, so the ranks needn't talk while they work. What they tell each other (what they were given, what came out, why one of them stopped)
+goes through the process group's store, by polling: a collective would wait for a rank that has left until the group's timeout, half an hour
+by default.
 """
 
 from __future__ import annotations

@@ -114,6 +114,20 @@ def stacked(folder: Path) -> None:
     work(folder, stack=2)
 
 
+def mixed(folder: Path) -> None:
+    """As on machines of two kinds: other numbers of threads, and each process trains a model at least."""
+    torch.set_num_threads(1 + int(number()))
+
+    def slow(work, indices, tick):
+        (folder / f"began-{number()}").touch()
+        until(lambda: len(list(folder.glob("began-*"))) == 2)
+        return counted(work, indices, tick)
+
+    _at_work[0] = slow
+    machines = work(folder).machines
+    write_json(folder / f"machines-{number()}.txt", machines)
+
+
 def dies(folder: Path) -> None:
     """Process 0 is killed at its third model."""
     after_its_end(folder, "0")

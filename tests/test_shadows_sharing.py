@@ -76,6 +76,15 @@ def test_groups_stay_together(tmp_path):
 
 
 @pytest.mark.slow
+def test_unlike_machines_are_named_and_each_gets_the_same(tmp_path):
+    together(2, "mixed", tmp_path)
+    assert len({one["sums"] for one in told(tmp_path)} - {None}) == 1
+    one, two = (json.loads(path.read_text()) for path in tmp_path.glob("machines-*"))
+    assert one == two == list(ff.audit.Shadows.load(tmp_path / "out").machines)
+    assert [" 1 threads," in one[0], " 2 threads," in one[1], len(one)] == [True, True, 2]
+
+
+@pytest.mark.slow
 def test_a_killed_process_is_followed_at_once_on_its_machine(tmp_path, alone):
     ended = together(2, "dies", tmp_path)
     assert [status for status, _ in ended] == [-9, 0], ended

@@ -104,7 +104,7 @@ class Claims:
         if name not in self._owners:
             with contextlib.suppress(OSError, ValueError):
                 said = json.loads((self.folder / name).read_text())
-                if isinstance(said, dict):
+                if isinstance(said, dict) and isinstance(said.get("owner"), str):
                     self._owners[name] = said
         return self._owners.get(name, {})
 

@@ -123,9 +123,9 @@ def shadows(
     Returns:
         :class:`Shadows` of all ``n`` models, in every process that makes the call, with the same bytes whoever trained what. Each process
         claims a model (or stack) in ``out`` that no other is at, and waits in the end for those of others. The work of a process that
-        stopped, raised or was killed is taken over at once on its own machine and after 60 s without a sign of life on others; that of
-        one which takes ten times as long as others is done again beside it. Under torchrun it is the same; with a process group (of which
-        every rank must make the call), a rank that raises or dies ends the others too, and keeps what was trained.
+        stopped, raised or was killed is taken over: at once where it has left or was on the same machine, elsewhere after 60 s without a
+        sign of life. That of one which takes ten times as long as others is done again beside it. Under torchrun it is the same; with a
+        process group (of which every rank must make the call), a rank that raises or dies ends the others too. What was trained is kept.
 
     Raises:
         TypeError, ValueError: a bad argument, a folder of another configuration, a network that can't be stacked as asked, a model whose
