@@ -162,7 +162,7 @@ class Run:
         # the state of a folder is told from others by this name
         forgetting.__qualname__ = f"{method}, defaults"
         folder = None if self.state is None else self.state / method.replace(" ", "-")
-        before = ff.audit.Shadows.load(folder).n_models if folder is not None and any(folder.glob("shadows-*")) else 0
+        before = ff.audit.Shadows.load(folder).n_models if folder is not None and any(folder.glob("shadows-*.safetensors")) else 0
         training = {"epochs": self.epochs, "lr": LR, "batch_size": BATCH, "seed": self.seed, "out": folder}
         unlearning = {"unlearn": forgetting, "unlearn_pool": r.candidates, "population": r.population}
         held = self.measured(what, lambda: ff.audit.shadows(self.net, r.pool, self.n, **training, **unlearning))

@@ -2,6 +2,7 @@
 
     python -m fastforget._bench.shadows models --net mlp --out FILE.json     64 models of MNIST 5k, each way in a process of its own
     python -m fastforget._bench.shadows stack --out FILE.json                a step of one model against a step of a stack, by network
+    python -m fastforget._bench.shadows shared --out FILE.json               16 models by 1, 2 and 4 processes that share a folder, or ranks
     python -m fastforget._bench.shadows scores --out FILE.json               256 models x 50k samples x 18 queries from files: memory
 
 Seconds are CPU seconds of the process (which other load on the machine moves little) and wall seconds; memory is the process's peak above
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import socket
 import sys
 import tempfile
 import time
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 
 import fastforget as ff
 from fastforget._files import write_whole
+from fastforget._identity import digest
 from fastforget._random import own_randomness
 from fastforget.auditing.shadow.design import membership, model_seed
 from fastforget.auditing.shadow.stack import Recipe, train_one, train_stack
@@ -197,6 +200,57 @@ def scores(args: argparse.Namespace) -> dict[str, Any]:
     return {"rows": rows}
 
 
+def shared(args: argparse.Namespace) -> dict[str, Any]:
+    """Models of one folder by several processes: wall seconds of the slowest, CPU seconds of all, who trained how many."""
+    context = multiprocessing.get_context("spawn")
+    rows = []
+    for how in ("folder", "ranks"):
+        for count in (1, 2, 4):
+            with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1] if how == "ranks" else None
+                probe.close()
+                barrier, answers = context.Barrier(count), context.Queue()
+                given = [(rank, count, port, folder, args.n, args.threads, barrier, answers) for rank in range(count)]
+                processes = [context.Process(target=_sharer, args=one) for one in given]
+                for process in processes:
+                    process.start()
+                made = [answers.get(timeout=600) for _ in processes]
+                for process in processes:
+                    process.join()
+            row = {"how": how, "processes": count, "models": args.n, "threads": args.threads}
+            row |= {"wall_seconds": max(one["wall_seconds"] for one in made), "cpu_seconds": sum(one["cpu_seconds"] for one in made)}
+            rows.append({**row, "trained": sorted(one["trained"] for one in made), "sha256": sorted({one["sha256"] for one in made})})
+            print(json.dumps(rows[-1]), file=sys.stderr)
+    return {"rows": rows, "equal_bytes": len({one for row in rows for one in row["sha256"]}) == 1}
+
+
+def _sharer(rank: int, count: int, port: int | None, folder: str, n: int, threads: int, barrier: Any, answers: Any) -> None:
+    torch.set_num_threads(threads)
+    if port is not None:
+        torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=count)
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(2000) % 10
+    x = torch.randn(10, 1, 28, 28, generator=g)[y] + 2 * torch.randn(2000, 1, 28, 28, generator=g)
+    seeds: list[int] = []
+
+    def train(model: nn.Module, own: tuple[Tensor, Tensor], seed: int) -> None:
+        seeds.append(seed)
+        train_one(model, *own, torch.arange(len(own[1])), seed, Recipe.for_pool(len(y), EPOCHS, LR, BATCH, None), lambda _: None)
+
+    def call(place: str, models: int, data: tuple[Tensor, Tensor]) -> ff.audit.Shadows:
+        return ff.audit.shadows(lambda seed: net("mlp", seed), data, models, train=train, out=place)
+
+    call(f"{folder}/warm", 2 * count, (x[:64], y[:64]))
+    seeds.clear()
+    barrier.wait()
+    held, spent = _measured(lambda: call(f"{folder}/out", n, (x, y)))
+    answers.put({**spent, "trained": len(seeds), "sha256": digest(held.tensors())})
+    if port is not None:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def _score_files(place: Path, models: int, samples: int, queries: int) -> None:
     """Logit-scaled confidences, float32: members lie one standard deviation higher."""
     rng = np.random.default_rng(0)
@@ -233,16 +287,16 @@ def main() -> int:
     p = argparse.ArgumentParser(
         prog="python -m fastforget._bench.shadows", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("what", choices=("models", "stack", "scores"))
+    p.add_argument("what", choices=("models", "stack", "shared", "scores"))
     p.add_argument("--net", choices=tuple(NETS), default="mlp")
-    p.add_argument("--n", type=int, help="models (default: 64; scores: 256)")
+    p.add_argument("--n", type=int, help="models (default: 64; shared: 16; scores: 256)")
     p.add_argument("--ways", nargs="+", choices=tuple(WAYS))
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--root", help="where scores puts its files, 1 GB (default: the system's folder for such)")
     p.add_argument("--out", type=Path, required=True)
     args = p.parse_args()
-    args.n = args.n or (256 if args.what == "scores" else 64)
-    result = {"models": models, "stack": stack, "scores": scores}[args.what](args)
+    args.n = args.n or {"scores": 256, "shared": 16}.get(args.what, 64)
+    result = {"models": models, "stack": stack, "shared": shared, "scores": scores}[args.what](args)
     write_whole(args.out, json.dumps({"what": args.what, **result, "machine": machine.facts()}, indent=1) + "\n")
     return 0
 

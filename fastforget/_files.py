@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
 import secrets
 import stat
+from collections.abc import Iterator
 from os import PathLike
 from typing import Any
 
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # what file systems without hard links say
 LONGEST_NUMBER = 400  # digits: no number that is written here has more, and long ones take quadratic time
 
 
@@ -107,27 +110,71 @@ def write_whole(path: str | PathLike[str], content: str | bytes) -> None:
         OSError: the folder does not exist or can't be written, or the disk is full; the message names the
             path.
     """
-    # half of a surrogate pair (from the name of a file, say) has no bytes in UTF-8: its escape is also what JSON has for it
-    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
-    # A link keeps pointing: its target is replaced, not the link.
-    target = os.path.realpath(path)
-    temporary = os.path.join(os.path.dirname(target), f".{os.path.basename(target)}.{secrets.token_hex(6)}")
-    try:
+    data, target = _encoded(content), _followed(path)
+    with _named(path):
         mode = _mode(target)
         if mode is not None and not stat.S_ISREG(mode):
             if stat.S_ISDIR(mode):
                 raise IsADirectoryError(21, "it is a folder")
             _write(os.open(target, os.O_WRONLY), data)
             return
-        try:
-            _write(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), data, sync=True)
+        with _temporary(target, data) as temporary:
             if mode is not None:
                 os.chmod(temporary, stat.S_IMODE(mode))
             os.replace(temporary, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+
+
+def write_once(path: str | PathLike[str], content: str | bytes) -> bool:
+    """As :func:`write_whole`, but a file that is there already stays: of several writers the first one's content counts for all.
+
+    Where a file system has no hard links, the last one's does.
+
+    Returns:
+        Whether it was this one's.
+
+    Raises:
+        OSError: as :func:`write_whole`.
+    """
+    target = _followed(path)
+    with _named(path), _temporary(target, _encoded(content)) as temporary:
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            os.replace(temporary, target)
+    return True
+
+
+def _encoded(content: str | bytes) -> bytes:
+    # half of a surrogate pair (from the name of a file, say) has no bytes in UTF-8: its escape is also what JSON has for it
+    return content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+
+
+def _followed(path: str | PathLike[str]) -> str:
+    """A link keeps pointing: its target is replaced, not the link."""
+    return os.path.realpath(path)
+
+
+@contextlib.contextmanager
+def _temporary(target: str, data: bytes) -> Iterator[str]:
+    """A file beside the target that holds the data on disk, and is gone afterwards."""
+    temporary = os.path.join(os.path.dirname(target), f".{os.path.basename(target)}.{secrets.token_hex(6)}")
+    try:
+        _write(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), data, sync=True)
+        yield temporary
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def _named(path: str | PathLike[str]) -> Iterator[None]:
+    """Errors of the system say which file could not be written."""
+    try:
+        yield
     except OSError as error:
         reason = error.strerror or str(error)
         raise type(error)(

@@ -1,8 +1,9 @@
-"""Calls that several ranks make together: the same work on each, compared at the start and at the end, and no waiting for the dead.
+"""Calls that several ranks make together: compared at the start and at the end, and no waiting for the dead.
 
-Every rank of a DDP or FSDP2 model works on a whole copy with the same data and seed, so the ranks needn't talk while they work. What they
-tell each other (what they were given, what came out, why one of them stopped) goes through the process group's store, by polling: a
-collective would wait for a rank that has left until the group's timeout, half an hour by default.
+Every rank of a DDP or FSDP2 model works on a whole copy with the same data and seed, and those that share shadow models out do it through a
+folder, so the ranks needn't talk while they work. What they tell each other (what they were given, what came out, why one of them stopped)
+goes through the process group's store, by polling: a collective would wait for a rank that has left until the group's timeout, half an hour
+by default.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ POLL = 0.02
 OTHER_BYTES = "The same work gave other bytes: do processors, numbers of threads or versions differ?"
 COMPARED = 256  # samples of a set that is read one by one, whose bytes are compared
 
+MODEL_AS_IT_WAS = "so this rank stops too, and its model is as it was"
+ALL_THAT_HOLD_IT = "Every rank that holds the model must make the call. To work on one rank alone, pass a plain model (DDP: model.module)"
+
 _calls: dict[tuple[int, ...], int] = {}  # how many calls these ranks have made together
 
 
@@ -41,17 +45,25 @@ class RankError(RuntimeError):
 
 
 class Ranks:
-    """The ranks that make one call together. A context: what stops this rank inside of it is told to the others."""
+    """The ranks that make one call together. A context: what stops this rank inside of it is told to the others.
 
-    def __init__(self, call: str, ranks: list[int]) -> None:
+    Args:
+        call, ranks: its name, and theirs in the default process group.
+        stops: what another rank's end means for this one.
+        required: who must make the call.
+    """
+
+    def __init__(self, call: str, ranks: list[int], *, stops: str = MODEL_AS_IT_WAS, required: str = ALL_THAT_HOLD_IT) -> None:
         import torch.distributed as dist
 
-        self.call, self.ranks, self.rank = call, ranks, dist.get_rank()
+        self.call, self.ranks, self.rank, self.stops, self.required = call, ranks, dist.get_rank(), stops, required
         self.store: Any = dist.distributed_c10d._get_default_store()
         self.timeout = _timeout()
         number = _calls[tuple(ranks)] = _calls.get(tuple(ranks), -1) + 1
         group = hashlib.sha256(repr(ranks).encode()).hexdigest()[:12]
         self.prefix = f"fastforget/{group}/{number}"
+        self._seen: dict[int, tuple[bytes | None, float]] = {}  # each one's last sign of life, and when it was seen first
+        self._checked = time.monotonic()
         self._ended = threading.Event()
         self._beats = threading.Thread(target=self._beat, name="fastforget-ranks", daemon=True)
 
@@ -112,29 +124,51 @@ class Ranks:
         except torch.distributed.DistError as error:
             raise RankError(f"{self.call}: the process that keeps the ranks' store is gone ({error})") from error
 
+    def check(self) -> None:
+        """Looks, at most once a second, whether the others are at work; between exchanges, where nothing else would show it.
+
+        Raises:
+            RankError: one of them stopped, or gave no sign of life for 30 s.
+        """
+        if time.monotonic() - self._checked < BEAT:
+            return
+        self._checked = time.monotonic()
+        try:
+            self._look_for_failures()
+            for rank in self.ranks:
+                self._look_for_life(rank)
+        except torch.distributed.DistError as error:
+            raise RankError(f"{self.call}: the process that keeps the ranks' store is gone ({error})") from error
+
+    def _look_for_failures(self) -> None:
+        for other in self.ranks:
+            if self.store.check([self._key("failed", other)]):
+                reason = self.store.get(self._key("failed", other)).decode()
+                raise RankError(f"{self.call}: rank {other} stopped ({reason}); {self.stops}")
+
+    def _look_for_life(self, rank: int) -> bool:
+        """Whether a rank has come to the call at all."""
+        now = time.monotonic()
+        latest = self.store.get(self._key("beat", rank)) if self.store.check([self._key("beat", rank)]) else None
+        beat, since = self._seen.get(rank, (None, now))
+        if latest != beat:
+            beat, since = latest, now
+        self._seen[rank] = (beat, since)
+        if beat is not None and now - since > SILENCE:
+            raise RankError(
+                f"{self.call}: rank {rank} has given no sign of life for {SILENCE:.0f} s (killed, stopped, or its machine is gone); "
+                f"{self.stops}"
+            )
+        return beat is not None
+
     def _await(self, what: str, rank: int) -> None:
-        began = seen_at = time.monotonic()
-        beat, pause = None, POLL
+        began, pause = time.monotonic(), POLL
         while not self.store.check([self._key(what, rank)]):
-            for other in self.ranks:
-                if self.store.check([self._key("failed", other)]):
-                    reason = self.store.get(self._key("failed", other)).decode()
-                    raise RankError(f"{self.call}: rank {other} stopped ({reason}); so this rank stops too, and its model is as it was")
-            now = time.monotonic()
-            latest = self.store.get(self._key("beat", rank)) if self.store.check([self._key("beat", rank)]) else None
-            if latest != beat:
-                beat, seen_at = latest, now
-            if beat is not None and now - seen_at > SILENCE:
-                raise RankError(
-                    f"{self.call}: rank {rank} has given no sign of life for {SILENCE:.0f} s (killed, stopped, or its machine is gone); so "
-                    "this rank stops too, and its model is as it was"
-                )
-            if now - began > self.timeout:
-                state = "is still at work" if beat is not None else "hasn't begun the call"
-                raise RankError(
-                    f"{self.call}: rank {rank} {state} after {self.timeout:.0f} s, the process group's timeout. Every rank that holds the "
-                    "model must make the call. To work on one rank alone, pass a plain model (DDP: model.module)"
-                )
+            self._look_for_failures()
+            state = "is still at work" if self._look_for_life(rank) else "hasn't begun the call"
+            if time.monotonic() - began > self.timeout:
+                late = f"after {self.timeout:.0f} s, the process group's timeout"
+                raise RankError(f"{self.call}: rank {rank} {state} {late}. {self.required}")
             time.sleep(pause)
             pause = min(pause * 1.5, 0.5)
 
@@ -248,4 +282,14 @@ def together(call: str, *models: Any) -> Iterator[Ranks | None]:
         yield None
         return
     with Ranks(call, _unwrapped.ranks_of(shared)) as ranks:
+        yield ranks
+
+
+@contextlib.contextmanager
+def everyone(call: str, *, stops: str, required: str) -> Iterator[Ranks | None]:
+    """All ranks of the default process group, about to make a call together; None where there is one rank, or no group."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()) or torch.distributed.get_world_size() == 1:
+        yield None
+        return
+    with Ranks(call, list(range(torch.distributed.get_world_size())), stops=stops, required=required) as ranks:
         yield ranks

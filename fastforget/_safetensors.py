@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._files import BadFile, size_of, strict_json, write_whole
+from ._files import BadFile, size_of, strict_json, write_once, write_whole
 
 DTYPES = {
     "F64": torch.float64,
@@ -82,6 +82,11 @@ def _bytes(tensor: Tensor) -> bytes:
 def save(path: str | PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Writes the file, whole or not at all."""
     write_whole(path, encode(tensors, metadata))
+
+
+def save_once(path: str | PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """The same, but a file that is there already stays."""
+    write_once(path, encode(tensors, metadata))
 
 
 def entries(path: str | PathLike[str]) -> tuple[dict[str, Entry], dict[str, str]]:

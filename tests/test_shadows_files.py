@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from shadows_world import POOL, POPULATION, forget_half_way, query, tensors_equal, train
+from shadows_world import POOL, POPULATION, forget_half_way, models_of, query, scores_of, tensors_equal, train
 
 import fastforget as ff
 from fastforget import _safetensors as safetensors_io
@@ -31,7 +31,7 @@ def kill_after(monkeypatch, models: int) -> None:
         left[0] -= 1
         if left[0] < 0:
             raise Killed
-        real(*args)
+        return real(*args)
 
     monkeypatch.setattr(shadow_training, "_train_and_score", mortal)
 
@@ -48,7 +48,7 @@ def test_resumed_ends_with_the_same_bytes(tmp_path, monkeypatch, options):
         kill_after(patch, 2)
         train(6, out=tmp_path / "b", epochs=2, **options)
     cut_off = ff.audit.Shadows.load(tmp_path / "b")
-    assert cut_off.n_models == 2 * max(1, options.get("stack", 1)) and only_file(tmp_path / "b") != only_file(tmp_path / "a")
+    assert cut_off.n_models == 2 * max(1, options.get("stack", 1))
     seen = []
     monkeypatch.setattr(shadow_training, "model_seed", lambda s, i, real=shadow_training.model_seed: seen.append(i) or real(s, i))
     resumed = train(6, out=tmp_path / "b", epochs=2, **options)
@@ -67,7 +67,7 @@ def test_a_run_killed_by_signal_9_is_resumed(tmp_path):
         "real, n = t._train_and_score, [0]\n"
         "def mortal(*a):\n"
         "    n[0] += 1\n"
-        "    os.kill(os.getpid(), signal.SIGKILL) if n[0] == 3 else real(*a)\n"
+        "    return os.kill(os.getpid(), signal.SIGKILL) if n[0] == 3 else real(*a)\n"
         "t._train_and_score = mortal\n"
         "train(4, out=sys.argv[2], epochs=1)\n"
     )
@@ -98,67 +98,48 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path, case):
     assert only_file(tmp_path) == before
 
 
-# ------------------------------------------------------------------ several processes
+# ------------------------------------------------------------------ folders of earlier versions
 
 
-def as_rank(monkeypatch, rank: int, world: int) -> None:
-    monkeypatch.setenv("RANK", str(rank))
-    monkeypatch.setenv("WORLD_SIZE", str(world))
+def write_old(folder: Path, name: str, held: ff.audit.Shadows, *models: int) -> None:
+    """Some of a run's models, each under sums of its own, as runs of earlier versions have left them."""
+    part = ff.audit.Shadows(held.settings, held.digests, len(held.population))
+    net = dict(zip(held.index.tolist(), models_of(held), strict=True))
+    for index in models:
+        phi, loss = (score[0] for score in scores_of([net[index]], POOL))
+        part.add(index, int(held.seeds[index]), held.member[index], phi, loss)
+    folder.mkdir(exist_ok=True)
+    part.write(folder / name)
 
 
-def test_processes_share_the_models_out(tmp_path, monkeypatch):
-    single = train(7, **FULL)
-    for rank in (2, 0, 1):
-        as_rank(monkeypatch, rank, 3)
-        own = train(7, out=tmp_path, **FULL)
-        assert own.index.tolist() == list(range(7))[rank::3]
-    merged = ff.audit.Shadows.load(tmp_path)
-    assert merged.n_models == 7 and sorted(merged.index.tolist()) == list(range(7))
-    order = merged.index.argsort()
-    for name in ("seeds", "member", "losses"):
-        assert torch.equal(getattr(merged, name)[order], getattr(single, name))
-    one, two = single.tensors(), merged.tensors()
-    for name in ("lira.count", "lira.mean", "lira.m2", "unlearned.count", "unlearned.mean", "unlearned.m2", "log_p", "log_p_population"):
-        torch.testing.assert_close(two[name], one[name], rtol=1e-12, atol=1e-11)
-    # what a later run in one process finds there it doesn't train again
-    monkeypatch.delenv("RANK")
-    monkeypatch.delenv("WORLD_SIZE")
+def test_an_old_run_that_was_cut_off_ends_with_the_same_sums(tmp_path):
+    whole = train(5)
+    write_old(tmp_path, "shadows-000-of-001.safetensors", whole, 0, 1)
+    assert ff.audit.Shadows.load(tmp_path).index.tolist() == [0, 1]
+    assert tensors_equal(train(5, out=tmp_path), whole)
+    assert tensors_equal(ff.audit.Shadows.load(tmp_path), whole)
+
+
+def test_parts_of_old_ranks_are_gone_on_from(tmp_path, monkeypatch):
+    whole = train(5)
+    write_old(tmp_path, "shadows-000-of-002.safetensors", whole, 0, 2)
+    write_old(tmp_path, "shadows-001-of-002.safetensors", whole, 1)
+    assert ff.audit.Shadows.load(tmp_path).n_models == 3
+    made = train(5, out=tmp_path)
+    # the sums of models 0 and 2 can't be taken apart: those that are new come first
+    assert made.index.tolist() == [3, 4, 0, 2, 1]
+    for name, value in whole.lira.state_dict().items():
+        torch.testing.assert_close(made.lira.state_dict()[name], value, rtol=1e-12, atol=1e-11)
+    assert tensors_equal(ff.audit.Shadows.load(tmp_path), made)
     monkeypatch.setattr(shadow_training, "_train_and_score", lambda *_: pytest.fail("trained again"))
-    assert train(7, out=tmp_path, **FULL).n_models == 7
+    assert tensors_equal(train(5, out=tmp_path), made)
 
 
-def test_a_run_goes_on_with_other_processes(tmp_path, monkeypatch):
-    as_rank(monkeypatch, 1, 2)
-    train(4, out=tmp_path)
-    monkeypatch.delenv("RANK")
-    monkeypatch.delenv("WORLD_SIZE")
-    whole = train(4, out=tmp_path)
-    assert sorted(whole.index.tolist()) == [0, 1, 2, 3] and len(list(tmp_path.iterdir())) == 2
-    torch.testing.assert_close(whole.lira.state_dict(), train(4).lira.state_dict(), rtol=1e-12, atol=1e-11)
-
-
-def test_processes_need_a_folder(monkeypatch):
-    as_rank(monkeypatch, 0, 2)
-    with pytest.raises(ValueError, match="out: got None under torchrun with 2 processes"):
-        train(2)
-
-
-@pytest.mark.slow
-def test_torchrun_with_a_process_group(tmp_path):
-    """Every process gets the merged state."""
-    code = (
-        "import sys, torch; sys.path.insert(0, sys.argv[1])\n"
-        "from shadows_world import train\n"
-        "torch.distributed.init_process_group('gloo')\n"
-        "held = train(4, out=sys.argv[2], epochs=1)\n"
-        "assert held.n_models == 4, held\n"
-        "torch.distributed.destroy_process_group()\n"
-    )
-    (tmp_path / "run.py").write_text(code)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(tmp_path / "run.py")]
-    done = subprocess.run([*command, str(Path(__file__).parent), str(tmp_path / "out")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "out").iterdir())) == 2
+def test_a_saved_state_is_as_good_as_a_run(tmp_path, monkeypatch):
+    whole = train(3)
+    whole.save(tmp_path)
+    monkeypatch.setattr(shadow_training, "_train_and_score", lambda *_: pytest.fail("trained again"))
+    assert tensors_equal(train(3, out=tmp_path), whole) and only_file(tmp_path)
 
 
 # ------------------------------------------------------------------ merging and saving

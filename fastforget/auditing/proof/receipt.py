@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from ..._files import jsonable, write_json, write_whole
+from ..._machine import processor
 from ..._version import __version__
 from ..conventions import CONVENTIONS
 from ..figures import AuditFigures
@@ -97,19 +98,10 @@ def machine() -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu(),
+        "cpu": processor(),
         "threads": torch.get_num_threads(),
         "gpu": gpu,
     }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
 
 
 def _ids(ids: Iterable[Any] | None, expected: int) -> dict[str, Any] | None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from ... import _safetensors as safetensors_io
 from ..._hashes import set_hashes
 from .attacks import ShadowAttacks
 from .design import augments, digests, positions_of
+from .parts import Listing, Made, Scores, listing, packed, part_name, read_scores, steadily, unpacked
 from .sums import Probabilities, ShadowSums
 
 FORMAT = "fastforget shadows 1"
@@ -35,6 +35,8 @@ class Shadows(ShadowAttacks):
         lira: :class:`fastforget.ops.membership.Lira` over logit-scaled confidences, IN against OUT.
         unlearned: the same for "trained with and then unlearned" (1) against "never had it" (0); ``None`` without ``unlearn``.
         digests: uint8[N, 16], the pool's samples by content.
+        machines: processor, threads and PyTorch of the processes that trained them, each different one once. Where there are several,
+            the last bits of the sums depend on which of them trained which model. Files of earlier versions name none.
     """
 
     def __init__(self, settings: dict[str, Any], pool_digests: Tensor, population: int = 0) -> None:
@@ -44,6 +46,7 @@ class Shadows(ShadowAttacks):
         self.settings, self.digests = settings, pool_digests
         self._index: list[int] = []
         self._seeds: list[int] = []
+        self.machines: tuple[str, ...] = ()
 
     # ------------------------------------------------------------------ facts
 
@@ -94,6 +97,14 @@ class Shadows(ShadowAttacks):
         self._seeds.append(seed)
         self._member.append(member.clone())
 
+    def take(self, scores: Scores) -> None:
+        """Takes in a model with what its file says."""
+        self.add(*scores.answers)
+        self.made_on(*scores.made.machines)
+
+    def made_on(self, *machines: str) -> None:
+        self.machines = tuple(sorted({*self.machines, *machines}))
+
     def merge(self, other: Shadows) -> Shadows:
         """Adds the models of ``other``, which stays as it is: the result is that of one run up to rounding.
 
@@ -114,6 +125,7 @@ class Shadows(ShadowAttacks):
         self._index += other._index
         self._seeds += other._seeds
         self._member += other._member
+        self.made_on(*other.machines)
         if self._losses is not None and other._losses is not None:
             self._losses += other._losses
         return self
@@ -122,8 +134,7 @@ class Shadows(ShadowAttacks):
 
     def tensors(self) -> dict[str, Tensor]:
         """The state as tensors by name."""
-        packed = torch.from_numpy(np.packbits(self.member.numpy(), axis=1, bitorder="little"))
-        tensors = {"digests": self.digests, "index": self.index, "seeds": self.seeds, "member": packed}
+        tensors = {"digests": self.digests, "index": self.index, "seeds": self.seeds, "member": packed(self.member)}
         tensors |= self.sums.state_dict()
         tensors["log_p_population"] = self.population.log_sum[0].clone()
         tensors |= {f"tuner.{name}": value for name, value in self._tuner.items()}
@@ -131,9 +142,10 @@ class Shadows(ShadowAttacks):
             tensors["losses"] = self.losses
         return tensors
 
-    def write(self, path: str | PathLike[str]) -> None:
-        """One file with everything, written whole or not at all."""
-        safetensors_io.save(path, self.tensors(), {"format": FORMAT, "settings": json.dumps(self.settings, sort_keys=True)})
+    def write(self, path: str | PathLike[str], *, once: bool = False) -> None:
+        """One file with everything, written whole or not at all; with ``once`` a file that is there already stays."""
+        save = safetensors_io.save_once if once else safetensors_io.save
+        save(path, self.tensors(), Made(self.settings, self.machines).metadata(FORMAT))
 
     @classmethod
     def read(cls, path: str | PathLike[str]) -> Shadows:
@@ -146,17 +158,17 @@ class Shadows(ShadowAttacks):
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path}: its format is {metadata.get('format')!r}; accepted is {FORMAT!r}, a file of ff.audit.shadows")
         try:
-            settings = json.loads(metadata["settings"])
-            self = cls(settings, tensors["digests"], len(tensors["log_p_population"]))
+            made = Made.of(metadata)
+            self = cls(made.settings, tensors["digests"], len(tensors["log_p_population"]))
+            self.machines = made.machines
             self._index, self._seeds = tensors["index"].tolist(), tensors["seeds"].tolist()
-            bits = np.unpackbits(tensors["member"].numpy(), axis=1, count=self.n_samples, bitorder="little")
-            self._member = list(torch.from_numpy(bits).bool())
+            self._member = unpacked(tensors["member"], self.n_samples)
             if self._losses is not None:
                 self._losses = list(tensors["losses"])
             self.sums.load_state_dict(tensors)
             self.population.log_sum = tensors["log_p_population"][None].clone()
             self._tuner = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith("tuner.")}
-        except (KeyError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: it isn't a whole file of ff.audit.shadows ({error})") from error
         return self
 
@@ -168,7 +180,7 @@ class Shadows(ShadowAttacks):
             OSError: it can't be written.
         """
         place = Path(folder)
-        if part_files(place):
+        if any(listing(place)):
             raise ValueError(f"folder: {place} already holds shadow models; choose an empty one")
         place.mkdir(parents=True, exist_ok=True)
         path = place / part_name(0, 1)
@@ -182,15 +194,54 @@ class Shadows(ShadowAttacks):
         Raises:
             FileNotFoundError: no such models there.
         """
-        parts = part_files(Path(folder))
-        if not parts:
-            raise FileNotFoundError(f"folder: {os.fspath(folder)} holds no shadow models (no file {part_name(0, 1)} or the like)")
-        whole = cls.read(parts[0])
-        for path in parts[1:]:
-            part = cls.read(path)
-            refuse_difference(str(path), whole.settings, part.settings)
+        place = Path(folder)
+        return steadily(place, lambda seen: cls._load(place, seen))
+
+    @classmethod
+    def _load(cls, place: Path, seen: Listing) -> Shadows:
+        known: list[dict[str, Any]] = []
+
+        def check(path: Path, settings: dict[str, Any]) -> None:
+            known.append(settings)
+            refuse_difference(str(path), known[0], settings)
+
+        whole, others = cls.read_sums(seen, check)
+        waiting = [path for at, path in sorted(seen.models.items()) if whole is None or at not in whole._index]
+        for path in waiting:
+            scores = read_scores(path)
+            check(path, scores.made.settings)
+            if whole is None:
+                population = scores.answers.population_loss
+                whole = cls(scores.made.settings, scores.digests, 0 if population is None else len(population))
+            whole.take(scores)
+        if whole is None and not others:
+            raise FileNotFoundError(f"folder: {os.fspath(place)} holds no shadow models (no file {part_name(0, 1)} or the like)")
+        whole = whole or others.pop(0)
+        for part in others:
             whole.merge(part)
         return whole
+
+    @classmethod
+    def read_sums(cls, seen: Listing, check: Callable[[Path, dict[str, Any]], None]) -> tuple[Shadows | None, list[Shadows]]:
+        """The sums of a folder's first models, if there are any, and those of others that earlier versions have left there.
+
+        Args:
+            seen: its files.
+            check: is called with each file and its settings.
+        """
+        def read(path: Path) -> Shadows:
+            part = cls.read(path)
+            check(path, part.settings)
+            return part
+
+        first = read(seen.firsts[seen.latest]) if seen.firsts else None
+        others = []
+        for part in map(read, seen.others):
+            if first is None and part._index == list(range(part.n_models)):
+                first = part  # of one process, cut off
+            elif first is None or not set(part._index) <= set(first._index):
+                others.append(part)
+        return first, others
 
     # ------------------------------------------------------------------ reading
 
@@ -221,14 +272,6 @@ class Shadows(ShadowAttacks):
                 f"position {missing[0]}). Give the same samples as to shadows(): equal values, dtype, shape and label"
             )
         return positions
-
-
-def part_name(rank: int, world: int) -> str:
-    return f"shadows-{rank:03d}-of-{world:03d}.safetensors"
-
-
-def part_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("shadows-*-of-*.safetensors"), key=lambda p: (p.stem.rpartition("-")[2], p.name))
 
 
 def refuse_difference(name: str, here: dict[str, Any], there: dict[str, Any], skip: tuple[str, ...] = ()) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -15,19 +14,24 @@ import torch
 from torch import Tensor, nn
 
 from ..._caller import Caller
+from ..._identity import digest
 from ..._outputs import probabilities, reading, warn_of_probabilities
 from ..._progress import Progress
 from ..._progress import progress as progress_bar
 from ..._random import own_randomness
+from ..._ranks import OTHER_BYTES, Ranks
 from ..._trial import first_step, trains_on_one
 from ..._weights import device_of, eval_mode
 from ...ops import _arguments as arg
 from ...ops.membership import membership_scores
 from ..measure import passes
+from . import together
 from .design import augments, half_to_forget, membership, model_seed
+from .folder import Folder, share
+from .parts import Answers, Made, Scores
 from .pool import Pool
 from .stack import Forward, Recipe, stack_size, train_one, train_stack, why_not_stacked
-from .state import Shadows, part_files, part_name, refuse_difference
+from .state import Shadows
 
 Pair = tuple[Tensor, Tensor]
 AUGMENTS = (
@@ -105,8 +109,9 @@ def shadows(
         queries: (inputs, k) -> inputs, the k-th of ``n_queries`` augmentations under which every sample is scored.
         n_queries: A, queries a sample.
         population: samples that no model is trained on, for RMIA.
-        out: folder for the state, written after every model (or stack) whole or not at all. A run that was cut off goes on from there and
-            ends with the same bytes; a folder of another configuration is refused.
+        out: folder for the state, written after every model whole or not at all. A run that was cut off goes on from there and ends with
+            the same bytes; a folder of another configuration is refused. Processes that make the same call with the same folder at any
+            time, on any machines, share the models out between them: see Returns.
         seed: same seed, same bytes, on the same machine with as many threads.
         stack: how many models to train at once with torch.func: "auto" by measurement and the network's size (1 where it does not pay or
             can't be done), a number, or False for one after another.
@@ -116,12 +121,16 @@ def shadows(
         forward: (model, inputs) -> logits [batch, classes].
 
     Returns:
-        :class:`Shadows`. Under torchrun (RANK and WORLD_SIZE in the environment) each process trains its share and writes it to ``out``;
-        with a process group the merged state is returned, without one this process's own: read all by ``Shadows.load(out)``.
+        :class:`Shadows` of all ``n`` models, in every process that makes the call, with the same bytes whoever trained what. Each process
+        claims a model (or stack) in ``out`` that no other is at, and waits in the end for those of others. The work of a process that
+        stopped, raised or was killed is taken over: at once where it has left or was on the same machine, elsewhere after 60 s without a
+        sign of life. That of one which takes ten times as long as others is done again beside it. Under torchrun it is the same; with a
+        process group (of which every rank must make the call), a rank that raises or dies ends the others too. What was trained is kept.
 
     Raises:
         TypeError, ValueError: a bad argument, a folder of another configuration, a network that can't be stacked as asked, a model whose
             logits are NaN.
+        RankError (a RuntimeError): another rank of the process group stopped, died, or was given something else; it says which and why.
 
     >>> import torch, fastforget as ff
     >>> g = torch.Generator().manual_seed(0)
@@ -139,38 +148,41 @@ def shadows(
     >>> held.score("lira", index=index, logit_confidence=s.logit_confidence[:5]).shape
     torch.Size([5])
     """
-    arg.integer("n", n, 2, 2**20)
-    arg.integer("seed", seed, 0, 2**63)
-    arg.integer("epochs", epochs, 1, 2**31)
-    arg.integer("batch_size", batch_size, 2, 2**31)
-    arg.integer("n_queries", n_queries, 1, 2**20)
-    if not (isinstance(lr, (int, float)) and lr > 0):
-        raise ValueError(f"lr: got {lr!r}; accepted is a number > 0")
-    if n_queries > 1 and queries is None:
-        raise ValueError(f"queries: got None with n_queries={n_queries}; accepted is (inputs, k) -> the k-th augmentation of inputs")
-    seed = int(seed)
-    with Caller() as caller, caller.aside("shadows", seed):
-        pool = Pool(dataset, "dataset", unpack, seed)
-        if len(pool) < 2:
-            raise ValueError(f"dataset: got {len(pool)} sample; accepted is a pool of at least 2, half of which a model is trained on")
-        others = None if population is None else Pool(population, "population", unpack, seed)
-        work = _Work(caller.own(make_model), pool, others, n, seed)
-        work.train, work.unlearn, work.queries, work.n_queries = caller.own(train), caller.own(unlearn), caller.own(queries), n_queries
-        work.forward = caller.own(forward)
-        work.recipe = Recipe.for_pool(len(pool), epochs, lr, batch_size, work.forward)
-        if augments(pool.source):
-            warnings.warn(AUGMENTS, UserWarning, stacklevel=2)
-        if unlearn_pool is not None:
-            work.candidates = _chosen(unlearn_pool, len(pool))
-        first = work.model(0)
-        device = device_of(first)
-        for part in (pool, *([others] if others is not None else [])):
-            part.to(device)
-        if train is None:
-            _try(first, work)
-        work.stack, note = _stack(stack, first, work)
-        settings = _settings(work, first, epochs, lr, batch_size, keep_scores)
-        return _run(work, settings, note, out, progress)
+    with together.ranks(out) as ranks:
+        arg.integer("n", n, 2, 2**20)
+        arg.integer("seed", seed, 0, 2**63)
+        arg.integer("epochs", epochs, 1, 2**31)
+        arg.integer("batch_size", batch_size, 2, 2**31)
+        arg.integer("n_queries", n_queries, 1, 2**20)
+        if not (isinstance(lr, (int, float)) and lr > 0):
+            raise ValueError(f"lr: got {lr!r}; accepted is a number > 0")
+        if n_queries > 1 and queries is None:
+            raise ValueError(f"queries: got None with n_queries={n_queries}; accepted is (inputs, k) -> the k-th augmentation of inputs")
+        seed = int(seed)
+        with Caller() as caller, caller.aside("shadows", seed):
+            pool = Pool(dataset, "dataset", unpack, seed)
+            if len(pool) < 2:
+                raise ValueError(f"dataset: got {len(pool)} sample; accepted is a pool of at least 2, half of which a model is trained on")
+            others = None if population is None else Pool(population, "population", unpack, seed)
+            work = _Work(caller.own(make_model), pool, others, n, seed)
+            work.train, work.unlearn, work.queries, work.n_queries = caller.own(train), caller.own(unlearn), caller.own(queries), n_queries
+            work.forward = caller.own(forward)
+            work.recipe = Recipe.for_pool(len(pool), epochs, lr, batch_size, work.forward)
+            if augments(pool.source):
+                warnings.warn(AUGMENTS, UserWarning, stacklevel=2)
+            if unlearn_pool is not None:
+                work.candidates = _chosen(unlearn_pool, len(pool))
+            first = work.model(0)
+            device = device_of(first)
+            for part in (pool, *([others] if others is not None else [])):
+                part.to(device)
+            if train is None:
+                _try(first, work)
+            work.stack, note = _stack(stack, first, work)
+            together.warn_of_idle(-(-n // work.stack), work.stack, ranks)
+            settings = _settings(work, first, epochs, lr, batch_size, keep_scores)
+            place = together.folder(out, ranks, settings)
+            return _run(work, settings, note, place, progress and together.shows(ranks), ranks)
 
 
 def _try(first: nn.Module, work: _Work) -> None:
@@ -248,48 +260,41 @@ def _name(call: Any) -> str | None:
     return None if call is None else getattr(call, "__qualname__", type(call).__name__)
 
 
-def _run(work: _Work, settings: dict[str, Any], note: str, out: str | PathLike[str] | None, progress: bool) -> Shadows:
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    folder = None if out is None else Path(out)
-    if world > 1 and folder is None:
-        raise ValueError(f"out: got None under torchrun with {world} processes; accepted is a folder that all of them reach")
-    state, elsewhere = Shadows(settings, work.pool.digests, len(work.population or ())), set[int]()
-    own_part = part_name(rank, world)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in part_files(folder):
-            part = Shadows.read(path)
-            refuse_difference(f"out, {path}", settings, part.settings)
-            if path.name == own_part:
-                state = part
-            elif not path.name.endswith(own_part.partition("-of-")[2]):
-                # models of an earlier run with another number of processes; this run's other processes go on with their own files
-                elsewhere |= set(part.index.tolist())
-    done = elsewhere | set(state.index.tolist())
-    groups = [range(i, min(i + work.stack, work.n)) for i in range(0, work.n, work.stack)][rank::world]
-    bar: Progress[int] = progress_bar(sum(map(len, groups)), "shadow models", progress)
+def _run(work: _Work, settings: dict[str, Any], note: str, place: Path | None, progress: bool, ranks: Ranks | None) -> Shadows:
+    made, digests = Made(settings, (together.machine(work.pool.labels.device),)), work.pool.digests
+    groups = [range(i, min(i + work.stack, work.n)) for i in range(0, work.n, work.stack)]
+
+    def blank() -> Shadows:
+        return Shadows(settings, digests, len(work.population or ()))
+
+    folder = None if place is None else Folder(place, blank, groups)
+    bar: Progress[int] = progress_bar(work.n, "shadow models", progress)
     with bar:
-        for group in groups:
-            todo = [i for i in group if i not in done]
-            if todo:
-                _train_and_score(work, todo, state, lambda at: bar.step(0, f"{note} {at}".strip()))
-                if folder is not None:
-                    state.write(folder / own_part)
-            bar.step(len(group), note)
-    return _together(state, folder, elsewhere, world)
+
+        def show(there: int, now: str) -> None:
+            if ranks is not None:
+                ranks.check()
+            bar.step(there - bar.done, f"{note} {now}".strip() or " ")
+
+        def train(group: Sequence[int]) -> Iterator[Scores]:
+            for answers in _train_and_score(work, group, lambda at: show(bar.done, at)):
+                yield Scores(answers, digests, made)
+
+        if folder is not None:
+            whole = share(folder, train, show)
+        else:
+            whole = blank()
+            for group in groups:
+                for scores in train(group):
+                    whole.take(scores)
+                show(whole.n_models, "")
+        show(work.n, "")
+    if ranks is not None:
+        ranks.agree("what all models sum up to", digest(whole.tensors()), OTHER_BYTES)
+    return whole
 
 
-def _together(state: Shadows, folder: Path | None, elsewhere: set[int], world: int) -> Shadows:
-    if folder is None:
-        return state
-    if world > 1:
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return state
-        torch.distributed.barrier()
-    return Shadows.load(folder) if world > 1 or elsewhere else state
-
-
-def _train_and_score(work: _Work, indices: list[int], state: Shadows, tick: Callable[[str], None]) -> None:
+def _train_and_score(work: _Work, indices: Sequence[int], tick: Callable[[str], None]) -> Iterator[Answers]:
     models = [work.model(i) for i in indices]
     seeds = [model_seed(work.seed, i) for i in indices]
     chosen = [work.member[i].nonzero()[:, 0] for i in indices]
@@ -304,7 +309,7 @@ def _train_and_score(work: _Work, indices: list[int], state: Shadows, tick: Call
             train_one(model, pool.inputs, pool.labels, own, seed, work.recipe, tick)
         phi, loss = _scores(work, model, pool, i)
         z = None if work.population is None else _scores(work, model, work.population, i)[1]
-        state.add(i, seed, work.member[i], phi, loss, z, _unlearned(work, model, i, seed))
+        yield Answers(i, seed, work.member[i], phi, loss, z, _unlearned(work, model, i, seed))
 
 
 def _unlearned(work: _Work, model: nn.Module, index: int, seed: int) -> tuple[Tensor, Tensor] | None:
