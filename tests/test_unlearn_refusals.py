@@ -93,6 +93,7 @@ def overlapping():
     cases = {
         "retain": ({"retain": cut(data, 10, 120)}, r"forget: 10 of its 20 samples are in retain too .* check_overlap=False"),
         "nonmember": ({"nonmember": tuple(torch.cat(p) for p in zip(others, cut(data, 4, 8), strict=True))}, "4 of its 20 .* in nonmember"),
+        "test": ({"test": tuple(torch.cat(p) for p in zip(cut(data, 0, 3), others, strict=True))}, "3 of its 20 .* would hide .* out of test"),
         "one is too many of few": ({"forget": cut(data, 0, 5), "retain": cut(data, 4, 120)}, "1 of its 5 samples are in retain"),
         "data sets": ({"forget": Listed(*cut(data, 0, 20)), "retain": Listed(*cut(data, 15, 120))}, r"5 of its 20 .* \(same contents"),
         "parts of one": ({"forget": Subset(listed, range(20)), "retain": Subset(listed, range(17, 120))}, r"3 of its 20 .* \(same indices"),
@@ -120,10 +121,10 @@ def test_samples_that_differ_in_label_or_one_bit_are_not_shared():
     x, y = samples()
     bit = x[:20].clone()
     bit.view(torch.int32)[:, 0, 7, 7] ^= 1
-    sets = {"retain": (torch.cat((bit, x[:20])), torch.cat((y[:20], (y[:20] + 1) % 10))), "nonmember": samples(30, 2)}
+    sets = {"retain": (torch.cat((bit, x[:20])), torch.cat((y[:20], (y[:20] + 1) % 10))), "nonmember": samples(30, 2), "test": samples(30, 3)}
     result = quiet(small_mlp(), "none", forget=(x[:20], y[:20]), progress=False, **sets)
     none = {"how": "contents", "shared": 0, "allowed": pytest.approx(0.2)}
-    assert result.receipt["overlap"] == {"retain": none, "nonmember": none}
+    assert result.receipt["overlap"] == {"retain": none, "nonmember": none, "test": none}
 
 
 def test_twins_within_the_data_explain_shared_samples():
@@ -146,9 +147,9 @@ def test_the_check_can_be_switched_off_and_does_not_read_large_sets(monkeypatch)
     monkeypatch.setattr(overlap, "READ_LIMIT", 100)
     sets["retain"] = Listed(*sets["retain"])
     assert quiet(small_mlp(), "none", **sets).receipt["overlap"]["retain"]["how"].startswith("not checked: 110 samples")
-    # whole classes: labels keep the sets apart, nothing is read
+    # whole classes: labels keep the sets apart and test only measures, nothing is read
     x, y = data
-    whole = {"forget": (x[y == 3], y[y == 3]), "retain": (x[y != 3], y[y != 3])}
+    whole = {"forget": (x[y == 3], y[y == 3]), "retain": (x[y != 3], y[y != 3]), "test": data}
     assert quiet(small_mlp(), "none", classes=[3], progress=False, **whole).receipt["overlap"] == {}
 
 

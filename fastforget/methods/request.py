@@ -114,12 +114,12 @@ def make_task(
     return task
 
 
-def count_overlap(task: Task, others: tuple[str, ...]) -> dict[str, Any]:
-    """Counts of forget samples in other sets, by their names. Whole classes can't be there: samples of them have been refused or left out
-    by label."""
+def count_overlap(task: Task) -> dict[str, Any]:
+    """Counts of forget samples in other sets, by their names. Not of whole classes: by label their samples have been refused or left out of
+    what is kept and unseen, and those of ``test`` only measure."""
     if task.classes or task.forget is None:
         return {}
-    return overlap.check(task.forget, [data for name in others if (data := getattr(task, name)) is not None])
+    return overlap.check(task.forget, [data for data in (task.retain, task.nonmember, task.test) if data is not None])
 
 
 def _by_class(sets: Sets, classes: list[int], drop_forget: bool) -> Sets:

@@ -132,4 +132,4 @@ def _check_labels(source: Source, words: int) -> None:
         )
 
 
-SEQUENCES = Kind(TOKENS, wanted, check, look_before, judge, apart=("retain", "nonmember", "test"))
+SEQUENCES = Kind(TOKENS, wanted, check, look_before, judge)
