@@ -29,6 +29,7 @@ def refusals():
         "no retain": ({"retain": None}, ValueError, "retain: not given"),
         "empty retain": ({"retain": (x[:0], y[:0])}, ValueError, "retain: the set is empty"),
         "retain holds it": ({"retain": (x, y)}, ValueError, "4 of its 40 samples .* drop_forget=True"),
+        "samples for whole classes": ({"classes": None, "forget": (x[:4], y[:4])}, ValueError, "12 of its 36 .* unsir .* take 'sweep'"),
         "retain is it": ({"retain": (x[~keep], y[~keep]), "drop_forget": True}, ValueError, "all 4 samples"),
         "integer images": ({"retain": (x[keep].long(), y[keep])}, TypeError, "int64; accepted are floating point"),
         "labels too high": ({"retain": (x[keep], y[keep] + 7)}, ValueError, "label 1[0-6] at sample .* 0 to 9"),
@@ -93,7 +94,7 @@ def overlapping():
     cases = {
         "retain": ({"retain": cut(data, 10, 120)}, r"forget: 10 of its 20 samples are in retain too .* check_overlap=False"),
         "nonmember": ({"nonmember": tuple(torch.cat(p) for p in zip(others, cut(data, 4, 8), strict=True))}, "4 of its 20 .* in nonmember"),
-        "test": ({"test": tuple(torch.cat(p) for p in zip(cut(data, 0, 3), others, strict=True))}, "3 of its 20 .* in test too .* would hide"),
+        "test": ({"test": tuple(torch.cat(p) for p in zip(cut(data, 0, 3), others, strict=True))}, "3 of its 20 .* in test .* would hide"),
         "one is too many of few": ({"forget": cut(data, 0, 5), "retain": cut(data, 4, 120)}, "1 of its 5 samples are in retain"),
         "data sets": ({"forget": Listed(*cut(data, 0, 20)), "retain": Listed(*cut(data, 15, 120))}, r"5 of its 20 .* \(same contents"),
         "parts of one": ({"forget": Subset(listed, range(20)), "retain": Subset(listed, range(17, 120))}, r"3 of its 20 .* \(same indices"),

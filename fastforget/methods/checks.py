@@ -150,14 +150,15 @@ def known_classes(classes: list[int], outputs: int) -> None:
         raise ValueError(f"classes: {unknown} unknown to the model, which gives {outputs} logits; accepted are 0 to {outputs - 1}")
 
 
-def clean_retain(retain: Source, classes: list[int], drop_forget: bool) -> Source:
-    """The retain set, without a sample of the classes to forget."""
+def clean_retain(retain: Source, classes: list[int], drop_forget: bool, by_class: str | None = None) -> Source:
+    """The retain set, without a sample of the classes to forget. ``by_class``: the method that takes a forget set's classes as a whole."""
     inside = torch.isin(retain.labels(), torch.tensor(classes))
     count = int(inside.sum())
     if count and not drop_forget:
         raise ValueError(
             f"retain: {count} of its {len(retain)} samples have a label in classes={classes}: training on them would keep what is to be "
             "forgotten. Take them out, or pass drop_forget=True to have them left out here"
+            + (f". {by_class} forgets whole classes, without classes= those of forget; for single samples take 'sweep'" if by_class else "")
         )
     if count == len(retain):
         raise ValueError(f"retain: all {count} samples have a label in classes={classes}; accepted is a set of other classes")
