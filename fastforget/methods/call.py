@@ -90,8 +90,9 @@ def unlearn(
 
     Raises:
         TypeError, ValueError: an argument can't serve; it is named, with what is accepted.
-        FloatingPointError, RuntimeError: a loss became NaN. As after any failure, interrupt or warning raised as an error, ``model`` is
-            bit for bit as given: it is never called, and written last.
+        FloatingPointError, RuntimeError: a loss became NaN, or logits are. As after any failure, interrupt or warning raised as an error,
+            ``model`` is bit for bit as given: it is never called, and written last.
+        RuntimeError: the model's forward failed on one of the sets, which is named.
         RuntimeError: called inside a transform of ``torch.func``; another rank stopped, died, or was given something else.
 
     What surrounds the call doesn't count: autocast, inference mode, ``no_grad`` and a default device are set aside until it ends.
@@ -172,7 +173,7 @@ def _unlearn(
                 budget=budget, precision=precision,
             )  # fmt: skip
             overlap = count_overlap(task) if check_overlap else {"how": "not checked: check_overlap=False"}
-            with own_randomness(derived_seed(seed, BEFORE)), task.cost.phase("before"):
+            with own_randomness(derived_seed(seed, BEFORE)), task.looking("before"):
                 before = kind.look_before(task, _weights.fingerprint(model))
             # work on the copy
             formats = Formats(task.model)
@@ -183,7 +184,7 @@ def _unlearn(
                 parameter.grad = None
             formats.restore(task.model)
             # measure
-            with task.cost.phase("verdict"):
+            with task.looking("verdict"):
                 verdict = kind.judge(task, before, proxy)
         checks.finite_weights(task.model)
         receipt = {

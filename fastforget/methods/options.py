@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -35,6 +36,15 @@ def check(
         for name in names:
             if not fits(getattr(options, name)):
                 raise ValueError(f"{name}: got {getattr(options, name)!r}; accepted is {accepted}")
+
+
+def known(owner: str, options: Iterable[str], names: Iterable[str], beside: Iterable[str] = ()) -> None:
+    """Refuses an option that isn't among the names. ``beside``: what may have been meant beside them."""
+    names = list(names)
+    for name in options:
+        if name not in names:
+            near = difflib.get_close_matches(name, (*names, *beside), 1)
+            raise TypeError(f"{owner}: unknown option {name!r}{f', did you mean {near[0]!r}?' if near else ''} Known: {', '.join(names)}")
 
 
 def given(options: Any, names: Iterable[str]) -> list[str]:

@@ -100,6 +100,7 @@ def make_task(
     work = _weights.working_copy(model)
     forward = reading(forward)
     probed = kind_of(method).check(work, forward, given, classes, device, method)
+    checks.must_be_answered(work, forward, given, device)
     if classes:
         sets = _by_class(sets, classes, drop_forget, method)
     task = Task(
