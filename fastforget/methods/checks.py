@@ -119,8 +119,8 @@ def probe(model: nn.Module, forward: Forward, source: Source, device: torch.devi
         )
     if not bool(torch.isfinite(logits).all()):
         raise ValueError(
-            f"model: its logits on the first {source.name} batch aren't finite (NaN or inf); nothing was changed. Where it masks classes by "
-            "-inf, pass forward=lambda model, inputs: model(inputs).clamp_min(-1e4)"
+            f"model: its logits on the first {source.name} batch aren't finite (NaN or inf); nothing was changed. Where it masks classes "
+            "by -inf, pass forward=lambda model, inputs: model(inputs).clamp_min(-1e4)"
         )
     _warn_of_probabilities(model, forward, source, device, logits)
     return Probed(inputs, labels, logits.shape[1])
