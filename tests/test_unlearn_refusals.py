@@ -51,6 +51,8 @@ def refusals():
         "preset": ({"preset": "papers"}, ValueError, "preset: got 'papers'"),
         "choice": ({"label_rule": "mine"}, ValueError, "label_rule: got 'mine'"),
         "number": ({"noise_batch": 0}, ValueError, "noise_batch: got 0"),
+        "whole number": ({"noise_batch": True}, ValueError, "noise_batch: got True; accepted is an int >= 1"),
+        "rate": ({"method": "salun", "lr": True}, ValueError, "lr: got True; accepted is a finite number >= 0"),
         "seed": ({"seed": -1}, ValueError, "seed: got -1"),
     }
     return [pytest.param({**good, **given}, error, says, id=name) for name, (given, error, says) in cases.items()]

@@ -23,11 +23,11 @@ def check(
             raise ValueError(f"{name}: got {getattr(options, name)!r}; accepted are {', '.join(map(repr, accepted))}")
     for name in whole:
         value = getattr(options, name)
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name}: got {value!r}; accepted is an int >= 1")
     for name in numbers:
         value = getattr(options, name)
-        if not (isinstance(value, (int, float)) and value >= 0 and math.isfinite(value)):
+        if not (isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0 and math.isfinite(value)):
             raise ValueError(f"{name}: got {value!r}; accepted is a finite number >= 0")
     for names, fits, accepted in (
         (shares, lambda value: value <= 1, "a number from 0 to 1"),
