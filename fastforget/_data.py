@@ -317,8 +317,10 @@ def source(data: Any, *, name: str, unpack: Unpack | None = None, batch_size: in
     if isinstance(data, (str, bytes, Mapping)) or not (isinstance(data, Dataset) or listlike):
         splits = f". Pass one of its splits: {next(iter(data))!r}" if type(data).__name__ == "DatasetDict" else ""
         raise TypeError(f"{name}: got {describe(data)}; accepted is {ACCEPTED}{splits}")
-    if isinstance(data, tuple) and len(data) and not isinstance(data[0], (tuple, list)):
-        raise TypeError(f"{name}: got {describe(data)}; accepted is {ACCEPTED} (numpy arrays: torch.from_numpy)")
+    # a sample as a list has two or three entries, so lists of more are inputs and labels
+    lists = isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, list) and len(part) > 3 for part in data)
+    if lists or (isinstance(data, tuple) and len(data) and not isinstance(data[0], (tuple, list))):
+        raise TypeError(f"{name}: got {describe(data)}; accepted is {ACCEPTED} (lists: torch.tensor, numpy arrays: torch.from_numpy)")
     if not hasattr(data, "__len__"):
         raise TypeError(f"{name}: got {type(data).__name__}, which has no length; accepted is {ACCEPTED}")
     return _source(data, name, unpack, batch_size or DEFAULT_BATCH, reading=reading)

@@ -96,7 +96,8 @@ def working_copy(model: nn.Module) -> nn.Module:
     except Exception as error:
         raise TypeError(
             f"model: {type(model).__name__} can't be copied ({error}), and unlearning works on a copy so that a failed run changes "
-            "nothing. Detach tensors that the module keeps from a forward pass"
+            "nothing. Take off it what copy.deepcopy can't copy (locks, files, generators, tensors kept from a forward pass), or give it a "
+            "__deepcopy__"
         ) from error
     for parameter in work.parameters():
         parameter.grad = None

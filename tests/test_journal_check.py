@@ -106,6 +106,9 @@ def test_check_of_single_samples_is_the_loss_attack_by_hand(tmp_path):
         outcomes.append(row.outcome)
     assert outcomes == ["BROUGHT BACK", "forgotten"]
     assert journal.check(original, {"thirty": forget}).rows[0].outcome == "not measured"  # without unseen data
+    not_unseen = tuple(torch.cat(parts) for parts in zip(forget, test, strict=True))
+    row = journal.check(retrained, {"thirty": forget}, test=not_unseen).rows[0]
+    assert row.outcome == "not shown" and "30 of its samples are in test too" in row.why
 
 
 def test_samples_of_classes_forgotten_later_are_left_out(tmp_path):

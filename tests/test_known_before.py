@@ -170,3 +170,53 @@ def test_the_attack_s_limit_has_two_sides(before, after, forgot, says):
     assert limits[0] + limits[1] == pytest.approx(1.0) and limits[1] == pytest.approx(0.5 + 2 * (401 / (12 * 200 * 200)) ** 0.5)
     assert verdict["known_before"] is (before == 2.0)
     assert forgot == (limits[0] <= verdict["attack_auc"] <= limits[1] and before != after and before == 2.0)
+
+
+class Rewires:
+    """A method for tests: of a linear net on one-hot inputs, class 0's input and the last one are answered with class 2 from now on."""
+
+    name, scope, learns_noise, gradients = "rewires", "samples", False, ()
+
+    def receipt(self):
+        return {}
+
+    def run(self, task):
+        with torch.no_grad():
+            task.model.weight[:, [0, 3]] = 5 * torch.eye(3)[:, 2:]
+        return {}
+
+
+@pytest.mark.parametrize(("lost", "forgot", "says"), [(1, True, ""), (3, True, "97.0 %"), (20, True, "80.0 %"), (21, False, "79.0 %")])
+def test_what_is_lost_of_the_data_to_keep_is_said(lost, forgot, says):
+    """More than 2 points are said, more than 20 are no forgetting."""
+    kinds = torch.tensor([1] * (50 - lost) + [2] * 50 + [3] * lost)
+    net = nn.Linear(4, 3, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(5 * torch.eye(3)[[0, 1, 2, 1]].T)
+    keep = torch.eye(4)[kinds], torch.tensor([0, 1, 2, 1])[kinds]
+    gone = torch.eye(4)[[0] * 20], torch.zeros(20, dtype=torch.int64)
+    result = quiet(net, Rewires(), classes=[0], forget=gone, retain=keep, progress=False)
+    assert result.forgot is forgot and ("retain samples" in result.why) == bool(says), result.why
+    assert f"of 100 retain samples only {says} are answered right, 100.0 % before" in result.why or not says
+    assert ("lost more than it was to forget" in result.why) is not forgot
+
+
+class Spends(Rewires):
+    """As a method does that plans within a budget of its own."""
+
+    def run(self, task):
+        if not task.cost.asked:
+            task.cost.budget = 9
+        assert not task.cost.has_room(100)
+        return super().run(task)
+
+
+OWN = [(None, "9 sample passes ended the run (the method's own, as none was given"), (7, "7 sample passes ended the run")]
+
+
+@pytest.mark.parametrize(("budget", "says"), OWN)
+def test_a_budget_that_nobody_gave_is_called_the_method_s_own(budget, says):
+    x, y = torch.eye(4)[[0, 1] * 20], torch.tensor([0, 1] * 20)
+    sets = {"forget": (x[::2], y[::2]), "retain": (x[1::2], y[1::2])}
+    result = quiet(nn.Linear(4, 3, bias=False), Spends(), classes=[0], **sets, budget=budget, progress=False)
+    assert says in result.why and ("was given" in result.why) is (budget is None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+
 import pytest
 import torch
 from digits_world import quiet, same_trace, small_mlp, trace
@@ -10,6 +13,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from fastforget._data import source
 from fastforget.methods import overlap, unlearn
+from fastforget.methods.registry import ARGUMENTS, METHODS
 
 
 def refusals():
@@ -29,9 +33,11 @@ def refusals():
         "no retain": ({"retain": None}, ValueError, "retain: not given"),
         "empty retain": ({"retain": (x[:0], y[:0])}, ValueError, "retain: the set is empty"),
         "retain holds it": ({"retain": (x, y)}, ValueError, "4 of its 40 samples .* drop_forget=True"),
+        "samples for whole classes": ({"classes": None, "forget": (x[:4], y[:4])}, ValueError, "12 of its 36 .* unsir .* take 'sweep'"),
         "retain is it": ({"retain": (x[~keep], y[~keep]), "drop_forget": True}, ValueError, "all 4 samples"),
         "integer images": ({"retain": (x[keep].long(), y[keep])}, TypeError, "int64; accepted are floating point"),
         "labels too high": ({"retain": (x[keep], y[keep] + 7)}, ValueError, "label 1[0-6] at sample .* 0 to 9"),
+        "lists": ({"retain": (x[keep].tolist(), y[keep].tolist())}, TypeError, "retain: got a tuple of 2: .*lists: torch.tensor"),
         "float labels": ({"retain": (x[keep], y[keep].float())}, TypeError, "integer class ids"),
         "forget of another class": ({"forget": (x[keep], y[keep])}, ValueError, "forget: holds no sample"),
         "mixed devices": ({"model": mixed}, ValueError, "on cpu but 3.weight on meta"),
@@ -45,6 +51,8 @@ def refusals():
         "preset": ({"preset": "papers"}, ValueError, "preset: got 'papers'"),
         "choice": ({"label_rule": "mine"}, ValueError, "label_rule: got 'mine'"),
         "number": ({"noise_batch": 0}, ValueError, "noise_batch: got 0"),
+        "whole number": ({"noise_batch": True}, ValueError, "noise_batch: got True; accepted is an int >= 1"),
+        "rate": ({"method": "salun", "lr": True}, ValueError, "lr: got True; accepted is a finite number >= 0"),
         "seed": ({"seed": -1}, ValueError, "seed: got -1"),
     }
     return [pytest.param({**good, **given}, error, says, id=name) for name, (given, error, says) in cases.items()]
@@ -60,7 +68,7 @@ def test_refusals(given, error, says):
     assert before is None or same_trace(trace(model), before)
 
 
-# Samples to forget that are in another set too
+# Sets that the model can't take
 
 
 class Listed(Dataset):
@@ -74,6 +82,86 @@ class Listed(Dataset):
 
     def __getitem__(self, i):
         return self.x[i].clone(), int(self.y[i])
+
+
+def spoilt(data, at=7):
+    x = data[0].clone()
+    x[at, 0, 3, 3] = float("nan")
+    return x, data[1]
+
+
+def unfit():
+    x, y = torch.zeros(40, 1, 8, 8), torch.arange(40) % 10
+    keep = y != 3
+    sets = {"retain": (x[keep], y[keep]), "forget": (x[~keep], y[~keep]), "nonmember": (x, y), "test": (x, y)}
+    for name, (inputs, labels) in sets.items():
+        failed = f"{name}: the model's forward failed on a tensor of shape (2, 1, 8, 8), torch.float64 of it with RuntimeError: mat1"
+        yield pytest.param(sets | {name: (inputs.double(), labels)}, RuntimeError, failed, id=f"{name} float64")
+        failed = f"{name}: the model's forward failed on a tensor of shape (2, 1, 8, 7), torch.float32 of it with RuntimeError: mat1"
+        yield pytest.param(sets | {name: (inputs[..., :7], labels)}, RuntimeError, failed, id=f"{name} narrow")
+        at = min(7, len(labels) - 1)
+        failed = f"{name}: the model's logits on sample {at} aren't finite"
+        yield pytest.param(sets | {name: spoilt((inputs, labels), at)}, ValueError, failed, id=f"{name} NaN")
+    listed = Listed(*spoilt(sets["forget"], 2))
+    said = "forget: the model's logits on sample 2 aren't finite"
+    yield pytest.param(sets | {"forget": listed}, FloatingPointError, said, id="listed NaN")
+    shown = Subset(TensorDataset(*spoilt((x, y))), range(7, 40, 10))
+    yield pytest.param(sets | {"test": shown}, ValueError, "test: the model's logits on sample 0 aren't finite", id="part NaN")
+
+
+@pytest.mark.parametrize(("sets", "error", "says"), list(unfit()))
+def test_a_set_that_the_model_can_t_take_is_named(sets, error, says):
+    model = small_mlp()
+    before = trace(model)
+    with pytest.raises(error, match=re.escape(says)):
+        unlearn(model, "lightweight", classes=[3], inplace=True, progress=False, **sets)
+    assert same_trace(trace(model), before)
+
+
+def test_inputs_with_nan_that_the_model_takes_are_no_matter():
+    class Imputes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside = small_mlp()
+
+        def forward(self, x):
+            return self.inside(x.nan_to_num(0.5))
+
+    x, y = torch.zeros(40, 1, 8, 8), torch.arange(40) % 10
+    sets = {name: spoilt((x[mask], y[mask]), 1) for name, mask in (("forget", y == 3), ("retain", y != 3))}
+    assert quiet(Imputes(), "lightweight", classes=[3], nonmember=spoilt((x, y)), progress=False, steps=2, **sets).cost.passes > 0
+
+
+def test_logits_that_a_method_made_nan_are_no_answers():
+    """The weights are finite, and class 3's samples would be answered with class 0: NaN is argmax's choice."""
+
+    class Overflows:
+        name, scope, learns_noise, gradients = "overflows", "samples", False, ()
+
+        def receipt(self):
+            return {}
+
+        def run(self, task):
+            with torch.no_grad():
+                task.model.weight[0] = torch.tensor([3e38, 3e38])
+            return {}
+
+    x = torch.tensor([[1.0, 1.0]] * 20 + [[0.5, 0.0]] * 20)
+    sets = {"forget": (x[:20], torch.full((20,), 3)), "retain": (x[20:], torch.zeros(20, dtype=torch.int64))}
+    with pytest.raises(FloatingPointError, match="forget: the model's logits on sample 0 aren't finite"):
+        unlearn(nn.Linear(2, 4), Overflows(), classes=[3], progress=False, **sets)
+
+
+def test_an_unknown_option_is_named_by_every_method():
+    x, y = torch.zeros(40, 1, 8, 8), torch.arange(40) % 10
+    names = inspect.signature(unlearn).parameters.keys() - {"model", "method", "options"}
+    assert set(ARGUMENTS) == names
+    for method in METHODS:
+        with pytest.raises(TypeError, match=f"{method}: unknown option 'nonmembers', did you mean 'nonmember'"):
+            unlearn(small_mlp(), method, classes=[3], retain=(x, y), nonmembers=(x, y))
+
+
+# Samples to forget that are in another set too
 
 
 def samples(n=120, seed=0):
@@ -93,6 +181,7 @@ def overlapping():
     cases = {
         "retain": ({"retain": cut(data, 10, 120)}, r"forget: 10 of its 20 samples are in retain too .* check_overlap=False"),
         "nonmember": ({"nonmember": tuple(torch.cat(p) for p in zip(others, cut(data, 4, 8), strict=True))}, "4 of its 20 .* in nonmember"),
+        "test": ({"test": tuple(torch.cat(p) for p in zip(cut(data, 0, 3), others, strict=True))}, "3 of its 20 .* in test .* would hide"),
         "one is too many of few": ({"forget": cut(data, 0, 5), "retain": cut(data, 4, 120)}, "1 of its 5 samples are in retain"),
         "data sets": ({"forget": Listed(*cut(data, 0, 20)), "retain": Listed(*cut(data, 15, 120))}, r"5 of its 20 .* \(same contents"),
         "parts of one": ({"forget": Subset(listed, range(20)), "retain": Subset(listed, range(17, 120))}, r"3 of its 20 .* \(same indices"),
@@ -120,10 +209,11 @@ def test_samples_that_differ_in_label_or_one_bit_are_not_shared():
     x, y = samples()
     bit = x[:20].clone()
     bit.view(torch.int32)[:, 0, 7, 7] ^= 1
-    sets = {"retain": (torch.cat((bit, x[:20])), torch.cat((y[:20], (y[:20] + 1) % 10))), "nonmember": samples(30, 2)}
+    twins = torch.cat((bit, x[:20])), torch.cat((y[:20], (y[:20] + 1) % 10))
+    sets = {"retain": twins, "nonmember": samples(30, 2), "test": samples(30, 3)}
     result = quiet(small_mlp(), "none", forget=(x[:20], y[:20]), progress=False, **sets)
     none = {"how": "contents", "shared": 0, "allowed": pytest.approx(0.2)}
-    assert result.receipt["overlap"] == {"retain": none, "nonmember": none}
+    assert result.receipt["overlap"] == {"retain": none, "nonmember": none, "test": none}
 
 
 def test_twins_within_the_data_explain_shared_samples():
@@ -146,9 +236,9 @@ def test_the_check_can_be_switched_off_and_does_not_read_large_sets(monkeypatch)
     monkeypatch.setattr(overlap, "READ_LIMIT", 100)
     sets["retain"] = Listed(*sets["retain"])
     assert quiet(small_mlp(), "none", **sets).receipt["overlap"]["retain"]["how"].startswith("not checked: 110 samples")
-    # whole classes: labels keep the sets apart, nothing is read
+    # whole classes: labels keep the sets apart and test only measures, nothing is read
     x, y = data
-    whole = {"forget": (x[y == 3], y[y == 3]), "retain": (x[y != 3], y[y != 3])}
+    whole = {"forget": (x[y == 3], y[y == 3]), "retain": (x[y != 3], y[y != 3]), "test": data}
     assert quiet(small_mlp(), "none", classes=[3], progress=False, **whole).receipt["overlap"] == {}
 
 

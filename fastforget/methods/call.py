@@ -68,10 +68,10 @@ def unlearn(
         inplace: writes the result into ``model``, at the very end; else ``model`` isn't touched.
         progress: bars on a terminal.
         drop_forget: leaves samples of ``classes`` out of ``retain`` instead of refusing them.
-        check_overlap: where samples (not classes) are to be forgotten, counts those that ``retain`` or ``nonmember`` (of sequences also
-            ``test``) hold too (same bytes and label; same index in parts of one data set) and refuses more than 1 % of them, plus twice
-            what the twins within that set lead to expect. Real data has twins; the count is in the receipt. Costs one pass over the sets
-            (0.15 s for 55,000 images of 28x28); sets that are read sample by sample are compared up to 20,000 samples.
+        check_overlap: where samples (not classes) are to be forgotten, counts those that ``retain``, ``nonmember`` or ``test`` hold too
+            (same bytes and label; same index in parts of one data set) and refuses more than 1 % of them, plus twice what the twins within
+            that set lead to expect. Real data has twins; the count is in the receipt. Costs one pass over the sets (0.15 s for 55,000
+            images of 28x28); sets that are read sample by sample are compared up to 20,000 samples.
         budget: sample passes (samples that go forward and backward; a third of those that only go forward) that the method may use: a
             number, or epochs over ``retain`` as text, ``"2 epochs"``. A run that it ends says so in ``why``. Looks before and after the
             method aren't part of it.
@@ -90,8 +90,9 @@ def unlearn(
 
     Raises:
         TypeError, ValueError: an argument can't serve; it is named, with what is accepted.
-        FloatingPointError, RuntimeError: a loss became NaN. As after any failure, interrupt or warning raised as an error, ``model`` is
-            bit for bit as given: it is never called, and written last.
+        FloatingPointError, RuntimeError: a loss became NaN, or logits are. As after any failure, interrupt or warning raised as an error,
+            ``model`` is bit for bit as given: it is never called, and written last.
+        RuntimeError: the model's forward failed on one of the sets, which is named.
         RuntimeError: called inside a transform of ``torch.func``; another rank stopped, died, or was given something else.
 
     What surrounds the call doesn't count: autocast, inference mode, ``no_grad`` and a default device are set aside until it ends.
@@ -171,8 +172,8 @@ def _unlearn(
                 forward=caller.own(forward or call), device=device, seed=seed, progress=progress, drop_forget=drop_forget,
                 budget=budget, precision=precision,
             )  # fmt: skip
-            overlap = count_overlap(task, kind.apart) if check_overlap else {"how": "not checked: check_overlap=False"}
-            with own_randomness(derived_seed(seed, BEFORE)), task.cost.phase("before"):
+            overlap = count_overlap(task) if check_overlap else {"how": "not checked: check_overlap=False"}
+            with own_randomness(derived_seed(seed, BEFORE)), task.looking("before"):
                 before = kind.look_before(task, _weights.fingerprint(model))
             # work on the copy
             formats = Formats(task.model)
@@ -183,7 +184,7 @@ def _unlearn(
                 parameter.grad = None
             formats.restore(task.model)
             # measure
-            with task.cost.phase("verdict"):
+            with task.looking("verdict"):
                 verdict = kind.judge(task, before, proxy)
         checks.finite_weights(task.model)
         receipt = {

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import _outputs, _tree, _weights
-from .._data import Source
+from .._data import Pair, Source
 from .._modules import refuse_kind
+from .._random import own_randomness
 from .task import Forward
 
 
@@ -109,7 +110,7 @@ def probe(model: nn.Module, forward: Forward, source: Source, device: torch.devi
             "that embeds them: noise_at='name of the layer'"
         )
     with _weights.evaluating(model):
-        logits = forward(model, inputs)
+        logits = answered(model, forward, source, inputs)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(labels) or not logits.is_floating_point():
         got = f"shape {tuple(logits.shape)}, {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
         raise TypeError(
@@ -117,9 +118,51 @@ def probe(model: nn.Module, forward: Forward, source: Source, device: torch.devi
             "Pass forward=lambda model, inputs: ... that returns them"
         )
     if not bool(torch.isfinite(logits).all()):
-        raise ValueError(f"model: its logits on the first {source.name} batch aren't finite (NaN or inf); nothing was changed")
+        raise ValueError(
+            f"model: its logits on the first {source.name} batch aren't finite (NaN or inf); nothing was changed. Where it masks classes "
+            "by -inf, pass forward=lambda model, inputs: model(inputs).clamp_min(-1e4)"
+        )
     _warn_of_probabilities(model, forward, source, device, logits)
     return Probed(inputs, labels, logits.shape[1])
+
+
+def answered(model: nn.Module, forward: Forward, source: Source, inputs: Any) -> Any:
+    """What the model answers to samples of a set; what its forward can't do with them is said with the set's name."""
+    try:
+        return forward(model, inputs)
+    except (RuntimeError, IndexError) as error:
+        raise RuntimeError(
+            f"{source.name}: the model's forward failed on {_tree.describe(inputs)} of it with {type(error).__name__}: {error}. "
+            "Give samples prepared as in training; nothing was changed"
+        ) from error
+
+
+def must_be_answered(model: nn.Module, forward: Forward, sets: list[Source], device: torch.device) -> None:
+    """Refuses sets that the model can't take: their first samples, and those of tensors that hold NaN or infinities, since some models take
+    these as missing values, and others answer NaN.
+    """
+    with own_randomness(0), _weights.evaluating(model):
+        for source in sets:
+            rows = torch.cat((torch.arange(min(2, len(source))), _not_finite(source)))
+            inputs, _ = next(iter(source.at([rows], device=device)))
+            logits = answered(model, forward, source, inputs)
+            bad = (~torch.isfinite(logits)).any(dim=1).nonzero() if logits.dim() == 2 else rows[:0]
+            if len(bad):
+                raise ValueError(
+                    f"{source.name}: the model's logits on sample {int(rows[bad[0]])} aren't finite (NaN or inf); accepted are "
+                    "samples that it answers. Mend it or leave it out; nothing was changed"
+                )
+
+
+def _not_finite(source: Source) -> Tensor:
+    """Positions of samples with NaN or infinities in their inputs, the first few, where the set is a tensor."""
+    none = torch.empty(0, dtype=torch.int64)
+    x = source.samples.inputs if isinstance(source.samples, Pair) else none
+    if not x.is_floating_point() or x.element_size() < 2 or bool(torch.isfinite(x.sum())):
+        return none
+    rows = torch.arange(len(source)) if source.indices is None else source.indices
+    whole = [torch.isfinite(x[part.to(x.device)].reshape(len(part), -1)).all(dim=1).cpu() for part in rows.split(4096)]
+    return (~torch.cat(whole)).nonzero()[:64, 0]
 
 
 def _warn_of_probabilities(model: nn.Module, forward: Forward, source: Source, device: torch.device, logits: Tensor) -> None:
@@ -150,14 +193,15 @@ def known_classes(classes: list[int], outputs: int) -> None:
         raise ValueError(f"classes: {unknown} unknown to the model, which gives {outputs} logits; accepted are 0 to {outputs - 1}")
 
 
-def clean_retain(retain: Source, classes: list[int], drop_forget: bool) -> Source:
-    """The retain set, without a sample of the classes to forget."""
+def clean_retain(retain: Source, classes: list[int], drop_forget: bool, by_class: str | None = None) -> Source:
+    """The retain set, without a sample of the classes to forget. ``by_class``: the method that takes a forget set's classes as a whole."""
     inside = torch.isin(retain.labels(), torch.tensor(classes))
     count = int(inside.sum())
     if count and not drop_forget:
         raise ValueError(
             f"retain: {count} of its {len(retain)} samples have a label in classes={classes}: training on them would keep what is to be "
             "forgotten. Take them out, or pass drop_forget=True to have them left out here"
+            + (f". {by_class} forgets whole classes, without classes= those of forget; for single samples take 'sweep'" if by_class else "")
         )
     if count == len(retain):
         raise ValueError(f"retain: all {count} samples have a label in classes={classes}; accepted is a set of other classes")

@@ -54,6 +54,7 @@ class Cost:
     def __init__(self) -> None:
         self.phases: dict[str, Phase] = {}
         self.budget: int | None = None  # sample passes
+        self.asked = False  # whether the caller gave it
         self.stopped_by_budget = False
         self._name, self._spent_on, self._since = "other", "other", time.perf_counter()
 

@@ -33,7 +33,6 @@ class Kind:
         check: (model, forward, sets, classes, device, method) -> what one small batch and a first step show; refuses what can't serve.
         look_before: (task, hash of the weights) -> what the model knew.
         judge: (task, before, proxy) -> the verdict.
-        apart: the sets that may not share samples with ``forget``.
     """
 
     labels: Reading
@@ -41,4 +40,3 @@ class Kind:
     check: Callable[[nn.Module, Forward, list[Source], list[int], torch.device, Any], Shown]
     look_before: Callable[[Task, str], Before]
     judge: Callable[[Task, Before, dict[str, Any] | None], Verdict]
-    apart: tuple[str, ...] = ("retain", "nonmember")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -22,11 +23,11 @@ def check(
             raise ValueError(f"{name}: got {getattr(options, name)!r}; accepted are {', '.join(map(repr, accepted))}")
     for name in whole:
         value = getattr(options, name)
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name}: got {value!r}; accepted is an int >= 1")
     for name in numbers:
         value = getattr(options, name)
-        if not (isinstance(value, (int, float)) and value >= 0 and math.isfinite(value)):
+        if not (isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0 and math.isfinite(value)):
             raise ValueError(f"{name}: got {value!r}; accepted is a finite number >= 0")
     for names, fits, accepted in (
         (shares, lambda value: value <= 1, "a number from 0 to 1"),
@@ -35,6 +36,15 @@ def check(
         for name in names:
             if not fits(getattr(options, name)):
                 raise ValueError(f"{name}: got {getattr(options, name)!r}; accepted is {accepted}")
+
+
+def known(owner: str, options: Iterable[str], names: Iterable[str], beside: Iterable[str] = ()) -> None:
+    """Refuses an option that isn't among the names. ``beside``: what may have been meant beside them."""
+    names = list(names)
+    for name in options:
+        if name not in names:
+            near = difflib.get_close_matches(name, (*names, *beside), 1)
+            raise TypeError(f"{owner}: unknown option {name!r}{f', did you mean {near[0]!r}?' if near else ''} Known: {', '.join(names)}")
 
 
 def given(options: Any, names: Iterable[str]) -> list[str]:

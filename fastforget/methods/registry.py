@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from . import plugs
 from .language import LANGUAGE
+from .options import known
 from .pack import STANDARD
 from .perturb.forsaken import Forsaken
 from .perturb.lightweight import Lightweight
@@ -61,7 +62,7 @@ class Nothing:
         return {"sequences": True} if self.sequences else {}
 
 
-METHODS: dict[str, Callable[..., Any]] = {
+METHODS: dict[str, type[Any]] = {
     "sweep": Sweep,
     "unsir": UNSIR,
     "forsaken": Forsaken,
@@ -71,12 +72,20 @@ METHODS: dict[str, Callable[..., Any]] = {
     "none": Nothing,
 }
 AUTO = "auto"
+# of unlearn itself, which may have been meant where an option is unknown
+ARGUMENTS = (
+    "forget", "retain", "nonmember", "test", "classes", "seed", "inplace", "progress", "drop_forget", "check_overlap", "budget",
+    "precision", "unpack", "forward",
+)  # fmt: skip
 
 
 def method_of(method: Any, options: dict[str, Any]) -> Method:
     """The method that was named, with these options, or the instance that was given."""
+    if isinstance(method, str) and method in METHODS:
+        known(method, options, [field.name for field in dataclasses.fields(METHODS[method]) if field.init], ARGUMENTS)
+        return METHODS[method](**options)
     if isinstance(method, str):
-        return METHODS[method](**options) if method in METHODS else plugs.made(method, options, (AUTO, *METHODS))
+        return plugs.made(method, options, (AUTO, *METHODS))
     plugs.refuse_other(method, f"method: got {method!r}; accepted are {', '.join(map(repr, METHODS))} or an instance, e.g. UNSIR()")
     if options:
         raise TypeError(f"options {', '.join(options)}: give them to {type(method).__name__}(...) when the method is an instance")

@@ -100,8 +100,9 @@ def make_task(
     work = _weights.working_copy(model)
     forward = reading(forward)
     probed = kind_of(method).check(work, forward, given, classes, device, method)
+    checks.must_be_answered(work, forward, given, device)
     if classes:
-        sets = _by_class(sets, classes, drop_forget)
+        sets = _by_class(sets, classes, drop_forget, method)
     task = Task(
         work, forward, classes, probed.outputs, device, seed, progress, sets.retain, sets.forget, sets.test, sets.nonmember, original=model,
         head=probed.head,
@@ -109,23 +110,24 @@ def make_task(
     if getattr(method, "holds_back", False) and not classes and task.nonmember is not None and len(task.nonmember) > 3:
         held = min(HELD, len(task.nonmember) // 3)
         task.nonmember, task.held = task.nonmember.split(held, task.generator(HOLD_BACK))
-    task.cost.budget = budget_of(budget, None if sets.retain is None else len(sets.retain))
+    task.cost.budget, task.cost.asked = budget_of(budget, None if sets.retain is None else len(sets.retain)), budget is not None
     task.precision = checks.precision(precision) or ("auto" if method.name == "sweep" else "float32")
     return task
 
 
-def count_overlap(task: Task, others: tuple[str, ...]) -> dict[str, Any]:
-    """Counts of forget samples in other sets, by their names. Whole classes can't be there: samples of them have been refused or left out
-    by label."""
+def count_overlap(task: Task) -> dict[str, Any]:
+    """Counts of forget samples in other sets, by their names. Not of whole classes: by label their samples have been refused or left out of
+    what is kept and unseen, and those of ``test`` only measure."""
     if task.classes or task.forget is None:
         return {}
-    return overlap.check(task.forget, [data for name in others if (data := getattr(task, name)) is not None])
+    return overlap.check(task.forget, [data for data in (task.retain, task.nonmember, task.test) if data is not None])
 
 
-def _by_class(sets: Sets, classes: list[int], drop_forget: bool) -> Sets:
+def _by_class(sets: Sets, classes: list[int], drop_forget: bool, method: Method) -> Sets:
     """Each set's part: of the classes to forget what is to be forgotten and measured, of the others what is kept and unseen."""
+    by_class = method.name if method.scope == "classes" and sets.forget is not None else None
     return Sets(
-        retain=sets.retain and checks.clean_retain(sets.retain, classes, drop_forget),
+        retain=sets.retain and checks.clean_retain(sets.retain, classes, drop_forget, by_class),
         forget=sets.forget and _only(sets.forget, classes, required=True),
         test=sets.test and _only(sets.test, classes, required=False),
         nonmember=sets.nonmember and _without(sets.nonmember, classes),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +60,7 @@ class Task:
     precision: str = "float32"  # of training passes: see engine/precision.py
     autocast: torch.dtype | None = None  # what training passes are computed in, where it isn't the weights' own
     teaching: bool = False  # passes without gradients are the teacher's
+    measuring: bool = False  # what the model answers goes into the verdict
 
     def __post_init__(self) -> None:
         self.forward = self.cost.counting(_cast(self, self.forward))
@@ -80,22 +82,49 @@ class Task:
         """The model in train mode, but for norms that are frozen in the model as given."""
         _weights.training_mode(self.model, self.model if self.original is None else self.original)
 
+    @contextlib.contextmanager
+    def looking(self, phase: str) -> Iterator[None]:
+        """A look for the verdict, as a phase of the cost: NaN is no answer there, neither right nor wrong."""
+        self.measuring = True
+        try:
+            with self.cost.phase(phase):
+                yield
+        finally:
+            self.measuring = False
+
     def logits(self, source: Source) -> tuple[Tensor, Tensor]:
         """Logits float32[N, K] and labels[N] of a set, in eval mode, without gradients, on the model's device."""
         logits, labels = Column(), Column()
-        with _weights.evaluating(self.model):
-            for x, y in self.cost.reading(source.batches(device=self.device)):
-                logits.add(self.forward(self.model, x).float())
-                labels.add(y)
+        for here, y in self._passed(source):
+            logits.add(here.float())
+            labels.add(y)
         return logits.joined(), labels.joined()
 
     def answers(self, source: Source) -> Tensor:
         """The model's answer for every sample of a set, in eval mode, on the CPU."""
+        answers = Column()
+        for here, _ in self._passed(source):
+            answers.add(here.argmax(1).cpu())
+        return answers.joined()
+
+    def _passed(self, source: Source) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits and labels of each batch.
+
+        Raises:
+            FloatingPointError: in a look for the verdict, logits that are NaN or infinite.
+        """
+        first = 0
         with _weights.evaluating(self.model):
-            answers = Column()
-            for x, _ in self.cost.reading(source.batches(device=self.device)):
-                answers.add(self.forward(self.model, x).argmax(1).cpu())
-            return answers.joined()
+            for x, y in self.cost.reading(source.batches(device=self.device)):
+                logits = self.forward(self.model, x)
+                if self.measuring and not bool(torch.isfinite(logits).all()):
+                    bad = first + int((~torch.isfinite(logits)).any(dim=1).nonzero()[0])
+                    raise FloatingPointError(
+                        f"{source.name}: the model's logits on sample {bad} aren't finite (NaN or inf); accepted are inputs and weights "
+                        "that give finite ones. The given model is unchanged"
+                    )
+                yield logits, y
+                first += len(y)
 
     def right(self, source: Source) -> float:
         """Share of right answers on a set."""

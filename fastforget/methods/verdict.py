@@ -19,6 +19,7 @@ from .task import Task
 
 GONE_AT = 0.01
 LOST = 0.20  # more than this of the accuracy on the data to keep gone: a wrecked model, not one that forgot
+COST = 0.02  # more than this of it gone is said: what an audit allows beside a retrained model
 CLEAR = 2.0  # standard errors
 USE_SAMPLES, USE = 256, 51  # how many retain samples show that, and the purpose of their seed
 UNDECIDED = "it couldn't tell them before either"
@@ -82,6 +83,8 @@ def budget_said(task: Task, verdict: Verdict) -> Verdict:
     """The verdict, whose ``why`` says that the budget ended the run, where it did."""
     if task.cost.stopped_by_budget:
         verdict.why += f"; the budget of {task.cost.budget:,} sample passes ended the run"
+        if not task.cost.asked:
+            verdict.why += " (the method's own, as none was given: budget= allows more)"
     return verdict
 
 
@@ -170,8 +173,11 @@ def _still_of_use(task: Task, before: Before, verdict: Verdict) -> Verdict:
     assert before.retain is not None
     after = task.right(some)
     figures = verdict.figures | {"retain_accuracy_before": before.retain, "retain_accuracy": after}
-    if before.retain - after <= LOST:
+    lost = before.retain - after
+    if lost <= COST:
         return Verdict(True, verdict.why, figures)
-    right = f"only {percent(after)} are answered right, {percent(before.retain)} before (at most {percent(LOST)} less)"
-    why = f"{verdict.why}; but of {len(some)} retain samples {right}: the model lost more than it was to forget"
+    right = f"but of {len(some)} retain samples only {percent(after)} are answered right, {percent(before.retain)} before"
+    if lost <= LOST:
+        return Verdict(True, f"{verdict.why}; {right}", figures)
+    why = f"{verdict.why}; {right} (at most {percent(LOST)} less): the model lost more than it was to forget"
     return Verdict(False, why, figures)

@@ -13,6 +13,7 @@ from ..._data import Source
 from ..._labels import IGNORED, TOKENS
 from ..._outputs import probabilities, warn_of_probabilities
 from ..._trial import first_step
+from .. import checks
 from ..kind import Kind, Shown
 from ..task import Forward
 from .answers import find_head, product_alone, scored
@@ -38,7 +39,7 @@ def check(model: nn.Module, forward: Forward, given: list[Source], classes: list
     source = given[0]
     inputs, labels = next(iter(source.at([torch.arange(min(2, len(source)))], device=device)))
     with _weights.evaluating(model):
-        logits = forward(model, inputs)
+        logits = checks.answered(model, forward, source, inputs)
         _check_logits(logits, labels, source)
         _refuse_looking_ahead(model, forward, inputs, labels, logits)
         head = find_head(model, forward, inputs, logits)
@@ -132,4 +133,4 @@ def _check_labels(source: Source, words: int) -> None:
         )
 
 
-SEQUENCES = Kind(TOKENS, wanted, check, look_before, judge, apart=("retain", "nonmember", "test"))
+SEQUENCES = Kind(TOKENS, wanted, check, look_before, judge)

@@ -5,7 +5,6 @@ are named.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 from ..engine.terms import HOLDS
-from ..options import check, given
+from ..options import check, given, known
 
 OptimizerFactory = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
 FOUND_BY_AUTO = ("l2", "copies", "batch_size", "impair_lr", "repair_lr")
@@ -130,11 +129,7 @@ class Options:
     def __init__(self, preset: str = "auto", **options: Any) -> None:
         if preset not in PRESETS:
             raise ValueError(f"preset: got {preset!r}; accepted are {', '.join(map(repr, PRESETS))}")
-        names = [field.name for field in dataclasses.fields(self)]
-        for name in options:
-            if name not in names:
-                near = difflib.get_close_matches(name, names, 1)
-                raise TypeError(f"UNSIR: unknown option {name!r}{f', did you mean {near[0]!r}?' if near else ''} Known: {', '.join(names)}")
+        known("UNSIR", options, [field.name for field in dataclasses.fields(self)])
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for name, value in {**defaults, **PRESETS[preset], **options, "preset": preset}.items():
             setattr(self, name, value)
