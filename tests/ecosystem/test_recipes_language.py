@@ -13,8 +13,8 @@ from test_recipes_images import state
 from torch import Tensor, nn
 
 import fastforget as ff
+from fastforget._causal.head import find_head
 from fastforget._outputs import call, reading
-from fastforget.methods.language.answers import find_head
 
 pytestmark = [pytest.mark.ecosystem, pytest.mark.slow]
 WORDS, LONGEST = 30, 12

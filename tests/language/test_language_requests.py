@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 import fastforget as ff
-from fastforget.methods.language import answers
+from fastforget._causal.head import find_head
 from fastforget.methods.language.states import States
 from fastforget.ops import membership
 
@@ -79,7 +79,7 @@ def test_the_head_is_found_where_its_product_is_all():
 
     def found(model, forward=lambda model, x: model(x)):
         with torch.no_grad():
-            return answers.find_head(model, forward, ids, forward(model, ids))
+            return find_head(model, forward, ids, forward(model, ids))
 
     assert found(net) == "head"
     assert found(capped) is None and found(w.bigram()) is None
