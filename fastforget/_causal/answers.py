@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .._labels import IGNORED
 from ..ops import membership
@@ -20,9 +21,9 @@ class Outputs(NamedTuple):
     weight: Tensor | None = None
     bias: Tensor | None = None
 
-    def scores(self, labels: Tensor) -> membership.TokenScores:
-        """Scores of the labels [N, T], without a gradient."""
-        return membership.token_scores(self.out, labels, self.weight, self.bias)
+    def scores(self, labels: Tensor, **options: Any) -> membership.TokenScores:
+        """Scores of the labels [N, T], without a gradient; ``options`` are those of ``membership.token_scores``."""
+        return membership.token_scores(self.out, labels, self.weight, self.bias, **options)
 
     def table(self, rows: Tensor) -> Table:
         """The answers at these rows of [N * T]."""
@@ -76,6 +77,12 @@ def rows_of(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Where scored tokens are answered, as rows of [N * T], and these tokens."""
     wanted = scored(labels)
     return wanted.flatten().nonzero()[:, 0] - 1, labels[wanted]
+
+
+def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the scored tokens, from logits [N, T, V]."""
+    rows, of_label = rows_of(labels)
+    return F.cross_entropy(wide(logits.flatten(0, 1)[rows]), of_label)
 
 
 def wide(x: Tensor) -> Tensor:

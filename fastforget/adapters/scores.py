@@ -86,7 +86,8 @@ def forget_quality(unlearned: Any, retained: Any) -> KS:
 
     Returns:
         :class:`KS`. The p-value is the exact one: the share of all orders of N + M different values with a distance as large (Hodges,
-        Arkiv för Matematik 3, 1958), summed without cancellation, so that tiny ones are right; above N x M = 10^8, where that takes long, Kolmogorov's limit.
+        Arkiv för Matematik 3, 1958), summed without cancellation, so that tiny ones are right. Above N x M = 10^8, where that takes long,
+        it is Kolmogorov's limit.
 
     >>> forget_quality([1.0, 2.0], [3.0, 4.0])  # 2 of 6 orders
     KS(statistic=1.0, pvalue=0.3333333333333333)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..figures import ExposedSample
-from .attacks import DIRECTION
+from ..names import THRESHOLDS
 from .passes import Scored
 
 STRENGTH = ("lira", "rmia", "loss")
@@ -23,7 +23,7 @@ def exposed(
         samples.
     """
     attack = next(name for name in STRENGTH if name in attacks)
-    sign = DIRECTION.get(attack, 1)
+    sign = THRESHOLDS.get(attack, 1)
     scores = {name: sign * sets["forget"].scores[attack].double() for name, sets in scored.items()}
     names = judged or list(scored)[-1:]
     highest = torch.stack([scores[name].nan_to_num(nan=-torch.inf) for name in names]).amax(dim=0)

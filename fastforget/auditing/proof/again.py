@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..._arrays import first_line
 from ..._identity import bare_names
+from .. import kinds
 from ..figures import ModelRow
-from ..measured import measure
-from ..names import DIRECTION
+from ..names import THRESHOLDS
 from ..request import checked
 from .finding import Finding, Unreadable
 
@@ -45,7 +45,7 @@ class Again:
             yield Finding("sizes", f"the sets given have {sizes} samples")
             return
         models = {name: _loaded(name, self.build, state) for name, state in states.items()}
-        measurable = [name for name in settings["attacks"] if name in DIRECTION or name == "attack_p"]
+        measurable = [name for name in settings["attacks"] if name in THRESHOLDS or name == "attack_p"]
         stated = {row["model"]: row for row in receipt["rows"] + receipt["control_rows"]}
         for row in self._measured(models, measurable, settings):
             smallest = min(count for count in row.counts.values() if count)
@@ -55,7 +55,9 @@ class Again:
 
     def _measured(self, models: dict[str, nn.Module], attacks: list[str], settings: dict[str, Any]) -> list[ModelRow]:
         try:
+            kind = kinds.of(settings["request"])
             request = checked(
+                kind,
                 models,
                 self.sets,
                 attacks=attacks,
@@ -74,7 +76,7 @@ class Again:
                 batch_size=None,
                 progress=False,
             )
-            return measure(request).rows
+            return kind.measure(request).rows
         except (RuntimeError, TypeError, ValueError) as error:
             raise Unreadable(f"the figures can't be measured again: {first_line(error)}") from error
 

@@ -227,7 +227,7 @@ def _holds_weights(value: Any) -> bool:
 
 
 def load_samples(path: str | Path) -> tuple[Tensor, Tensor]:
-    """(inputs, labels) from an .npz with "inputs" and "labels" (or "x" and "y").
+    """(inputs, labels) from an .npz with "inputs" and "labels" (or "x" and "y"); labels are [N], or [N, T] of sequences.
 
     Raises:
         Unreadable: missing, cut off, without these arrays, or arrays that don't fit together.
@@ -242,14 +242,14 @@ def load_samples(path: str | Path) -> tuple[Tensor, Tensor]:
         inputs, labels = (torch.from_numpy(arrays[name]) for name in names)
     except (BadArray, TypeError) as error:
         raise Unreadable(f"{path}: can't be read as .npz ({first_line(error)})") from error
-    if labels.dim() != 1 or inputs.dim() < 1 or len(inputs) != len(labels) or len(labels) == 0:
+    if labels.dim() not in (1, 2) or inputs.dim() < 1 or len(inputs) != len(labels) or len(labels) == 0:
         raise Unreadable(
             f"{path}: {names[0]} has the shape {list(inputs.shape)} and {names[1]} {list(labels.shape)}; accepted are as many labels [N] "
-            "as inputs, at least one"
+            "(of sequences [N, T]) as inputs, at least one"
         )
     wide = labels.double()
     if not bool((torch.isfinite(wide) & (wide == wide.round()) & (wide.abs() < 2**53)).all()):
-        raise Unreadable(f"{path}: {names[1]} holds other numbers than class ids")
+        raise Unreadable(f"{path}: {names[1]} holds other numbers than class or token ids")
     return inputs, labels.long()
 
 
