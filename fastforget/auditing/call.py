@@ -142,6 +142,14 @@ class Audit:
         >>> report = ff.audit({"original": net}, **sets)
         >>> report.verdict
         'NO REFERENCE'
+
+        A language model, by sequences:
+
+        >>> words, table = torch.randint(5, (12, 6)), torch.nn.Embedding(5, 5)
+        >>> parts = {name: (part, part) for name, part in zip(("forget", "retain", "test"), words.split(4))}
+        >>> report = ff.audit({"original": table}, **parts, sequences=True)
+        >>> report.settings["request"], report.figures[0].sequences.tokens
+        ('sequence-wise', {'forget': 20, 'retain': 20, 'test': 20})
         """
         sets = {"forget": forget, "retain": retain, "test": test, "population": population, "train": train}
         settings: dict[str, Any] = {
