@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import math
 
-from .answers import ACCURACY, ATTACK, LOST, SPREAD_OF_LOSSES, UTILITY, accuracy_lost, chance, check_forgetting
+from .._ks import critical
+from .answers import ACCURACY, ATTACK, LOST, UTILITY, accuracy_lost, chance, check_forgetting
 from .kind import Entry, Rule
 from .limits import Finding
+from .names import KS
 from .provenance import Case, check_reference, check_weights
 from .verdict import check_power, judge, overall
 
+APART = 0.10  # a Kolmogorov-Smirnov distance that is nothing, however many sequences there are
+BY_HEART = 0.05  # accuracy on the retain set: nets that learned it from other seeds were up to 4 points apart
 PERPLEXITY, LOST_PERPLEXITY = 1.10, 1.50  # times the retrained model's
+
+
+def check_losses(case: Case) -> list[Finding]:
+    """Whether the forget sequences' losses are spread as the retrained model's: some still known and others fitted far too badly can hide
+    from an attack's AUC in each other.
+    """
+    n = case.retrained.counts["forget"]
+    apart = case.row.probes[KS].value
+    allowed = max(APART, critical(n, n), *(one.probes[KS].value for one in case.references or (case.retrained,)))
+    text = f"Kolmogorov-Smirnov distance of the forget set's losses from the retrained model's {apart:.3f}, at most {allowed:.3f}"
+    return [("PASS", text) if apart <= allowed else ("PARTIAL", f"{text}: they are spread as no model's that never saw them")]
 
 
 def check_use(case: Case) -> list[Finding]:
     """How much of the accuracy and the perplexity on what is kept was lost: of the retain set as well, since unseen texts alone don't show
     what a model that knew its training texts well has lost."""
     findings = []
-    for part in ("retain", "test"):
-        findings += [accuracy_lost(case, part, f"token accuracy on the {part} set"), _perplexity(case, part)]
+    for part, least in (("retain", BY_HEART), ("test", UTILITY)):
+        findings += [accuracy_lost(case, part, f"token accuracy on the {part} set", least), _perplexity(case, part)]
     return findings
 
 
@@ -56,44 +71,49 @@ SEQUENCES = Rule(
             3,
             "Forgetting",
             "its token accuracy on the forget set, a mean over sequences, must be within "
-            f"{100 * ACCURACY:.0f} points of the retrained model's; the AUCs, forget against test, of the loss attack, of Min-K%++ and "
-            f"of the ratio of perplexities to the retrained model's, where they were run, within {ATTACK}; and the Kolmogorov-Smirnov "
-            f"distance of the forget sequences' losses from the retrained model's at most {SPREAD_OF_LOSSES:g}. Each within two standard "
-            "errors of a difference where the sets are small, and the distance within what 5 % of such samples of one distribution "
-            "exceed; but never wider than half of the gap between the original and the retrained model, where the original lies outside. "
-            "A gap beyond that is PARTIAL, and FAIL where more than half of the way from the original to the retrained model is still "
-            "missing, or where an AUC lies farther past the retrained model's than the original's lies short of it: such sequences stand "
-            "out.",
+            f"{100 * ACCURACY:.0f} points of the retrained model's, and the AUCs, forget against test, of the loss attack, of Min-K%++ "
+            f"and of the ratio of perplexities to the retrained model's, where they were run, within {ATTACK}, or each within two standard "
+            "errors of a difference where the sets are small; but never wider than half of the gap between the original and the retrained "
+            "model, where the original lies outside. A gap beyond that is PARTIAL, and FAIL where more than half of the way from the "
+            "original to the retrained model is still missing, or where an AUC lies farther past the retrained model's than the "
+            "original's lies short of it: such sequences stand out.",
             check_forgetting,
         ),
         Entry(
             4,
+            "Losses",
+            "at most PARTIAL where the Kolmogorov-Smirnov distance of the forget sequences' losses from those of the model named "
+            f"retrained is more than {APART:g}, than what 5 % of such samples of one distribution exceed, and than a further retrained "
+            "model's.",
+            check_losses,
+        ),
+        Entry(
+            5,
             "Power",
             "at most PARTIAL if the original itself lies within the tolerance in every figure of forgetting, since a model that forgot "
             "nothing could pass; the same without an original.",
             check_power,
         ),
         Entry(
-            5,
+            6,
             "Use",
-            "on the retain and on the test set token accuracy may lie up to "
-            f"{100 * UTILITY:.0f} points (or two standard errors of a difference) under the retrained model's; up to {100 * LOST:.0f} "
-            f"points is PARTIAL, more is FAIL. Perplexity there may be up to {PERPLEXITY:g} times the retrained model's (or two standard "
-            "errors of a difference of losses more); up to "
-            f"{LOST_PERPLEXITY:g} times is PARTIAL, more is FAIL.",
+            f"token accuracy may lie up to {100 * UTILITY:.0f} points under the retrained model's on the test set, and up to "
+            f"{100 * BY_HEART:.0f} on the retain set (or two standard errors of a difference); up to {100 * LOST:.0f} points is PARTIAL, "
+            f"more is FAIL. Perplexity may be up to {PERPLEXITY:g} times the retrained model's on both (or two standard errors of a "
+            f"difference of losses more); up to {LOST_PERPLEXITY:g} times is PARTIAL, more is FAIL.",
             check_use,
         ),
         Entry(
-            6,
+            7,
             "Status",
             "a model's worst finding decides; without a retrained model there is NO REFERENCE and nothing is judged. Of several retrained "
-            "models (names that begin so) the nearest counts in 1, 3 and 5. Not measured for sequences, and so no part of the status: what "
+            "models (names that begin so) the nearest counts in 1, 3 and 6. Not measured for sequences, and so no part of the status: what "
             "a classifier's audit reads below the answers (features, noised samples, steps on one half, a fresh last layer), and whether "
             "a retrained model's features are too near the original's.",
             judge,
         ),
         Entry(
-            7,
+            8,
             "Verdict",
             "that of the worst model beside the original and the retrained ones; at most PARTIAL if a control that must not pass does, or "
             "one that must pass does not.",

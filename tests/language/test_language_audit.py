@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import language_world as w
@@ -20,6 +21,8 @@ import fastforget as ff
 from fastforget.adapters.scores import forget_quality
 from fastforget.auditing.measure.intervals import NORMAL
 from fastforget.auditing.proof.check import check
+from fastforget.auditing.provenance import Case
+from fastforget.auditing.sequence_rule import check_losses
 
 SETS = {"forget": "forget", "retain": "retain", "test": "nonmember"}
 
@@ -194,7 +197,7 @@ def test_models_of_which_it_is_known(world):
     assert "FAIL: the weights are those of the original model" in why["untouched"]
     assert "FAIL: only the last layer (head) was changed" in why["head alone"]
     assert "FAIL: token accuracy on the retain set" in why["wrecked"]
-    assert "FAIL: Kolmogorov-Smirnov distance" in why["ascended"] and "FAIL: perplexity on the retain set" in why["ascended"]
+    assert "PARTIAL: Kolmogorov-Smirnov distance" in why["ascended"] and "FAIL: perplexity on the retain set" in why["ascended"]
     assert all("not measured for sequences: what lies below the answers" in text for text in why.values())
     assert report.of("again").verdict == "PASS"
 
@@ -218,6 +221,24 @@ def test_several_references(world):
     assert report.verdict == "PASS" and [row.model for row in report.judged_figures()] == ["unlearned"]
     report = world.audit(unlearned=third, **{"retrained 2": world.changed(noise(0.02))})
     assert report.verdict == "PARTIAL" and any("'retrained 2' is not believed" in reason for reason in report.reasons)
+
+
+def test_losses_that_are_spread_otherwise(world):
+    """PARTIAL above what 5 % of 40 and 40 losses of one distribution exceed, 1.358 sqrt(2 / 40), and above a further retrained model's."""
+    report = world.audit(unlearned=world.again)
+    rows = {row.model: row for row in report.figures}
+
+    def status(apart: float, *further: float) -> str:
+        references = [rows["retrained"], *(_apart(rows["unlearned"], d) for d in further)]
+        case = Case(_apart(rows["unlearned"], apart), rows["original"], rows["retrained"], tuple(references))
+        return check_losses(case)[0][0]
+
+    assert [status(0.3), status(0.31), status(0.31, 0.35), status(0.36, 0.35)] == ["PASS", "PARTIAL", "PASS", "PARTIAL"]
+
+
+def _apart(row: Any, distance: float) -> Any:
+    """A row with another distance of losses."""
+    return replace(row, probes=row.probes | {"ks_to_retrained": replace(row.probes["ks_to_retrained"], value=distance)})
 
 
 def test_without_a_reference(world):
