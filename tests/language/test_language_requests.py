@@ -325,13 +325,6 @@ def test_refused():
     refusal(lambda: ff.audit(models, **sets), ValueError, r"by ff.audit with sequences=True")
 
 
-def test_the_journal_refuses_language_models(tmp_path):
-    journal = ff.Journal(tmp_path / "journal")
-    refusal(
-        lambda: journal.unlearn("one", w.recurrent(), "npo", **w.request()), TypeError, "'npo' is for language models, which Journal"
-    )
-
-
 def test_listed():
     rows = {row.name: row for row in ff.methods.available()}
     assert all(rows[name].serves == ("sequences",) for name in METHODS)

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from ... import _weights
 from ..._causal import checks
-from ..._causal.head import product_alone
+from ..._causal.head import find_head, product_alone
 from ..._data import Source
 from ..._labels import TOKENS
 from ..._trial import first_step
 from ..kind import Kind, Shown
 from ..task import Forward
-from .verdict import judge, look_before
+from .verdict import judge, look_before, losses, right
 
 
 def wanted(method: Any, classes: Any, forget: Source | None) -> list[int]:
@@ -49,4 +49,11 @@ def check(model: nn.Module, forward: Forward, given: list[Source], classes: list
     return Shown(words, head)
 
 
-SEQUENCES = Kind(TOKENS, wanted, check, look_before, judge, apart=("retain", "nonmember", "test"))
+def head(model: nn.Module, forward: Forward, data: Source) -> str | None:
+    """The layer whose product makes the logits, told by two sequences."""
+    inputs, _ = next(iter(data.at([torch.arange(min(2, len(data)))], device=_weights.device_of(model))))
+    with _weights.evaluating(model):
+        return find_head(model, forward, inputs, forward(model, inputs))
+
+
+SEQUENCES = Kind("sequences", TOKENS, wanted, check, look_before, judge, right, losses, head, apart=("retain", "nonmember", "test"))
