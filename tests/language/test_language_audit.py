@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import statistics
 from dataclasses import replace
@@ -20,7 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastforget as ff
 from fastforget.adapters.scores import forget_quality
 from fastforget.auditing.measure.intervals import NORMAL
-from fastforget.auditing.proof.check import check
 from fastforget.auditing.provenance import Case
 from fastforget.auditing.sequence_rule import check_losses
 
@@ -35,9 +33,9 @@ def world() -> sequences_world.World:
 # ------------------------------------------------------------------ figures, by a plain loop
 
 
-def other(capped: bool) -> nn.Module:
+def other(capped: bool, seed: int = 4) -> nn.Module:
     """Of the same kind, and trained otherwise."""
-    torch.manual_seed(4)
+    torch.manual_seed(seed)
     net = w.Recurrent(capped).double()
     return w.trained(net, steps=40)
 
@@ -268,51 +266,6 @@ def test_other_vocabularies_have_no_divergence(world):
     report = world.audit(unlearned=Wider().eval())
     probe = report.figures_of("unlearned").probes["kl_to_retrained"]
     assert math.isnan(probe.value) and probe.reason == "the two models have other vocabularies"
-
-
-# ------------------------------------------------------------------ report, receipt
-
-
-def test_report_page_and_receipt(world, tmp_path):
-    report = world.audit(unlearned=world.again, controls=True)
-    text = str(report)
-    assert "sequence-wise request; forget 40, retain 120, test 100 sequences" in text
-    for line in ("token accuracy, mean over sequences", "Min-K%++, forget against unseen", "KL from the retrained", "(forget quality)"):
-        assert line in text
-    report.to_json(tmp_path / "report.json")
-    report.to_html(tmp_path / "page.html")
-    page = (tmp_path / "page.html").read_text()
-    assert "Token accuracy, forget set" in page and "The classes predicted" not in page
-    receipt = report.write_receipt(tmp_path / "receipt.json")
-    assert receipt["request"] == "sequence-wise" and "40 sequences" in (tmp_path / "receipt.html").read_text()
-    states = {"original": world.original.state_dict(), "unlearned": world.again.state_dict()}
-    written = json.loads((tmp_path / "receipt.json").read_text())
-    assert [one for one in check(written, weights=states, forget=world.sets["forget"]) if one.why] == []
-    assert len(ff.audit.compare([receipt]).groups) == 1
-
-
-# What is changed in the row of the model, and what must be said of it.
-TAMPERED: dict[str, tuple[Any, str]] = {
-    "a distance": (lambda row: row["probes"]["ks_to_retrained"].update(value=0.1234), "no distance of 40 losses"),
-    "its p-value": (lambda row: row["probes"]["forget_quality"].update(value=0.9), "not the p-value"),
-    "a ratio": (lambda row: row["probes"]["mean_perplexity_ratio"].update(value=1.001), "does not follow from mean_loss.forget"),
-    "a loss": (lambda row: row["mean_loss"].update(retain=0.0001), "the interval of mean_loss.retain"),
-    "an error": (lambda row: row["sequences"]["accuracy_error"].update(retain=0.9), "does not fit accuracy.retain"),
-    "tokens": (lambda row: row["sequences"]["tokens"].update(test=3), "fewer tokens than sequences"),
-    "no errors": (lambda row: row.pop("sequences"), "what the figures of sequences rest on is missing"),
-    "an AUC": (lambda row: row["attacks"]["forget_vs_test"]["min_k"].update(auc=0.50001), "is no share of 4000 pairs"),
-    "a divergence": (lambda row: row["probes"].pop("kl_to_retrained"), "probes are not those of sequences"),
-    "a status": (lambda row: row.update(status="PARTIAL"), "give another status"),
-}
-
-
-@pytest.mark.parametrize("case", TAMPERED)
-def test_invented_figures_are_found(world, case):
-    change, said = TAMPERED[case]
-    receipt = json.loads(json.dumps(world.audit(unlearned=world.again).receipt()))
-    row = next(row for row in receipt["rows"] if row["model"] == "unlearned")
-    change(row)
-    assert any(said in one.why for one in check(receipt, weights={}))
 
 
 # ------------------------------------------------------------------ what is refused

@@ -378,6 +378,9 @@ def test_a_model_that_ranks_hold_together_is_refused(tmp_path):
         for method in ("npo", ff.methods.NPO()):
             call = functools.partial(ff.unlearn, net, method, **w.request())
             refusal(call, TypeError, "'npo' is for language models, which a DDP or FSDP2 model")
+        sets = {"forget": w.texts("forget"), "retain": w.texts("retain"), "test": w.texts("nonmember")}
+        call = functools.partial(ff.audit, {"original": net}, **sets, sequences=True)
+        refusal(call, TypeError, "models: a language model in DDP or FSDP2 isn't audited yet")
     finally:
         torch.distributed.destroy_process_group()
 

@@ -8,17 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..._arrays import first_line
+from ..._data import source
 from ..._identity import bare_names
 from .. import kinds
 from ..figures import ModelRow
 from ..names import THRESHOLDS
 from ..request import checked
 from .finding import Finding, Unreadable
+from .texts import Samples
 
-Samples = tuple[Tensor, Tensor]
 # Other hardware, thread counts and batch sizes round otherwise: a sample whose two largest logits are nearly equal may change sides.
 SHARE, RELATIVE = 5e-3, 1e-3
 CHANGED, MANY = 1.5, 100  # samples that may change sides, of sets with at least so many
@@ -40,7 +41,8 @@ class Again:
             Unreadable: a model can't be built, or its weights don't fit it.
         """
         settings = receipt["settings"]
-        sizes = {name: len(labels) for name, (_, labels) in self.sets.items()}
+        reading = kinds.of(receipt["request"]).labels
+        sizes = {name: len(source(samples, name=name, reading=reading)) for name, samples in self.sets.items()}
         if sizes != receipt["sizes"]:
             yield Finding("sizes", f"the sets given have {sizes} samples")
             return

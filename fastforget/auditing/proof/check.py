@@ -23,6 +23,7 @@ from .again import Again
 from .finding import Finding, same
 from .receipt import CALLED, own_hash
 from .schema import required, violations
+from .texts import Samples
 
 ON_TRUST = "created, versions, machine, facts, intervals by resampling, words beside figures, the method's options, seconds and words"
 # Buffers of batch normalisation stand among the weights of a state_dict.
@@ -33,7 +34,7 @@ def check(
     receipt: dict[str, Any],
     *,
     weights: Mapping[str, Mapping[str, Any]],
-    forget: tuple[Tensor, Tensor] | None = None,
+    forget: Samples | None = None,
     ids: Sequence[str] | None = None,
     again: Again | None = None,
 ) -> list[Finding]:
@@ -59,7 +60,7 @@ def check(
 
 
 def _checks(
-    receipt: dict[str, Any], weights: Mapping[str, Mapping[str, Any]], forget: tuple[Tensor, Tensor] | None, ids: Sequence[str] | None
+    receipt: dict[str, Any], weights: Mapping[str, Mapping[str, Any]], forget: Samples | None, ids: Sequence[str] | None
 ) -> Iterator[Finding]:
     rows = [ModelRow.from_dict(row, f"{name}[{i}]") for name in ("rows", "control_rows") for i, row in enumerate(receipt[name])]
     yield same("sha256", receipt["sha256"], own_hash(receipt), "it was changed after it was written")
