@@ -133,10 +133,11 @@ class OracleRate:
 
 @dataclass
 class ExposedSample:
-    """A forget sample that a model gives away: its place in the forget set, its class, its member score on each model."""
+    """A forget sample that a model gives away: its place in the forget set, its class (a sequence has none), its member score on each
+    model."""
 
     index: int
-    label: int
+    label: int | None
     score: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,7 +146,8 @@ class ExposedSample:
     @classmethod
     def from_dict(cls, value: Any, where: str = "exposed sample") -> ExposedSample:
         entries = Fields(value, where)
-        return cls(entries.get("index", integer), entries.get("label", integer), entries.get("score", by_name(number)))
+        label = None if entries.entries.get("label") is None else entries.get("label", integer)
+        return cls(entries.get("index", integer), label, entries.get("score", by_name(number)))
 
 
 @dataclass

@@ -134,7 +134,7 @@ def measure(request: Request) -> Measured:
             attacks |= {attack: replace(attacks[attack], reason=missing["retain"]) for attack in request.shadow_attacks}
         rows.append(row)
     judged = [name for name in request.models if name != ORIGINAL and not is_reference(name)]
-    exposed_by, exposed = exposure.exposed(scored, judged, request.attacks)
+    exposed_by, exposed = exposure.exposed(scored, judged, request.attacks, labels["forget"])
     curves = {
         "roc": {one.name: {attack: curves_of(scored, one, attack) for attack in request.attacks} for one in comparisons},
         "loss": loss_histograms({name: {s: one.scores["loss"] for s, one in sets.items()} for name, sets in scored.items()}),

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from .. import _ks
 from .._weights import reading_copy
-from .figures import FORGET, ORIGINAL, RETAIN, RETRAINED, Figure, ModelRow, Probe, SequenceFigures
+from .figures import FORGET, ORIGINAL, RETAIN, RETRAINED, Figure, ModelRow, Probe, SequenceFigures, is_reference
 from .figures_sequences import SETS
 from .measure import attacks as attack_scores
+from .measure import exposure, tokens
 from .measure import intervals as ends
-from .measure import tokens
 from .measure.attacks import Comparison
 from .measure.histogram import loss_histograms
 from .measured import Measured, curves_of, distances, mean_loss
@@ -55,12 +55,14 @@ def measure(request: Request) -> Measured:
         row.forgetting_rate = attack_scores.rate(original, sets, oracle, request.intervals)
         row.oracle_members = attack_scores.oracle_members(sets, forget, oracle, request.intervals)
         rows.append(row)
+    judged = [name for name in request.models if name != ORIGINAL and not is_reference(name)]
+    exposed_by, exposed = exposure.exposed(scored, judged, request.attacks)
     curves = {
         "roc": {one.name: {attack: curves_of(scored, one, attack) for attack in request.attacks} for one in comparisons},
         "loss": loss_histograms({name: {s: one.scores["loss"] for s, one in sets.items()} for name, sets in scored.items()}),
-        "exposed": [],
+        "exposed": [sample.to_dict() for sample in exposed],
     }
-    return Measured(rows, comparisons, oracle, torch.empty(0, dtype=torch.int64), sizes, curves, "loss", REQUEST)
+    return Measured(rows, comparisons, oracle, torch.empty(0, dtype=torch.int64), sizes, curves, exposed_by, REQUEST)
 
 
 def _comparisons(unseen: int) -> list[Comparison]:

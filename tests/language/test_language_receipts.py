@@ -34,6 +34,10 @@ def test_report_page_and_receipt(world, tmp_path):
     report.to_html(tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "Token accuracy, forget set" in page and "The classes predicted" not in page
+    assert "Which samples are most exposed?" in page and '<th scope="col">class</th>' not in page
+    losses = {net: w.log_probs(net, *world.sets["forget"]).detach().sum(1) for net in (world.again, world.retrained)}
+    nearest = (losses[world.again] - losses[world.retrained]).argsort(descending=True)[:12]  # all have as many tokens
+    assert [sample["index"] for sample in report.curves["exposed"]] == nearest.tolist()
     receipt = report.write_receipt(tmp_path / "receipt.json")
     assert receipt["request"] == "sequence-wise" and "40 sequences" in (tmp_path / "receipt.html").read_text()
     states = {"original": world.original.state_dict(), "unlearned": world.again.state_dict()}
