@@ -53,13 +53,14 @@ def fit(words: Tensor, seed: int, steps: int = 200) -> nn.Module:
 
 
 class World:
-    """A model, two retrained without the forget set (from different seeds), and the three sets."""
+    """A model, some retrained without the forget set (from different seeds), and the three sets."""
 
-    def __init__(self) -> None:
-        self.words = {"forget": texts(40, 1), "retain": texts(120, 2), "test": texts(100, 3)}
+    def __init__(self, draw: int = 0, steps: int = 200, seeds: int = 2) -> None:
+        self.words = {name: texts(n, draw + i) for i, (name, n) in enumerate({"forget": 40, "retain": 120, "test": 100}.items(), 1)}
         self.sets: dict[str, Any] = {name: (words, words) for name, words in self.words.items()}
-        self.original = fit(torch.cat((self.words["forget"], self.words["retain"])), 0)
-        self.retrained, self.again = (fit(self.words["retain"], seed) for seed in (1, 2))
+        self.original = fit(torch.cat((self.words["forget"], self.words["retain"])), 0, steps)
+        self.all_retrained = [fit(self.words["retain"], seed, steps) for seed in range(1, seeds + 1)]
+        self.retrained, self.again = self.all_retrained[:2]
 
     def audit(self, *, reference: bool = True, sets: dict[str, Any] | None = None, controls: Any = False, **models: nn.Module) -> Any:
         """Of these models beside the original and the retrained one."""
