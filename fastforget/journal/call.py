@@ -48,7 +48,8 @@ class Journal:
 
     A request that is in the journal stays done: the same call again, in a script that is started anew after a kill, say, returns what is
     stored. Weights are kept as safetensors files (one a request), the data to forget as hashes alone. Reading needs no lock; of two
-    processes that would write, one gets :class:`fastforget.journal.Busy`.
+    processes that would write, one gets :class:`fastforget.journal.Busy`. Sequences of a language model are served as single samples are,
+    by the methods for them; a journal is about these or about a classifier.
 
     >>> import tempfile, torch, fastforget as ff
     >>> x, y = torch.randn(90, 4), torch.arange(90) % 3

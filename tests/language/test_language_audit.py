@@ -371,3 +371,18 @@ def test_logits_that_become_no_numbers_are_named(world):
         net.embedding.weight[rare] = math.nan
     with pytest.raises(ValueError, match=r"model 'unlearned', retain set: 1 of 120 samples have NaN"):
         world.audit(unlearned=net, sets={**sets, "retain": (late, late)})
+
+
+def test_probabilities_are_told_where_the_call_is(world):
+    with pytest.warns(UserWarning, match=r"models\['original'\]: its outputs look like probabilities") as caught:
+        ff.audit({"original": world.original}, **world.sets, sequences=True, progress=False, forward=lambda model, x: model(x).softmax(2))
+    assert caught[0].filename == __file__
+
+
+def test_models_of_other_precisions_are_compared(world):
+    """bfloat16 and float64 beside float32: the same net has nearly the same figures."""
+    models = {"half": copy.deepcopy(world.again).bfloat16(), "double": copy.deepcopy(world.again).double()}
+    report = world.audit(again=world.again, **models)
+    plain, half, double = (report.figures_of(name) for name in ("again", "half", "double"))
+    for figure in (lambda row: row.mean_loss["forget"].value, lambda row: row.probes["kl_to_retrained"].value):
+        assert figure(double) == pytest.approx(figure(plain), rel=1e-5) and figure(half) == pytest.approx(figure(plain), rel=0.02)

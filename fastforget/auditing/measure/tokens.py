@@ -93,7 +93,7 @@ def run(
         for name, model in models.items():
             who, device = f"models[{name!r}]", device_of(model)
             checks.refuse_encoders(who, model)
-            causal[name] = checks.look(who, model, call, move(inputs, device), labels.to(device), first.name, stacklevel=7)
+            causal[name] = checks.look(who, model, call, move(inputs, device), labels.to(device), first.name, stacklevel=6)
         words = min(one.words for one in causal.values())
         for source in sets.values():
             checks.check_labels(source, words)
