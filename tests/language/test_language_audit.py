@@ -121,6 +121,16 @@ def test_every_figure_is_that_of_a_plain_loop(capped):
     assert [itself.probes[name].value for name in ("mean_perplexity_ratio", "ks_to_retrained", "forget_quality")] == [1, 0, 1]
 
 
+def test_the_lowest_fifth_of_tokens():
+    """Of 15 tokens the three least probable."""
+    net, ids = w.bigram(), torch.randint(1, w.WORDS, (36, 16), generator=torch.Generator().manual_seed(2))
+    sets = {name: (part, part) for name, part in zip(SETS, ids.split(12), strict=True)}
+    report = ff.audit({"original": net}, **sets, sequences=True, attacks=["min_k"], progress=False)
+    lowest = w.log_probs(net, ids, ids).detach().sort(dim=1).values[:, :3].mean(dim=1).tolist()
+    assert report.settings["attacks"] == ["loss", "min_k"]
+    assert report.figures[0].attacks["forget_vs_test"]["min_k"].auc.value == pytest.approx(auc(lowest[:12], lowest[24:]), abs=1e-9)
+
+
 def test_padding_and_batches_change_nothing():
     """Ragged sequences as dicts that a loader pads, in batches of 4 and 5."""
     _, first = audited(sets=w.ragged)
