@@ -55,6 +55,16 @@ def of_labels(answers: Outputs, labels: Tensor) -> Outputs:
     return answers
 
 
+def log_probs(answers: Outputs, labels: Tensor) -> Tensor:
+    """[N, T]: log p of each label, with a gradient; 0 where it isn't scored. By blocks where the head is known."""
+    out, weight, bias = answers
+    if weight is not None:
+        return membership.token_log_probs(out, labels, weight, bias)
+    rows, of_label = rows_of(labels)
+    flat = -F.cross_entropy(wide(out.flatten(0, 1)[rows]), of_label, reduction="none")
+    return flat.new_zeros(labels.shape).masked_scatter(scored(labels), flat)
+
+
 def divergence(own: Outputs, theirs: Outputs, labels: Tensor) -> Tensor:
     """[R]: KL(theirs || own) of each scored token, in nats, with a gradient in ``own``; by blocks, but where a gradient goes to logits."""
     rows, _ = rows_of(labels)

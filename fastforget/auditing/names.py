@@ -17,6 +17,7 @@ TOKEN_DIRECTION = {"loss": -1, "min_k": 1, "min_k_plus": 1, "perplexity_ratio": 
 THRESHOLDS = {**DIRECTION, **TOKEN_DIRECTION}
 # Probes of sequences beside the retrained model: the Kolmogorov-Smirnov distance of losses, and its p-value.
 KS, FORGET_QUALITY = "ks_to_retrained", "forget_quality"
+HIDDEN = "other_half_auc"  # and of all models, what comes back of one half when the other is taught
 # The attacks whose scores are log likelihood ratios: above 0 means that membership is the likelier.
 RATIOS = ("lira", "u_lira")
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 from .._ks import critical
+from . import limits
 from .answers import ACCURACY, ATTACK, LOST, UTILITY, accuracy_lost, chance, check_forgetting
+from .figures import FORGET
 from .kind import Entry, Rule
 from .limits import Finding
-from .names import KS
+from .names import HIDDEN, KS
 from .provenance import Case, check_reference, check_weights
 from .verdict import check_power, judge, overall
 
@@ -26,6 +28,21 @@ def check_losses(case: Case) -> list[Finding]:
     allowed = max(APART, critical(n, n), *(one.probes[KS].value for one in case.references or (case.retrained,)))
     text = f"Kolmogorov-Smirnov distance of the forget set's losses from the retrained model's {apart:.3f}, at most {allowed:.3f}"
     return [("PASS", text) if apart <= allowed else ("PARTIAL", f"{text}: they are spread as no model's that never saw them")]
+
+
+def check_hidden(case: Case) -> list[Finding]:
+    """Whether the model knows half of the sequences again when it is taught the other half, beside all retrained models."""
+    if case.original is None:
+        return []
+    references = case.references or (case.retrained,)
+    others = [one for one in references if one is not case.row or one is references[0]]
+    label = "loss-attack AUC on the other half after steps on one half"
+    for who, row in (("", case.row), ("original: ", case.original), *(("retrained: ", one) for one in others)):
+        if not row.probes[HIDDEN].known:
+            return [("PARTIAL", f"{label} can't be measured: {who}{row.probes[HIDDEN].reason}")]
+    value, original, *values = (row.probes[HIDDEN].value for row in (case.row, case.original, *others))
+    error = case.row.attacks[FORGET]["loss"].auc_standard_error
+    return [limits.excess(label, value, original, values, error)]
 
 
 def check_use(case: Case) -> list[Finding]:
@@ -89,13 +106,21 @@ SEQUENCES = Rule(
         ),
         Entry(
             5,
+            "Hidden knowledge",
+            "at most PARTIAL where the loss attack's AUC on one half of the forget sequences, after a few steps on the other half, lies "
+            f"more than {limits.EXCESS:g} or {limits.EXCESS_ERRORS:g} standard errors above the retrained model's (never more than half of "
+            "the original's gap), or where it can't be had.",
+            check_hidden,
+        ),
+        Entry(
+            6,
             "Power",
             "at most PARTIAL if the original itself lies within the tolerance in every figure of forgetting, since a model that forgot "
             "nothing could pass; the same without an original.",
             check_power,
         ),
         Entry(
-            6,
+            7,
             "Use",
             f"token accuracy may lie up to {100 * UTILITY:.0f} points under the retrained model's on the test set, and up to "
             f"{100 * BY_HEART:.0f} on the retain set (or two standard errors of a difference); up to {100 * LOST:.0f} points is PARTIAL, "
@@ -104,16 +129,17 @@ SEQUENCES = Rule(
             check_use,
         ),
         Entry(
-            7,
+            8,
             "Status",
             "a model's worst finding decides; without a retrained model there is NO REFERENCE and nothing is judged. Of several retrained "
-            "models (names that begin so) the nearest counts in 1, 3 and 6. Not measured for sequences, and so no part of the status: what "
-            "a classifier's audit reads below the answers (features, noised samples, steps on one half, a fresh last layer), and whether "
+            "models (names that begin so) the nearest counts in 1, 3 and 7; in 5 their mean, and the limit is widened "
+            f"to {limits.SPREAD:g} times what one of them differs from the others. Not measured for sequences, and so no part of the "
+            "status: what a classifier's audit reads in features, on noised samples and under a fresh last layer, and whether "
             "a retrained model's features are too near the original's.",
             judge,
         ),
         Entry(
-            8,
+            9,
             "Verdict",
             "that of the worst model beside the original and the retrained ones; at most PARTIAL if a control that must not pass does, or "
             "one that must pass does not.",
@@ -122,7 +148,7 @@ SEQUENCES = Rule(
     ),
     beside_one=(check_weights, check_forgetting, check_use),
     unmeasured=(
-        "not measured for sequences: what lies below the answers (features, relearning, a fresh last layer); a model that hides what it "
-        "knows from its answers alone isn't found",
+        "not measured for sequences: features, noised samples and a fresh last layer, which show of a classifier what it still knows below "
+        "its answers",
     ),
 )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _ks
+from .._outputs import reading
 from .._weights import reading_copy
 from .figures import FORGET, ORIGINAL, RETAIN, RETRAINED, Figure, ModelRow, Probe, SequenceFigures, is_reference
 from .figures_sequences import SETS
@@ -16,9 +17,10 @@ from .measure import attacks as attack_scores
 from .measure import exposure, tokens
 from .measure import intervals as ends
 from .measure.attacks import Comparison
+from .measure.hidden import hidden
 from .measure.histogram import loss_histograms
 from .measured import Measured, curves_of, distances, mean_loss
-from .names import FORGET_QUALITY, KS
+from .names import FORGET_QUALITY, HIDDEN, KS
 from .request import Request
 
 Answers = dict[str, tokens.Answered]
@@ -41,17 +43,19 @@ QUALITY = (
 def measure(request: Request) -> Measured:
     """Runs everything that was asked for, on models and controls alike."""
     models = {name: reading_copy(model) for name, model in request.everyone().items()}
-    scored = tokens.run(models, request.sets, forward=request.forward, seed=request.seed, progress=request.progress)
+    scored, heads = tokens.run(models, request.sets, forward=request.forward, seed=request.seed, progress=request.progress)
     sizes = {name: len(one.length) for name, one in next(iter(scored.values())).items()}
     comparisons = _comparisons(sizes["test"])
     forget, retain = comparisons
     original = scored.get(ORIGINAL)
+    call = reading(request.forward)
     oracle = attack_scores.calibrate(original, retain)
     rows = []
     for name, sets in scored.items():
         row = _row(name, sets, comparisons, request)
         row.weight_distance = distances(name, request.everyone())
         row.probes = _probes(sets["forget"], scored, request.intervals)
+        row.probes[HIDDEN] = hidden(models[name], heads[name], call, request.sets["forget"], request.sets["test"], request.seed)
         row.forgetting_rate = attack_scores.rate(original, sets, oracle, request.intervals)
         row.oracle_members = attack_scores.oracle_members(sets, forget, oracle, request.intervals)
         rows.append(row)

@@ -82,8 +82,8 @@ def run(
     forward: Callable[[nn.Module, Any], Tensor] | None,
     seed: int,
     progress: bool,
-) -> dict[str, dict[str, Answered]]:
-    """Scores every set with every model: ``{model: {set: Answered}}``."""
+) -> tuple[dict[str, dict[str, Answered]], dict[str, str | None]]:
+    """Scores every set with every model: ``{model: {set: Answered}}``; and each model's layer whose product makes its logits."""
     call = reading(forward)
     done: dict[str, dict[str, Answered]] = {name: {} for name in models}
     with eval_mode(*models.values()), own_randomness(seed), torch.no_grad():
@@ -103,7 +103,7 @@ def run(
                 for name, answered in _one_set(models, causal, set_name, source, call, bar).items():
                     done[name][set_name] = answered
     _against_reference(done)
-    return done
+    return done, {name: one.head for name, one in causal.items()}
 
 
 def _one_set(

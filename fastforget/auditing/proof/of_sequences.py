@@ -11,7 +11,7 @@ from ..figures import RETRAINED, Figure, ModelRow, SequenceFigures
 from ..figures_sequences import SETS
 from ..measure.intervals import NORMAL
 from ..measure.tokens import reference_of
-from ..names import FORGET_QUALITY, KS
+from ..names import FORGET_QUALITY, HIDDEN, KS
 from . import common
 from .rounding import TINY, near
 
@@ -62,7 +62,7 @@ def _interval(name: str, figure: Figure, error: float, most: float = math.inf) -
 def _beside_reference(row: ModelRow, rows: list[ModelRow], conventions: dict[str, str]) -> Iterator[str]:
     by_name = {one.model: one for one in rows}
     reference = reference_of(by_name)
-    wanted = {"mean_perplexity_ratio"} if reference is not None else set()
+    wanted = {HIDDEN} | ({"mean_perplexity_ratio"} if reference is not None else set())
     wanted |= {"kl_to_retrained", KS, FORGET_QUALITY} if reference == RETRAINED else set()
     if set(row.probes) != wanted:
         yield "probes are not those of sequences"
@@ -70,6 +70,9 @@ def _beside_reference(row: ModelRow, rows: list[ModelRow], conventions: dict[str
     for name, probe in row.probes.items():
         if probe.convention != conventions.get(name):
             yield f"probes.{name} is another figure than settings.conventions_used says"
+    found = row.probes[HIDDEN]
+    if found.known == (found.reason is not None) or not (math.isnan(found.value) or 0 <= found.value <= 1):
+        yield f"probes.{HIDDEN} is no AUC, or has a value and a reason for having none"
     if reference is None:
         return
     further = row.mean_loss["forget"].value - by_name[reference].mean_loss["forget"].value

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ..._text import number, percent
 from ..figures import FORGET, ORIGINAL, RETAIN, RETRAINED, Figure, ModelRow, Probe, RelearnProbe
-from ..names import FORGET_QUALITY, KS, RATIOS
+from ..names import FORGET_QUALITY, HIDDEN, KS, RATIOS
 from .wording import FPR_TEXTS, Show, attack_name, beyond_thresholds, ends, plain
 
 
@@ -44,6 +44,7 @@ PROBES: tuple[tuple[str, str, Show], ...] = (
     ("kl_to_retrained", "KL from the retrained, nats a token", plain),
     (KS, "distance of losses to the retrained's, KS", number),
     (FORGET_QUALITY, "its p-value (forget quality)", plain),
+    (HIDDEN, "loss attack, other half after steps on one, AUC", number),
 )
 RELEARN = "relearn_time_"
 TOKEN_ACCURACY = "token accuracy, mean over sequences"

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..._causal import answers
-from ..._causal.answers import Outputs, rows_of, scored
+from ..._causal.answers import Outputs
 from ...ops import membership
 from ..task import Task
 
@@ -21,12 +20,7 @@ def outputs(task: Task, model: nn.Module, inputs: Any) -> Outputs:
 
 def log_probs(task: Task, model: nn.Module, inputs: Any, labels: Tensor) -> Tensor:
     """[N, T]: log p of each label, with a gradient; 0 where it isn't scored."""
-    out, weight, bias = answers.of_labels(outputs(task, model, inputs), labels)
-    if weight is not None:
-        return membership.token_log_probs(out, labels, weight, bias)
-    rows, of_label = rows_of(labels)
-    flat = -F.cross_entropy(answers.wide(out.flatten(0, 1)[rows]), of_label, reduction="none")
-    return flat.new_zeros(labels.shape).masked_scatter(scored(labels), flat)
+    return answers.log_probs(answers.of_labels(outputs(task, model, inputs), labels), labels)
 
 
 def scores(task: Task, inputs: Any, labels: Tensor) -> membership.TokenScores:
