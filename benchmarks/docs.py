@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fastforget import _files, _schema, ops
-from fastforget.auditing import verdict
+from fastforget.auditing import sequence_rule, verdict
 from fastforget.methods.language import LANGUAGE
 
 from . import (
@@ -124,6 +124,11 @@ def rule() -> str:
     return verdict.RULE
 
 
+def sequences_rule() -> str:
+    """docs/language.md: the rule of the verdict on language models."""
+    return sequence_rule.SEQUENCES.text
+
+
 def shadow() -> str:
     return shadow_audit.markdown(_json(RESULTS / "shadow-audit-mnist5k.json")).strip()
 
@@ -198,6 +203,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "support": support,
     "families": families,
     "rule": rule,
+    "sequence-rule": sequences_rule,
     "shadow-audit": shadow,
     "verdict-rates": verdict_rates,
     "experiment": experiments,

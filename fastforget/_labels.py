@@ -41,7 +41,7 @@ def check_labels(name: str, labels: Any, read_from: str = "") -> Tensor:
     if labels.dim() == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.dim() != 1:
-        tokens = f" Token ids [N, T] are read by ff.unlearn for {', '.join(FOR_TOKENS)} alone; ff.ops.membership.token_scores scores them"
+        tokens = f" Token ids [N, T] are read by ff.unlearn for {', '.join(FOR_TOKENS)}, and by ff.audit with sequences=True"
         raise ValueError(
             f"{about}; accepted is one class id a sample, shape [N]. {_other_element(read_from)}"
             f"(A list of ready batches is no set of samples: pass the DataLoader itself){tokens if labels.dim() == 2 else ''}"

@@ -12,6 +12,7 @@ from audit_world import CLASSES, FORGOTTEN, World
 import fastforget as ff
 from fastforget.auditing.measure import attacks
 from fastforget.auditing.measure.exposure import MOST
+from fastforget.auditing.names import DIRECTION
 from fastforget.ops.membership import membership_scores
 
 
@@ -179,7 +180,7 @@ def test_conventions_given_as_a_dict_are_put_into_words(world: World) -> None:
 
 def test_which_shadow_attacks_run(world: World) -> None:
     def names(shadows, **options):
-        return [a for a in world.audit(shadows=shadows, **options).settings["attacks"] if a not in attacks.DIRECTION]
+        return [a for a in world.audit(shadows=shadows, **options).settings["attacks"] if a not in DIRECTION]
 
     pool = (world.forget, world.retain, world.test)
     population = (torch.randn(50, 6), torch.arange(50) % CLASSES)

@@ -14,6 +14,7 @@ from digits_world import quiet
 from jsonschema import Draft202012Validator
 from page_world import full_report
 from referencing import Registry, Resource
+from sequences_world import world as sequences_world
 
 import fastforget
 from fastforget.auditing.measure.oracles import LossThreshold
@@ -49,6 +50,7 @@ def reports(world: World) -> dict[str, fastforget.audit.AuditReport]:
         "oracles, relearn time": world.audit(unlearned=world.retrained_again, oracles=oracles, relearn=("ain",), train=everything),
         "no intervals": world.audit(unlearned=world.original, intervals=False, controls=True),
         "no reference": world.audit(reference=False, controls=True),
+        "sequences": sequences_world().audit(controls=True),
         "undefined figures": world.audit(unlearned=world.retrained_again, test=(x[keep], y[keep])),
     }
 

@@ -15,7 +15,8 @@ ATTACK = 0.05
 UTILITY = 0.02
 LOST = 0.10
 ODDS = 5.0  # of 54 pairs of models retrained from different seeds the farthest apart were at 4.0, 3.4 and 2.8
-JUDGED_BY = {"loss": "loss-attack", "lira": "LiRA"}  # LiRA, the stronger, where shadow models were given
+# LiRA, the stronger, where shadow models were given; the last two are of sequences.
+JUDGED_BY = {"loss": "loss-attack", "lira": "LiRA", "min_k_plus": "Min-K%++", "perplexity_ratio": "perplexity-ratio"}
 
 
 # ------------------------------------------------------------------ 3. forgetting
@@ -46,11 +47,13 @@ def figures_of_forgetting(retrained: ModelRow) -> list[Near]:
     # Where the request is class-wise, unseen samples of the forgotten classes must be lost as well.
     if retrained.class_wise and retrained.accuracy["test_forget"].known:
         parts["test_forget"] = "test accuracy on the forgotten classes"
-    figures = [Near(label, _accuracy(part), max(ACCURACY, _chance(_error(retrained, part))), percent) for part, label in parts.items()]
+    figures = []
+    for part, label in parts.items():
+        figures.append(Near(label, _accuracy(part), max(ACCURACY, chance(retrained.accuracy_error(part))), percent))
     for attack, name in JUDGED_BY.items():
         measured = retrained.attacks[FORGET].get(attack)
         if measured is not None and measured.auc.known:
-            tolerance = max(ATTACK, _chance(measured.auc_standard_error))
+            tolerance = max(ATTACK, chance(measured.auc_standard_error))
             figures.append(Near(f"{name} AUC, forget set against unseen samples", _auc(attack), tolerance, plain, two_sided=True))
     return figures
 
@@ -124,25 +127,24 @@ def _highest(auc: float, members: float, others: float) -> float:
 
 def check_use(case: Case) -> list[Finding]:
     """How much of the accuracy on the kept classes was lost."""
-    value, reference = case.row.accuracy["test_retain"].value, case.retrained.accuracy["test_retain"].value
-    drop = reference - value
-    if math.isnan(drop):
+    if math.isnan(case.retrained.accuracy["test_retain"].value - case.row.accuracy["test_retain"].value):
         return [("PARTIAL", "the test set has no sample of the kept classes, so the loss of use can't be judged")]
-    allowed = max(UTILITY, _chance(_error(case.retrained, "test_retain")))
+    return [accuracy_lost(case, "test_retain", "test accuracy on the kept classes")]
+
+
+def accuracy_lost(case: Case, part: str, label: str, least: float = UTILITY) -> Finding:
+    """Accuracy on what is kept, beside the retrained model's; ``least``: what may be lost however large the set."""
+    value, reference = case.row.accuracy[part].value, case.retrained.accuracy[part].value
+    drop, allowed = reference - value, max(least, chance(case.retrained.accuracy_error(part)))
     status = "PASS" if drop <= allowed else "PARTIAL" if drop <= LOST else "FAIL"
-    text = f"test accuracy on the kept classes {percent(value)}, retrained {percent(reference)}"
-    return [(status, f"{text}: {100 * drop:.1f} points lost" if drop > 0 else f"{text}: nothing lost")]
+    text = f"{label} {percent(value)}, retrained {percent(reference)}"
+    return status, f"{text}: {100 * drop:.1f} points lost" if drop > 0 else f"{text}: nothing lost"
 
 
-def _chance(error: float) -> float:
+def chance(error: float) -> float:
     """Two standard errors of a difference: two models retrained from different seeds were measured to differ about as much as two draws
     of the samples."""
     return 2 * math.sqrt(2) * error
-
-
-def _error(row: ModelRow, part: str) -> float:
-    accuracy, count = row.accuracy[part].value, row.counts[part]
-    return math.sqrt(accuracy * (1 - accuracy) / count) if count else 0.0
 
 
 def percent(value: float) -> str:

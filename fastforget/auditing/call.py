@@ -11,13 +11,11 @@ from torch import Tensor, nn
 
 from .. import _ranks
 from .._caller import Caller
-from . import report
+from . import kinds, report
 from .controls import controls
-from .measure import attacks as attack_scores
 from .measure.oracles import LiRAVerdict, LossThreshold, Oracle, ShadowLogistic, logits_of
 from .measure.quality import forgetting_quality
 from .measure.relearn import relearn_time
-from .measured import measure
 from .request import checked
 from .settings import settings_of
 from .shadow import state
@@ -66,7 +64,8 @@ class Audit:
         forget: Any,
         retain: Any,
         test: Any,
-        attacks: Sequence[str] = attack_scores.DEFAULT,
+        sequences: bool = False,
+        attacks: Sequence[str] | None = None,
         oracles: dict[str, Oracle] | None = None,
         shadows: Any = None,
         population: Any = None,
@@ -97,9 +96,12 @@ class Audit:
                 it, such as retrained from other seeds: by how far they lie apart the limits are widened.
             forget, retain, test: the samples to be forgotten, the kept training samples, and samples that no
                 model was trained on; each a DataLoader, a Dataset or an (inputs, labels) pair.
+            sequences: whether the models are causal language models, and labels token ids [N, T]: then everything is measured and judged
+                by sequences (``docs/language.md``), and ``attacks`` are of "loss", "min_k", "min_k_plus" and "perplexity_ratio" (all).
             attacks: of "loss", "confidence", "entropy", "modified_entropy", "margin", "logit_confidence" and "attack_p"; "loss" is always
-                measured. With ``shadows`` also "lira", "lira_offline", "u_lira", "rmia", "rmia_offline" and "attack_r"; where none of these
-                is named, all that the shadow models can serve are run but "rmia_offline".
+                measured, and without a list the first three are. With ``shadows`` also "lira", "lira_offline", "u_lira", "rmia",
+                "rmia_offline" and "attack_r"; where none of these is named, all that the shadow models can serve are run but
+                "rmia_offline".
             oracles: further membership oracles for the forgetting rate by name, beside the loss threshold that is calibrated on the
                 original model: callables (logits [N, K], labels [N]) -> bool [N], such as those of ``fastforget.audit.oracles``. Each is
                 asked about the forget set on every model, in the set's order.
@@ -140,14 +142,24 @@ class Audit:
         >>> report = ff.audit({"original": net}, **sets)
         >>> report.verdict
         'NO REFERENCE'
+
+        A language model, by sequences:
+
+        >>> words, table = torch.randint(5, (12, 6)), torch.nn.Embedding(5, 5)
+        >>> parts = {name: (part, part) for name, part in zip(("forget", "retain", "test"), words.split(4))}
+        >>> report = ff.audit({"original": table}, **parts, sequences=True)
+        >>> report.settings["request"], report.figures[0].sequences.tokens
+        ('sequence-wise', {'forget': 20, 'retain': 20, 'test': 20})
         """
         sets = {"forget": forget, "retain": retain, "test": test, "population": population, "train": train}
         settings: dict[str, Any] = {
-            "attacks": attacks, "relearn": relearn, "intervals": intervals, "frozen_body": frozen_body, "seed": seed, "unpack": unpack,
-            "forward": forward, "batch_size": batch_size,
+            "sequences": sequences, "attacks": attacks, "relearn": relearn, "intervals": intervals, "frozen_body": frozen_body,
+            "seed": seed, "unpack": unpack, "forward": forward, "batch_size": batch_size,
         }  # fmt: skip
         further: dict[str, Any] = {"oracles": oracles, "shadows": shadows, "teacher": teacher, "controls": controls}
         with _ranks.together("audit", *(models.values() if isinstance(models, dict) else ())) as ranks:
+            if ranks is not None and sequences:
+                raise TypeError("models: a language model in DDP or FSDP2 isn't audited yet; accepted is the module inside, on one rank")
             if ranks is None:
                 return _audit(models, **sets, **settings, **further, progress=progress)
             ranks.options(**settings, models=list(models), further=[name for name, value in further.items() if value])
@@ -198,15 +210,17 @@ def _audit(
     test: Any,
     forward: Callable[[nn.Module, Any], Tensor] | None,
     seed: int,
+    sequences: bool,
     **settings: Any,
 ) -> report.AuditReport:
     """:meth:`Audit.__call__` of models that this process holds alone."""
     started = time.perf_counter()
     with Caller() as caller, caller.aside("audit", seed):
         sets = {"forget": forget, "retain": retain, "test": test}
-        request = checked(models, sets, forward=caller.own(forward), seed=seed, **settings)
-        measured = measure(request)
-        judgement = judge_all(measured.rows, frozen_body=request.frozen_body)
+        kind = kinds.asked(sequences)
+        request = checked(kind, models, sets, forward=caller.own(forward), seed=seed, **settings)
+        measured = kind.measure(request)
+        judgement = judge_all(measured.rows, kind.rule, frozen_body=request.frozen_body)
         described = settings_of(request, measured)
     return report.AuditReport(
         figures=[row for row in judgement.rows if not row.control],

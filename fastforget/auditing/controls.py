@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._caller import Caller
+from .._causal import answers
 from .._data import Source, source
+from .._labels import CLASSES, TOKENS
 from .._modules import copy_of, dense_gradients, refuse_half, refuse_kind
 from .._outputs import reading
 from .._random import own_randomness
@@ -27,6 +29,7 @@ from .names import CONTROL_MEANING, must_pass
 # A little: Adam's steps are about this long whatever the loss, so the weights hardly leave the original's.
 FINE_TUNE_LR, FINE_TUNE_EPOCHS, FINE_TUNE_STEPS, FINE_TUNE_BATCH = 1e-4, 2, 200, 64
 Forward = Callable[[nn.Module, Any], Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def controls(
@@ -39,6 +42,7 @@ def controls(
     make_random: Callable[[], nn.Module] | None = None,
     forward: Forward | None = None,
     unpack: Callable[[Any], tuple[Any, Any]] | None = None,
+    sequences: bool = False,
 ) -> dict[str, nn.Module]:
     """Models that an audit of ``original`` must not pass; ``ff.audit(..., controls=True)`` makes and audits them itself.
 
@@ -52,6 +56,7 @@ def controls(
             deviation.
         forward: (model, inputs) -> logits, where calling the model doesn't give them.
         unpack: batch -> (inputs, labels), for batches that are not (x, y), (x, _, y) or dicts with "labels".
+        sequences: whether ``original`` is a language model, and labels are token ids [N, T].
 
     Returns:
         ``{"untouched", "random", "fine_tuned", "suppressed"}``: see :data:`CONTROL_MEANING`. "suppressed" only where classes are
@@ -73,11 +78,13 @@ def controls(
     if next(original.parameters(), None) is None:
         raise ValueError("original: has no parameters, so no control can be made of it; audit without controls")
     with Caller() as caller, caller.aside("controls", seed):
-        kept, gone = (source(data, name=name, unpack=unpack) for name, data in (("retain", retain), ("forget", forget)))
-        wanted = _classes(classes, kept, gone)
+        labels, loss = (TOKENS, answers.mean_loss) if sequences else (CLASSES, _cross_entropy)
+        sets = (("retain", retain), ("forget", forget))
+        kept, gone = (source(data, name=name, unpack=unpack, reading=labels) for name, data in sets)
+        wanted = [] if sequences else _classes(classes, kept, gone)
         call = reading(caller.own(forward))
         result = {"untouched": _copy(original), "random": caller.own(make_random)() if make_random else _random(original, seed)}
-        result["fine_tuned"] = _fine_tuned(original, kept, seed, call)
+        result["fine_tuned"] = _fine_tuned(original, kept, seed, call, loss)
         if wanted:
             suppressed = _suppressed(original, gone, wanted, call)
             result |= {"suppressed": suppressed} if suppressed is not None else {}
@@ -90,6 +97,8 @@ def chosen(
     sets: Mapping[str, Source],
     seed: int,
     forward: Forward | None,
+    *,
+    sequences: bool,
 ) -> dict[str, nn.Module]:
     """The controls of one audit: none, the ones of :func:`controls`, or the caller's own."""
     if given is None or given is False:
@@ -97,7 +106,8 @@ def chosen(
     if given is True:
         if "original" not in models:
             raise ValueError('controls: True needs the model named "original", of which they are made; or give a dict of models')
-        made = controls(models["original"], retain=sets["retain"], forget=sets["forget"], seed=seed, forward=forward)
+        of = models["original"]
+        made = controls(of, retain=sets["retain"], forget=sets["forget"], seed=seed, forward=forward, sequences=sequences)
     elif isinstance(given, Mapping) and all(isinstance(n, str) and isinstance(m, nn.Module) for n, m in given.items()):
         made = dict(given)
     else:
@@ -160,7 +170,11 @@ def _random(original: nn.Module, seed: int) -> nn.Module:
     return work
 
 
-def _fine_tuned(original: nn.Module, kept: Source, seed: int, forward: Forward) -> nn.Module:
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float(), labels)
+
+
+def _fine_tuned(original: nn.Module, kept: Source, seed: int, forward: Forward, loss: Loss) -> nn.Module:
     work = _copy(original)
     device = device_of(work)
     weights = [p.requires_grad_(True) for p in work.parameters() if p.is_floating_point()]
@@ -177,7 +191,7 @@ def _fine_tuned(original: nn.Module, kept: Source, seed: int, forward: Forward) 
                     break  # a last batch of one sample is none for batch normalisation
                 optimiser.zero_grad(set_to_none=True)
                 with explained("controls, original"):
-                    F.cross_entropy(forward(work, inputs).float(), labels).backward()
+                    loss(forward(work, inputs), labels).backward()
                     refuse_single_gradients("controls, original", work)
                 optimiser.step()
                 step += 1

@@ -5,7 +5,8 @@ figure is a number and its interval a second entry beside it. ``from_dict`` read
 or empty, entries of a newer one are left alone, and an error names the entry by its path in the file. JSON has null for NaN and infinity;
 both are read as NaN.
 
-Accuracies, shares and AUCs are from 0 to 1, losses and divergences in nats. Sets are called "forget", "retain" and "test"; the parts of
+Accuracies, shares and AUCs are from 0 to 1, losses and divergences in nats. Of sequences of a language model a sample is a sequence, its
+accuracy the share of its tokens that are answered right, its loss their mean. Sets are called "forget", "retain" and "test"; the parts of
 an accuracy are these and "test_forget" and "test_retain", the test samples of the forgotten and of the kept classes.
 """
 
@@ -18,6 +19,8 @@ from typing import Any
 from .fields import Fields, by_class, by_name, flag, integer, interval, listed, number, optional_text, text
 from .figures_attack import FORGET, FPRS, RETAIN, AttackFigures, Figure, Interval, RateAtFpr, ThresholdFigures
 from .figures_below import Below
+from .figures_sequences import SequenceFigures
+from .figures_weights import LayerDistance, WeightDistance
 
 __all__ = [
     "FORGET",
@@ -39,6 +42,7 @@ __all__ = [
     "Probe",
     "RateAtFpr",
     "RelearnProbe",
+    "SequenceFigures",
     "ThresholdFigures",
     "WeightDistance",
     "is_reference",
@@ -110,63 +114,6 @@ class RelearnProbe(Probe):
 
 
 @dataclass
-class LayerDistance:
-    """How far one layer (a module's own weight and bias together) lies from another model's.
-
-    Attributes:
-        layer: the module's name.
-        l2: Euclidean distance.
-        relative: ``l2`` divided by the norm of the other model's layer; infinite where that is 0 and ``l2`` isn't.
-        rows: the first size of its weight, such as the number of classes in a classifier's head.
-    """
-
-    layer: str
-    l2: float
-    relative: float
-    rows: int
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"layer": self.layer, "l2": self.l2, "relative": self.relative, "rows": self.rows}
-
-    @classmethod
-    def from_dict(cls, value: Any, where: str = "layer") -> LayerDistance:
-        entries = Fields(value, where)
-        return cls(entries.get("layer", text), entries.get("l2", number), entries.get("relative", number), entries.get("rows", integer))
-
-
-@dataclass
-class WeightDistance:
-    """How far a model's weights lie from another's.
-
-    Attributes:
-        total, relative: over all layers, as in :class:`LayerDistance`.
-        identical: whether all weights and buffers are equal.
-        layers: in the model's own order; empty where the models can't be laid on each other.
-        reason: why they can't.
-        biases_only: whether nothing but biases differs.
-    """
-
-    total: float
-    relative: float
-    identical: bool
-    layers: list[LayerDistance]
-    reason: str | None = None
-    biases_only: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        layers = [layer.to_dict() for layer in self.layers]
-        whole = {"total": self.total, "relative": self.relative, "identical": self.identical}
-        return whole | {"layers": layers, "reason": self.reason, "biases_only": self.biases_only}
-
-    @classmethod
-    def from_dict(cls, value: Any, where: str = "weight distance") -> WeightDistance:
-        entries = Fields(value, where)
-        layers, reason = entries.get("layers", listed(LayerDistance.from_dict)), entries.get_or("reason", optional_text, None)
-        whole = entries.get("total", number), entries.get("relative", number), entries.get("identical", flag)
-        return cls(*whole, layers, reason, entries.get_or("biases_only", flag, False))
-
-
-@dataclass
 class OracleRate:
     """The forgetting rate by a further membership oracle (its ``reason`` says why there is none), and how many forget samples that oracle
     calls ``members`` on this model."""
@@ -186,10 +133,11 @@ class OracleRate:
 
 @dataclass
 class ExposedSample:
-    """A forget sample that a model gives away: its place in the forget set, its class, its member score on each model."""
+    """A forget sample that a model gives away: its place in the forget set, its class (a sequence has none), its member score on each
+    model."""
 
     index: int
-    label: int
+    label: int | None
     score: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
@@ -198,7 +146,8 @@ class ExposedSample:
     @classmethod
     def from_dict(cls, value: Any, where: str = "exposed sample") -> ExposedSample:
         entries = Fields(value, where)
-        return cls(entries.get("index", integer), entries.get("label", integer), entries.get("score", by_name(number)))
+        label = None if entries.entries.get("label") is None else entries.get("label", integer)
+        return cls(entries.get("index", integer), label, entries.get("score", by_name(number)))
 
 
 @dataclass
@@ -238,7 +187,8 @@ class ModelRow:
         forgetting_rates: the same by further oracles, by their names.
         oracle_members: shares that the oracle calls members, of the forget set ("forget") and of unseen samples of the same classes
             ("unseen").
-        below: the figures below the answers; None where there is no original model, or in an older file.
+        below: the figures below the answers; None where there is no original model, of sequences, or in an older file.
+        sequences: what the means over sequences rest on; None of a classifier.
         with_intervals: whether intervals were asked for.
         status, reasons: what the rule says: "PASS", "PARTIAL", "FAIL" or "NO REFERENCE", and a reason for each check.
         control: whether it is a control, of which it is known what it must get.
@@ -260,10 +210,19 @@ class ModelRow:
     forgetting_rates: dict[str, OracleRate] = field(default_factory=dict)
     oracle_members: dict[str, Figure] = field(default_factory=dict)
     below: Below | None = None
+    sequences: SequenceFigures | None = None
     with_intervals: bool = False
     status: str = ""
     reasons: list[str] = field(default_factory=list)
     control: bool = False
+
+    def accuracy_error(self, part: str) -> float:
+        """Standard error of an accuracy; 0 where nothing is known of it."""
+        if self.sequences is not None:
+            error = self.sequences.accuracy_error.get(part, math.nan)
+            return 0.0 if math.isnan(error) else error
+        accuracy, count = self.accuracy[part].value, self.counts[part]
+        return math.sqrt(accuracy * (1 - accuracy) / count) if count else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, in the order in which the files hold them; NaN stays NaN."""
@@ -290,6 +249,7 @@ class ModelRow:
             "oracle_members": _values(self.oracle_members),
             **({"forgetting_rate_interval": self.forgetting_rate.interval} | members if ranged else {}),
             **({} if self.below is None else {"below": self.below.to_dict()}),
+            **({} if self.sequences is None else {"sequences": self.sequences.to_dict()}),
             "status": self.status,
             "reasons": list(self.reasons),
             "control": self.control,
@@ -325,6 +285,7 @@ class ModelRow:
             forgetting_rates=entries.get_or("forgetting_rates", by_name(OracleRate.from_dict), {}),
             oracle_members=_figures(entries, "oracle_members", "oracle_members_intervals"),
             below=Below.from_dict(entries.entries["below"], f"{where}.below") if "below" in entries else None,
+            sequences=SequenceFigures.from_dict(entries.entries["sequences"], f"{where}.sequences") if "sequences" in entries else None,
             with_intervals="accuracy_intervals" in entries,
             status=entries.get_or("status", text, ""),
             reasons=entries.get_or("reasons", listed(text), []),

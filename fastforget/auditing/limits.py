@@ -165,12 +165,16 @@ def _excess(row: Below, original: Below, references: Sequence[Below], name: str,
         return "PASS", f"{label}: not measured, {row.reasons[name]}"
     if missing:
         return missing
-    values = [getattr(r, name) for r in references]
-    mean, mine = sum(values) / len(values), getattr(row, name)
-    allowed = max(EXCESS, EXCESS_ERRORS * _auc_error(row))
+    return excess(label, getattr(row, name), getattr(original, name), [getattr(r, name) for r in references], _auc_error(row))
+
+
+def excess(label: str, mine: float, original: float, values: Sequence[float], error: float) -> Finding:
+    """An AUC beside the retrained models' ``values``, above which it may lie by so much; ``error``: its standard error."""
+    mean = sum(values) / len(values)
+    allowed = max(EXCESS, EXCESS_ERRORS * error)
     if len(values) > 1:
         allowed = max(allowed, _spread(values))
-    gap = getattr(original, name) - mean
+    gap = original - mean
     if gap > allowed:
         allowed = min(allowed, gap / 2)
     text = f"{label} {mine:.3f}, retrained {mean:.3f}, tolerance {allowed:.3f}"

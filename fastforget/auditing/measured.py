@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
@@ -26,6 +27,7 @@ from .measure.histogram import loss_histograms
 from .measure.oracles import rates as oracle_rates
 from .measure.relearn import probes as relearn_probes
 from .measure.weights import weight_distance
+from .names import DIRECTION
 from .request import Request
 from .shadow import attacks as shadow_attacks
 
@@ -45,6 +47,7 @@ class Measured:
         sizes: samples of each set.
         curves: what the page draws, as plain values.
         exposed_by: the attack behind ``curves["exposed"]``.
+        request: "class-wise", "sample-wise" or "sequence-wise".
         near: the kept classes nearest the forgotten ones.
     """
 
@@ -55,6 +58,7 @@ class Measured:
     sizes: dict[str, int]
     curves: dict[str, Any]
     exposed_by: str
+    request: str
     near: tuple[int, ...] = ()
 
 
@@ -117,7 +121,7 @@ def measure(request: Request) -> Measured:
     rows = []
     for name, sets in scored.items():
         row = _row(name, sets, comparisons, forgotten, request)
-        row.weight_distance = _distances(name, request.everyone())
+        row.weight_distance = distances(name, request.everyone())
         row.probes = recorder.figures(name, request.seed, request.intervals) | {"mia_efficacy": svc.mia_probe(sets, request.intervals)}
         row.probes |= relearned.get(name, {})
         row.below = below.get(name)
@@ -130,19 +134,20 @@ def measure(request: Request) -> Measured:
             attacks |= {attack: replace(attacks[attack], reason=missing["retain"]) for attack in request.shadow_attacks}
         rows.append(row)
     judged = [name for name in request.models if name != ORIGINAL and not is_reference(name)]
-    exposed_by, exposed = exposure.exposed(scored, judged, request.attacks)
+    exposed_by, exposed = exposure.exposed(scored, judged, request.attacks, labels["forget"])
     curves = {
-        "roc": {one.name: {attack: _curves(scored, one, attack) for attack in request.attacks} for one in comparisons},
+        "roc": {one.name: {attack: curves_of(scored, one, attack) for attack in request.attacks} for one in comparisons},
         "loss": loss_histograms({name: {s: one.scores["loss"] for s, one in sets.items()} for name, sets in scored.items()}),
         "exposed": [sample.to_dict() for sample in exposed],
     }
     sizes = {name: len(y) for name, y in labels.items()}
-    return Measured(rows, comparisons, oracle, forgotten, sizes, curves, exposed_by, near)
+    asked = "class-wise" if len(forgotten) else "sample-wise"
+    return Measured(rows, comparisons, oracle, forgotten, sizes, curves, exposed_by, asked, near)
 
 
 def _scored(request: Request, models: dict[str, nn.Module], recorder: probes.Recorder, keys: SampleKeys) -> dict[str, Scores]:
     """The one pass of all models over all sets, with the scores that the attacks read."""
-    read = [name for name in request.attacks if name in attack_scores.DIRECTION]
+    read = [name for name in request.attacks if name in DIRECTION]
     if request.shadow_attacks:
         read.append("logit_confidence")
 
@@ -227,7 +232,8 @@ def _relearned(request: Request, original: Scores | None) -> dict[str, dict[str,
     )
 
 
-def _distances(name: str, models: dict[str, nn.Module]) -> dict[str, Any]:
+def distances(name: str, models: dict[str, nn.Module]) -> dict[str, Any]:
+    """Of one model's weights from the original's and the retrained one's."""
     others = [other for other in (ORIGINAL, RETRAINED) if other in models and other != name]
     return {other: weight_distance(models[name], models[other]) for other in others}
 
@@ -247,7 +253,7 @@ def _row(name: str, scored: Scores, comparisons: list[Comparison], forgotten: Te
         accuracy={part: share_of(correct, intervals) for part, correct in parts.items()},
         counts={part: correct.numel() for part, correct in parts.items()},
         class_accuracy={name: _by_class(one) for name, one in scored.items()},
-        mean_loss={name: _mean_loss(one, intervals) for name, one in scored.items()},
+        mean_loss={name: mean_loss(one, intervals) for name, one in scored.items()},
         forget_predictions=predictions.tolist(),
         forget_prediction_spread=_spread(predictions),
         attacks={
@@ -260,7 +266,8 @@ def _row(name: str, scored: Scores, comparisons: list[Comparison], forgotten: Te
     )
 
 
-def _mean_loss(scored: passes.Scored, with_interval: bool) -> Figure:
+def mean_loss(scored: attack_scores.Scored, with_interval: bool) -> Figure:
+    """Of a set, in nats."""
     loss = scored.scores["loss"]
     return Figure(float(loss.double().mean()), ends.mean(loss, low=0.0) if with_interval else None)
 
@@ -275,7 +282,9 @@ def _by_class(scored: passes.Scored) -> dict[int, float]:
     return {int(c): share_of(scored.correct[scored.labels == c], False).value for c in scored.labels.unique()}
 
 
-def _curves(scored: dict[str, Scores], comparison: Comparison, attack: str) -> dict[str, dict[str, list[float]]]:
+def curves_of(
+    scored: Mapping[str, Mapping[str, attack_scores.Scored]], comparison: Comparison, attack: str
+) -> dict[str, dict[str, list[float]]]:
     """The models' ROC curves over the samples with a score; a model without such samples on a side is left out."""
     curves = {}
     for name, sets in scored.items():

@@ -12,6 +12,12 @@ DIRECTION = {
     "margin": 1,
     "logit_confidence": 1,
 }
+# The attacks on sequences of a language model, likewise: fields of ff.ops.membership.TokenScores, and a ratio of two models' perplexities.
+TOKEN_DIRECTION = {"loss": -1, "min_k": 1, "min_k_plus": 1, "perplexity_ratio": -1}
+THRESHOLDS = {**DIRECTION, **TOKEN_DIRECTION}
+# Probes of sequences beside the retrained model: the Kolmogorov-Smirnov distance of losses, and its p-value.
+KS, FORGET_QUALITY = "ks_to_retrained", "forget_quality"
+HIDDEN = "other_half_auc"  # and of all models, what comes back of one half when the other is taught
 # The attacks whose scores are log likelihood ratios: above 0 means that membership is the likelier.
 RATIOS = ("lira", "u_lira")
 

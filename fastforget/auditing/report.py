@@ -8,6 +8,7 @@ from os import PathLike
 from typing import Any
 
 from .._files import jsonable, write_json, write_whole
+from . import kinds
 from .conventions import CONVENTIONS
 from .figures import AuditFigures
 from .names import WHY
@@ -44,7 +45,7 @@ class AuditReport(AuditFigures):
             self.figures_of(model)
         left_out = {row.model for row in self.judged_figures()} - set(models)
         rows = [row for row in (*self.figures, *self.control_figures) if row.model not in left_out]
-        judgement = judge_all(rows, frozen_body=self.settings["frozen_body"])
+        judgement = judge_all(rows, kinds.of(self.settings["request"]).rule, frozen_body=self.settings["frozen_body"])
 
         def kept(by_model: dict[str, Any]) -> dict[str, Any]:
             return {name: value for name, value in by_model.items() if name not in left_out}

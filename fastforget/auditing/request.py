@@ -13,7 +13,7 @@ from .. import _data
 from .._modules import refuse_kind
 from .controls import chosen
 from .figures import ORIGINAL, RETRAINED, is_reference
-from .measure import attacks as attack_scores
+from .kind import Kind
 from .measure.oracles import Oracle
 from .measure.relearn import DEFINITIONS
 from .shadow import attacks as shadow_attacks
@@ -27,6 +27,7 @@ class Request:
     """One audit's models, sets and options.
 
     Attributes:
+        kind: what it is about.
         models: the caller's, the original first and the retrained ones last, "retrained" behind them.
         controls: further models, of which it is known what they must get.
         sets: "forget", "retain" and "test"; and "population" where RMIA is run.
@@ -44,6 +45,7 @@ class Request:
         progress: whether to show a bar.
     """
 
+    kind: Kind
     models: dict[str, nn.Module]
     controls: dict[str, nn.Module]
     sets: dict[str, _data.Source]
@@ -67,10 +69,11 @@ class Request:
 
 
 def checked(
+    kind: Kind,
     models: dict[str, nn.Module],
     sets: Mapping[str, Any],
     *,
-    attacks: Sequence[str],
+    attacks: Sequence[str] | None,
     oracles: dict[str, Oracle] | None,
     shadows: Any,
     population: Any,
@@ -91,17 +94,23 @@ def checked(
     Raises:
         TypeError, ValueError: as ``ff.audit``.
     """
-    models, names = _models(models), _attacks(attacks)
+    given = {
+        "oracles": oracles, "shadows": shadows, "population": population, "teacher": teacher, "relearn": relearn, "train": train,
+    }  # fmt: skip
+    _refuse(kind, given)
+    models, names = _models(models), _attacks(kind, attacks)
     seed = _seed(seed)
     definitions = _probes(teacher, relearn, train)
     by_shadows = shadow_attacks.chosen(names, shadows, population is not None)
     names = (*(name for name in names if name not in shadow_attacks.NAMES), *by_shadows)
     if any(name.startswith("rmia") for name in by_shadows):
         sets = {**sets, "population": population}
-    sources = {name: _data.source(data, name=name, unpack=unpack, batch_size=batch_size) for name, data in sets.items()}
+    how: dict[str, Any] = {"unpack": unpack, "batch_size": batch_size, "reading": kind.labels}
+    sources = {name: _data.source(data, name=name, **how) for name, data in sets.items()}
     return Request(
+        kind=kind,
         models=models,
-        controls=chosen(controls, models, sources, seed, forward),
+        controls=chosen(controls, models, sources, seed, forward, sequences=kind.sequences),
         sets=sources,
         attacks=names,
         shadow_attacks=by_shadows,
@@ -144,8 +153,19 @@ def _seed(seed: Any) -> int:
         raise TypeError(f"seed: got {seed!r}; accepted is an int") from None
 
 
-def _attacks(attacks: Sequence[str]) -> tuple[str, ...]:
-    accepted = (*attack_scores.CONVENTION, *shadow_attacks.NAMES)
+def _refuse(kind: Kind, given: Mapping[str, Any]) -> None:
+    """Refuses options that don't serve this kind of audit."""
+    for name in kind.refused:
+        if given[name] is not None and (name != "relearn" or len(given[name])):
+            raise ValueError(
+                f"{name}: got {type(given[name]).__name__}; of sequences it isn't measured, so accepted is an audit without it "
+                "(docs/language.md says what is)"
+            )
+
+
+def _attacks(kind: Kind, attacks: Sequence[str] | None) -> tuple[str, ...]:
+    attacks = kind.default if attacks is None else attacks
+    accepted = (*kind.attacks, *(() if "shadows" in kind.refused else shadow_attacks.NAMES))
     if isinstance(attacks, str) or not all(attack in accepted for attack in attacks):
         raise ValueError(f"attacks: got {attacks!r}; accepted is a list of {', '.join(map(repr, accepted))}")
     return tuple(dict.fromkeys(("loss", *attacks)))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import verdict
 from .figures import RETRAINED
-from .measure import attacks as attack_scores
 from .measure import below, intervals
 from .measure.class_rule import CONVENTION as CLASS_THRESHOLDS
 from .measured import Measured
@@ -19,7 +17,7 @@ def settings_of(request: Request, measured: Measured) -> dict[str, Any]:
     """``AuditReport.settings``, but for what only the call knows (how long it took)."""
     models = request.everyone()
     return {
-        "request": "class-wise" if len(measured.forgotten) else "sample-wise",
+        "request": measured.request,
         "forgotten_classes": measured.forgotten.tolist(),
         "sizes": measured.sizes,
         "attacks": list(request.attacks),
@@ -33,7 +31,7 @@ def settings_of(request: Request, measured: Measured) -> dict[str, Any]:
         "comparisons": {comparison.name: comparison.convention for comparison in measured.comparisons},
         "conventions_used": _conventions(request, measured),
         "exposed_by": measured.exposed_by,
-        "rule": verdict.RULE,
+        "rule": request.kind.rule.text,
         "models": {name: hashes.of_model(model) for name, model in models.items()},
         "forget_set": hashes.of_set(request.sets["forget"], request.seed),
     }
@@ -42,10 +40,10 @@ def settings_of(request: Request, measured: Measured) -> dict[str, Any]:
 def _conventions(request: Request, measured: Measured) -> dict[str, str]:
     """What each figure of this report means, by the figure's name."""
     used = {
-        name: shadow_attacks.convention(request.shadows, name) if name in shadow_attacks.NAMES else attack_scores.CONVENTION[name]
+        name: shadow_attacks.convention(request.shadows, name) if name in shadow_attacks.NAMES else request.kind.attacks[name]
         for name in request.attacks
     }
-    used["class_thresholds"] = CLASS_THRESHOLDS
+    used |= {"class_thresholds": CLASS_THRESHOLDS} if any(measured.rows[0].class_thresholds.values()) else {}
     used |= below.CONVENTIONS if measured.rows[0].below is not None else {}
     used |= {name: probe.convention for name, probe in measured.rows[0].probes.items()}
     return used | ({"intervals": intervals.CONVENTION} if request.intervals else {})

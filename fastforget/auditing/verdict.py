@@ -1,18 +1,19 @@
 """The verdict: a stated rule on how near a model is to one retrained without the forget set.
 
-:data:`ENTRIES` is that rule: numbered sentences, each beside the function that carries it out.
+:data:`ENTRIES` is that rule for classifiers: numbered sentences, each beside the function that carries it out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from . import limits
 from .answers import ACCURACY, ATTACK, LOST, ODDS, UTILITY, check_forgetting, check_knowledge, check_use, figures_of_forgetting
 from .controls import behaviour, distrust
 from .figures import ORIGINAL, RETRAINED, Below, ControlOutcome, ModelRow, is_reference
+from .kind import Entry, Rule
 from .limits import Finding
 from .provenance import STILL, Case, check_reference, check_weights, distrusted
 
@@ -22,18 +23,6 @@ Findings = list[Finding]
 ORDER = ("PASS", "PARTIAL", "FAIL")
 NO_REFERENCE = "NO REFERENCE"
 POWERLESS = "these checks can't tell the original from the retrained model"
-
-
-class Entry(NamedTuple):
-    """One numbered sentence of the rule, and the function that carries it out."""
-
-    number: int
-    title: str
-    text: str
-    function: Callable[..., Any]
-
-    def __str__(self) -> str:
-        return f"{self.number}. {self.title}: {self.text}"
 
 
 # ------------------------------------------------------------------ 5. below the answers
@@ -87,6 +76,7 @@ def judge(
     further: Sequence[ModelRow] = (),
     distrust: dict[str, str] | None = None,
     frozen_body: bool = False,
+    rule: Rule | None = None,
 ) -> tuple[str, list[str]]:
     """Status and reasons of one model.
 
@@ -95,7 +85,9 @@ def judge(
         further: of other retrained models that are believed.
         distrust: why a retrained model is not, by its name.
         frozen_body: whether the caller says that retraining leaves all but the last layer alone.
+        rule: by which; that for samples where none is given.
     """
+    rule = rule or SAMPLES
     if retrained is None:
         return NO_REFERENCE, ['no model named "retrained" was given; the figures have nothing to be measured against']
     references = (retrained, *further)
@@ -103,13 +95,13 @@ def judge(
     for one in references:
         if one is retrained or (one is not row and row is not retrained):
             case = Case(row, original, one, references, distrust or {}, frozen_body)
-            by_reference.append((case, [entry.function(case) for entry in CHECKS]))
+            by_reference.append((case, [entry.function(case) for entry in rule.checks]))
     case, findings = nearest(by_reference)
     beside = "" if case.retrained is retrained else f" (beside {case.retrained.model!r}, the nearest)"
     reasons = []
-    for entry, of_check in zip(CHECKS, findings, strict=True):
-        reasons += [f"{status}: {text}{beside if entry.function in BESIDE_ONE else ''}" for status, text in of_check]
-    return worst(findings), reasons
+    for entry, of_check in zip(rule.checks, findings, strict=True):
+        reasons += [f"{status}: {text}{beside if entry.function in rule.beside_one else ''}" for status, text in of_check]
+    return worst(findings), [*reasons, *rule.unmeasured]
 
 
 def nearest(by_reference: Sequence[tuple[T, list[Findings]]]) -> tuple[T, list[Findings]]:
@@ -201,32 +193,28 @@ CHECKS = (
         check_use,
     ),
 )
-BESIDE_ONE = (check_weights, check_forgetting, check_knowledge, check_use)
-ENTRIES = (
-    *CHECKS,
-    Entry(
-        8,
-        "Status",
-        "a model's worst finding decides; without a retrained model there is NO REFERENCE and nothing is judged. Of several retrained "
-        "models (names that begin so) the nearest counts in 1, 3, 4 and 7; in 5 their mean, and limits are widened to "
-        f"{limits.SPREAD:g} times what one of them differs from the others.",
-        judge,
+SAMPLES = Rule(
+    entries=(
+        *CHECKS,
+        Entry(
+            8,
+            "Status",
+            "a model's worst finding decides; without a retrained model there is NO REFERENCE and nothing is judged. Of several retrained "
+            "models (names that begin so) the nearest counts in 1, 3, 4 and 7; in 5 their mean, and limits are widened to "
+            f"{limits.SPREAD:g} times what one of them differs from the others.",
+            judge,
+        ),
+        Entry(
+            9,
+            "Verdict",
+            "that of the worst model beside the original and the retrained ones; at most PARTIAL if a control that must not pass does, or "
+            "one that must pass does not.",
+            overall,
+        ),
     ),
-    Entry(
-        9,
-        "Verdict",
-        "that of the worst model beside the original and the retrained ones; at most PARTIAL if a control that must not pass does, or one "
-        "that must pass does not.",
-        overall,
-    ),
+    beside_one=(check_weights, check_forgetting, check_knowledge, check_use),
 )
-RULE = "\n".join(
-    (
-        "Each model is compared with the one retrained without the forget set.",
-        *map(str, ENTRIES),
-        "This is evidence from measurements on these samples, not a proof or a privacy guarantee.",
-    )
-)
+ENTRIES, RULE = SAMPLES.entries, SAMPLES.text
 
 
 # ------------------------------------------------------------------ all models
@@ -249,12 +237,12 @@ class Judgement:
     controls: dict[str, ControlOutcome]
 
 
-def judge_all(rows: list[ModelRow], *, frozen_body: bool = False) -> Judgement:
+def judge_all(rows: list[ModelRow], rule: Rule, *, frozen_body: bool = False) -> Judgement:
     """Judges every row, controls included, beside the ones named "original" and "retrained…"."""
     by_name = {row.model: row for row in rows}
     original, retrained = by_name.get(ORIGINAL), by_name.get(RETRAINED)
     further, unbelieved = _believed(rows, original, retrained, frozen_body)
-    how: dict[str, Any] = {"further": further, "distrust": unbelieved, "frozen_body": frozen_body}
+    how: dict[str, Any] = {"further": further, "distrust": unbelieved, "frozen_body": frozen_body, "rule": rule}
     verdicts = [judge(row, original, retrained, **how) for row in rows]
     judged = [replace(row, status=status, reasons=reasons) for row, (status, reasons) in zip(rows, verdicts, strict=True)]
     controls = behaviour([row for row in judged if row.control], {row.model: row for row in judged}.get(RETRAINED))

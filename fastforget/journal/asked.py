@@ -12,13 +12,29 @@ from .._files import jsonable
 from .._text import visible
 from ..auditing.proof.hashes import of_digests
 from ..auditing.shadow.design import digests
+from ..methods.kind import Kind
 from ..methods.registry import Method
-from ..methods.request import Sets
+from ..methods.request import Sets, kind_asked
 from .past import Past, of_classes, sample_hashes
 from .store import Done
 
 LONGEST_ID = 200
 ASKED = ("method", "options", "classes", "seed", "budget", "precision", "forget")  # what makes two requests the same one
+
+
+SEQUENCES = "sequences"  # the entry of a request about a language model; others have none
+
+
+def kind_in(done: list[Done]) -> Kind:
+    """What the journal's requests are about; classifiers', where there is none yet."""
+    return kind_asked(any(one.request.get(SEQUENCES, False) for one in done))
+
+
+def must_fit(done: list[Done], kind: Kind) -> None:
+    """Refuses a method for language models among requests about a classifier, and the other way round."""
+    if done and kind_in(done) is not kind:
+        held, other = ("sequences", "classes or samples") if kind_in(done) is kind_asked(True) else ("classes or samples", "sequences")
+        raise ValueError(f"method: it forgets {other}, and the journal's requests are about {held}; accepted is a method for these")
 
 
 def checked_id(id: Any) -> str:
@@ -28,7 +44,7 @@ def checked_id(id: Any) -> str:
 
 
 def asked(
-    method: Method, classes: list[int], forget: Source | None, *, seed: int, budget: Any, precision: Any
+    method: Method, classes: list[int], forget: Source | None, *, seed: int, budget: Any, precision: Any, kind: Kind
 ) -> tuple[dict[str, Any], Tensor | None]:
     """What a request asks, as JSON values, and the digests of its forget set, sorted; ``None`` where there are none.
 
@@ -49,7 +65,7 @@ def asked(
             about["reason"] = str(error)
     request = {
         "method": method.name, "options": method.receipt(), "classes": classes, "seed": seed, "budget": budget, "precision": precision,
-        "forget": about,
+        "forget": about, **({SEQUENCES: True} if kind is kind_asked(True) else {}),
     }  # fmt: skip
     return json.loads(json.dumps(jsonable(request))), hashed
 

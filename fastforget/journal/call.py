@@ -22,13 +22,14 @@ from .._text import visible
 from ..methods import checks
 from ..methods.call import unlearn
 from ..methods.cost import Cost, Phase
+from ..methods.kind import Kind
 from ..methods.registry import AUTO, method_of, suitable
-from ..methods.request import Sets, refuse_sequences, wanted_classes
+from ..methods.request import Sets, kind_of
 from ..methods.result import NotForgottenWarning, UnlearnResult
 from ..methods.task import Forward, derived_seed
-from .asked import asked, checked_id, clean, must_be_in, must_be_same, state_of
+from .asked import asked, checked_id, clean, kind_in, must_be_in, must_be_same, must_fit, state_of
 from .check import Check, must_be, row_of
-from .loss import MOST, SOME, Loss, RetrainWarning, loss_of, right
+from .loss import MOST, SOME, Loss, RetrainWarning, loss_of, task_of
 from .past import Past
 from .store import DIGESTS, FORGET, FORMAT, ORIGINAL, WEIGHTS, Busy, Done, Store
 from .weights import filled, fits, kept_of
@@ -47,7 +48,8 @@ class Journal:
 
     A request that is in the journal stays done: the same call again, in a script that is started anew after a kill, say, returns what is
     stored. Weights are kept as safetensors files (one a request), the data to forget as hashes alone. Reading needs no lock; of two
-    processes that would write, one gets :class:`fastforget.journal.Busy`.
+    processes that would write, one gets :class:`fastforget.journal.Busy`. Sequences of a language model are served as single samples are,
+    by the methods for them; a journal is about these or about a classifier.
 
     >>> import tempfile, torch, fastforget as ff
     >>> x, y = torch.randn(90, 4), torch.arange(90) % 3
@@ -145,7 +147,6 @@ class Journal:
         auto = isinstance(method, str) and method == AUTO
         chosen = method_of(suitable(classes, forget=forget, retain=retain, nonmember=nonmember)[0] if auto else method, options)
         checks.model_device(model)
-        refuse_sequences(chosen, "Journal", "Call ff.unlearn")
         given, write = self._unlearn(id, model, method, chosen, data, classes, seed, inplace, settings)
         # the last thing that is done: the lock's end and the caller's would find the model written, and could still be interrupted
         return given if write is None else write.give(given)
@@ -170,10 +171,12 @@ class Journal:
         with self._store.lock():
             done = self._store.read()
             with Caller() as caller, caller.aside("Journal.unlearn", aside):
-                sets = Sets.read(settings["unpack"], **data)
-                wanted = wanted_classes(chosen, classes, sets.forget)
+                kind = kind_of(chosen)
+                must_fit(done, kind)
+                sets = Sets.read(settings["unpack"], kind.labels, **data)
+                wanted = kind.wanted(chosen, classes, sets.forget)
                 request, hashed = asked(
-                    chosen, wanted, sets.forget, seed=seed, budget=settings["budget"], precision=settings["precision"]
+                    chosen, wanted, sets.forget, seed=seed, budget=settings["budget"], precision=settings["precision"], kind=kind
                 )
                 stored = next((one for one in done if one.id == id), None)
                 if stored is not None:
@@ -193,9 +196,9 @@ class Journal:
             )  # fmt: skip
             with Caller() as caller, caller.aside("Journal.unlearn", aside):
                 reading = _outputs.reading(caller.own(settings["forward"]))
-                rows = [row_of(one, past, result.model, None, sets.test, reading) for one in done if one.request["classes"]]
+                rows = [row_of(one, past, result.model, None, sets.test, reading, kind) for one in done if one.request["classes"]]
                 sets.retain = used.retain
-                losses = self._losses(start, result.model, done, past.with_(wanted, id), sets, reading)
+                losses = self._losses(start, result.model, done, past.with_(wanted, id), sets, reading, kind)
                 write = _weights.overwriting(model, result.model) if inplace else None
                 now = kept_of(result.model)
             looked = [row for row in rows if row.figure]
@@ -226,7 +229,9 @@ class Journal:
         """A copy of a model with the weights after a request (or, of the first one, before it)."""
         return filled(model, self._store.tensors(done, name))
 
-    def _losses(self, start: nn.Module, now: nn.Module, done: list[Done], past: Past, sets: Sets, forward: Forward) -> list[Loss]:
+    def _losses(
+        self, start: nn.Module, now: nn.Module, done: list[Done], past: Past, sets: Sets, forward: Forward, kind: Kind
+    ) -> list[Loss]:
         """What was lost since the original, on test data and on data to keep, as far as they are given and not forgotten."""
         retain = sets.retain and sets.retain.at_most(MOST, torch.Generator().manual_seed(SOME))
         data = [left for one in (sets.test, retain) if one is not None and (left := past.unseen(one)) is not None]
@@ -234,7 +239,8 @@ class Journal:
             return []
         original = self._state(start, done[0], ORIGINAL) if done else start
         first = self._state(start, done[0]) if done else now
-        return [loss_of(one.name, *(right(model, one, forward) for model in (original, first, now))) for one in data]
+        tasks = [task_of(model, forward, kind.head(model, forward, data[0])) for model in (original, first, now)]
+        return [loss_of(one.name, *(kind.right(task, one) for task in tasks), counted=kind.counted) for one in data]
 
     # ------------------------------------------------------------------ what the journal knows
 
@@ -307,18 +313,21 @@ class Journal:
             raise ValueError(f"forget: {unknown[0]!r} is no request of this journal; accepted are {known}")
         with Caller() as caller, caller.aside("Journal.check", derived_seed(0, READ)):
             reading = _outputs.reading(caller.own(forward))
-            sets = Sets.read(unpack, retain=retain, test=test, nonmember=nonmember, forget=None)
+            kind = kind_in(done)
+            sets = Sets.read(unpack, kind.labels, retain=retain, test=test, nonmember=nonmember, forget=None)
             past = Past.of(self._store, done)
             data: dict[str, Source] = {
-                one.id: must_be(one, source(given[one.id], name=f"forget[{one.id!r}]", unpack=unpack)) for one in done if one.id in given
+                one.id: must_be(one, source(given[one.id], name=f"forget[{one.id!r}]", unpack=unpack, reading=kind.labels))
+                for one in done
+                if one.id in given
             }
             rows = []
             for one in done:
                 unseen = sets.test if one.request["classes"] else sets.test or sets.nonmember
-                rows.append(row_of(one, past, model, data.get(one.id), unseen, reading))
+                rows.append(row_of(one, past, model, data.get(one.id), unseen, reading, kind))
             losses = []
             if done and fits(model, self._store.tensors(done[0], WEIGHTS)) is None:
-                losses = self._losses(model, model, done, past, sets, reading)
+                losses = self._losses(model, model, done, past, sets, reading, kind)
             state = state_of(_weights.fingerprint(model), done) or "none of the journal's"
         return Check(state, rows, losses[0] if losses else None)
 

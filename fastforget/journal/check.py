@@ -15,6 +15,7 @@ from .._text import number, percent, visible
 from ..auditing.proof.hashes import of_digests
 from ..methods import overlap
 from ..methods.attack import attack_auc
+from ..methods.kind import Kind
 from ..methods.task import Forward
 from ..methods.verdict import CLEAR, GONE_AT
 from .loss import Loss, task_of
@@ -137,12 +138,14 @@ def _hashed(done: Done) -> bool:
     return bool((done.request["forget"] or {}).get("samples_sha256"))
 
 
-def row_of(done: Done, past: Past, model: nn.Module, data: Source | None, unseen: Source | None, forward: Forward) -> Row:
+def row_of(done: Done, past: Past, model: nn.Module, data: Source | None, unseen: Source | None, forward: Forward, kind: Kind) -> Row:
     """A request measured again, on its own data, or where that isn't given on unseen samples of its classes."""
-    return (_classes if done.request["classes"] else _samples)(done, past, model, data, unseen, forward)
+    if done.request["classes"]:
+        return _classes(done, model, data, unseen, forward)
+    return _samples(done, past, model, data, unseen, forward, kind)
 
 
-def _classes(done: Done, past: Past, model: nn.Module, data: Source | None, unseen: Source | None, forward: Forward) -> Row:
+def _classes(done: Done, model: nn.Module, data: Source | None, unseen: Source | None, forward: Forward) -> Row:
     classes, verdict = done.request["classes"], done.receipt["unlearning"]["verdict"]
     task, count, texts = task_of(model, forward), 0, []
     measured: dict[int, float | None] = dict.fromkeys(classes)
@@ -176,7 +179,9 @@ def _shown(gone: bool, why: str, verdict: dict[str, Any]) -> tuple[bool | None, 
     return gone, why
 
 
-def _samples(done: Done, past: Past, model: nn.Module, data: Source | None, unseen: Source | None, forward: Forward) -> Row:
+def _samples(
+    done: Done, past: Past, model: nn.Module, data: Source | None, unseen: Source | None, forward: Forward, kind: Kind
+) -> Row:
     verdict = done.receipt["unlearning"]["verdict"]
     missing = "its samples weren't given" if data is None else "no unseen data was given to compare with" if unseen is None else ""
     left, others = (None if one is None else past.unseen(one) for one in (data, unseen))
@@ -184,10 +189,10 @@ def _samples(done: Done, past: Past, model: nn.Module, data: Source | None, unse
         missing = "all its samples, or all unseen ones, are of classes that other requests forgot"
     if missing or left is None or others is None:
         return Row(done.id, None, 0, None, None, None, None, None, done.forgot, None, missing)
-    auc, error = attack_auc(task_of(model, forward), left, others)
+    auc, error = attack_auc(task_of(model, forward, kind.head(model, forward, left)), left, others, kind.losses)
     low, high = 0.5 - CLEAR * error, 0.5 + CLEAR * error
     before, then = verdict.get("attack_auc_before"), verdict.get("attack_auc")
-    why = f"against {len(others)} {others.name} samples (forgotten: {low:.3f} to {high:.3f})"
+    why = f"against {len(others)} {others.name} {kind.counted} (forgotten: {low:.3f} to {high:.3f})"
     gone, why = _shown(low <= auc <= high, why, verdict)
     if gone and (same := overlap.compare(left, others)).count > same.allowed:
         gone, why = None, f"{why}; but {same.count} of its samples are in {others.name} too, so these aren't unseen"

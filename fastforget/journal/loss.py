@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._data import Source
 from .._text import percent
 from .._weights import device_of
 from ..methods.task import Forward, Task
@@ -34,6 +33,7 @@ class Loss:
     Attributes:
         original, first, now: by the original, by the model after the first request, and after the last.
         error: standard error of :attr:`more`, paired by sample.
+        counted: ``"samples"``; or ``"sequences"``, of which the shares are of tokens, means over sequences.
     """
 
     data: str
@@ -42,6 +42,7 @@ class Loss:
     first: float
     now: float
     error: float
+    counted: str = "samples"
 
     @property
     def lost(self) -> float:
@@ -63,30 +64,26 @@ class Loss:
     @classmethod
     def of(cls, receipt: Mapping[str, Any]) -> Loss:
         """From :meth:`receipt`."""
-        return cls(**{name: receipt[name] for name in cls.__dataclass_fields__})
+        return cls(**{name: receipt[name] for name in cls.__dataclass_fields__ if name in receipt})
 
     def __str__(self) -> str:
+        tokens = "the tokens of " if self.counted == "sequences" else ""
         first, more = 100 * (self.original - self.first), 100 * self.more
         text = (
-            f"of {self.samples} {self.data} samples {percent(self.now)} are answered right, {percent(self.original)} by the original: "
-            f"{100 * self.lost:.1f} points lost, {first:.1f} of them by the first request; beyond that "
+            f"of {tokens}{self.samples} {self.data} {self.counted} {percent(self.now)} are answered right, {percent(self.original)} by the "
+            f"original: {100 * self.lost:.1f} points lost, {first:.1f} of them by the first request; beyond that "
             f"{more:.1f} ± {100 * self.error:.1f}"
         )
         return f"{text}. RETRAIN: it is clearly more than a point" if self.retrain else text
 
 
-def right(model: nn.Module, data: Source, forward: Forward) -> Tensor:
-    """bool[N]: which samples of a set a model answers right, in eval mode."""
-    return task_of(model, forward).answers(data).eq(data.labels())
-
-
-def task_of(model: nn.Module, forward: Forward) -> Task:
+def task_of(model: nn.Module, forward: Forward, head: str | None = None) -> Task:
     """A task that only looks at a model."""
-    return Task(model, forward, [], 0, device_of(model), 0, False, None, None, None)
+    return Task(model, forward, [], 0, device_of(model), 0, False, None, None, None, head=head)
 
 
-def loss_of(data: str, original: Tensor, first: Tensor, now: Tensor) -> Loss:
-    """From which samples three models answer right, bool[N] each.
+def loss_of(data: str, original: Tensor, first: Tensor, now: Tensor, *, counted: str = "samples") -> Loss:
+    """From which samples three models answer right, bool[N] each; or of each sequence the share of its tokens, float[N].
 
     >>> import torch
     >>> first, now = torch.tensor([True] * 100), torch.tensor([True] * 80 + [False] * 20)
@@ -97,4 +94,4 @@ def loss_of(data: str, original: Tensor, first: Tensor, now: Tensor) -> Loss:
     n = len(now)
     before, once, last = (float(answers.double().mean()) for answers in (original, first, now))
     less = (first if once <= before else original).double() - now.double()
-    return Loss(data, n, before, once, last, error=math.sqrt(float(less.var(correction=0)) / n))
+    return Loss(data, n, before, once, last, error=math.sqrt(float(less.var(correction=0)) / n), counted=counted)

@@ -69,6 +69,8 @@ class Past:
 
     def gone(self, data: Source) -> Tensor:
         """bool[N]: which samples of a set are of classes forgotten so far."""
+        if not self.classes:
+            return torch.zeros(len(data), dtype=torch.bool)
         return torch.isin(data.labels(), torch.tensor(list(self.classes), dtype=torch.int64))
 
     def unseen(self, data: Source | None) -> Source | None:

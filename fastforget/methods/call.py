@@ -16,8 +16,8 @@ from .._outputs import call
 from .._random import own_randomness
 from . import checks, plugs
 from .engine.precision import Formats
-from .registry import method_of, suitable
-from .request import Sets, count_overlap, kind_of, make_task, refuse_sequences
+from .registry import METHODS, method_of, suitable
+from .request import Sets, count_overlap, kind_of, make_task
 from .result import NotForgottenWarning, UnlearnResult, versions
 from .task import derived_seed
 
@@ -113,7 +113,7 @@ def unlearn(
     }  # fmt: skip
     with _ranks.together("unlearn", model) as ranks:
         if ranks is not None:
-            refuse_sequences(method, "a DDP or FSDP2 model", "Pass the module inside (of DDP: model.module), and the result to every rank")
+            _refuse_sequences(method)
             ranks.options(method=method, inplace=inplace, unpack=unpack, forward=forward, **settings)
             work = ranks.models({"model": model})["model"]
             sets: dict[str, Any] = {**data, **ranks.sets(data, unpack=unpack)}
@@ -128,6 +128,16 @@ def unlearn(
     if ranks is None:
         return _unlearn(model, method, **data, inplace=inplace, progress=progress, unpack=unpack, forward=forward, **settings)
     return result if write is None else write.give(result)
+
+
+def _refuse_sequences(method: Any) -> None:
+    """Refuses a method for language models, by its name or itself, on models that ranks hold together."""
+    chosen = METHODS.get(method) if isinstance(method, str) else method
+    if getattr(chosen, "scope", None) == "sequences":
+        raise TypeError(
+            f"method: {getattr(chosen, 'name', method)!r} is for language models, which a DDP or FSDP2 model doesn't serve yet. Pass the "
+            "module inside (of DDP: model.module), and the result to every rank"
+        )
 
 
 def _unlearn(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import _weights
 from .._data import Source, source
@@ -15,10 +15,11 @@ from .._labels import CLASSES, Reading
 from .._outputs import reading
 from .._trial import first_step
 from . import checks, overlap
+from .attack import losses_of
 from .cost import budget_of
 from .kind import Kind, Shown
 from .language.request import SEQUENCES
-from .registry import METHODS, Method
+from .registry import Method
 from .task import Forward, Task
 from .verdict import judge, look_before
 
@@ -64,19 +65,24 @@ def check_classifier(
     return Shown(probed.outputs)
 
 
-CLASSIFIER = Kind(CLASSES, wanted_classes, check_classifier, look_before, judge)
+def right(task: Task, data: Source) -> Tensor:
+    """bool[N]: which samples of a set the task's model answers right, in eval mode."""
+    return task.answers(data).eq(data.labels())
+
+
+CLASSIFIER = Kind(
+    "samples", CLASSES, wanted_classes, check_classifier, look_before, judge, right, losses_of, lambda model, forward, data: None
+)
 
 
 def kind_of(method: Method) -> Kind:
     """What the method's requests are about."""
-    return SEQUENCES if method.scope == "sequences" else CLASSIFIER
+    return kind_asked(method.scope == "sequences")
 
 
-def refuse_sequences(method: Any, call: str, advice: str) -> None:
-    """Refuses a method for language models, by its name or itself, where they aren't served."""
-    chosen = METHODS.get(method) if isinstance(method, str) else method
-    if getattr(chosen, "scope", None) == "sequences":
-        raise TypeError(f"method: {getattr(chosen, 'name', method)!r} is for language models, which {call} doesn't serve yet. {advice}")
+def kind_asked(sequences: bool) -> Kind:
+    """By whether sequences of a language model are forgotten."""
+    return SEQUENCES if sequences else CLASSIFIER
 
 
 def make_task(

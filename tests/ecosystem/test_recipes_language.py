@@ -11,18 +11,20 @@ import recipe_page
 import torch
 from test_recipes_images import state
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import fastforget as ff
+from fastforget._causal.head import find_head
 from fastforget._outputs import call, reading
-from fastforget.methods.language.answers import find_head
+from fastforget.auditing.proof.check import check
 
 pytestmark = [pytest.mark.ecosystem, pytest.mark.slow]
 WORDS, LONGEST = 30, 12
 Sample = dict[str, list[int]]
 
 
-def gpt2(transformers: Any) -> nn.Module:
-    torch.manual_seed(0)
+def gpt2(transformers: Any, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
     ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0)
     size = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 16}
     dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
@@ -135,3 +137,28 @@ def test_causal_adapters(tmp_path: Path) -> None:
     assert all("lora" in name for name in rmu.receipt["measured"]["trained"])
     for name, p in rmu.model.named_parameters():
         assert torch.equal(p, frozen[name]) if name in frozen else p.requires_grad
+
+
+def test_an_audit_of_gpt2(tmp_path: Path) -> None:
+    """Tied weights and layers that no reset makes anew; loaders that pad; a net that another seed trained without the texts passes."""
+    transformers = pytest.importorskip("transformers")
+    sets = texts()
+    original = fit(gpt2(transformers), sets["forget"] + sets["retain"], 120, 5e-3)
+    retrained = [fit(gpt2(transformers, seed), sets["retain"], 120, 5e-3) for seed in (1, 2, 3)]
+    models = {
+        "original": original, "copied": copy.deepcopy(original), "again": retrained[2], "retrained 2": retrained[1],
+        "retrained": retrained[0],
+    }  # fmt: skip
+    loaders = {name: DataLoader(part, batch_size=8, collate_fn=collate) for name, part in sets.items()}  # type: ignore[arg-type]
+    report = ff.audit(
+        models, forget=loaders["forget"], retain=loaders["retain"], test=loaders["unseen"], sequences=True, controls=True, progress=False
+    )
+    assert {row.model: row.status for row in report.figures} == {
+        "original": "FAIL", "copied": "FAIL", "again": "PASS", "retrained": "PASS", "retrained 2": "PASS",
+    }  # fmt: skip
+    assert all(outcome.behaved for outcome in report.control_outcomes.values())
+    expected = float(losses(original, sets["forget"]).mean())
+    assert report.figures_of("original").mean_loss["forget"].value == pytest.approx(expected, abs=1e-5)
+    receipt = report.of("again").write_receipt(tmp_path / "receipt.json")
+    states = {"original": original.state_dict(), "again": retrained[2].state_dict()}
+    assert [one for one in check(receipt, weights=states) if one.why] == []

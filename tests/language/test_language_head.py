@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastforget.methods.language import answers
+from fastforget._causal.head import find_head
 
 Answer = Callable[[nn.Module, Tensor], Tensor]
 
@@ -54,7 +54,7 @@ NOTHING_YET: dict[str, Answer] = {
 def found(model: nn.Module) -> str | None:
     ids, _ = w.texts("forget")
     with torch.no_grad():
-        return answers.find_head(model, lambda net, x: net(x), ids, model(ids))
+        return find_head(model, lambda net, x: net(x), ids, model(ids))
 
 
 @pytest.mark.parametrize("case", NOTHING_YET)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 import fastforget as ff
-from fastforget.methods.language import answers
+from fastforget._causal.head import find_head
 from fastforget.methods.language.states import States
 from fastforget.ops import membership
 
@@ -79,7 +79,7 @@ def test_the_head_is_found_where_its_product_is_all():
 
     def found(model, forward=lambda model, x: model(x)):
         with torch.no_grad():
-            return answers.find_head(model, forward, ids, forward(model, ids))
+            return find_head(model, forward, ids, forward(model, ids))
 
     assert found(net) == "head"
     assert found(capped) is None and found(w.bigram()) is None
@@ -322,14 +322,7 @@ def test_refused():
     refusal(ask("rmu", model=w.bigram()), ValueError, "layer: not given, and the model has no ModuleList")
     models = {"original": net, "unlearned": net}
     sets = {"forget": pair["forget"], "retain": pair["retain"], "test": pair["nonmember"]}
-    refusal(lambda: ff.audit(models, **sets), ValueError, "ff.ops.membership.token_scores scores them")
-
-
-def test_the_journal_refuses_language_models(tmp_path):
-    journal = ff.Journal(tmp_path / "journal")
-    refusal(
-        lambda: journal.unlearn("one", w.recurrent(), "npo", **w.request()), TypeError, "'npo' is for language models, which Journal"
-    )
+    refusal(lambda: ff.audit(models, **sets), ValueError, r"by ff.audit with sequences=True")
 
 
 def test_listed():
@@ -385,6 +378,9 @@ def test_a_model_that_ranks_hold_together_is_refused(tmp_path):
         for method in ("npo", ff.methods.NPO()):
             call = functools.partial(ff.unlearn, net, method, **w.request())
             refusal(call, TypeError, "'npo' is for language models, which a DDP or FSDP2 model")
+        sets = {"forget": w.texts("forget"), "retain": w.texts("retain"), "test": w.texts("nonmember")}
+        call = functools.partial(ff.audit, {"original": net}, **sets, sequences=True)
+        refusal(call, TypeError, "models: a language model in DDP or FSDP2 isn't audited yet")
     finally:
         torch.distributed.destroy_process_group()
 

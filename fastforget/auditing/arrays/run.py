@@ -12,7 +12,7 @@ from torch import Tensor
 from ..._progress import Progress
 from ...ops.membership import membership_scores
 from ...ops.membership._lira import AUTO_MODELS
-from ..measure.attacks import DIRECTION
+from ..names import DIRECTION
 from ..shadow.attacks import COMMON_RULE, CONVENTIONS, SOURCES
 from ..shadow.sums import CommonVariance, ShadowSums, rmia_of_log_ratios
 from .files import BadArray, Rows

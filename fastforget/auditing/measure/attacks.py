@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ...ops.membership import forgetting_rate, roc_stats
 from ..figures import FORGET, FPRS, RETAIN, AttackFigures, Figure, Interval, RateAtFpr
-from ..names import DIRECTION, RATIOS
+from ..names import RATIOS, THRESHOLDS
 from . import intervals
-from .passes import Scored
 
 DEFAULT = ("loss", "confidence", "entropy")
 POPULATION = "attack_p"
@@ -27,6 +27,12 @@ CONVENTION = {
     "of the duel's non-members, from the first; the others are the non-members judged, so there are half as many. Samples with more than "
     "the population's largest or less than its smallest loss tie",
 }
+
+
+class Scored(Protocol):
+    """A model's scores on a set by their names, [N] each."""
+
+    scores: dict[str, Tensor]
 
 
 class Comparison(NamedTuple):
@@ -63,11 +69,11 @@ def comparisons(labels: dict[str, Tensor]) -> list[Comparison]:
     return result
 
 
-def sides(scored: dict[str, Scored], comparison: Comparison, attack: str) -> tuple[Tensor, Tensor]:
+def sides(scored: Mapping[str, Scored], comparison: Comparison, attack: str) -> tuple[Tensor, Tensor]:
     """Member and non-member scores, higher = more member-like."""
     if attack == POPULATION:
         return _population_ranks(*(-side for side in sides(scored, comparison, "loss")))
-    sign = DIRECTION.get(attack, 1)
+    sign = THRESHOLDS.get(attack, 1)
     return sign * scored[comparison.members].scores[attack], sign * scored["test"].scores[attack][comparison.keep]
 
 
@@ -125,7 +131,7 @@ def figures(
 
 
 def figures_of(
-    scored: dict[str, Scored], comparison: Comparison, attack: str, *, seed: int = 0, with_intervals: bool = True
+    scored: Mapping[str, Scored], comparison: Comparison, attack: str, *, seed: int = 0, with_intervals: bool = True
 ) -> AttackFigures:
     """One attack's figures of one model in one comparison."""
     member, nonmember = sides(scored, comparison, attack)
@@ -154,7 +160,7 @@ class Oracle(NamedTuple):
     reason: str | None
 
 
-def calibrate(original: dict[str, Scored] | None, comparison: Comparison) -> Oracle:
+def calibrate(original: Mapping[str, Scored] | None, comparison: Comparison) -> Oracle:
     """The loss threshold of best balanced accuracy between retain and test samples, on the original model."""
     if original is None:
         return Oracle(math.nan, 'no model named "original" was given, so the oracle can\'t be calibrated')
@@ -169,7 +175,7 @@ def verdicts(scored: Scored, oracle: Oracle) -> Tensor:
     return scored.scores["loss"] <= oracle.threshold
 
 
-def rate(before: dict[str, Scored] | None, after: dict[str, Scored], oracle: Oracle, with_interval: bool = False) -> Figure:
+def rate(before: Mapping[str, Scored] | None, after: Mapping[str, Scored], oracle: Oracle, with_interval: bool = False) -> Figure:
     """Forsaken's forgetting rate on the forget set, or NaN and why."""
     if oracle.reason is not None or before is None:
         return Figure(math.nan, reason=oracle.reason)
@@ -180,7 +186,7 @@ def rate(before: dict[str, Scored] | None, after: dict[str, Scored], oracle: Ora
     return Figure(forgetting_rate(was, now), ends)
 
 
-def oracle_members(scored: dict[str, Scored], comparison: Comparison, oracle: Oracle, with_intervals: bool) -> dict[str, Figure]:
+def oracle_members(scored: Mapping[str, Scored], comparison: Comparison, oracle: Oracle, with_intervals: bool) -> dict[str, Figure]:
     """The shares of forget samples, and of unseen samples of the same classes, that the fixed oracle calls members."""
     if oracle.reason is not None:
         return {"forget": Figure(math.nan), "unseen": Figure(math.nan)}

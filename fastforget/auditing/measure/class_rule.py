@@ -6,8 +6,9 @@ from torch import Tensor
 
 from ...ops.membership import class_thresholds
 from ..figures import Figure, ThresholdFigures
+from ..names import DIRECTION
 from . import intervals
-from .attacks import DIRECTION, Comparison, share_of, sides
+from .attacks import Comparison, share_of, sides
 from .passes import Scored
 
 CONVENTION = (

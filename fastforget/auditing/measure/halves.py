@@ -54,23 +54,24 @@ class Neighbours(NamedTuple):
 
 
 @contextmanager
-def _student(model: nn.Module) -> Iterator[nn.Module]:
+def student(model: nn.Module) -> Iterator[nn.Module]:
     """A copy to be trained, in eval mode (batch norm and dropout as they are in use), all floating-point parameters training."""
-    student = copy_of(model)
-    for parameter in student.parameters():
+    pupil = copy_of(model)
+    for parameter in pupil.parameters():
         parameter.grad = None
         if parameter.is_floating_point():
             parameter.requires_grad_(True)
-    student.eval()
-    with torch.enable_grad(), dense_gradients(student):
-        yield student
+    pupil.eval()
+    with torch.enable_grad(), dense_gradients(pupil):
+        yield pupil
 
 
 def _logits(model: nn.Module, inputs: Any, forward: Forward | None) -> Tensor:
     return reading(forward)(model, inputs)
 
 
-def _unteachable(model: nn.Module) -> str | None:
+def unteachable(model: nn.Module) -> str | None:
+    """Why a model can't be trained at all."""
     if not any(p.is_floating_point() and p.numel() for p in model.parameters()):
         return "the model has no floating-point parameters that could be trained (quantised?)"
     return None
@@ -141,18 +142,18 @@ def other_half(
     if steps < 1 or not 0 < lr < math.inf:
         raise ValueError(f"steps, lr: got {steps!r} and {lr!r}; accepted are at least 1 and a number above 0")
     inside, outside = source(forget, name="forget"), source(unseen, name="unseen")
-    reason = _unteachable(model) or ("there are fewer than two forget samples" if len(inside) < 2 else None)
+    reason = unteachable(model) or ("there are fewer than two forget samples" if len(inside) < 2 else None)
     if reason:
         return Halves(math.nan, (math.nan, math.nan), reason)
     halves = [inside.subset(torch.arange(start, len(inside), 2)) for start in (0, 1)]
     found = []
     for taught, judged in (halves, halves[::-1]):
-        with own_randomness(seed), _student(model) as student:
+        with own_randomness(seed), student(model) as pupil:
             try:
-                _descend(student, taught, steps, lr, forward)
+                _descend(pupil, taught, steps, lr, forward)
             except RuntimeError as error:
                 return Halves(math.nan, (math.nan, math.nan), f"a training step failed: {error}")
-            one, two = losses(student, judged, forward), losses(student, outside, forward)
+            one, two = losses(pupil, judged, forward), losses(pupil, outside, forward)
         if bool(torch.isnan(one).any()) or bool(torch.isnan(two).any()):
             return Halves(math.nan, (math.nan, math.nan), f"the steps at {lr:g} end in NaN")
         found.append(float(roc_stats(-one, -two, fprs=()).auc))
@@ -200,7 +201,7 @@ def relearned(
     wanted = torch.tensor(sorted(classes))
     at = torch.isin(judged.labels(), wanted).nonzero()[:, 0]
     missing = torch.full((len(few),), math.nan).tolist()
-    reason = _unteachable(model) or ("the test set holds no sample of the forgotten classes" if not len(at) else None)
+    reason = unteachable(model) or ("the test set holds no sample of the forgotten classes" if not len(at) else None)
     if reason:
         return dict(zip(few, missing, strict=True)), reason
     of_class = judged.subset(at)
@@ -229,14 +230,14 @@ def _accuracy_after(
     device = device_of(model)
     batches = [*forget.at(shown.split(256), device=device), *retain.at(beside.split(256), device=device)]
     count = len(shown) + len(beside)
-    with own_randomness(seed), _student(model) as student:
-        optimiser = torch.optim.Adam([p for p in student.parameters() if p.requires_grad], lr=lr)
+    with own_randomness(seed), student(model) as pupil:
+        optimiser = torch.optim.Adam([p for p in pupil.parameters() if p.requires_grad], lr=lr)
         for _ in range(steps):
             optimiser.zero_grad()
             for inputs, y in batches:
-                (F.cross_entropy(_logits(student, inputs, forward).float(), y, reduction="sum") / count).backward()
+                (F.cross_entropy(_logits(pupil, inputs, forward).float(), y, reduction="sum") / count).backward()
             optimiser.step()
-        return accuracy(student, judged, forward)
+        return accuracy(pupil, judged, forward)
 
 
 def accuracy(model: nn.Module, held: Source, forward: Forward | None = None) -> float:

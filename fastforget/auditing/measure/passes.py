@@ -105,7 +105,7 @@ def _one_set(
     for name, columns in kept.items():
         correct, predicted, *by_attack = (column.joined().cpu() for column in columns)
         scored = Scored(all_labels.joined(), correct, predicted, dict(zip(attacks, by_attack, strict=True)), classes[name])
-        _refuse_nan(scored, name, set_name)
+        refuse_nan(scored.scores["loss"], name, set_name)
         result[name] = scored
     return result
 
@@ -147,8 +147,8 @@ def check(logits: Tensor, labels: Tensor, name: str, where: str, read_from: str 
     return classes
 
 
-def _refuse_nan(scored: Scored, name: str, set_name: str) -> None:
-    loss = scored.scores["loss"]
+def refuse_nan(loss: Tensor, name: str, set_name: str) -> None:
+    """Refuses losses [N] that are no numbers."""
     bad = torch.isnan(loss).nonzero()
     if len(bad):
         raise ValueError(

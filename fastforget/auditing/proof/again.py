@@ -8,17 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..._arrays import first_line
+from ..._data import source
 from ..._identity import bare_names
+from .. import kinds
 from ..figures import ModelRow
-from ..measured import measure
-from ..names import DIRECTION
+from ..names import THRESHOLDS
 from ..request import checked
 from .finding import Finding, Unreadable
+from .texts import Samples
 
-Samples = tuple[Tensor, Tensor]
 # Other hardware, thread counts and batch sizes round otherwise: a sample whose two largest logits are nearly equal may change sides.
 SHARE, RELATIVE = 5e-3, 1e-3
 CHANGED, MANY = 1.5, 100  # samples that may change sides, of sets with at least so many
@@ -40,12 +41,13 @@ class Again:
             Unreadable: a model can't be built, or its weights don't fit it.
         """
         settings = receipt["settings"]
-        sizes = {name: len(labels) for name, (_, labels) in self.sets.items()}
+        reading = kinds.of(receipt["request"]).labels
+        sizes = {name: len(source(samples, name=name, reading=reading)) for name, samples in self.sets.items()}
         if sizes != receipt["sizes"]:
             yield Finding("sizes", f"the sets given have {sizes} samples")
             return
         models = {name: _loaded(name, self.build, state) for name, state in states.items()}
-        measurable = [name for name in settings["attacks"] if name in DIRECTION or name == "attack_p"]
+        measurable = [name for name in settings["attacks"] if name in THRESHOLDS or name == "attack_p"]
         stated = {row["model"]: row for row in receipt["rows"] + receipt["control_rows"]}
         for row in self._measured(models, measurable, settings):
             smallest = min(count for count in row.counts.values() if count)
@@ -55,7 +57,9 @@ class Again:
 
     def _measured(self, models: dict[str, nn.Module], attacks: list[str], settings: dict[str, Any]) -> list[ModelRow]:
         try:
+            kind = kinds.of(settings["request"])
             request = checked(
+                kind,
                 models,
                 self.sets,
                 attacks=attacks,
@@ -74,7 +78,7 @@ class Again:
                 batch_size=None,
                 progress=False,
             )
-            return measure(request).rows
+            return kind.measure(request).rows
         except (RuntimeError, TypeError, ValueError) as error:
             raise Unreadable(f"the figures can't be measured again: {first_line(error)}") from error
 

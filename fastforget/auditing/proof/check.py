@@ -14,7 +14,7 @@ from torch import Tensor
 from ..._arrays import first_line
 from ..._data import source
 from ..._identity import bare_names
-from .. import verdict
+from .. import kinds, verdict
 from ..conventions import CONVENTIONS
 from ..figures import ORIGINAL, RETRAINED, ModelRow
 from ..measure.weights import is_bias
@@ -23,6 +23,7 @@ from .again import Again
 from .finding import Finding, same
 from .receipt import CALLED, own_hash
 from .schema import required, violations
+from .texts import Samples
 
 ON_TRUST = "created, versions, machine, facts, intervals by resampling, words beside figures, the method's options, seconds and words"
 # Buffers of batch normalisation stand among the weights of a state_dict.
@@ -33,7 +34,7 @@ def check(
     receipt: dict[str, Any],
     *,
     weights: Mapping[str, Mapping[str, Any]],
-    forget: tuple[Tensor, Tensor] | None = None,
+    forget: Samples | None = None,
     ids: Sequence[str] | None = None,
     again: Again | None = None,
 ) -> list[Finding]:
@@ -59,7 +60,7 @@ def check(
 
 
 def _checks(
-    receipt: dict[str, Any], weights: Mapping[str, Mapping[str, Any]], forget: tuple[Tensor, Tensor] | None, ids: Sequence[str] | None
+    receipt: dict[str, Any], weights: Mapping[str, Mapping[str, Any]], forget: Samples | None, ids: Sequence[str] | None
 ) -> Iterator[Finding]:
     rows = [ModelRow.from_dict(row, f"{name}[{i}]") for name in ("rows", "control_rows") for i, row in enumerate(receipt[name])]
     yield same("sha256", receipt["sha256"], own_hash(receipt), "it was changed after it was written")
@@ -69,7 +70,7 @@ def _checks(
     yield Finding("entries", against)
     about = receipt["forget_set"]
     if forget is not None:
-        given = hashes.of_samples(source(forget, name="forget"))
+        given = hashes.of_samples(source(forget, name="forget", reading=kinds.of(receipt["request"]).labels))
         yield same("forget_set.samples_sha256", about["samples_sha256"], given, "these are other samples")
     if ids is not None:
         digest, _ = hashes.of_ids(ids)
@@ -180,8 +181,9 @@ def _distance_again(field: str, row: ModelRow, other: str, one: dict[str, Tensor
 def _judged_again(receipt: dict[str, Any], rows: list[ModelRow]) -> Iterator[Finding]:
     """The figures, judged again, give the verdict that the receipt states."""
     stated_verdict, rule = receipt["verdict"], receipt["verdict"]["rule"]
-    if rule == verdict.RULE:
-        judgement = verdict.judge_all(rows, frozen_body=receipt["settings"].get("frozen_body", False))
+    kind = kinds.of(receipt["request"])
+    if rule == kind.rule.text:
+        judgement = verdict.judge_all(rows, kind.rule, frozen_body=receipt["settings"].get("frozen_body", False))
     elif hashlib.sha256(rule.encode("utf-8", "surrogatepass")).hexdigest() in first_rule.WORDS:
         judgement = first_rule.judge_all(rows)
         yield Finding("verdict.rule", unchecked="that of the first version, by which the figures are judged here; today's may ask more")

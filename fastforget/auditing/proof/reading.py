@@ -20,6 +20,7 @@ from ..._arrays import BadArray, describe, first_line, load_npz, zip_entries
 from ..._files import BadFile, read_whole, size_of, strict_json
 from .finding import Unreadable
 from .receipt import FORMAT
+from .texts import Samples, Texts
 
 WANTED = "accepted is torch.save(model.state_dict(), …)"
 # Under which name a checkpoint holds the weights, the likeliest first.
@@ -226,8 +227,12 @@ def _holds_weights(value: Any) -> bool:
 # ------------------------------------------------------------------ samples, and the way to build a model
 
 
-def load_samples(path: str | Path) -> tuple[Tensor, Tensor]:
-    """(inputs, labels) from an .npz with "inputs" and "labels" (or "x" and "y").
+TEXTS = ("input_ids", "labels", "attention_mask")
+
+
+def load_samples(path: str | Path) -> Samples:
+    """(inputs, labels) from an .npz with "inputs" and "labels" (or "x" and "y"); labels are [N], or [N, T] of sequences. Or padded texts of
+    "input_ids", "attention_mask" and "labels".
 
     Raises:
         Unreadable: missing, cut off, without these arrays, or arrays that don't fit together.
@@ -235,22 +240,27 @@ def load_samples(path: str | Path) -> tuple[Tensor, Tensor]:
     place = Path(path)
     try:
         held = zip_entries(place)
-        names = next((pair for pair in (("inputs", "labels"), ("x", "y")) if all(name in held for name in pair)), None)
+        names = next((one for one in (("inputs", "labels"), ("x", "y"), TEXTS) if all(name in held for name in one)), None)
         if names is None:
-            raise Unreadable(f'{path}: holds {describe(held)}; accepted are arrays "inputs" and "labels", as they were audited')
+            accepted = f'arrays "inputs" and "labels" (of texts also {", ".join(TEXTS)}), as they were audited'
+            raise Unreadable(f"{path}: holds {describe(held)}; accepted are {accepted}")
         arrays = load_npz(place, names)
-        inputs, labels = (torch.from_numpy(arrays[name]) for name in names)
+        inputs, labels, *masks = (torch.from_numpy(arrays[name]) for name in names)
     except (BadArray, TypeError) as error:
         raise Unreadable(f"{path}: can't be read as .npz ({first_line(error)})") from error
-    if labels.dim() != 1 or inputs.dim() < 1 or len(inputs) != len(labels) or len(labels) == 0:
+    if labels.dim() not in (1, 2) or inputs.dim() < 1 or len(inputs) != len(labels) or len(labels) == 0:
         raise Unreadable(
             f"{path}: {names[0]} has the shape {list(inputs.shape)} and {names[1]} {list(labels.shape)}; accepted are as many labels [N] "
-            "as inputs, at least one"
+            "(of sequences [N, T]) as inputs, at least one"
         )
     wide = labels.double()
     if not bool((torch.isfinite(wide) & (wide == wide.round()) & (wide.abs() < 2**53)).all()):
-        raise Unreadable(f"{path}: {names[1]} holds other numbers than class ids")
-    return inputs, labels.long()
+        raise Unreadable(f"{path}: {names[1]} holds other numbers than class or token ids")
+    if not masks:
+        return inputs, labels.long()
+    if inputs.dim() != 2 or not inputs.shape == labels.shape == masks[0].shape:
+        raise Unreadable(f"{path}: {', '.join(TEXTS)} are of other shapes; accepted are [N, T] each")
+    return Texts(inputs, labels.long(), masks[0])
 
 
 def builder(name: str) -> Callable[[], nn.Module]:

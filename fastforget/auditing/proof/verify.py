@@ -13,11 +13,13 @@ from typing import Any
 from ..._command import Parser, unusable
 from ..._text import visible
 from ..figures import ORIGINAL, RETRAINED
+from ..sequences import REQUEST as SEQUENCE_WISE
 from .again import Again
 from .check import ON_TRUST, check
 from .finding import Finding, Unreadable
 from .reading import builder, load_ids, load_receipt, load_samples, load_weights
 from .receipt import CALLED
+from .texts import Texts
 
 __all__ = ["Finding", "Unreadable", "check", "load_receipt", "load_weights", "main", "parser"]
 
@@ -70,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if getattr(args, name):
                 weights[name] = load_weights(getattr(args, name), args.key)
         sets = {name: load_samples(getattr(args, name)) for name in SETS if getattr(args, name)}
+        _must_fit(receipt, sets)
         ids = load_ids(args.ids) if args.ids else None
         again = _again(args, sets)
         findings = check(receipt, weights=weights, forget=sets.get("forget"), ids=ids, again=again)
@@ -87,6 +90,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     measured = f"figures of {', '.join(weights)} measured again" if again else "figures not measured again"
     print(f"\nVERIFIED: {visible(receipt['verdict']['status'])}, {visible(receipt['created'])}; {visible(measured)}; {CALLED}")
     return 0
+
+
+def _must_fit(receipt: dict[str, Any], sets: dict[str, Any]) -> None:
+    """Class ids for a receipt about samples, token ids for one about sequences."""
+    of_texts = receipt.get("request") == SEQUENCE_WISE
+    for name, samples in sets.items():
+        if (isinstance(samples, Texts) or samples[1].dim() == 2) != of_texts:
+            wanted = "token ids [N, T]" if of_texts else "class ids [N]"
+            raise Unreadable(f"--{name}: its labels are {'no ' if of_texts else ''}token ids; this receipt's sets have {wanted}")
 
 
 def _again(args: argparse.Namespace, sets: dict[str, Any]) -> Again | None:

@@ -65,7 +65,7 @@ def augments(source: Source) -> bool:
     if isinstance(source.samples, Pair):
         return False
     # in this process, where random states move from one read to the next
-    own = Loaded(source.name, source.samples.dataset, source.samples.unpack, source.samples.collate)
+    own = Loaded(source.name, source.samples.dataset, source.samples.unpack, source.samples.collate, reading=source.samples.reading)
     few = Source(own, name=source.name, indices=source.indices).subset(torch.arange(min(TRIED, len(source))))
     reads = []
     for seed in (0, 1):

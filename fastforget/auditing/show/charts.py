@@ -100,6 +100,8 @@ def _bounds(edges: list[float], shares: list[list[float]]) -> tuple[tuple[int, i
 
 def predictions(audit: AuditFigures, class_names: list[str]) -> list[Chart]:
     """The classes predicted for the forget set, one chart a model."""
+    if not audit.figures[0].forget_predictions:
+        return []  # of sequences
     shares = {model.model: [count / sum(model.forget_predictions) for count in model.forget_predictions] for model in ordered(audit)}
     classes, marked = css_classes(audit), audit.settings["forgotten_classes"]
     ceiling = math.ceil(10 * max(map(max, shares.values()))) / 10
@@ -133,7 +135,7 @@ def cost(audit: AuditFigures, class_names: list[str], timing: dict[str, float]) 
     shown = Cost()
     if (chart := _seconds(audit, timing)) is not None:
         shown.charts.append(chart)
-    if bars:
+    if class_names:
         title, marked = "Test accuracy by class", audit.settings["forgotten_classes"]
         shown.charts.append(Chart(title, "", svg.columns(title, class_names, bars, marked=marked, axis="class")))
     distances = {model.model: model.weight_distance[ORIGINAL] for model in ordered(audit) if ORIGINAL in model.weight_distance}

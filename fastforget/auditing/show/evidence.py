@@ -39,7 +39,7 @@ class Controls:
 
 @dataclass
 class Sample:
-    """An exposed sample: its place in the forget set, its class, one score a model, and its picture as a data URI."""
+    """An exposed sample: its place in the forget set, its class ("" of a sequence), one score a model, and its picture as a data URI."""
 
     number: int
     class_name: str
@@ -55,6 +55,11 @@ class Exposed:
     models: list[str]
     samples: list[Sample]
     pictured: bool
+
+    @property
+    def classed(self) -> bool:
+        """Whether the samples have classes."""
+        return any(sample.class_name for sample in self.samples)
 
 
 def controls(audit: AuditFigures) -> Controls:
@@ -80,10 +85,16 @@ def exposed(audit: AuditFigures, class_names: list[str], images: dict[str, Any])
     thumbnails = as_pictures(pictures[numbers], "images") if pictures is not None and numbers else [""] * len(numbers)
     shown = []
     for sample, thumbnail in zip(samples, thumbnails, strict=True):
-        class_name = class_names[sample.label] if 0 <= sample.label < len(class_names) else str(sample.label)
+        class_name = _class_name(sample.label, class_names)
         shown.append(Sample(sample.index, class_name, [plain(sample.score[model]) for model in models], thumbnail))
     attack = attack_name(audit.settings["exposed_by"]) if samples else ""
     return Exposed(attack, models, shown, pictured=pictures is not None)
+
+
+def _class_name(label: int | None, class_names: list[str]) -> str:
+    if label is None:
+        return ""
+    return class_names[label] if 0 <= label < len(class_names) else str(label)
 
 
 def _checked(images: dict[str, Any], size: int) -> torch.Tensor | None:

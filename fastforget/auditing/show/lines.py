@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ..._text import number, percent
 from ..figures import FORGET, ORIGINAL, RETAIN, RETRAINED, Figure, ModelRow, Probe, RelearnProbe
-from ..names import RATIOS
+from ..names import FORGET_QUALITY, HIDDEN, KS, RATIOS
 from .wording import FPR_TEXTS, Show, attack_name, beyond_thresholds, ends, plain
 
 
@@ -40,8 +40,14 @@ PROBES: tuple[tuple[str, str, Show], ...] = (
     ("zrf", "ZRF, JS in nats", number),
     ("zrf_badt", "ZRF, as its published code has it", number),
     ("ain", "anamnesis index", number),
+    ("mean_perplexity_ratio", "perplexity, times the reference's", plain),
+    ("kl_to_retrained", "KL from the retrained, nats a token", plain),
+    (KS, "distance of losses to the retrained's, KS", number),
+    (FORGET_QUALITY, "its p-value (forget quality)", plain),
+    (HIDDEN, "loss attack, other half after steps on one, AUC", number),
 )
 RELEARN = "relearn_time_"
+TOKEN_ACCURACY = "token accuracy, mean over sequences"
 # The figures below the answers that are shown, of forgotten classes and of single samples.
 OF_CLASSES: tuple[tuple[str, str, Show], ...] = (
     ("class_cka", "features like those of the original, CKA", number),
@@ -83,7 +89,8 @@ def _accuracies(models: list[ModelRow]) -> list[Line]:
     if models[0].class_wise:
         parts |= {"test, forgotten classes": "test_forget", "test, kept classes": "test_retain"}
     parts["test, all"] = "test"
-    return [Line("accuracy", label, _cells([model.accuracy.get(part) for model in models], percent)) for label, part in parts.items()]
+    group = "accuracy" if models[0].sequences is None else TOKEN_ACCURACY
+    return [Line(group, label, _cells([model.accuracy.get(part) for model in models], percent)) for label, part in parts.items()]
 
 
 def _attack(models: list[ModelRow], attack: str) -> list[Line]:
@@ -163,8 +170,23 @@ def _memory(models: list[ModelRow]) -> list[Line]:
     return [
         *(Line(group, label, _cells(figures, percent)) for label, figures in rates.items()),
         Line(group, "mean loss", _cells([model.mean_loss["forget"] for model in models], number)),
-        Line(group, "classes its predictions spread over", [Cell(number(model.forget_prediction_spread)) for model in models]),
+        *_answers(models),
     ]
+
+
+def _answers(models: list[ModelRow]) -> list[Line]:
+    """What is answered to samples of the forget set; of sequences, how well other texts are still answered."""
+    if models[0].sequences is None:
+        spread = [Cell(number(model.forget_prediction_spread)) for model in models]
+        return [Line("memory of the forget set", "classes its predictions spread over", spread)]
+    parts = ("forget", "retain", "test")
+    return [Line("perplexity", f"{part} set", [Cell(plain(_perplexity(model, part))) for model in models]) for part in parts]
+
+
+def _perplexity(model: ModelRow, part: str) -> float:
+    """exp of the mean loss over sequences."""
+    loss = model.mean_loss[part].value
+    return math.exp(loss) if loss < 700 else loss
 
 
 def _probes(models: list[ModelRow]) -> list[Line]:

@@ -64,7 +64,7 @@ def render(
 
 
 def _class_names(audit: AuditFigures, given: list[str] | None) -> list[str]:
-    count = max(len(model.forget_predictions) for model in audit.figures)
+    count = max(len(model.forget_predictions) for model in audit.figures)  # 0 of sequences
     return [given[i] if given and i < len(given) else str(i) for i in range(count)]
 
 

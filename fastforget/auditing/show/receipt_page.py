@@ -56,7 +56,7 @@ def forgotten(receipt: dict[str, Any]) -> str:
     """What was to be forgotten: "class 3", or how many samples."""
     classes = receipt["forgotten_classes"]
     if not classes:
-        return f"{receipt['forget_set']['samples']} samples"
+        return f"{receipt['forget_set']['samples']} {'sequences' if receipt['request'] == 'sequence-wise' else 'samples'}"
     return f"class{'es' if len(classes) > 1 else ''} {', '.join(map(str, classes))}"
 
 

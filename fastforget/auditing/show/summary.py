@@ -119,6 +119,8 @@ def _tiles(audit: AuditFigures, timing: dict[str, float]) -> list[Tile]:
     main = (judged or audit.figures[-1:])[0]
     yardsticks = [model for name in (ORIGINAL, RETRAINED) for model in audit.figures if model.model == name and model is not main]
     class_wise = main.class_wise and main.accuracy["test_forget"].known
+    of_samples, of_sequences = ("Accuracy on the forget set", "Test accuracy"), ("Token accuracy, forget set", "Token accuracy, test set")
+    on_forget, on_test = of_samples if main.sequences is None else of_sequences
     forget, kept = ("test_forget", "test_retain") if class_wise else ("forget", "test")
 
     def tile(name: str, text: Callable[[ModelRow], str]) -> Tile:
@@ -126,10 +128,10 @@ def _tiles(audit: AuditFigures, timing: dict[str, float]) -> list[Tile]:
 
     tiles = [
         tile(
-            "Test accuracy, forgotten classes" if class_wise else "Accuracy on the forget set",
+            "Test accuracy, forgotten classes" if class_wise else on_forget,
             lambda model: percent(model.accuracy[forget].value),
         ),
-        tile("Test accuracy, kept classes" if class_wise else "Test accuracy", lambda model: percent(model.accuracy[kept].value)),
+        tile("Test accuracy, kept classes" if class_wise else on_test, lambda model: percent(model.accuracy[kept].value)),
         tile("Loss attack, forget against unseen: AUC", lambda model: number(model.attacks[FORGET]["loss"].auc.value)),
     ]
     if "unlearn" in timing:

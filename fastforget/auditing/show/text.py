@@ -24,10 +24,10 @@ def report_text(audit: AuditFigures) -> str:
 def headline(audit: AuditFigures) -> str:
     """What was asked to be forgotten, and the sizes of the sets."""
     sizes, classes = audit.settings["sizes"], audit.settings["forgotten_classes"]
-    request = (
-        f"class-wise request, class{'es' if len(classes) > 1 else ''} {', '.join(map(str, classes))}" if classes else "sample-wise request"
-    )
-    return f"{request}; forget {sizes['forget']}, retain {sizes['retain']}, test {sizes['test']} samples"
+    request = f"{audit.settings['request']} request"
+    request += f", class{'es' if len(classes) > 1 else ''} {', '.join(map(str, classes))}" if classes else ""
+    counted = "samples" if audit.figures[0].sequences is None else "sequences"
+    return f"{request}; forget {sizes['forget']}, retain {sizes['retain']}, test {sizes['test']} {counted}"
 
 
 def audit_lines(audit: AuditFigures, *, controls: bool = False) -> list[Line]:

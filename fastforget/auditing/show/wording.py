@@ -18,6 +18,9 @@ ATTACK_NAMES = {
     "rmia_offline": "RMIA offline",
     "attack_p": "attack P",
     "attack_r": "attack R",
+    "min_k": "Min-K%",
+    "min_k_plus": "Min-K%++",
+    "perplexity_ratio": "ratio of perplexities",
 }
 # The false-positive rates by their names in a row.
 FPR_TEXTS = {"1pct": "1 %", "0.1pct": "0.1 %"}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import _weights
+from ..._causal.answers import scored
 from ..._tree import describe
 from ...ops.mask import unpack_bits
 from ..engine.passes import Shuffled
@@ -18,7 +19,7 @@ from ..engine.teacher import forward_only
 from ..engine.terms import HOLDS
 from ..pack.base import Cycled, Trained, optimizer_of, set_of
 from ..task import Task
-from .answers import divergence, log_probs, scored
+from .answers import divergence, log_probs
 
 RETAIN_ORDER = 72  # purpose of a seed
 MEANS = ("sequences", "tokens")

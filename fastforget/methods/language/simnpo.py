@@ -13,10 +13,11 @@ import dataclasses
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..._causal.answers import scored
 from ..engine.passes import Shuffled
 from ..pack.base import published
 from ..task import Task
-from .answers import log_probs, scored
+from .answers import log_probs
 from .base import Language
 
 

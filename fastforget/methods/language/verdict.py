@@ -60,10 +60,15 @@ def _still_of_use(task: Task, before: Before, verdict: Verdict) -> Verdict:
 
 def _right(task: Task, data: Source) -> float:
     """Share of a sequence's tokens that the model gives the highest probability, the mean over some sequences."""
-    return _scored(task, data.at_most(USE_SAMPLES, task.generator(USE)))[1]
+    return right(task, data.at_most(USE_SAMPLES, task.generator(USE))).mean().item()
 
 
-def _scored(task: Task, data: Source) -> tuple[Tensor, float]:
+def right(task: Task, data: Source) -> Tensor:
+    """float64[N]: the share of each sequence's scored tokens that the model gives the highest probability."""
+    return _scored(task, data)[1]
+
+
+def _scored(task: Task, data: Source) -> tuple[Tensor, Tensor]:
     losses_of, shares = Column(), Column()
     with _weights.evaluating(task.model):
         for inputs, labels in task.cost.reading(data.batches(device=task.device, batch_size=min(data.batch_size, LOOK))):
@@ -76,4 +81,4 @@ def _scored(task: Task, data: Source) -> tuple[Tensor, float]:
             f"{data.name}: the model's loss on {int(unknown.sum())} of {len(losses)} sequences is NaN, as logits are NaN or too large; "
             "the given model is unchanged. Where the run made them so, lower lr="
         )
-    return losses, shares.joined().double().mean().item()
+    return losses, shares.joined().double()

@@ -1,0 +1,154 @@
+"""The verdict on language models: the rule for classifiers where its checks make sense for sequences, and what takes the others' place."""
+
+from __future__ import annotations
+
+import math
+
+from .._ks import critical
+from . import limits
+from .answers import ACCURACY, ATTACK, LOST, UTILITY, accuracy_lost, chance, check_forgetting
+from .figures import FORGET
+from .kind import Entry, Rule
+from .limits import Finding
+from .names import HIDDEN, KS
+from .provenance import Case, check_reference, check_weights
+from .verdict import check_power, judge, overall
+
+APART = 0.10  # a Kolmogorov-Smirnov distance that is nothing, however many sequences there are
+BY_HEART = 0.05  # accuracy on the retain set: nets that learned it from other seeds were up to 4 points apart
+PERPLEXITY, LOST_PERPLEXITY = 1.10, 1.50  # times the retrained model's
+
+
+def check_losses(case: Case) -> list[Finding]:
+    """Whether the forget sequences' losses are spread as the retrained model's: some still known and others fitted far too badly can hide
+    from an attack's AUC in each other.
+    """
+    n = case.retrained.counts["forget"]
+    apart = case.row.probes[KS].value
+    allowed = max(APART, critical(n, n), *(one.probes[KS].value for one in case.references or (case.retrained,)))
+    text = f"Kolmogorov-Smirnov distance of the forget set's losses from the retrained model's {apart:.3f}, at most {allowed:.3f}"
+    return [("PASS", text) if apart <= allowed else ("PARTIAL", f"{text}: they are spread as no model's that never saw them")]
+
+
+def check_hidden(case: Case) -> list[Finding]:
+    """Whether the model knows half of the sequences again when it is taught the other half, beside all retrained models."""
+    if case.original is None:
+        return []
+    references = case.references or (case.retrained,)
+    others = [one for one in references if one is not case.row or one is references[0]]
+    label = "loss-attack AUC on the other half after steps on one half"
+    for who, row in (("", case.row), ("original: ", case.original), *(("retrained: ", one) for one in others)):
+        if not row.probes[HIDDEN].known:
+            return [("PARTIAL", f"{label} can't be measured: {who}{row.probes[HIDDEN].reason}")]
+    value, original, *values = (row.probes[HIDDEN].value for row in (case.row, case.original, *others))
+    error = case.row.attacks[FORGET]["loss"].auc_standard_error
+    return [limits.excess(label, value, original, values, error)]
+
+
+def check_use(case: Case) -> list[Finding]:
+    """How much of the accuracy and the perplexity on what is kept was lost: of the retain set as well, since unseen texts alone don't show
+    what a model that knew its training texts well has lost."""
+    findings = []
+    for part, least in (("retain", BY_HEART), ("test", UTILITY)):
+        findings += [accuracy_lost(case, part, f"token accuracy on the {part} set", least), _perplexity(case, part)]
+    return findings
+
+
+def _perplexity(case: Case, part: str) -> Finding:
+    value, reference = (row.mean_loss[part].value for row in (case.row, case.retrained))
+    shown = [math.exp(min(loss, 700.0)) for loss in (value, reference)]
+    text = f"perplexity on the {part} set {shown[0]:.4g}, retrained {shown[1]:.4g}"
+    error = math.nan if case.retrained.sequences is None else case.retrained.sequences.loss_error[part]
+    allowed = max(math.log(PERPLEXITY), 0.0 if math.isnan(error) else chance(error))
+    more = value - reference
+    if math.isnan(more):
+        return "FAIL", f"{text}: it can't be had"
+    text += f", at most {math.exp(min(reference + allowed, 700.0)):.4g}"
+    return "PASS" if more <= allowed else "PARTIAL" if more <= max(math.log(LOST_PERPLEXITY), allowed) else "FAIL", text
+
+
+SEQUENCES = Rule(
+    entries=(
+        Entry(
+            1,
+            "Weights",
+            "FAIL where they are those of the original, or where only the last layer or only biases were changed. Not so where the caller "
+            "says that training moves nothing but the last layer (frozen_body). At most PARTIAL where they can't be compared with the "
+            "original's, but for layers of other sizes.",
+            check_weights,
+        ),
+        Entry(
+            2,
+            "Reference",
+            "at most PARTIAL beside a retrained model that is not believed: by its weights, or, of a further one, because it did not "
+            "forget beside the one named retrained.",
+            check_reference,
+        ),
+        Entry(
+            3,
+            "Forgetting",
+            "its token accuracy on the forget set, a mean over sequences, must be within "
+            f"{100 * ACCURACY:.0f} points of the retrained model's, and the AUCs, forget against test, of the loss attack, of Min-K%++ "
+            f"and of the ratio of perplexities to the retrained model's, where they were run, within {ATTACK}, or each within two standard "
+            "errors of a difference where the sets are small; but never wider than half of the gap between the original and the retrained "
+            "model, where the original lies outside. A gap beyond that is PARTIAL, and FAIL where more than half of the way from the "
+            "original to the retrained model is still missing, or where an AUC lies farther past the retrained model's than the "
+            "original's lies short of it: such sequences stand out.",
+            check_forgetting,
+        ),
+        Entry(
+            4,
+            "Losses",
+            "at most PARTIAL where the Kolmogorov-Smirnov distance of the forget sequences' losses from those of the model named "
+            f"retrained is more than {APART:g}, than what 5 % of such samples of one distribution exceed, and than a further retrained "
+            "model's.",
+            check_losses,
+        ),
+        Entry(
+            5,
+            "Hidden knowledge",
+            "at most PARTIAL where the loss attack's AUC on one half of the forget sequences, after a few steps on the other half, lies "
+            f"more than {limits.EXCESS:g} or {limits.EXCESS_ERRORS:g} standard errors above the retrained model's (never more than half of "
+            "the original's gap), or where it can't be had.",
+            check_hidden,
+        ),
+        Entry(
+            6,
+            "Power",
+            "at most PARTIAL if the original itself lies within the tolerance in every figure of forgetting, since a model that forgot "
+            "nothing could pass; the same without an original.",
+            check_power,
+        ),
+        Entry(
+            7,
+            "Use",
+            f"token accuracy may lie up to {100 * UTILITY:.0f} points under the retrained model's on the test set, and up to "
+            f"{100 * BY_HEART:.0f} on the retain set (or two standard errors of a difference); up to {100 * LOST:.0f} points is PARTIAL, "
+            f"more is FAIL. Perplexity may be up to {PERPLEXITY:g} times the retrained model's on both (or two standard errors of a "
+            f"difference of losses more); up to {LOST_PERPLEXITY:g} times is PARTIAL, more is FAIL.",
+            check_use,
+        ),
+        Entry(
+            8,
+            "Status",
+            "a model's worst finding decides; without a retrained model there is NO REFERENCE and nothing is judged. Of several retrained "
+            "models (names that begin so) the nearest counts in 1, 3 and 7; in 5 their mean, and the limit is widened "
+            f"to {limits.SPREAD:g} times what one of them differs from the others. Not measured for sequences, and so no part of the "
+            "status: what a classifier's audit reads in features, on noised samples and under a fresh last layer, and whether "
+            "a retrained model's features are too near the original's.",
+            judge,
+        ),
+        Entry(
+            9,
+            "Verdict",
+            "that of the worst model beside the original and the retrained ones; at most PARTIAL if a control that must not pass does, or "
+            "one that must pass does not.",
+            overall,
+        ),
+    ),
+    beside_one=(check_weights, check_forgetting, check_use),
+    unmeasured=(
+        "not measured for sequences: features, noised samples and a fresh last layer, which show of a classifier what it still knows below "
+        "its answers",
+    ),
+)
