@@ -17,7 +17,7 @@ from . import images
 
 BUDGET, EPOCHS = 15_000, 2.0  # sample passes of a run without a budget of its own: at most, and epochs over the data to keep
 FLOOR = 1_200  # and at least: fewer steps forget nothing, however little data there is
-BATCHES = {6_000: 32, 3_000: 16, 0: 8}  # the least budget, and its batches of unseen samples: more steps serve better than larger ones
+BATCHES = {6_000: 32, 1_500: 16, 0: 8}  # the least budget, and its batches of unseen samples: more steps serve better than larger ones
 SETTLE, CHECK = 6, 3  # steps whose samples batch norm's statistics are taken anew from, and whose samples say whether that helped
 TRIALS = 16  # forget batches that finding precision and rate costs, at most
 LEAST, MOST = 3, 20_000  # steps: fewer bring nothing, nor do more, whose draws would fill the memory
@@ -83,6 +83,8 @@ def plan(options: SweepOptions, task: Task, look: int) -> Plan:
     if task.cost.budget is None:
         task.cost.budget = round(min(BUDGET, max(FLOOR, EPOCHS * len(task.retain))))
     b = options.batch_size or next(size for least, size in BATCHES.items() if task.cost.budget >= least)
+    if task.forget is None and options.batch_size is None:
+        b = min(BATCHES.values())  # images take more steps
     sizes = {"retain": kept_size(b), "nonmember": b if task.nonmember is not None else 0, "forget": forget_size(b)}
     learned = None if task.forget is not None else images.options(len(task.classes), forget_size(b))
     shown = forget_size(b) if learned is None else learned.noise_batch * len(task.classes)
