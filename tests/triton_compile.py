@@ -32,7 +32,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from fastforget import backend
-from fastforget._triton import noise, rows, update
+from fastforget._triton import distill, noise, rows, update
 
 POINTERS = {tl.float32: "*fp32", tl.bfloat16: "*bf16", tl.float16: "*fp16", tl.float64: "*fp64"}
 INTEGERS = {torch.int8: "*i8", torch.uint8: "*i8", torch.bool: "*i8", torch.int32: "*i32", torch.int64: "*i64"}
@@ -150,9 +150,9 @@ def row_wise(arch: int) -> int:
             tiling = rows.pair_tiling(classes, compute)
             warps = tiling.pop("num_warps")
             aligned = ("logits", "teacher", "drop", "loss", "dlogits", *(("K",) if classes % 16 == 0 else ()))
-            for form in (update.NOTHING, update.ONE_A_ROW, update.CLASSES):
-                own = {"teacher": POINTERS[dtype], "drop": "*i64" if form == update.ONE_A_ROW else "*i8"}
-                build(arch, update.distill_loss_kernel, {**types, **own}, {"COMPUTE": compute, "DROP": form, **tiling}, warps, aligned)
+            for form in (distill.NOTHING, distill.ONE_A_ROW, distill.CLASSES):
+                own = {"teacher": POINTERS[dtype], "drop": "*i64" if form == distill.ONE_A_ROW else "*i8"}
+                build(arch, distill.distill_loss_kernel, {**types, **own}, {"COMPUTE": compute, "DROP": form, **tiling}, warps, aligned)
             count += 5
     return count
 
