@@ -147,7 +147,11 @@ def larger() -> str:
     """docs/engine.md: methods on the stored ResNet-20."""
     stored = _json(models_judge.ROWS)
     m = stored["machine"]
-    return f"{m['cpu']}, one thread, torch {m['torch']}; medians where there are several seeds.\n\n{models_judge.table(stored)}"
+    cpus: dict[str, list[str]] = {}
+    for row in stored["rows"]:
+        cpus.setdefault(row.get("cpu", m["cpu"]), []).append(row["method"])
+    on = "; ".join(f"{', '.join(dict.fromkeys(methods))} on {cpu}" for cpu, methods in cpus.items())
+    return f"One thread, torch {m['torch']}: {on}. Medians where there are several seeds.\n\n{models_judge.table(stored)}"
 
 
 def where() -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import itertools
 import json
 import math
 import sys
@@ -150,9 +151,15 @@ class Training:
 
     def epoch(self) -> None:
         """One epoch, and the checkpoint after it."""
-        began, epoch = time.process_time(), len(self.curve)
-        per_epoch = -(-len(self.samples) // self.recipe["batch"])
-        total, hits = 0.0, 0
+        began = time.process_time()
+        losses, hits = zip(*self.steps(), strict=True)
+        self.curve.append((sum(losses) / len(self.samples), sum(hits) / len(self.samples)))
+        self.seconds += time.process_time() - began
+        self.save()
+
+    def steps(self) -> Iterator[tuple[float, int]]:
+        """The next epoch's steps as they are made: each one's summed loss, and how many of its samples were right."""
+        epoch, per_epoch = len(self.curve), self.per_epoch
         self.net.train()
         for i, (x, y) in enumerate(batches(self.padded, self.samples, self.seed, epoch, self.recipe)):
             for group in self.optimizer.param_groups:
@@ -163,11 +170,22 @@ class Training:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-            total += loss.item() * len(y)
-            hits += int((logits.argmax(1) == y).sum())
-        self.curve.append((total / len(self.samples), hits / len(self.samples)))
-        self.seconds += time.process_time() - began
-        self.save()
+            yield loss.item() * len(y), int((logits.argmax(1) == y).sum())
+
+    @property
+    def per_epoch(self) -> int:
+        return -(-len(self.samples) // self.recipe["batch"])
+
+
+def training_seconds(data: Tiles, request: Request, steps: int = 20) -> float:
+    """Thread seconds of a whole training without what the request names, by a few of its steps, here and now."""
+    run = Training(data, request, 0, RECIPE, FOLDER / ".none.checkpoint")
+    made = run.steps()
+    next(made)  # the first one sets things up
+    began = time.thread_time()
+    for _ in itertools.islice(made, steps):
+        pass
+    return (time.thread_time() - began) / steps * run.per_epoch * RECIPE["epochs"]
 
 
 def _correct(net: nn.Module, pair: tuple[Tensor, Tensor]) -> Tensor:

@@ -32,7 +32,7 @@ from fastforget.ops import membership
 from . import machine
 from .cifar40 import REQUESTS, Tiles, read
 from .experiment_cells import Cell, scores
-from .models import ORDER, load
+from .models import ORDER, load, training_seconds
 
 ROWS = Path(__file__).resolve().parent / "results" / "models.json"
 METHODS = ("sweep", "unsir", "forsaken", "lightweight", *STANDARD)
@@ -60,9 +60,10 @@ def figures(net: nn.Module, cell: Cell) -> dict[str, float]:
     return {**{name: round(share, 5) for name, share in right.items()}, "auc": round(auc, 4)}
 
 
-def row_of(method: str, kind: str, seed: int, data: Tiles, audited: bool, precision: str | None = None) -> dict[str, Any]:
+def row_of(method: str, kind: str, seed: int, tiles: Tiles, data: Tiles, audited: bool, precision: str | None = None) -> dict[str, Any]:
     """One run of a method on ``original-0``, measured; and audited beside the retrained models."""
     cell, original = cell_of(kind, data), load("original-0")
+    training = training_seconds(tiles, REQUESTS[kind])
     began = time.thread_time()
     result = ff.unlearn(
         original.net, method, forget=cell.forget, retain=cell.retain, nonmember=cell.nonmember, classes=cell.classes,
@@ -71,7 +72,7 @@ def row_of(method: str, kind: str, seed: int, data: Tiles, audited: bool, precis
     seconds = time.thread_time() - began
     row: dict[str, Any] = {"request": kind, "method": method, "seed": seed, **figures(result.model, cell)}
     row |= {"forgot": result.forgot, "passes": result.cost.passes, "seconds": round(seconds, 1)}
-    row["faster"] = round(original.receipt["processor_seconds"] / seconds, 1)
+    row |= {"faster": round(training / seconds, 1), "cpu": machine.facts()["cpu"]}
     if audited:
         retrained = {f"retrained {i}" if i else "retrained": load(name).net for i, name in enumerate(_retrained(kind))}
         report = ff.audit(
@@ -132,11 +133,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.root is None:
             raise DataMissing("--root FOLDER is needed: the folder with labels.npz, train_*.webp and test_*.webp")
-        data = read(args.root).floats()
+        tiles = read(args.root)
+        data = tiles.floats()
     except DataMissing as error:
         print(f"python -m fastforget._bench.models_judge: {error}", file=sys.stderr)
         return 2
     warnings.simplefilter("ignore", ff.NotForgottenWarning)
+    for row in stored["rows"]:
+        row.setdefault("cpu", stored["machine"]["cpu"])
     stored["machine"] = machine.facts()
     for kind in args.request:
         cell = cell_of(kind, data)
@@ -146,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             there = [r for r in stored["rows"] if (r["request"], r["method"], r["seed"]) == key]
             if there and not args.again:
                 continue
-            row = row_of(method, kind, seed, data, not args.no_audit, args.precision)
+            row = row_of(method, kind, seed, tiles, data, not args.no_audit, args.precision)
             stored["rows"] = [r for r in stored["rows"] if r not in there] + [row]
             print(row, flush=True)
             write_whole(args.out, json.dumps(stored, indent=1) + "\n")
