@@ -17,7 +17,8 @@ from .images import Images
 from .options import SweepOptions
 from .rate import memorised
 
-HOLD, LABELS = 8.0, 0.3  # weights of the anchor over the push's, and of the cross-entropy on data to keep
+# weights beside that of -log(1 - p): of the anchor, of the cross-entropy on data to keep, of the original's answers without the classes
+HOLD, LABELS, WITHOUT = 8.0, 0.3, 0.5
 SOME = 8  # unseen samples, of which the original's spread can be told
 SAMPLES_ALIKE = 14.0  # weight of the quantile term for samples
 # of one class's quantile term where the model has memorised nothing: without it the answers are gone, but log-odds far below zero
@@ -83,7 +84,7 @@ class Objective:
             return self.alike * alike(confidence(logits, forget.labels), confidence(others, unseen.labels), self._spread)
         push = away_from(logits, self.classes)
         if isinstance(forget, Batch):  # what images would be without their classes, nobody knows
-            push = (push + anchor(logits, forget.teacher)) / 2
+            push = push + WITHOUT * anchor(logits, forget.teacher)
         if self.alike:
             like = log_odds(others, self.classes)
             spread = torch.maximum(like.detach().var(correction=0), self._spread)

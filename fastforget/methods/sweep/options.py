@@ -17,7 +17,7 @@ from . import images
 
 BUDGET, EPOCHS = 15_000, 2.0  # sample passes of a run without a budget of its own: at most, and epochs over the data to keep
 FLOOR = 1_200  # and at least: fewer steps forget nothing, however little data there is
-BATCHES = {6_000: 32, 1_500: 16, 0: 8}  # the least budget, and its batches of unseen samples: more steps serve better than larger ones
+BATCHES = {9_000: 32, 1_500: 16, 0: 8}  # the least budget, and its batches of unseen samples: more steps serve better than larger ones
 SETTLE, CHECK = 6, 3  # steps whose samples batch norm's statistics are taken anew from, and whose samples say whether that helped
 TRIALS = 16  # forget batches that finding precision and rate costs, at most
 LEAST, MOST = 3, 20_000  # steps: fewer bring nothing, nor do more, whose draws would fill the memory

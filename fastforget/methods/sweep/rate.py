@@ -17,7 +17,7 @@ from ..engine.loop import gradients, trainable
 from ..engine.terms import anchor
 from ..task import Task
 
-STEADY = 8e-3  # nats by which the answers to kept samples may change in the first step
+STEADY = 0.012  # nats by which the answers to kept samples may change in the first step
 TRIED = 3e-3  # the first rate tried
 
 
