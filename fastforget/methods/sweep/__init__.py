@@ -39,8 +39,8 @@ class Sweep(SweepOptions):
         batch_size: unseen samples in a step, with half as many more to keep, and half as many to forget; ``None``: 32, 16 or 8, by
             the budget.
         hold: ``"anchor"`` (the original's answers) or ``"labels"`` (cross-entropy; unseen data is held by the anchor anyhow).
-        alike: weight of the quantile term; ``None``: 14 for samples; by how much the model has
-            memorised 0.15 to 1.5 for one class, up to 2 for several.
+        alike: weight of the quantile term; ``None``: 10 for samples; by how much the model has
+            memorised 0.15 to 1 for one class, up to 2 for several.
 
     Its own budget, where none is given, is two epochs over ``retain``: 15,000 sample passes at most, and 1,200 at least. Where a class is
     still known then, up to two more sweeps exceed it; a budget that was given is never exceeded.

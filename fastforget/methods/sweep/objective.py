@@ -20,12 +20,12 @@ from .rate import memorised
 # weights beside that of -log(1 - p): of the anchor, of the cross-entropy on data to keep, of the original's answers without the classes
 HOLD, LABELS, WITHOUT = 8.0, 0.3, 0.5
 SOME = 8  # unseen samples, of which the original's spread can be told
-SAMPLES_ALIKE = 14.0  # weight of the quantile term for samples
+SAMPLES_ALIKE = 10.0  # weight of the quantile term for samples
 # of one class's quantile term where the model has memorised nothing: without it the answers are gone, but log-odds far below zero
 # still tell the class (MNIST 5k: AUC .98, retrained .78; with it .87). Of several classes it cost a point there and hid them no better
 LEAST_ALIKE = 0.15
 MEMORY = 0.1  # of an AUC above a half, at which the quantile term of classes has its whole weight:
-ONE, SEVERAL = 1.5, 2.0  # of one class and of several
+ONE, SEVERAL = 1.0, 2.0  # of one class (1.5 cost half a point and hid no more) and of several
 
 
 class Step(NamedTuple):
