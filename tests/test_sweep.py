@@ -133,6 +133,23 @@ def test_its_steps_are_adam_s_with_one_second_moment_a_tensor():
         assert torch.allclose(p, right_value, rtol=1e-5, atol=0)  # the moments are float32
 
 
+@pytest.mark.parametrize("layout", [torch.strided, torch.sparse_coo])
+def test_a_tensor_of_which_a_batch_uses_little_moves_as_by_adam(layout):
+    """Else the rows of rare words, where a text net keeps what it has memorised, would hardly move beside those of common ones."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(10, 3, generator=generator, dtype=torch.float64)
+    ours, plain = start.clone(), start.clone().requires_grad_()
+    optimizer, adam = TensorwiseAdam([ours], [0.1]), torch.optim.Adam([plain], lr=0.1, betas=(0.9, 0.99))
+    for _ in range(5):
+        gradient = torch.zeros(10, 3, dtype=torch.float64)
+        gradient[torch.randint(10, (3,), generator=generator)] = torch.randn(3, generator=generator, dtype=torch.float64)
+        ours.grad = gradient.clone() if layout == torch.strided else gradient.to_sparse(1)
+        plain.grad = gradient.clone()
+        optimizer.step()
+        adam.step()
+    assert torch.allclose(ours, plain.detach(), rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_tensor_without_a_gradient_stays(dtype):
     moved, still, empty = torch.ones(3, dtype=dtype), torch.ones(3, dtype=dtype), torch.ones(0, dtype=dtype)

@@ -14,6 +14,7 @@ from ..attack import auc_of
 from ..engine import norms
 from ..engine.drawn import Drawn
 from ..engine.loop import gradients, trainable
+from ..engine.tensorwise import direction
 from ..engine.terms import anchor
 from ..task import Task
 
@@ -44,7 +45,7 @@ def steady(task: Task, kept: Drawn, push: Callable[[], Tensor]) -> float:
             downhill = gradients(task, push(), params)
         for _ in range(2):
             for p, g in zip(params, downhill, strict=True):
-                p.sub_(g * (rate * size(p) / max(float(g.float().square().mean().sqrt()), torch.finfo(torch.float32).tiny)))
+                p.sub_(direction(g), alpha=rate * size(p))
             changed = float(anchor(task.forward(task.model, inputs).float(), teacher))
             _weights.put_back(task.model, before)
             if not math.isfinite(changed):
