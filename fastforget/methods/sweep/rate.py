@@ -18,7 +18,7 @@ from ..engine.tensorwise import direction
 from ..engine.terms import anchor
 from ..task import Task
 
-STEADY = 0.012  # nats by which the answers to kept samples may change in the first step
+STEADY = 0.01  # nats by which the answers to kept samples may change in the first step
 TRIED = 3e-3  # the first rate tried
 
 
