@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from .._labels import IGNORED
 from ..ops import membership
 from ..ops._head import COLUMNS, ROWS, Divergence, Table
-from .head import Forward, without
+from .head import Forward, untouched, without
 
 
 class Outputs(NamedTuple):
@@ -35,8 +35,10 @@ def outputs(model: nn.Module, head: str | None, forward: Forward, inputs: Any) -
     if head is None:
         return Outputs(forward(model, inputs))
     layer = model.get_submodule(head)
-    with without(layer):
+    with without(layer) as given:
         hidden = forward(model, inputs)
+    if not untouched(given, hidden):
+        return Outputs(forward(model, inputs))
     assert isinstance(layer, nn.Linear)
     return Outputs(hidden, layer.weight, layer.bias)
 

@@ -77,6 +77,8 @@ def check_weights(case: Case) -> list[Finding]:
 
 
 def _last_layer(row: ModelRow, moved: WeightDistance) -> str:
+    if row.sequences is not None and row.sequences.head is not None:
+        return row.sequences.head
     return head([(layer.layer, layer.rows) for layer in moved.layers], len(row.forget_predictions)) or moved.layers[-1].layer
 
 
