@@ -21,6 +21,12 @@ class Outputs(NamedTuple):
     weight: Tensor | None = None
     bias: Tensor | None = None
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> Outputs:
+        """The same answers elsewhere."""
+        out, *head = (part if part is None else part.to(device, dtype) for part in self)
+        assert out is not None
+        return Outputs(out, *head)
+
     def scores(self, labels: Tensor, **options: Any) -> membership.TokenScores:
         """Scores of the labels [N, T], without a gradient; ``options`` are those of ``membership.token_scores``."""
         return membership.token_scores(self.out, labels, self.weight, self.bias, **options)

@@ -110,8 +110,8 @@ SEQUENCES = Rule(
             5,
             "Hidden knowledge",
             "at most PARTIAL if it is built otherwise than the original, or where the loss attack's AUC on one half of the forget "
-            f"sequences, after a few steps on the other half, lies more than {limits.EXCESS:g} or {limits.EXCESS_ERRORS:g} standard errors above the "
-            "retrained model's (never more than half of the original's gap), or where it can't be had.",
+            f"sequences, after a few steps on the other half, lies more than {limits.EXCESS:g} or {limits.EXCESS_ERRORS:g} standard errors "
+            "above the retrained model's (never more than half of the original's gap), or where it can't be had.",
             check_hidden,
         ),
         Entry(

@@ -59,6 +59,18 @@ def test_logits_to_which_more_is_done_in_other_batches_are_read_as_they_are(worl
     assert row.mean_loss["forget"].value == pytest.approx(loss, abs=1e-6)
 
 
+def test_the_divergence_of_a_narrower_model_is_from_the_reference_as_it_is(world):
+    """The retrained model's weights in bfloat16 differ from it by their rounding alone, which rounding the reference too would hide."""
+    narrow, words = copy.deepcopy(world.retrained).bfloat16(), world.words["forget"]
+    with torch.no_grad():
+        hidden = narrow.body(narrow.embedding(words))[0].double()
+        q = (hidden @ narrow.head.weight.double().T + narrow.head.bias.double()).log_softmax(2)[:, :-1]
+        p = world.retrained(words).double().log_softmax(2)[:, :-1]
+    expected = float((p.exp() * (p - q)).sum(2).mean())
+    found = world.audit(unlearned=narrow).figures_of("unlearned").probes["kl_to_retrained"].value
+    assert 0 < expected == pytest.approx(found, rel=0.02)
+
+
 def hooked(world: sequences_world.World) -> nn.Module:
     """Knows all it knew, and a hook gives the retrained model's answers."""
     net = world.changed(lambda p: p * 1.01)

@@ -159,11 +159,10 @@ def _named(forward: Forward, where: str) -> Forward:
 
 
 def _apart(own: Outputs, theirs: Outputs, labels: Tensor) -> Tensor:
-    """[N]: the mean KL(theirs || own) of each sequence's scored tokens."""
-    out, weight, bias = (part if part is None else part.to(own.out.device, own.out.dtype) for part in theirs)
-    assert out is not None
+    """[N]: the mean KL(theirs || own) of each sequence's scored tokens, in the wider of the two models' dtypes."""
+    wide, device = torch.promote_types(own.out.dtype, theirs.out.dtype), own.out.device
     told = answers.scored(labels)
-    of_tokens = answers.divergence(own, Outputs(out, weight, bias), labels).double()
+    of_tokens = answers.divergence(own.to(device, wide), theirs.to(device, wide), labels).double()
     total = of_tokens.new_zeros(len(labels)).index_add(0, told.nonzero()[:, 0], of_tokens)
     return (total / told.sum(dim=1)).cpu()
 
