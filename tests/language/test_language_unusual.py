@@ -85,7 +85,14 @@ def replaced(world: sequences_world.World) -> nn.Module:
     return net
 
 
-@pytest.mark.parametrize("made", [hooked, replaced])
+def called_otherwise(world: sequences_world.World) -> nn.Module:
+    """Below ``forward``: what a call of any module runs through."""
+    net = world.changed(lambda p: p * 1.01)
+    net._call_impl = lambda ids: world.retrained(ids).detach()
+    return net
+
+
+@pytest.mark.parametrize("made", [hooked, replaced, called_otherwise])
 def test_answers_that_are_put_on_a_model_are_no_pass(world, made):
     report = world.audit(unlearned=made(world))
     row = report.figures_of("unlearned")
