@@ -80,8 +80,8 @@ def _refuse_looking_ahead(who: str, model: nn.Module, forward: Forward, inputs: 
     before, after = before[known], after[known]
     if float((before - after).abs().mean()) > max(AHEAD, torch.finfo(logits.dtype).eps) * float(before.std()):
         raise TypeError(
-            f"{who}: {type(model).__name__}'s answers change with a token that comes after them; accepted are causal models, whose token "
-            "at t is answered at t - 1 from what comes before it"
+            f"{who}: {type(model).__name__}'s answers change with a token that comes after them, or from call to call; accepted are "
+            "causal models, whose token at t is answered at t - 1 from what comes before it, each time alike"
         )
 
 

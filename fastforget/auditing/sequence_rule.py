@@ -25,7 +25,7 @@ def check_losses(case: Case) -> list[Finding]:
     """
     n = case.retrained.counts["forget"]
     apart = case.row.probes[KS].value
-    allowed = max(APART, critical(n, n), *(one.probes[KS].value for one in case.references or (case.retrained,)))
+    allowed = max(APART, critical(n, n), *(one.probes[KS].value for one in case.others))
     text = f"Kolmogorov-Smirnov distance of the forget set's losses from the retrained model's {apart:.3f}, at most {allowed:.3f}"
     return [("PASS", text) if apart <= allowed else ("PARTIAL", f"{text}: they are spread as no model's that never saw them")]
 
@@ -36,8 +36,7 @@ def check_hidden(case: Case) -> list[Finding]:
     if case.original is None:
         return []
     found = [] if case.judges_reference or case.row.sequences is None else limits.built(case.row.sequences.structure)
-    references = case.references or (case.retrained,)
-    others = [one for one in references if one is not case.row or one is references[0]]
+    others = case.others
     label = "loss-attack AUC on the other half after steps on one half"
     for who, row in (("", case.row), ("original: ", case.original), *(("retrained: ", one) for one in others)):
         if not row.probes[HIDDEN].known:

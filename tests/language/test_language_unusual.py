@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import language_world as w
@@ -17,6 +18,8 @@ from fastforget._causal.answers import outputs
 from fastforget._causal.checks import look
 from fastforget._causal.head import find_head
 from fastforget.auditing.proof.check import check
+from fastforget.auditing.provenance import Case
+from fastforget.auditing.sequence_rule import check_losses
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +113,23 @@ def test_how_a_model_is_built_stands_in_its_receipt(world):
     assert "give another status" in said and "sequences.structure: the original is built as itself" in said
     row["sequences"]["head"] = "another"
     assert any("sequences.head is no layer of weight_distance" in one.why for one in check(receipt, weights={}))
+
+
+def test_a_further_retrained_model_is_not_held_against_itself(world):
+    """Its own distance doesn't widen what it may lie apart; that of another does."""
+    report = world.audit(unlearned=world.again, **{"retrained 2": world.again})
+    original, retrained, second = (report.figures_of(name) for name in ("original", "retrained", "retrained 2"))
+    far = replace(second, probes={**second.probes, "ks_to_retrained": replace(second.probes["ks_to_retrained"], value=0.9)})
+    references = (retrained, far)
+    assert [status for status, _ in check_losses(Case(far, original, retrained, references))] == ["PARTIAL"]
+    beside = replace(far, model="unlearned")
+    assert [status for status, _ in check_losses(Case(beside, original, retrained, references))] == ["PASS"]
+
+
+def test_compare_shows_what_sequences_are_judged_by(world):
+    said = str(ff.audit.compare([world.audit(unlearned=world.again).receipt()]))
+    assert "perplexity-ratio attack, AUC 0." in said and "loss attack after steps on the other half, AUC 0." in said
+    assert "noised" not in said and " - " not in said
 
 
 class Tied(sequences_world.Net):
