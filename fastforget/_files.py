@@ -111,7 +111,7 @@ def write_whole(path: str | PathLike[str], content: str | bytes) -> None:
             path.
     """
     data, target = _encoded(content), _followed(path)
-    with _named(path):
+    with named(path):
         mode = _mode(target)
         if mode is not None and not stat.S_ISREG(mode):
             if stat.S_ISDIR(mode):
@@ -136,7 +136,7 @@ def write_once(path: str | PathLike[str], content: str | bytes) -> bool:
         OSError: as :func:`write_whole`.
     """
     target = _followed(path)
-    with _named(path), _temporary(target, _encoded(content)) as temporary:
+    with named(path), _temporary(target, _encoded(content)) as temporary:
         try:
             os.link(temporary, target)
         except FileExistsError:
@@ -171,7 +171,7 @@ def _temporary(target: str, data: bytes) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _named(path: str | PathLike[str]) -> Iterator[None]:
+def named(path: str | PathLike[str]) -> Iterator[None]:
     """Errors of the system say which file could not be written."""
     try:
         yield

@@ -216,7 +216,10 @@ def test_structure_sees_wrappers_hooks_buffers_and_replaced_forwards():
     assert structure.difference(holding, one) == "module 0: buffers known, in the other none"
     replaced = net()
     replaced.forward = lambda x: x
-    assert structure.difference(replaced, one) == "the model: own forward yes, in the other no"
+    assert structure.difference(replaced, one) == "the model: own methods forward, in the other none"
+    called = net()
+    called[0]._call_impl = one[0]._call_impl
+    assert structure.difference(called, one) == "module 0: own methods _call_impl, in the other none"
     assert structure.difference(nn.Sequential(*one, nn.Linear(3, 3)), one) == "module 3 (Linear) is in one model only"
     without = nn.Sequential(nn.Linear(4, 8, bias=False), nn.ReLU(), nn.Linear(8, 3))
     assert structure.difference(without, one) == "module 0: parameters weight, in the other weight, bias"

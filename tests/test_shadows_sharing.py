@@ -176,25 +176,6 @@ def test_who_is_far_slower_is_not_waited_for(tmp_path, monkeypatch):
         assert tensors_equal(train(2, out=tmp_path, epochs=1), train(2, epochs=1))
 
 
-def test_a_claim_has_one_owner(tmp_path):
-    """Many threads, each with claims of its own, and each piece of work once."""
-    taken: list[int] = []
-
-    def work() -> None:
-        with Claims(tmp_path) as claims:
-            while (number := claims.take(set(range(50)) - set(taken))) is not None:
-                taken.append(number)
-            done.wait(10)
-
-    done = threading.Barrier(6)
-    threads = [threading.Thread(target=work) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(taken) == list(range(50))
-
-
 def test_a_folder_at_work_is_refused_to_another_configuration(tmp_path, monkeypatch):
     """Before a model is there to say what is being trained."""
     refused = []

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from .._labels import IGNORED
 from ..ops import membership
 from ..ops._head import COLUMNS, ROWS, Divergence, Table
-from .head import Forward, without
+from .head import Forward, untouched, without
 
 
 class Outputs(NamedTuple):
@@ -20,6 +20,12 @@ class Outputs(NamedTuple):
     out: Tensor
     weight: Tensor | None = None
     bias: Tensor | None = None
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Outputs:
+        """The same answers elsewhere."""
+        out, *head = (part if part is None else part.to(device, dtype) for part in self)
+        assert out is not None
+        return Outputs(out, *head)
 
     def scores(self, labels: Tensor, **options: Any) -> membership.TokenScores:
         """Scores of the labels [N, T], without a gradient; ``options`` are those of ``membership.token_scores``."""
@@ -35,8 +41,10 @@ def outputs(model: nn.Module, head: str | None, forward: Forward, inputs: Any) -
     if head is None:
         return Outputs(forward(model, inputs))
     layer = model.get_submodule(head)
-    with without(layer):
+    with without(layer) as given:
         hidden = forward(model, inputs)
+    if not untouched(given, hidden):
+        return Outputs(forward(model, inputs))
     assert isinstance(layer, nn.Linear)
     return Outputs(hidden, layer.weight, layer.bias)
 

@@ -43,9 +43,7 @@ def judge(row: Below, original: Below, references: Sequence[Below], *, class_wis
     likenesses of features where nothing lies below the last layer. ``frozen_body``: the caller says that retraining leaves the features
     alone, so that they aren't compared.
     """
-    findings: list[Finding] = []
-    if row.structure:
-        findings.append(("PARTIAL", f"built otherwise than the original ({row.structure}): what it does on other inputs isn't shown"))
+    findings = built(row.structure)
     if class_wise:
         findings += [] if frozen_body else [_way(row, references, name) for name in WAYS]
         findings.append(_known(row, original, references))
@@ -54,6 +52,13 @@ def judge(row: Below, original: Below, references: Sequence[Below], *, class_wis
             findings.append(_excess(row, original, references, name, f"loss-attack AUC on {label}"))
         findings.append(_fresh(row, original, references))
     return findings
+
+
+def built(structure: str | None) -> list[Finding]:
+    """What is said of a model that is built otherwise than the original."""
+    if structure is None:
+        return []
+    return [("PARTIAL", f"built otherwise than the original ({structure}): what it does on other inputs isn't shown")]
 
 
 def telling(original: Below, references: Sequence[Below], *, class_wise: bool) -> bool:

@@ -42,6 +42,12 @@ class Case(NamedTuple):
         """Whether the model is itself a reference, whose structure the caller chose."""
         return is_reference(self.row.model) and not self.row.control
 
+    @property
+    def others(self) -> list[ModelRow]:
+        """The retrained models that the row is held against together: a further one isn't held against itself."""
+        references = self.references or (self.retrained,)
+        return [one for one in references if one is not self.row or one is references[0]]
+
 
 def check_weights(case: Case) -> list[Finding]:
     """Untouched, touched in the last layer or in biases only, or not to be compared."""
@@ -77,6 +83,8 @@ def check_weights(case: Case) -> list[Finding]:
 
 
 def _last_layer(row: ModelRow, moved: WeightDistance) -> str:
+    if row.sequences is not None and row.sequences.head is not None:
+        return row.sequences.head
     return head([(layer.layer, layer.rows) for layer in moved.layers], len(row.forget_predictions)) or moved.layers[-1].layer
 
 

@@ -25,24 +25,25 @@ def check_losses(case: Case) -> list[Finding]:
     """
     n = case.retrained.counts["forget"]
     apart = case.row.probes[KS].value
-    allowed = max(APART, critical(n, n), *(one.probes[KS].value for one in case.references or (case.retrained,)))
+    allowed = max(APART, critical(n, n), *(one.probes[KS].value for one in case.others))
     text = f"Kolmogorov-Smirnov distance of the forget set's losses from the retrained model's {apart:.3f}, at most {allowed:.3f}"
     return [("PASS", text) if apart <= allowed else ("PARTIAL", f"{text}: they are spread as no model's that never saw them")]
 
 
 def check_hidden(case: Case) -> list[Finding]:
-    """Whether the model knows half of the sequences again when it is taught the other half, beside all retrained models."""
+    """Whether the model knows half of the sequences again when it is taught the other half, beside all retrained models; and whether it is
+    built like the original, since a hook or a ``forward`` of its own can give any answers."""
     if case.original is None:
         return []
-    references = case.references or (case.retrained,)
-    others = [one for one in references if one is not case.row or one is references[0]]
+    found = [] if case.judges_reference or case.row.sequences is None else limits.built(case.row.sequences.structure)
+    others = case.others
     label = "loss-attack AUC on the other half after steps on one half"
     for who, row in (("", case.row), ("original: ", case.original), *(("retrained: ", one) for one in others)):
         if not row.probes[HIDDEN].known:
-            return [("PARTIAL", f"{label} can't be measured: {who}{row.probes[HIDDEN].reason}")]
+            return [*found, ("PARTIAL", f"{label} can't be measured: {who}{row.probes[HIDDEN].reason}")]
     value, original, *values = (row.probes[HIDDEN].value for row in (case.row, case.original, *others))
     error = case.row.attacks[FORGET]["loss"].auc_standard_error
-    return [limits.excess(label, value, original, values, error)]
+    return [*found, limits.excess(label, value, original, values, error)]
 
 
 def check_use(case: Case) -> list[Finding]:
@@ -107,9 +108,9 @@ SEQUENCES = Rule(
         Entry(
             5,
             "Hidden knowledge",
-            "at most PARTIAL where the loss attack's AUC on one half of the forget sequences, after a few steps on the other half, lies "
-            f"more than {limits.EXCESS:g} or {limits.EXCESS_ERRORS:g} standard errors above the retrained model's (never more than half of "
-            "the original's gap), or where it can't be had.",
+            "at most PARTIAL if it is built otherwise than the original, or where the loss attack's AUC on one half of the forget "
+            f"sequences, after a few steps on the other half, lies more than {limits.EXCESS:g} or {limits.EXCESS_ERRORS:g} standard errors "
+            "above the retrained model's (never more than half of the original's gap), or where it can't be had.",
             check_hidden,
         ),
         Entry(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import _ks
 from .._outputs import reading
@@ -14,11 +14,12 @@ from .._weights import reading_copy
 from .figures import FORGET, ORIGINAL, RETAIN, RETRAINED, Figure, ModelRow, Probe, SequenceFigures, is_reference
 from .figures_sequences import SETS
 from .measure import attacks as attack_scores
-from .measure import exposure, tokens
+from .measure import exposure, structure, tokens
 from .measure import intervals as ends
 from .measure.attacks import Comparison
 from .measure.hidden import hidden
 from .measure.histogram import loss_histograms
+from .measure.weights import layer_of
 from .measured import Measured, curves_of, distances, mean_loss
 from .names import FORGET_QUALITY, HIDDEN, KS
 from .request import Request
@@ -42,7 +43,8 @@ QUALITY = (
 
 def measure(request: Request) -> Measured:
     """Runs everything that was asked for, on models and controls alike."""
-    models = {name: reading_copy(model) for name, model in request.everyone().items()}
+    everyone = request.everyone()
+    models = {name: reading_copy(model) for name, model in everyone.items()}
     scored, heads = tokens.run(models, request.sets, forward=request.forward, seed=request.seed, progress=request.progress)
     sizes = {name: len(one.length) for name, one in next(iter(scored.values())).items()}
     comparisons = _comparisons(sizes["test"])
@@ -53,7 +55,10 @@ def measure(request: Request) -> Measured:
     rows = []
     for name, sets in scored.items():
         row = _row(name, sets, comparisons, request)
-        row.weight_distance = distances(name, request.everyone())
+        row.weight_distance = distances(name, everyone)
+        assert row.sequences is not None
+        row.sequences.head = _head(models[name], heads[name])
+        row.sequences.structure = structure.difference(everyone[name], everyone[ORIGINAL]) if ORIGINAL in everyone else None
         row.probes = _probes(sets["forget"], scored, request.intervals)
         row.probes[HIDDEN] = hidden(models[name], heads[name], call, request.sets["forget"], request.sets["test"], request.seed)
         row.forgetting_rate = attack_scores.rate(original, sets, oracle, request.intervals)
@@ -105,6 +110,12 @@ def _row(name: str, scored: Answers, comparisons: list[Comparison], request: Req
         ),
         with_intervals=intervals,
     )
+
+
+def _head(model: nn.Module, found: str | None) -> str | None:
+    """The name of the layer that owns the head's weight: the embedding's, where the two are tied."""
+    layer = None if found is None else model.get_submodule(found)
+    return layer_of(model, layer.weight) if isinstance(layer, nn.Linear) else None
 
 
 def _mean_share(shares: Tensor, with_interval: bool) -> Figure:

@@ -41,10 +41,7 @@ def check_below(case: Case) -> list[Finding]:
 
 
 def _belows(case: Case) -> list[Below]:
-    """The references' figures; without a further reference's own where it is judged."""
-    references = case.references or (case.retrained,)
-    others = [one for one in references if one is not case.row or one is references[0]]
-    return [one.below or Below() for one in others]
+    return [one.below or Below() for one in case.others]
 
 
 # ------------------------------------------------------------------ 6. power

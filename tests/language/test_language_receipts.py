@@ -91,6 +91,8 @@ TAMPERED: dict[str, tuple[Any, str]] = {
     "a loss": (lambda row: row["mean_loss"].update(retain=0.0001), "the interval of mean_loss.retain"),
     "an error": (lambda row: row["sequences"]["accuracy_error"].update(retain=0.9), "does not fit accuracy.retain"),
     "tokens": (lambda row: row["sequences"]["tokens"].update(test=3), "fewer tokens than sequences"),
+    "as many tokens": (lambda row: row["sequences"]["tokens"].update(test=901), "other models were scored on other tokens"),
+    "an interval twice": (lambda row: row["accuracy_intervals"].update(test_retain=[0.1, 0.5]), "all test sequences are of what is kept"),
     "no errors": (lambda row: row.pop("sequences"), "what the figures of sequences rest on is missing"),
     "an AUC": (lambda row: row["attacks"]["forget_vs_test"]["min_k"].update(auc=0.50001), "is no share of 4000 pairs"),
     "a divergence": (lambda row: row["probes"].pop("kl_to_retrained"), "probes are not those of sequences"),

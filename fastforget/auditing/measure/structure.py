@@ -1,4 +1,4 @@
-"""Whether two models are built alike: the modules' names and kinds, buffers, hooks, replaced forwards. Sizes may differ.
+"""Whether two models are built alike: the modules' names and kinds, buffers, hooks, replaced methods. Sizes may differ.
 
 A wrapper can hold anything: a rule for single inputs, the original asleep behind a trigger. No figure on given samples can rule that out,
 so a model that isn't built like the original is never more than partly shown to have forgotten.
@@ -14,8 +14,9 @@ from .features import bare
 def difference(model: nn.Module, other: nn.Module) -> str | None:
     """The first difference in kind between two models' module trees, or None. Data parallelism and ``torch.compile`` don't count.
 
-    Compared are the modules' names and types, the names of their parameters and buffers, the number of forward hooks, and whether a
-    ``forward`` was put on an instance. Not compared are sizes, numbers of any kind and what a type's own code does.
+    Compared are the modules' names and types, the names of their parameters and buffers, the number of forward hooks, and which methods
+    (``forward``, or what it calls) were put on an instance in place of its type's. Not compared are sizes, numbers of any kind and what a
+    type's own code does.
 
     >>> from torch import nn
     >>> narrow, wide = (nn.Sequential(nn.Linear(4, n), nn.ReLU(), nn.Linear(n, 3)) for n in (8, 16))
@@ -36,7 +37,7 @@ def difference(model: nn.Module, other: nn.Module) -> str | None:
             one, two = (kind.rpartition(".")[2] if a[0].rpartition(".")[2] != b[0].rpartition(".")[2] else kind for kind in (a[0], b[0]))
             return f"{where}: {one}, in the other {two}"
         what = next(i for i in range(len(a)) if a[i] != b[i])
-        return f"{where}: {('', 'parameters', 'buffers', 'forward hooks', 'own forward')[what]} {a[what]}, in the other {b[what]}"
+        return f"{where}: {('', 'parameters', 'buffers', 'forward hooks', 'own methods')[what]} {a[what]}, in the other {b[what]}"
     return None
 
 
@@ -50,6 +51,6 @@ def _parts(model: nn.Module) -> dict[str, list[str]]:
             ", ".join(n for n, p in module._parameters.items() if p is not None) or "none",
             ", ".join(n for n, b in module._buffers.items() if b is not None) or "none",
             str(hooks),
-            "yes" if "forward" in vars(module) else "no",
+            ", ".join(sorted(n for n in vars(module) if callable(getattr(kind, n, None)))) or "none",
         ]
     return found

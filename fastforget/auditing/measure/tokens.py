@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..._causal import answers, checks
 from ..._causal.answers import Outputs
+from ..._causal.head import Forward
 from ..._columns import Column
 from ..._data import Source, move
 from ..._outputs import reading
@@ -93,7 +94,9 @@ def run(
         for name, model in models.items():
             who, device = f"models[{name!r}]", device_of(model)
             checks.refuse_encoders(who, model)
-            causal[name] = checks.look(who, model, call, move(inputs, device), labels.to(device), first.name, stacklevel=6)
+            where = f"model {name!r}, {first.name} set, sequences 0 to {len(labels) - 1}"
+            look = _named(call, where)
+            causal[name] = checks.look(who, model, look, move(inputs, device), labels.to(device), first.name, stacklevel=6)
         words = min(one.words for one in causal.values())
         for source in sets.values():
             checks.check_labels(source, words)
@@ -140,19 +143,26 @@ def _one_set(
 def _outputs(
     model: nn.Module, head: str | None, forward: Callable[[nn.Module, Any], Tensor], inputs: Any, labels: Tensor, where: str
 ) -> Outputs:
-    try:
-        own = answers.outputs(model, head, forward, move(inputs, device_of(model)))
-    except Exception as error:
-        raise RuntimeError(f"{where}: its forward failed with {type(error).__name__}: {error}") from error
-    return answers.of_labels(own, labels)
+    return answers.of_labels(answers.outputs(model, head, _named(forward, where), move(inputs, device_of(model))), labels)
+
+
+def _named(forward: Forward, where: str) -> Forward:
+    """Its errors say which model failed on what."""
+
+    def call(model: nn.Module, inputs: Any) -> Tensor:
+        try:
+            return forward(model, inputs)
+        except Exception as error:
+            raise RuntimeError(f"{where}: its forward failed with {type(error).__name__}: {error}") from error
+
+    return call
 
 
 def _apart(own: Outputs, theirs: Outputs, labels: Tensor) -> Tensor:
-    """[N]: the mean KL(theirs || own) of each sequence's scored tokens."""
-    out, weight, bias = (part if part is None else part.to(own.out.device, own.out.dtype) for part in theirs)
-    assert out is not None
+    """[N]: the mean KL(theirs || own) of each sequence's scored tokens, in the wider of the two models' dtypes."""
+    wide, device = torch.promote_types(own.out.dtype, theirs.out.dtype), own.out.device
     told = answers.scored(labels)
-    of_tokens = answers.divergence(own, Outputs(out, weight, bias), labels).double()
+    of_tokens = answers.divergence(own.to(device, wide), theirs.to(device, wide), labels).double()
     total = of_tokens.new_zeros(len(labels)).index_add(0, told.nonzero()[:, 0], of_tokens)
     return (total / told.sum(dim=1)).cpu()
 

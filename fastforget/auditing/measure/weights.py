@@ -117,6 +117,11 @@ def head(layers: list[tuple[str, int]], classes: int) -> str | None:
     return heads[-1].partition(".parametrizations")[0] if heads else None
 
 
+def layer_of(model: nn.Module, weight: Tensor) -> str | None:
+    """The layer that a weight is of, by its name in :func:`weight_distance`: of tied weights the first."""
+    return next((_layer(name) for name, parameter in _parameters(model).items() if parameter is weight), None)
+
+
 def moved_below(model: nn.Module, other: nn.Module, last: str | None) -> tuple[float, str | None]:
     """Distance from another model below the last layer, as a share of both norms together: 1 for unrelated weights of one norm. NaN, with
     the reason, where the two can't be laid on each other.

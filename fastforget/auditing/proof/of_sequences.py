@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ... import _ks
-from ..figures import RETRAINED, Figure, ModelRow, SequenceFigures
+from ..figures import ORIGINAL, RETRAINED, Figure, ModelRow, SequenceFigures
 from ..figures_sequences import SETS
 from ..measure.intervals import NORMAL
 from ..measure.tokens import reference_of
@@ -27,6 +27,9 @@ def contradictions(row: ModelRow, rows: list[ModelRow], receipt: dict[str, Any])
     yield from (f"{name}: there is no such figure of sequences" for name, there in zip(NOT_OF_SEQUENCES, given, strict=True) if there)
     yield from common.counts(row, receipt)
     yield from _means(row, row.sequences)
+    if any(one.sequences is not None and one.sequences.tokens != row.sequences.tokens for one in rows):
+        yield "sequences.tokens: other models were scored on other tokens"
+    yield from _built(row, row.sequences)
     yield from common.attacks(row, rows[0], receipt)
     yield from common.memory(row, rows)
     yield from common.distances(row, rows, receipt["models"])
@@ -35,7 +38,7 @@ def contradictions(row: ModelRow, rows: list[ModelRow], receipt: dict[str, Any])
 
 def _means(row: ModelRow, rests_on: SequenceFigures) -> Iterator[str]:
     """Means over sequences, their standard errors, and the intervals that follow."""
-    if row.accuracy["test_forget"].known or not near(row.accuracy["test_retain"].value, row.accuracy["test"].value):
+    if row.accuracy["test_forget"].known or row.accuracy["test_retain"] != row.accuracy["test"]:
         yield "accuracy: all test sequences are of what is kept"
     for part in SETS:
         accuracy, loss, n = row.accuracy[part], row.mean_loss[part], row.counts[part]
@@ -49,6 +52,15 @@ def _means(row: ModelRow, rests_on: SequenceFigures) -> Iterator[str]:
         # a token that is answered wrong has a probability of at most one half
         if loss.value < (1 - accuracy.value) * math.log(2) * (1 - 1e-4) - TINY:
             yield f"mean_loss.{part} is smaller than accuracy.{part} allows"
+
+
+def _built(row: ModelRow, figures: SequenceFigures) -> Iterator[str]:
+    """The head is one of the layers, and the original is built like itself."""
+    if row.model == ORIGINAL and figures.structure is not None:
+        yield "sequences.structure: the original is built as itself"
+    for other, distance in row.weight_distance.items():
+        if figures.head is not None and distance.layers and figures.head not in {layer.layer for layer in distance.layers}:
+            yield f"sequences.head is no layer of weight_distance.{other}"
 
 
 def _interval(name: str, figure: Figure, error: float, most: float = math.inf) -> Iterator[str]:

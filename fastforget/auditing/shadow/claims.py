@@ -20,6 +20,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..._files import named
+
 BEAT = 2.0  # seconds between two signs of life
 SILENCE = 60.0  # seconds without one, after which an owner counts as dead
 SLOW = 10  # a claim is also taken over once it has been watched for so many times as long as the own work took, and for SILENCE
@@ -33,6 +35,7 @@ class Claims:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._sign = folder / (_BEAT + self.owner)
         self.longest = 0.0  # seconds that a claimed piece of work took here
         self.waits_for = ""  # who holds what is missing
         self._said = json.dumps({"owner": self.owner, "process": _process(os.getpid())})
@@ -43,15 +46,23 @@ class Claims:
         self._beats = threading.Thread(target=self._beat, name="fastforget-claims", daemon=True)
 
     def __enter__(self) -> Claims:
-        self._count(0)  # before the first claim: an owner without such a file is gone
+        try:
+            with named(self._sign):
+                self._count(0)  # before the first claim: an owner without such a file is gone
+        except BaseException:
+            self._gone()
+            raise
         self._beats.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._ended.set()
         self._beats.join()
+        self._gone()
+
+    def _gone(self) -> None:
         with contextlib.suppress(OSError):
-            (self.folder / (_BEAT + self.owner)).unlink()
+            self._sign.unlink()
 
     def _beat(self) -> None:
         count = 1
@@ -62,7 +73,7 @@ class Claims:
 
     def _count(self, count: int) -> None:
         # in place and of one length: a file that was opened again shows its new content also where folders are cached for a while
-        descriptor = os.open(self.folder / (_BEAT + self.owner), os.O_WRONLY | os.O_CREAT, 0o666)
+        descriptor = os.open(self._sign, os.O_WRONLY | os.O_CREAT, 0o666)
         with open(descriptor, "wb") as file:
             file.write(b"%012d\n" % count)
 
@@ -91,12 +102,18 @@ class Claims:
         return next((number for number, turn in slow if self._claim(_name(number, turn + 1))), None)
 
     def _claim(self, name: str) -> bool:
-        try:
-            descriptor = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileExistsError:
-            return False
-        with open(descriptor, "w") as file:
-            file.write(self._said)
+        path = self.folder / name
+        with named(path):
+            try:
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            except FileExistsError:
+                return False
+            try:
+                with open(descriptor, "w") as file:
+                    file.write(self._said)
+            except BaseException:  # a claim without a name would keep others waiting
+                path.unlink(missing_ok=True)
+                raise
         return True
 
     def _owner(self, name: str) -> dict[str, Any]:

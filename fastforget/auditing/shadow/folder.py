@@ -28,7 +28,7 @@ class Folder:
     """The state of a run in a folder.
 
     Args:
-        place: the folder, made if need be.
+        place: the folder, which is there.
         blank: makes a state without models.
         groups: models that are trained together, in order.
     """
@@ -37,7 +37,6 @@ class Folder:
         self.place, self.blank = place, blank
         self._planned = [list(group) for group in groups]
         self.settings = blank().settings
-        place.mkdir(parents=True, exist_ok=True)
         steadily(place, self._open)
 
     def _open(self, seen: Listing) -> None:
@@ -78,15 +77,22 @@ class Folder:
     # ------------------------------------------------------------------ what is new
 
     def settle(self) -> None:
-        """Says what is being trained here, before there is a model to say it; refuses a folder where something else is.
+        """Says what is being trained here, before there is a model to say it; refuses a folder where something else is, or was trained
+        since it was opened.
 
         Raises:
             ValueError: that.
         """
-        path, said = self.place / SETTINGS, json.dumps(self.settings, sort_keys=True)
+        path, said, written = self.place / SETTINGS, json.dumps(self.settings, sort_keys=True), False
         with contextlib.suppress(FileNotFoundError):  # another process finishes right now: its models say the same
-            write_once(path, said)
+            written = write_once(path, said)
             self._check(path, json.loads(path.read_text()))
+        try:
+            steadily(self.place, self._add_up)
+        except ValueError:
+            if written:
+                path.unlink(missing_ok=True)
+            raise
 
     def put(self, group: Iterable[Scores]) -> None:
         """Writes models' scores as they come, and then adds to the sums whatever comes next in order."""

@@ -59,13 +59,20 @@ def folder(out: str | PathLike[str] | None, group: _ranks.Ranks | None, settings
 
     Raises:
         RankError: their settings differ.
+        FileExistsError: it is a file.
         ValueError: their folders aren't the same one.
     """
-    if group is None or out is None:
-        return None if out is None else Path(out)
-    group.options(**settings)
+    if out is None:
+        return None
+    if group is not None:
+        group.options(**settings)
     place = Path(out)
-    place.mkdir(parents=True, exist_ok=True)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise FileExistsError(f"out: {place} is a file, or a link to nothing; accepted is a folder, which is made if need be") from error
+    if group is None:
+        return place
     mark = place / f"shadows-mark-{secrets.token_hex(6)}"
     try:
         if group.first:

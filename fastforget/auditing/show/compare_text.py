@@ -52,8 +52,9 @@ def report_text(groups: list[Group]) -> str:
             cost += [] if math.isnan(times) else [f"{times:.1f} times as fast as retraining"]
             holds = "holds" if entry.holds else "DOESN'T HOLD"
             lines.append(f"  {entry.number:>2}  {entry.file:<{width}}  {entry.method or 'not said':<12}  {entry.stated:<12}  {holds}")
-            beside = [f" (retrained {one.text(entry.retrained)})" if entry.retrained else "" for one in figures]
-            said = "; ".join(f"{one.label} {one.text(entry.row)}{other}" for one, other in zip(figures, beside, strict=True))
+            own = [one for one in figures if one.always or one.read(entry.row).known]
+            beside = [f" (retrained {one.text(entry.retrained)})" if entry.retrained else "" for one in own]
+            said = "; ".join(f"{one.label} {one.text(entry.row)}{other}" for one, other in zip(own, beside, strict=True))
             lost = f"; {in_points(entry.lost())} points lost" if entry.retrained else ""
             lines += [f"      {said}{lost}", f"      {', '.join(cost)}. {why(entry)}"]
     return "\n".join(lines)

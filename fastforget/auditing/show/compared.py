@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ..._text import number, percent
 from ..figures import FORGET, Figure, ModelRow
+from ..names import HIDDEN
 from .wording import Show
 
 NONE = Figure(math.nan)
@@ -147,6 +148,8 @@ KEY_FIGURES = (
     KeyFigure("unseen, forgotten classes", lambda row: row.accuracy.get("test_forget", NONE), percent, always=False),
     KeyFigure("test accuracy, kept", kept, percent),
     KeyFigure("loss attack, AUC", attacked("loss"), number),
+    KeyFigure("perplexity-ratio attack, AUC", attacked("perplexity_ratio"), number, always=False),
+    KeyFigure("loss attack after steps on the other half, AUC", lambda row: row.probes.get(HIDDEN, NONE), number, always=False),
     KeyFigure("LiRA, AUC", attacked("lira"), number, always=False),
     KeyFigure("class told by its logit, AUC", lambda row: row.probes.get("class_logit_auc", NONE), number, always=False),
     KeyFigure("class told by a linear probe, AUC", below("probe_auc", class_wise=True), number, always=False),
