@@ -24,7 +24,8 @@ SAMPLES_ALIKE = 10.0  # weight of the quantile term for samples
 # of one class's quantile term where the model has memorised nothing: without it the answers are gone, but log-odds far below zero
 # still tell the class (MNIST 5k: AUC .98, retrained .78; with it .87). Of several classes it cost a point there and hid them no better
 LEAST_ALIKE = 0.15
-MEMORY = 0.1  # of an AUC above a half, at which the quantile term of classes has its whole weight:
+MEMORY = 0.1  # of an AUC above a half, from which on a model counts as one that has memorised its data
+# the quantile term's weight then,
 ONE, SEVERAL = 1.0, 2.0  # of one class (1.5 cost half a point and hid no more) and of several
 
 
@@ -46,6 +47,7 @@ class Objective:
 
     Attributes:
         memory: what the original has memorised, see :func:`~.rate.memorised`.
+        strength: the same from 0 to 1, where it tells all that there is to tell.
         alike: weight of the quantile term.
     """
 
@@ -53,8 +55,9 @@ class Objective:
         self.hold, self.task = options.hold, task
         self.classes = torch.tensor(task.classes, dtype=torch.int64, device=task.device)
         self.memory = memorised(kept, unseen)
+        self.strength = min(1.0, self.memory / MEMORY)
         whole, least = (ONE, LEAST_ALIKE) if len(task.classes) == 1 else (SEVERAL, 0.0)
-        found = max(whole * min(1.0, self.memory / MEMORY), least) if task.classes else SAMPLES_ALIKE
+        found = max(whole * self.strength, least) if task.classes else SAMPLES_ALIKE
         self.alike = found if options.alike is None else options.alike
         others = kept if unseen is None or len(unseen.used) < SOME else unseen
         # the original's variance of what the quantile term compares

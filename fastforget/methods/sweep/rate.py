@@ -18,7 +18,9 @@ from ..engine.tensorwise import direction
 from ..engine.terms import anchor
 from ..task import Task
 
-STEADY = 0.01  # nats by which the answers to kept samples may change in the first step
+# nats by which the answers to kept samples may change in the first step: so many, and up to four times as many the more the model has
+# memorised, which must be shaken loose
+STEADY, LOOSER = 8e-3, 3.0
 TRIED = 3e-3  # the first rate tried
 
 
@@ -28,16 +30,17 @@ def size(weight: Tensor) -> float:
     return max(float(weight.detach().float().square().mean().sqrt()), least)
 
 
-def steady(task: Task, kept: Drawn, push: Callable[[], Tensor]) -> float:
+def steady(task: Task, kept: Drawn, push: Callable[[], Tensor], strength: float) -> float:
     """The largest rate at which the model is steady: when every tensor moves by it down the gradient of ``push``, as in a sweep's first
-    step, the answers to kept samples change by :data:`STEADY` nats (KL).
+    step, the answers to kept samples change by :data:`STEADY` nats (KL), or by more: by the square of ``strength``, 0 to 1, of what the
+    model has memorised.
 
     Small changes do so by the square of the rate, so one trial tells; where it is far off, a second is made at the rate that it gave. The
     answers are those of training: a net with batch norm stands more there than with its running statistics.
     """
     (inputs, _), *_ = kept.task.cost.reading(kept.data.at(kept.order[:1], device=task.device))
     params = trainable(task.model)
-    before, rate = _weights.save(task.model), TRIED
+    before, rate, allowed = _weights.save(task.model), TRIED, STEADY * (1 + LOOSER * strength**2)
     with _weights.evaluating(task.model), task.cost.phase("trial"):
         norms.by_batch(task)
         teacher = task.forward(task.model, inputs).float().log_softmax(dim=1)
@@ -51,8 +54,8 @@ def steady(task: Task, kept: Drawn, push: Callable[[], Tensor]) -> float:
             if not math.isfinite(changed):
                 rate /= 30
                 continue
-            rate *= math.sqrt(STEADY / max(changed, 1e-12))
-            if STEADY / 10 < changed < STEADY * 10:
+            rate *= math.sqrt(allowed / max(changed, 1e-12))
+            if allowed / 10 < changed < allowed * 10:
                 break
     return rate
 

@@ -87,7 +87,8 @@ class Run:
         limit = LIMIT if isinstance(self.forget, Drawn) else BY_IMAGES
         if few_trained(self.task.model):
             limit = FEW
-        return min(limit, steady(self.task, self.kept, lambda: self.objective.parts(next(self._drawn()))[1]))
+        found = steady(self.task, self.kept, lambda: self.objective.parts(next(self._drawn()))[1], self.objective.strength)
+        return min(limit, found)
 
     def run(self) -> dict[str, Any]:
         if not self.plan.steps:
