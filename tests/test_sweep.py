@@ -13,7 +13,7 @@ from torch import nn
 
 from fastforget.methods import Sweep
 from fastforget.methods.engine.tensorwise import TensorwiseAdam
-from fastforget.methods.sweep import options
+from fastforget.methods.sweep import options, run
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,49 @@ def test_a_budget_without_end_takes_no_more_memory_than_its_steps(world, monkeyp
     sets = {"forget": world.part(world.train, [3], True), "retain": world.part(world.train, [3], False)}
     result = quiet(world.net("mlp"), "sweep", classes=[3], budget="1000000 epochs", progress=False, **sets)
     assert result.receipt["chosen"]["steps"] == round(0.95 * 40)
+
+
+def some_samples(world: World) -> dict:
+    """A request for the first hundred training samples, whatever their class."""
+    (x, y), half = world.train, len(world.test[1]) // 2
+    sets = {"forget": (x[:100], y[:100]), "retain": (x[100:], y[100:])}
+    return {**sets, "nonmember": tuple(t[:half] for t in world.test), "test": tuple(t[half:] for t in world.test)}
+
+
+def test_a_sweep_for_samples_that_costs_too_much_is_undone_and_why_says_so(world, monkeypatch):
+    monkeypatch.setattr(run, "LOST", -2.0)  # any cost, and none, is too much
+    result = quiet(world.net("mlp"), "sweep", progress=False, **some_samples(world))
+    assert result.receipt["weights_sha256"]["before"] == result.receipt["weights_sha256"]["after"]
+    ((look,),) = (result.receipt["measured"]["sweeps"],)
+    assert look["undone"] and "part" not in look
+    held = len(world.test[1]) // 2 // 3
+    assert f"sweep 1 was undone, as it left {100 * look['right']:.1f} % of {held} unseen samples right, " in result.why
+    # a half and a quarter of the way were tried: the budget has room for that
+    assert not result.cost.stopped_by_budget and "budget" not in result.why
+    asked = result.receipt["cost"]["phases"]["looks"]["forward"]
+    assert asked == 4 * (100 + held)  # of the original, of the whole, and of both parts
+
+
+def test_a_part_of_a_sweep_that_costs_too_much_is_kept(world, monkeypatch):
+    costly = iter((True, True, False))  # the whole, a half, a quarter
+    monkeypatch.setattr(run.Run, "_costly", lambda self, look: next(costly))
+    model = world.net("mlp")
+    result = quiet(model, "sweep", progress=False, **some_samples(world))
+    assert result.receipt["measured"]["sweeps"][0]["part"] == 0.25
+    assert "25.0 % of the way of sweep 1 was kept, as it left" in result.why
+    assert not all(torch.equal(a, b) for a, b in zip(model.parameters(), result.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["numbers of words", "a dict"])
+def test_without_samples_inputs_must_be_such_that_images_can_be_learned(kind):
+    words, labels = torch.arange(60).reshape(20, 3) % 7, torch.arange(20) % 2
+    net = nn.Sequential(nn.EmbeddingBag(7, 8), nn.Linear(8, 2))
+    rows = [(w if kind == "numbers of words" else {"x": w}, label) for w, label in zip(words, labels, strict=True)]
+    retain = torch.utils.data.DataLoader(rows, batch_size=5)
+    forward = None if kind == "numbers of words" else lambda model, batch: model(batch["x"])
+    got = "of torch.int64" if kind == "numbers of words" else "a dict"
+    with pytest.raises(TypeError, match=rf"forget: not given, and retain's inputs are {got}.*; accepted .* Give forget=.* noise_at="):
+        quiet(net, "sweep", classes=[1], retain=retain, drop_forget=True, forward=forward, progress=False)
 
 
 def test_a_rate_of_zero_is_refused():
@@ -148,6 +191,17 @@ def test_a_tensor_of_which_a_batch_uses_little_moves_as_by_adam(layout):
         optimizer.step()
         adam.step()
     assert torch.allclose(ours, plain.detach(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_steps_smaller_than_the_weights_precision_add_up(dtype):
+    """One step of 1e-4 from 1 is lost in both; a thousand of them are 0.1."""
+    weight = torch.ones(8, dtype=dtype)
+    optimizer = TensorwiseAdam([weight], [1e-4])
+    for _ in range(1000):
+        weight.grad = torch.full_like(weight, 0.5)
+        optimizer.step()
+    assert torch.allclose(weight.float(), torch.full((8,), 0.9), atol=4e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

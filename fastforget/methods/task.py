@@ -61,6 +61,7 @@ class Task:
     autocast: torch.dtype | None = None  # what training passes are computed in, where it isn't the weights' own
     teaching: bool = False  # passes without gradients are the teacher's
     measuring: bool = False  # what the model answers goes into the verdict
+    remark: str = ""  # what the method has to say of how it ended, for the verdict's why
 
     def __post_init__(self) -> None:
         self.forward = self.cost.counting(_cast(self, self.forward))

@@ -76,11 +76,13 @@ def look_before(task: Task, weights_sha256: str) -> Before:
 
 def judge(task: Task, before: Before, proxy: dict[str, Any] | None) -> Verdict:
     """The verdict on the task's model. ``proxy``: the method's own, for classes of which no data is at hand."""
-    return budget_said(task, _still_of_use(task, before, _on_classes(task, before, proxy) if task.classes else on_samples(task, before)))
+    return ending_said(task, _still_of_use(task, before, _on_classes(task, before, proxy) if task.classes else on_samples(task, before)))
 
 
-def budget_said(task: Task, verdict: Verdict) -> Verdict:
-    """The verdict, whose ``why`` says that the budget ended the run, where it did."""
+def ending_said(task: Task, verdict: Verdict) -> Verdict:
+    """The verdict, whose ``why`` says how the run ended: the method's own remark, and that the budget ended it, where it did."""
+    if task.remark:
+        verdict.why += f"; {task.remark}"
     if task.cost.stopped_by_budget:
         verdict.why += f"; the budget of {task.cost.budget:,} sample passes ended the run"
         if not task.cost.asked:

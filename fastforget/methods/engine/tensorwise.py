@@ -19,7 +19,8 @@ class TensorwiseAdam(torch.optim.Optimizer):
     A step is as large as Adam's, measured by its root mean square, but has the gradient's direction: weights on which the loss hardly
     depends hardly move. Adam moves all weights alike, and over the few steps of an unlearning run that is mostly noise: on ResNet-20 it
     cost half as much again of what was to be kept. One second moment a layer is NovoGrad's (Ginsburg et al., arXiv 1905.11286, equation
-    6); the average of the gradients and the corrections are Adam's.
+    6); the average of the gradients and the corrections are Adam's. Of bfloat16 and float16 weights it keeps float32 ones, which are
+    rounded after each step: most steps are smaller than what the weights can hold, and would be lost one by one.
 
     Tensors of whose first gradient more than half is zero, such as the embeddings of words, are Adam's own: what a model has memorised
     sits in rare rows, whose gradients are small beside the others', so that one number for all of them would leave it there.
@@ -41,7 +42,8 @@ class TensorwiseAdam(torch.optim.Optimizer):
         self._params, self._rates, self._betas = list(params), list(rates), betas
         super().__init__(self._params, {})
         self._steps, self._share = 0, 1.0
-        self._averages = [torch.zeros_like(p) for p in self._params]
+        self._exact = [p.detach().to(torch.promote_types(p.dtype, torch.float32)) for p in self._params]  # the tensor itself, if it is
+        self._averages = [torch.zeros_like(exact) for exact in self._exact]
         self._squares: dict[int, Tensor] = {}  # of sparse tensors, a number a weight
         self._mean_sq = torch.zeros(len(self._params), dtype=torch.float32, device=self._params[0].device)
         self._sizes = self._mean_sq.new_tensor([max(p.numel(), 1) for p in self._params])
@@ -54,14 +56,20 @@ class TensorwiseAdam(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Moves every parameter; one without a gradient as if that were zero."""
-        grads = [torch.zeros_like(p) if p.grad is None else _dense(p.grad) for p in self._params]
+        grads = [
+            torch.zeros_like(exact) if p.grad is None else _dense(p.grad).to(exact.dtype)
+            for p, exact in zip(self._params, self._exact, strict=True)
+        ]
         if not self._steps:
             self._squares = {i: torch.zeros_like(g) for i, g in enumerate(grads) if is_sparse(g)}
         self._steps += 1
         for i, square in self._squares.items():
             lr = self._rates[i] * self._share
-            masked_adam_(self._params[i], grads[i], None, self._averages[i], square, step=self._steps, lr=lr, betas=self._betas)
+            masked_adam_(self._exact[i], grads[i], None, self._averages[i], square, step=self._steps, lr=lr, betas=self._betas)
         self._move_others(grads)
+        for p, exact in zip(self._params, self._exact, strict=True):
+            if exact.dtype != p.dtype:
+                p.copy_(exact)
 
     def _move_others(self, grads: list[Tensor]) -> None:
         first, second = self._betas
@@ -72,8 +80,8 @@ class TensorwiseAdam(torch.optim.Optimizer):
         # a gradient that was always zero moves nothing
         scales = self._rate * (self._share * correction) * torch.where(self._mean_sq > 0, self._mean_sq.rsqrt(), 0.0)
         for i in others:
-            p, average = self._params[i], self._averages[i].lerp_(grads[i], 1 - first)
-            p.sub_(average.to(torch.promote_types(p.dtype, torch.float32)) * scales[i].to(p.device))
+            exact, average = self._exact[i], self._averages[i].lerp_(grads[i], 1 - first)
+            exact.sub_(average * scales[i].to(exact.device))
 
 
 def is_sparse(gradient: Tensor) -> bool:

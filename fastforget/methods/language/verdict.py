@@ -16,7 +16,7 @@ from ..._data import Source
 from ..._text import percent
 from ..attack import attack_auc
 from ..task import Task
-from ..verdict import LOST, USE, USE_SAMPLES, Before, Verdict, budget_said, on_samples
+from ..verdict import LOST, USE, USE_SAMPLES, Before, Verdict, ending_said, on_samples
 from .answers import scores
 
 LOOK = 32  # sequences at a time, at most
@@ -39,7 +39,7 @@ def look_before(task: Task, weights_sha256: str) -> Before:
 
 def judge(task: Task, before: Before, proxy: dict[str, Any] | None) -> Verdict:
     """The verdict on the task's model."""
-    return budget_said(task, _still_of_use(task, before, on_samples(task, before, losses)))
+    return ending_said(task, _still_of_use(task, before, on_samples(task, before, losses)))
 
 
 def _still_of_use(task: Task, before: Before, verdict: Verdict) -> Verdict:

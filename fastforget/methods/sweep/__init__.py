@@ -23,6 +23,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..task import Task
+from . import images
 from .options import SweepOptions
 from .run import Run
 
@@ -75,4 +76,6 @@ class Sweep(SweepOptions):
                 f"nonmember: got {len(task.nonmember or ())} samples; for samples the sweep trains on some of them and looks at the rest, "
                 "so it needs at least 4. Give more, or take method='lightweight'"
             )
+        if task.forget is None:
+            images.must_be_learnable(task.retain)
         return Run(self, task).run()

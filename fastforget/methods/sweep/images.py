@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ... import _tree
+from ..._data import Source
 from ...ops import update
 from ..engine.drawn import Batch, together
 from ..task import Task
@@ -14,6 +16,22 @@ from ..unsir.options import Options
 LR = 0.1  # of the images, as in UNSIR's code
 L2 = 0.1  # of their squared norm, over their elements
 SHOWN, LEAST, STEPS = 16, 4, 10  # images in a step; of each class at least; steps in which they are learned before the first
+
+
+def must_be_learnable(retain: Source) -> None:
+    """Refuses inputs in whose place no images can be learned.
+
+    Raises:
+        TypeError: they aren't one floating point tensor.
+    """
+    inputs, _ = next(iter(retain.at([torch.tensor([0])])))
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+        got = f"of {inputs.dtype}" if isinstance(inputs, Tensor) else _tree.describe(inputs)
+        raise TypeError(
+            f"forget: not given, and retain's inputs are {got}; accepted without forget= is one floating point tensor, as the sweep learns "
+            "images in the place of the missing samples. Give forget=, samples of the classes, or take method='unsir' with "
+            "noise_at='name of the layer that embeds the inputs'"
+        )
 
 
 def options(classes: int, at_least: int) -> Options:

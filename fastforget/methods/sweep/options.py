@@ -74,8 +74,9 @@ def settling(model: nn.Module, each: int) -> int:
     return -(-(SETTLE + 2 * CHECK) * each // FORWARD) if has_statistics(model) else 0
 
 
-def plan(options: SweepOptions, task: Task, look: int) -> Plan:
-    """The most steps that the budget has room for, with the teacher's passes, trials and a look (of ``look`` sample passes) beside them.
+def plan(options: SweepOptions, task: Task, look: int, spare: int) -> Plan:
+    """The most steps that the budget has room for, with the teacher's passes, trials and looks (of ``look`` sample passes) beside them;
+    ``spare`` sample passes are for looks at parts of the way, and come out of what :data:`SHARE` leaves, if that is enough.
 
     Sets the run's own budget where the user gave none.
     """
@@ -101,5 +102,5 @@ def plan(options: SweepOptions, task: Task, look: int) -> Plan:
     most = min(max(room, 0) // each, MOST)
     while most and costs(most) > room:
         most -= 1
-    steps = min(options.steps, most) if options.steps else round(SHARE * most)
+    steps = min(options.steps, most) if options.steps else min(round(SHARE * most), most - -(-spare // each))
     return Plan(steps if steps >= min(LEAST, options.steps or LEAST) else 0, b, each, trial, learned)

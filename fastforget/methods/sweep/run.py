@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ... import _weights
+from ..._text import percent
 from ...ops import membership
 from ..attack import auc_of
 from ..cost import FORWARD
@@ -33,6 +34,7 @@ LOOK = 512  # samples that a look takes of a set, at most
 MARGIN = 1.0  # standard errors that the loss attack's AUC may be from a half
 AGAIN = {"classes": 4.0, "samples": 2.0}  # each further sweep's rate over the last one's
 HALVINGS = 4
+PARTS = 0.5, 0.25  # of the way of a sweep that cost too much
 LOST = 0.01  # of the unseen samples answered right, a sweep for samples may cost, and what chance explains
 
 
@@ -55,7 +57,7 @@ class Run:
         self.options, self.task = options, task
         self.own = task.cost.budget is None  # the budget may be extended where it is the run's own
         self.looked = task.forget.at_most(LOOK, task.generator(LOOK_ORDER)) if task.forget is not None else None
-        self.plan = plan(options, task, 2 * self._look_costs())
+        self.plan = plan(options, task, 2 * self._look_costs(), 0 if task.classes else len(PARTS) * self._look_costs())
         self.done: list[Looked] = []
         # share of the held unseen samples that the original answers right, where samples are to go
         self.first: float | None = None
@@ -107,9 +109,8 @@ class Run:
             if look.get("too_far"):
                 self._halfway_back(before)
             costly = self._costly(look)
-            if costly and not self._part_of_the_way(before):
-                _weights.put_back(task.model, before)
-                look["undone"] = True
+            if costly:
+                self._back(before)
             task.history.append({"phase": "look", **look})
             if costly or look["gone"] is not False or look.get("too_far"):
                 break
@@ -144,10 +145,23 @@ class Run:
                 return
             low, high = (low, part) if self.done[-1].get("too_far") else (part, high)
 
-    def _part_of_the_way(self, before: dict[str, Tensor]) -> bool:
-        """A sweep that cost too much is kept in part, where a half or a quarter of its way costs no more than chance explains."""
-        after = _weights.save(self.task.model)
-        return any(self._at(part, before, after) and not self._costly(self.done[-1]) for part in (0.5, 0.25))
+    def _back(self, before: dict[str, Tensor]) -> None:
+        """A sweep that cost too much is kept in part, where a half or a quarter of its way costs no more than chance explains; else it is
+        undone. The verdict's ``why`` says so."""
+        assert self.task.held is not None and self.first is not None
+        after, look = _weights.save(self.task.model), self.done[-1]
+        whole = look.copy()
+        way = whole.pop("part", 1.0)
+        if any(self._at(part, before, after) and not self._costly(look) for part in PARTS):
+            look["part"] *= way
+            done = f"{percent(look['part'])} of the way of sweep {len(self.done)} was kept"
+        else:
+            _weights.put_back(self.task.model, before)
+            look.update(whole, undone=True)
+            look.pop("part", None)
+            done = f"sweep {len(self.done)} was undone"
+        right = f"{percent(whole['right'])} of {len(self.task.held)} unseen samples right, {percent(self.first)} before"
+        self.task.remark = f"{done}, as it left {right}"
 
     def _at(self, part: float, before: dict[str, Tensor], after: dict[str, Tensor]) -> bool:
         """Puts the model on the way between weights, and looks; False, and as it was, where the budget has no room for that."""
