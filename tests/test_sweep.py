@@ -73,6 +73,40 @@ def test_one_unseen_sample_is_no_reason_to_fail(world):
     assert result.forgot, result.why
 
 
+class OfAnyLength(nn.Module):
+    """Sequences of numbers, averaged, through batch norm; batches of different lengths can't be joined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+
+    def forward(self, x):
+        return self.layers(x.mean(1))
+
+
+@pytest.mark.parametrize("given", [{"forget": 1}, {"nonmember": 1}, {"retain": 1}, {"batch_size": 1}, {"batch_size": 2}])
+def test_batch_norm_never_sees_one_sample_alone(given):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(90) % 3
+    means = 2.0 * torch.eye(3, 4)[labels]
+
+    def some(wanted, length, name):
+        x = means[wanted, None] + 0.3 * torch.randn(int(wanted.sum()), length, 4, generator=generator)
+        return tuple(t[: given.get(name)] for t in (x, labels[wanted]))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = fit(OfAnyLength(), *some(labels >= 0, 6, "train"), epochs=6)
+    sets = {name: some(wanted, length, name) for name, wanted, length in (("forget", labels == 2, 5), ("retain", labels < 2, 6))}
+    if "nonmember" in given:
+        sets["nonmember"] = some(labels < 2, 7, "nonmember")
+    options = {"batch_size": given["batch_size"]} if "batch_size" in given else {}
+    result = quiet(net, "sweep", classes=[2], progress=False, budget=600, **sets, **options)
+    assert 0 < result.cost.passes <= 600
+    assert result.receipt["measured"]["sweeps"]
+    assert right(result.model, sets["forget"]) <= 0.01
+
+
 def test_a_budget_without_end_takes_no_more_memory_than_its_steps(world, monkeypatch):
     monkeypatch.setattr(options, "MOST", 40)
     sets = {"forget": world.part(world.train, [3], True), "retain": world.part(world.train, [3], False)}

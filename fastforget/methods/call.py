@@ -57,7 +57,7 @@ def unlearn(
             measured), or an instance such as ``ff.methods.UNSIR(preset="paper")``. The standard methods that papers compare with
             (``"salun"``, ``"scrub"``, ``"ssd"`` and more: docs/methods.md) and other packages' methods go by their names, too;
             :func:`fastforget.methods.available` lists all.
-        forget: data of the classes to forget, if there is any: UNSIR needs none, but looks at it to know
+        forget: data of the classes to forget, if there is any: UNSIR and the sweep can do without, but know by it
             when they are gone. Without ``classes``, Forsaken and Lightweight forget just these samples.
         retain: data to keep: a DataLoader, a Dataset or an ``(inputs, labels)`` pair. Samples must be
             prepared as for training.

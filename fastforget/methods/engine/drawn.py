@@ -32,7 +32,8 @@ class Batch:
 
 
 class Drawn:
-    """``most`` batches of ``size`` samples of a set, every sample once before one comes again.
+    """``most`` batches of ``size`` samples of a set, every sample once before one comes again. An only sample is shown twice where batch
+    norm can't train on one.
 
     Args:
         task: the model as it is now is the teacher.
@@ -44,13 +45,13 @@ class Drawn:
 
     def __init__(self, task: Task, data: Source, size: int, most: int, purpose: int) -> None:
         self.task, self.data = task, data
-        self.size = min(size, len(data))
-        generator, wanted = task.generator(purpose), self.size * most
+        size = min(size, len(data))
+        generator, wanted = task.generator(purpose), size * most
         rounds = -(-wanted // len(data))
         order = torch.cat([torch.randperm(len(data), generator=generator) for _ in range(rounds)])[:wanted]
-        self.order = list(order.split(self.size))
-        self.used, inverse = order.unique(return_inverse=True)
-        self._rows = list(inverse.split(self.size))
+        self.order = task.cut(order, size, data)
+        self.used, inverse = torch.cat(self.order).unique(return_inverse=True)
+        self._rows = inverse.split([len(batch) for batch in self.order])
         self.logits = self._answers()
         self._teacher = without(self.logits, task.classes)
 

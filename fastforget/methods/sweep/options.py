@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from ..._trial import least_of
 from ..cost import FORWARD
 from ..engine.norms import has_statistics
 from ..engine.terms import HOLDS
@@ -86,6 +87,8 @@ def plan(options: SweepOptions, task: Task, look: int, spare: int) -> Plan:
     b = options.batch_size or next(size for least, size in BATCHES.items() if task.cost.budget >= least)
     if task.forget is None and options.batch_size is None:
         b = min(BATCHES.values())  # images take more steps
+    if forget_size(b) == 1 and least_of(task.model, task.retain, task.forward) > 1:
+        b = 4  # two samples to forget, as batch norm can't train on one
     sizes = {"retain": kept_size(b), "nonmember": b if task.nonmember is not None else 0, "forget": forget_size(b)}
     learned = None if task.forget is not None else images.options(len(task.classes), forget_size(b))
     shown = forget_size(b) if learned is None else learned.noise_batch * len(task.classes)

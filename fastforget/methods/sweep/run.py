@@ -157,8 +157,9 @@ class Run:
             done = f"{percent(look['part'])} of the way of sweep {len(self.done)} was kept"
         else:
             _weights.put_back(self.task.model, before)
-            look.update(whole, undone=True)
+            look.update(whole)
             look.pop("part", None)
+            look["undone"] = True
             done = f"sweep {len(self.done)} was undone"
         right = f"{percent(whole['right'])} of {len(self.task.held)} unseen samples right, {percent(self.first)} before"
         self.task.remark = f"{done}, as it left {right}"
@@ -176,7 +177,9 @@ class Run:
     def _precision(self) -> dict[str, Any]:
         """Chosen first: the teacher's passes run in it too."""
         assert self.task.retain is not None
-        (inputs, labels), *_ = self.task.retain.at([torch.arange(min(self.plan.trial, len(self.task.retain)))], device=self.task.device)
+        size = min(self.plan.trial, len(self.task.retain))
+        trial = self.task.cut(torch.arange(size), size, self.task.retain)
+        (inputs, labels), *_ = self.task.retain.at(trial, device=self.task.device)
         return precision.choose(self.task, inputs, labels)
 
     def _sweep(self, rate: float, number: int) -> None:
