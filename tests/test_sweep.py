@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from digits_world import World, fit, quiet, right
 from torch import nn
 
+from fastforget._data import source
 from fastforget.methods import Sweep
 from fastforget.methods.engine.tensorwise import TensorwiseAdam
 from fastforget.methods.sweep import options, run
@@ -71,6 +73,16 @@ def test_one_unseen_sample_is_no_reason_to_fail(world):
     one = tuple(t[:1] for t in world.part(world.test, [3], False))
     result = quiet(world.net("mlp"), "sweep", classes=[3], nonmember=one, progress=False, **sets)
     assert result.forgot, result.why
+
+
+@pytest.mark.parametrize("rare", [20, 300])
+def test_a_look_at_several_classes_takes_as_many_of_each(rare):
+    """At random, 512 of these would have four of the rare class's twenty, and one that is still known there could be missed."""
+    labels = torch.cat((torch.zeros(2000), torch.ones(rare), torch.full((900,), 2.0))).long()
+    forget = source((torch.arange(len(labels), dtype=torch.float32)[:, None], labels), name="forget")
+    task = SimpleNamespace(forget=forget, classes=[0, 1, 2], generator=lambda purpose: torch.Generator().manual_seed(purpose))
+    counts = run.some_to_forget(task).labels().bincount().tolist()
+    assert counts == [246, 20, 246] if rare == 20 else sorted(counts) == [170, 171, 171]
 
 
 class OfAnyLength(nn.Module):

@@ -50,6 +50,7 @@ class Drawn:
         rounds = -(-wanted // len(data))
         order = torch.cat([torch.randperm(len(data), generator=generator) for _ in range(rounds)])[:wanted]
         self.order = task.cut(order, size, data)
+        self.size = len(self.order[0])
         self.used, inverse = torch.cat(self.order).unique(return_inverse=True)
         self._rows = inverse.split([len(batch) for batch in self.order])
         self.logits = self._answers()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ... import _weights
+from ..._data import Source
 from ..._text import percent
 from ...ops import membership
 from ..attack import auc_of
@@ -50,13 +51,25 @@ class Looked(TypedDict, total=False):
     part: float  # of the way of the last sweep that was kept then
 
 
+def some_to_forget(task: Task) -> Source | None:
+    """What a look takes of the forget set. Of several classes as many each, where they have them: all must be gone, the rarest too."""
+    data, generator = task.forget, task.generator(LOOK_ORDER)
+    if data is None or len(data) <= LOOK or len(task.classes) < 2:
+        return None if data is None else data.at_most(LOOK, generator)
+    order = torch.randperm(len(data), generator=generator)
+    labels, turn = data.labels()[order], torch.empty_like(order)
+    for c in task.classes:
+        turn[labels == c] = torch.arange(int((labels == c).sum()))
+    return data.subset(order[turn.argsort(stable=True)[:LOOK]].sort().values)
+
+
 class Run:
     """One run: batches, rate, and what the looks see."""
 
     def __init__(self, options: SweepOptions, task: Task) -> None:
         self.options, self.task = options, task
         self.own = task.cost.budget is None  # the budget may be extended where it is the run's own
-        self.looked = task.forget.at_most(LOOK, task.generator(LOOK_ORDER)) if task.forget is not None else None
+        self.looked = some_to_forget(task)
         self.plan = plan(options, task, 2 * self._look_costs(), 0 if task.classes else len(PARTS) * self._look_costs())
         self.done: list[Looked] = []
         # share of the held unseen samples that the original answers right, where samples are to go
