@@ -40,6 +40,15 @@ def groups(rows: Rows, *keys: str) -> dict[tuple[Any, ...], Rows]:
     return grouped
 
 
+def elsewhere(rows: Rows) -> list[str]:
+    """How many rows another processor measured, and which."""
+    found = []
+    for (cpu,), members in groups([r for r in rows if "cpu" in r], "cpu").items():
+        methods, data = (list(dict.fromkeys(r[key] for r in members)) for key in ("method", "data"))
+        found.append(f"{len(members)} of the rows on {cpu}: {', '.join(methods)} on {', '.join(data)}")
+    return found
+
+
 class Case(NamedTuple):
     """One method on one request of one data set and net: means over the seeds, beside those of the original and the retrained model."""
 

@@ -7,7 +7,7 @@ import statistics
 from collections import Counter
 from typing import Any
 
-from .experiment_claims import CLASSES, REQUESTS, Case, Rows, cases, mean, signed
+from .experiment_claims import CLASSES, REQUESTS, Case, Rows, cases, elsewhere, mean, signed
 
 SHOWN = ("sweep", "unsir", "forsaken", "forsaken labels", "lightweight", "lightweight labels")
 SHARES = ("model", "ops", "data", "other")
@@ -101,4 +101,5 @@ def measured(results: dict[str, Any]) -> str:
     return (
         f"Measured {machine['date'][:10]}: {len(rows)} rows on {len({r['data'] for r in rows})} data sets, means over seeds "
         f"{', '.join(map(str, seeds))}; {machine['cpu']}, one thread, torch {machine['torch']}; the machine had other jobs beside it."
+        + "".join(f" {line}." for line in elsewhere(rows))
     )

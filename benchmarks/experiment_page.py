@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from . import experiment_costs, experiment_plot
-from .experiment_claims import HOLDS, METHODS, REQUESTS, RULE, Rows, choices, claims, controls, groups, mean, signed, spread
+from .experiment_claims import HOLDS, METHODS, REQUESTS, RULE, Rows, choices, claims, controls, elsewhere, groups, mean, signed, spread
 
 ORDER = ("original", "retrained", "retrained again", *METHODS, *HOLDS.values(), "untouched", "random")
 FIGURES = {
@@ -208,6 +208,7 @@ def page(results: dict[str, Any]) -> str:
         ("All figures", [MEANING, *table(rows)]),
     ]
     text = ["# Experiment: every method on real data, beside retraining", "", INTRO, *machine(results["machine"])]
+    text += [f"- {line}" for line in elsewhere(rows)]
     text += [f"- {len(rows)} rows, seeds {', '.join(map(str, seeds))}; training samples + unseen ones:", "", *names, "", absent(rows), ""]
     for title, lines in parts:
         text += [f"## {title}", "", *lines, ""]

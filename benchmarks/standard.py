@@ -17,7 +17,7 @@ from typing import Any
 
 from fastforget.methods.pack import STANDARD
 
-from .experiment_claims import CLASSES, GONE, USE, Case, Rows, groups, mean, signed, spread
+from .experiment_claims import CLASSES, GONE, USE, Case, Rows, elsewhere, groups, mean, signed, spread
 from .experiment_page import DATA, machine
 
 ROWS = Path(__file__).resolve().parent / "results" / "methods.json"
@@ -182,18 +182,13 @@ def facts(results: dict[str, Any]) -> list[str]:
     there = {(r["data"], r["scenario"]) for r in rows}
     missing = [f"{data} {scenario}" for data, plan in PLAN.items() for _, asked, _ in plan for scenario in asked]
     missing = [name for name in missing if tuple(name.split()) not in there]
-    elsewhere = groups([r for r in rows if "cpu" in r], "cpu")
     return [
         *machine(results["machine"]),
-        *(f"- {len(members)} of the rows on {cpu}: {_requests(members)}" for (cpu,), members in elsewhere.items()),
+        *(f"- {line}" for line in elsewhere(rows)),
         f"- {len(rows)} rows, {several} seed{'s' * (counts != [1])} a request; training samples + unseen ones:",
         *(f"  - `{name}`: {DATA[name]}" for name in names),
         *([f"- not run yet: {', '.join(missing)}"] if missing else []),
     ]
-
-
-def _requests(rows: Rows) -> str:
-    return ", ".join(f"{data} {scenario}" for data, scenario in groups(rows, "data", "scenario"))
 
 
 INTRO = """\

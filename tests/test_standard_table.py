@@ -96,6 +96,6 @@ def test_committed_rows_that_no_cell_has_are_kept_and_their_machine_is_named(tmp
     results = experiment._collected(tmp_path, standard.EVERY, tmp_path / "old.json")
     found = [(r["method"], r["seed"], r.get("cpu")) for r in results["rows"]]
     assert found == [("salun", 0, "Another"), ("salun", 1, None), ("ssd", 0, "Another"), ("ssd", 1, "Another")]
-    assert "- 3 of the rows on Another: digits class" in standard.facts(results)
+    assert "- 3 of the rows on Another: salun, ssd on digits" in standard.facts(results)
     alone = experiment._collected(tmp_path, standard.EVERY, None)["rows"]
     assert [(r["method"], r["seed"]) for r in alone] == [("salun", 1)]
