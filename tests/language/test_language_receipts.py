@@ -80,7 +80,7 @@ def test_verify_measures_again(tmp_path, monkeypatch, capsys, form):
     assert "MISMATCH  forget_set.samples_sha256" in capsys.readouterr().out
     np.savez(tmp_path / "classes.npz", inputs=np.zeros((12, 7), int), labels=np.zeros(12, int))
     assert verify.main(["receipt.json", "--model=unlearned.pt", "--forget=classes.npz"]) == 2
-    assert "--forget: its labels are no token ids" in capsys.readouterr().err
+    assert "--forget classes.npz: its labels are no token ids" in capsys.readouterr().err
 
 
 # What is changed in the row of the model, and what must be said of it.

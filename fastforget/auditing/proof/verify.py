@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if getattr(args, name):
                 weights[name] = load_weights(getattr(args, name), args.key)
         sets = {name: load_samples(getattr(args, name)) for name in SETS if getattr(args, name)}
-        _must_fit(receipt, sets)
+        _must_fit(args, receipt, sets)
         ids = load_ids(args.ids) if args.ids else None
         again = _again(args, sets)
         findings = check(receipt, weights=weights, forget=sets.get("forget"), ids=ids, again=again)
@@ -92,13 +92,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _must_fit(receipt: dict[str, Any], sets: dict[str, Any]) -> None:
+def _must_fit(args: argparse.Namespace, receipt: dict[str, Any], sets: dict[str, Any]) -> None:
     """Class ids for a receipt about samples, token ids for one about sequences."""
     of_texts = receipt.get("request") == SEQUENCE_WISE
     for name, samples in sets.items():
         if (isinstance(samples, Texts) or samples[1].dim() == 2) != of_texts:
             wanted = "token ids [N, T]" if of_texts else "class ids [N]"
-            raise Unreadable(f"--{name}: its labels are {'no ' if of_texts else ''}token ids; this receipt's sets have {wanted}")
+            given = f"--{name} {getattr(args, name)}"
+            raise Unreadable(f"{given}: its labels are {'no ' if of_texts else ''}token ids; this receipt's sets have {wanted}")
 
 
 def _again(args: argparse.Namespace, sets: dict[str, Any]) -> Again | None:
