@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _run_all(args)
     page, rows = (standard, standard.ROWS) if args.standard else (experiment_page, ROWS)
     results = _collected(args.out, standard.EVERY if args.standard else EVERY, rows if args.keep else None)
+    if lacking := _lacking(results["rows"]):
+        _write(results, args.out / "rows.json", args.out, {})
+        print(f"no page: {', '.join(lacking)} without rows of original and retrained. Run these, too, or give --keep", file=sys.stderr)
+        return 2 if args.commit else 0
     _write(results, args.out / "rows.json", args.out, page.files(results))
     if args.commit:
         _write(results, rows, FOLDER, page.files(results))
@@ -127,6 +132,14 @@ def _collected(out: Path, methods: Sequence[str], committed: Path | None) -> dic
         "profile": json.loads(profile.read_text()) if profile.exists() else [],
         "rows": short,
     }
+
+
+def _lacking(rows: list[dict[str, Any]]) -> list[str]:
+    """Requests of which the pages can say nothing: their rows have no models to be compared with."""
+    methods: dict[str, set[str]] = {}
+    for r in rows:
+        methods.setdefault(f"{r['data']} {r['net']} {r['scenario']}", set()).add(r["method"])
+    return [request for request, there in methods.items() if not {"original", "retrained"} <= there]
 
 
 def _run(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -220,3 +220,17 @@ def test_a_row_keeps_what_the_run_cost(tmp_path):
 def test_the_command_prints_the_section():
     done = subprocess.run([sys.executable, "-m", "fastforget", "experiment", "--section"], capture_output=True, text=True, check=True)
     assert "## Which method for what\n" in done.stdout and "| claim | held | measured |" in done.stdout
+
+
+def test_rows_without_models_to_compare_with_are_kept_and_no_page_is_made(tmp_path, capsys):
+    (tmp_path / "cells").mkdir()
+    row = {"data": "digits", "net": "cnn", "scenario": "class", "seed": 0, "method": "sweep", "seconds": 1.0}
+    (tmp_path / "cells" / "digits-cnn-class-0.json").write_text(json.dumps([row]))
+    before = experiment.ROWS.read_bytes()
+    assert experiment.main(["--page", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert "no page: digits cnn class without rows of original and retrained" in said.err and said.out == ""
+    assert [r["method"] for r in json.loads((tmp_path / "rows.json").read_text())["rows"]] == ["sweep"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells", "models", "results", "rows.json"]
+    assert experiment.main(["--page", "--commit", "--out", str(tmp_path)]) == 2
+    assert experiment.ROWS.read_bytes() == before
