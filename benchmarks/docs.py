@@ -35,7 +35,7 @@ from . import (
     verdict_zoo,
     zoo_report,
 )
-from .experiment_claims import choices
+from .experiment_claims import choices, groups
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -147,10 +147,8 @@ def larger() -> str:
     """docs/engine.md: methods on the stored ResNet-20."""
     stored = _json(models_judge.ROWS)
     m = stored["machine"]
-    cpus: dict[str, list[str]] = {}
-    for row in stored["rows"]:
-        cpus.setdefault(row.get("cpu", m["cpu"]), []).append(row["method"])
-    on = "; ".join(f"{', '.join(dict.fromkeys(methods))} on {cpu}" for cpu, methods in cpus.items())
+    by_cpu = groups(stored["rows"], "cpu").items()
+    on = "; ".join(f"{', '.join(dict.fromkeys(r['method'] for r in rows))} on {cpu}" for (cpu,), rows in by_cpu)
     return f"One thread, torch {m['torch']}: {on}. Medians where there are several seeds.\n\n{models_judge.table(stored)}"
 
 

@@ -30,6 +30,7 @@ from fastforget.methods.verdict import UNDECIDED
 
 from . import experiment_page, experiment_profile, standard
 from .experiment_cells import CLASSES, CONTROLS, METHODS, SCENARIOS, SHARES, Run, not_applicable, rows_of
+from .experiment_claims import groups
 from .experiment_data import PROBLEMS, Problem
 from .machine import facts
 
@@ -136,10 +137,8 @@ def _collected(out: Path, methods: Sequence[str], committed: Path | None) -> dic
 
 def _lacking(rows: list[dict[str, Any]]) -> list[str]:
     """Requests of which the pages can say nothing: their rows have no models to be compared with."""
-    methods: dict[str, set[str]] = {}
-    for r in rows:
-        methods.setdefault(f"{r['data']} {r['net']} {r['scenario']}", set()).add(r["method"])
-    return [request for request, there in methods.items() if not {"original", "retrained"} <= there]
+    requests = groups(rows, "data", "net", "scenario").items()
+    return [" ".join(request) for request, members in requests if not {"original", "retrained"} <= {r["method"] for r in members}]
 
 
 def _run(row: dict[str, Any]) -> tuple[Any, ...]:

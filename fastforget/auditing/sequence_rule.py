@@ -12,7 +12,7 @@ from .kind import Entry, Rule
 from .limits import Finding
 from .names import HIDDEN, KS
 from .provenance import Case, check_reference, check_weights
-from .verdict import check_power, judge, overall
+from .verdict import OVERALL, check_power, judge
 
 APART = 0.10  # a Kolmogorov-Smirnov distance that is nothing, however many sequences there are
 BY_HEART = 0.05  # accuracy on the retain set: nets that learned it from other seeds were up to 4 points apart
@@ -139,13 +139,7 @@ SEQUENCES = Rule(
             "a retrained model's features are too near the original's.",
             judge,
         ),
-        Entry(
-            9,
-            "Verdict",
-            "that of the worst model beside the original and the retrained ones; at most PARTIAL if a control that must not pass does, or "
-            "one that must pass does not.",
-            overall,
-        ),
+        OVERALL,
     ),
     beside_one=(check_weights, check_forgetting, check_use),
     unmeasured=(

@@ -190,6 +190,14 @@ CHECKS = (
         check_use,
     ),
 )
+# the last sentence of every rule
+OVERALL = Entry(
+    9,
+    "Verdict",
+    "that of the worst model beside the original and the retrained ones; at most PARTIAL if a control that must not pass does, or "
+    "one that must pass does not.",
+    overall,
+)
 SAMPLES = Rule(
     entries=(
         *CHECKS,
@@ -201,13 +209,7 @@ SAMPLES = Rule(
             f"{limits.SPREAD:g} times what one of them differs from the others.",
             judge,
         ),
-        Entry(
-            9,
-            "Verdict",
-            "that of the worst model beside the original and the retrained ones; at most PARTIAL if a control that must not pass does, or "
-            "one that must pass does not.",
-            overall,
-        ),
+        OVERALL,
     ),
     beside_one=(check_weights, check_forgetting, check_knowledge, check_use),
 )

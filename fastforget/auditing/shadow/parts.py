@@ -13,10 +13,12 @@ A file appears whole, under a name that it alone ever has, and never changes. It
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -128,6 +130,22 @@ def unpacked(bits: Tensor, samples: int) -> list[Tensor]:
     return list(torch.from_numpy(np.unpackbits(bits.numpy(), axis=1, count=samples, bitorder="little")).bool())
 
 
+@contextlib.contextmanager
+def loaded(path: str | PathLike[str], wanted: str) -> Iterator[tuple[dict[str, Tensor], dict[str, str]]]:
+    """Tensors and metadata of a file of shadow models.
+
+    Raises:
+        ValueError: it has another format, is cut off, or lacks what is looked for inside.
+    """
+    tensors, metadata = safetensors_io.load(path)
+    if metadata.get("format") != wanted:
+        raise ValueError(f"{path}: its format is {metadata.get('format')!r}; accepted is {wanted!r}, a file of ff.audit.shadows")
+    try:
+        yield tensors, metadata
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: it isn't a whole file of ff.audit.shadows ({error})") from error
+
+
 def write_scores(path: Path, scores: Scores) -> None:
     """One file, whole or not at all; one that is there already stays."""
     one = scores.answers
@@ -152,10 +170,7 @@ def read_scores(path: Path) -> Scores:
     Raises:
         ValueError: not such a file, or cut off.
     """
-    tensors, metadata = safetensors_io.load(path)
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path}: its format is {metadata.get('format')!r}; accepted is {FORMAT!r}, a file of ff.audit.shadows")
-    try:
+    with loaded(path, FORMAT) as (tensors, metadata):
         digests = tensors["digests"]
         (member,) = unpacked(tensors["member"], len(digests))
         unlearned = None
@@ -164,5 +179,3 @@ def read_scores(path: Path) -> Scores:
         scores, population = (tensors["logit_confidence"], tensors["loss"]), tensors.get("population_loss")
         answers = Answers(int(tensors["index"]), int(tensors["seed"]), member, *scores, population, unlearned)
         return Scores(answers, digests, Made.of(metadata))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: it isn't a whole file of ff.audit.shadows ({error})") from error

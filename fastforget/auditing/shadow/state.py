@@ -16,7 +16,7 @@ from ... import _safetensors as safetensors_io
 from ..._hashes import set_hashes
 from .attacks import ShadowAttacks
 from .design import augments, digests, positions_of
-from .parts import Listing, Made, Scores, listing, packed, part_name, read_scores, steadily, unpacked
+from .parts import Listing, Made, Scores, listing, loaded, packed, part_name, read_scores, steadily, unpacked
 from .sums import Probabilities, ShadowSums
 
 FORMAT = "fastforget shadows 1"
@@ -154,10 +154,7 @@ class Shadows(ShadowAttacks):
         Raises:
             ValueError: not such a file, or cut off.
         """
-        tensors, metadata = safetensors_io.load(path)
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path}: its format is {metadata.get('format')!r}; accepted is {FORMAT!r}, a file of ff.audit.shadows")
-        try:
+        with loaded(path, FORMAT) as (tensors, metadata):
             made = Made.of(metadata)
             self = cls(made.settings, tensors["digests"], len(tensors["log_p_population"]))
             self.machines = made.machines
@@ -168,8 +165,6 @@ class Shadows(ShadowAttacks):
             self.sums.load_state_dict(tensors)
             self.population.log_sum = tensors["log_p_population"][None].clone()
             self._tuner = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith("tuner.")}
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: it isn't a whole file of ff.audit.shadows ({error})") from error
         return self
 
     def save(self, folder: str | PathLike[str]) -> Path:
