@@ -15,7 +15,7 @@ from torch import nn
 from fastforget._data import source
 from fastforget.methods import Sweep
 from fastforget.methods.engine.tensorwise import TensorwiseAdam
-from fastforget.methods.sweep import options, run
+from fastforget.methods.sweep import looks, options
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_a_look_at_several_classes_takes_as_many_of_each(rare):
     labels = torch.cat((torch.zeros(2000), torch.ones(rare), torch.full((900,), 2.0))).long()
     forget = source((torch.arange(len(labels), dtype=torch.float32)[:, None], labels), name="forget")
     task = SimpleNamespace(forget=forget, classes=[0, 1, 2], generator=lambda purpose: torch.Generator().manual_seed(purpose))
-    counts = run.some_to_forget(task).labels().bincount().tolist()
+    counts = looks.some_to_forget(task).labels().bincount().tolist()
     assert counts == [246, 20, 246] if rare == 20 else sorted(counts) == [170, 171, 171]
 
 
@@ -124,37 +124,6 @@ def test_a_budget_without_end_takes_no_more_memory_than_its_steps(world, monkeyp
     sets = {"forget": world.part(world.train, [3], True), "retain": world.part(world.train, [3], False)}
     result = quiet(world.net("mlp"), "sweep", classes=[3], budget="1000000 epochs", progress=False, **sets)
     assert result.receipt["chosen"]["steps"] == round(0.95 * 40)
-
-
-def some_samples(world: World) -> dict:
-    """A request for the first hundred training samples, whatever their class."""
-    (x, y), half = world.train, len(world.test[1]) // 2
-    sets = {"forget": (x[:100], y[:100]), "retain": (x[100:], y[100:])}
-    return {**sets, "nonmember": tuple(t[:half] for t in world.test), "test": tuple(t[half:] for t in world.test)}
-
-
-def test_a_sweep_for_samples_that_costs_too_much_is_undone_and_why_says_so(world, monkeypatch):
-    monkeypatch.setattr(run, "LOST", -2.0)  # any cost, and none, is too much
-    result = quiet(world.net("mlp"), "sweep", progress=False, **some_samples(world))
-    assert result.receipt["weights_sha256"]["before"] == result.receipt["weights_sha256"]["after"]
-    ((look,),) = (result.receipt["measured"]["sweeps"],)
-    assert look["undone"] and "part" not in look
-    held = len(world.test[1]) // 2 // 3
-    assert f"sweep 1 was undone, as it left {100 * look['right']:.1f} % of {held} unseen samples right, " in result.why
-    # a half and a quarter of the way were tried: the budget has room for that
-    assert not result.cost.stopped_by_budget and "budget" not in result.why
-    asked = result.receipt["cost"]["phases"]["looks"]["forward"]
-    assert asked == 4 * (100 + held)  # of the original, of the whole, and of both parts
-
-
-def test_a_part_of_a_sweep_that_costs_too_much_is_kept(world, monkeypatch):
-    costly = iter((True, True, False))  # the whole, a half, a quarter
-    monkeypatch.setattr(run.Run, "_costly", lambda self, look: next(costly))
-    model = world.net("mlp")
-    result = quiet(model, "sweep", progress=False, **some_samples(world))
-    assert result.receipt["measured"]["sweeps"][0]["part"] == 0.25
-    assert "25.0 % of the way of sweep 1 was kept, as it left" in result.why
-    assert not all(torch.equal(a, b) for a, b in zip(model.parameters(), result.model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("kind", ["numbers of words", "a dict"])

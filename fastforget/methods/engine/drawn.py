@@ -41,9 +41,10 @@ class Drawn:
         size: samples in a batch (fewer where the set is smaller).
         most: batches.
         purpose: of the seed.
+        earlier: an earlier draw from the set, whose answers of the teacher are taken over.
     """
 
-    def __init__(self, task: Task, data: Source, size: int, most: int, purpose: int) -> None:
+    def __init__(self, task: Task, data: Source, size: int, most: int, purpose: int, earlier: Drawn | None = None) -> None:
         self.task, self.data = task, data
         size = min(size, len(data))
         generator, wanted = task.generator(purpose), size * most
@@ -53,17 +54,23 @@ class Drawn:
         self.size = len(self.order[0])
         self.used, inverse = torch.cat(self.order).unique(return_inverse=True)
         self._rows = inverse.split([len(batch) for batch in self.order])
-        self.logits = self._answers()
+        self.logits = self._answers(earlier)
         self._teacher = without(self.logits, task.classes)
 
-    def _answers(self) -> Tensor:
+    def _answers(self, earlier: Drawn | None) -> Tensor:
         """The teacher's logits of every sample that was drawn."""
+        new = self.used if earlier is None else self.used[~torch.isin(self.used, earlier.used)]
         logits, self.task.teaching = Column(), True
         with _weights.evaluating(self.task.model), self.task.cost.phase("teacher"):
-            for x, _ in self.task.cost.reading(self.data.at(self.used.split(256), device=self.task.device)):
+            for x, _ in self.task.cost.reading(self.data.at(new.split(256), device=self.task.device)):
                 logits.add(self.task.forward(self.task.model, x).float())
         self.task.teaching = False
-        return logits.joined()
+        if earlier is None:
+            return logits.joined()
+        known = torch.isin(earlier.used, self.used)
+        parts = [earlier.logits[known.to(earlier.logits.device)], *([logits.joined()] if len(new) else [])]
+        order = torch.cat([earlier.used[known], new]).argsort()
+        return torch.cat(parts)[order.to(parts[0].device)]
 
     def __iter__(self) -> Iterator[Batch]:
         batches = self.task.cost.reading(self.data.at(self.order, device=self.task.device))

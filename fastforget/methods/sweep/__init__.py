@@ -40,12 +40,14 @@ class Sweep(SweepOptions):
         batch_size: unseen samples in a step, with half as many more to keep, and half as many to forget; ``None``: 32, 16 or 8, by
             the budget; 8 without samples of the classes.
         hold: ``"anchor"`` (the original's answers) or ``"labels"`` (cross-entropy; unseen data is held by the anchor anyhow).
-        alike: weight of the quantile term; ``None``: 10 for samples; for classes the more the model has memorised, the more: 0.15 to
+        alike: weight of the quantile term; ``None``: 10 for samples, less in batches of less than 32; for classes the more the model has memorised, the more: 0.15 to
             1 for one, 0 to 2 for several.
 
-    Its own budget, where none is given, is two epochs over ``retain``: 15,000 sample passes at most, and 1,200 at least. Where a class is
-    still known then, up to two more sweeps exceed it; a budget that was given is never exceeded. A sweep for samples that costs more of
-    the answers on unseen data than chance explains is kept in part (a half or a quarter of its way) or undone; ``why`` says so.
+    Its own budget, where none is given, is two epochs over ``retain``, and up to four the more of its data the model has memorised, which
+    unseen data shows: 15,000 sample passes at most, and 1,200 at least. Where a class is still known then, up to two more sweeps exceed
+    it; a budget that was given is never exceeded. A sweep that costs more of the right answers on unseen data than chance explains is
+    kept in part: for samples a half or a quarter of its way, else it is undone; for classes three quarters or a half, where they are gone
+    there, else it stays. ``why`` says so.
 
     Needs ``retain``; ``nonmember`` for samples, and for better results with classes. For classes ``forget`` may be missing, where the
     inputs are one floating point tensor: then images that are learned as UNSIR's noise is, but down the error, stand in for their

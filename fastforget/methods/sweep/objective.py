@@ -14,19 +14,20 @@ from ..engine.drawn import Batch, Drawn, answers
 from ..engine.terms import alike, anchor, away_from, confidence, hold, log_odds
 from ..task import Task
 from .images import Images
-from .options import SweepOptions
-from .rate import memorised
+from .options import BATCHES, SweepOptions
+from .rate import strength
 
 # weights beside that of -log(1 - p): of the anchor, of the cross-entropy on data to keep, of the original's answers without the classes
 HOLD, LABELS, WITHOUT = 8.0, 0.3, 0.5
 SOME = 8  # unseen samples, of which the original's spread can be told
-SAMPLES_ALIKE = 10.0  # weight of the quantile term for samples
+# weight of the quantile term for samples, at the largest of the run's own batches; in proportion at smaller ones, whose few samples
+# compare less surely (small nets with 16: 10 cost two points, 3 to 5 a half to one, and hid the samples as well)
+SAMPLES_ALIKE = 10.0
 # of one class's quantile term where the model has memorised nothing: without it the answers are gone, but log-odds far below zero
 # still tell the class (MNIST 5k: AUC .98, retrained .78; with it .87). Of several classes it cost a point there and hid them no better
 LEAST_ALIKE = 0.15
-MEMORY = 0.1  # of an AUC above a half, from which on a model counts as one that has memorised its data
-# the quantile term's weight then,
-ONE, SEVERAL = 1.0, 2.0  # of one class (1.5 cost half a point and hid no more) and of several
+# where the model has memorised its data: of one class (1.5 cost half a point and hid no more) and of several
+ONE, SEVERAL = 1.0, 2.0
 
 
 class Step(NamedTuple):
@@ -47,17 +48,16 @@ class Objective:
 
     Attributes:
         memory: what the original has memorised, see :func:`~.rate.memorised`.
-        strength: the same from 0 to 1, where it tells all that there is to tell.
+        strength: the same from 0 to 1.
         alike: weight of the quantile term.
     """
 
-    def __init__(self, options: SweepOptions, task: Task, kept: Drawn, unseen: Drawn | None) -> None:
+    def __init__(self, options: SweepOptions, task: Task, kept: Drawn, unseen: Drawn | None, memory: float, batch_size: int) -> None:
         self.hold, self.task = options.hold, task
         self.classes = torch.tensor(task.classes, dtype=torch.int64, device=task.device)
-        self.memory = memorised(kept, unseen)
-        self.strength = min(1.0, self.memory / MEMORY)
+        self.memory, self.strength = memory, strength(memory)
         whole, least = (ONE, LEAST_ALIKE) if len(task.classes) == 1 else (SEVERAL, 0.0)
-        found = max(whole * self.strength, least) if task.classes else SAMPLES_ALIKE
+        found = max(whole * self.strength, least) if task.classes else SAMPLES_ALIKE * min(1.0, batch_size / max(BATCHES.values()))
         self.alike = found if options.alike is None else options.alike
         others = kept if unseen is None or len(unseen.used) < SOME else unseen
         # the original's variance of what the quantile term compares

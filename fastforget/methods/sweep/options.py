@@ -16,7 +16,9 @@ from ..task import Task
 from ..unsir.options import Options as ImageOptions
 from . import images
 
-BUDGET, EPOCHS = 15_000, 2.0  # sample passes of a run without a budget of its own: at most, and epochs over the data to keep
+# sample passes of a run without a budget of its own: at most, and epochs over the data to keep, up to twice as many the more the model
+# has memorised
+BUDGET, EPOCHS = 15_000, 2.0
 FLOOR = 1_200  # and at least: fewer steps forget nothing, however little data there is
 BATCHES = {9_000: 32, 1_500: 16, 0: 8}  # the least budget, and its batches of unseen samples: more steps serve better than larger ones
 SETTLE, CHECK = 6, 3  # steps whose samples batch norm's statistics are taken anew from, and whose samples say whether that helped
@@ -75,15 +77,21 @@ def settling(model: nn.Module, each: int) -> int:
     return -(-(SETTLE + 2 * CHECK) * each // FORWARD) if has_statistics(model) else 0
 
 
-def plan(options: SweepOptions, task: Task, look: int, spare: int) -> Plan:
+def own_budget(kept: int, strength: float) -> int:
+    """Sample passes of a run over ``kept`` samples to keep; ``strength``, 0 to 1: what the model has memorised of them."""
+    return round(min(BUDGET, max(FLOOR, EPOCHS * (1 + strength) * kept)))
+
+
+def plan(options: SweepOptions, task: Task, look: int, spare: int, known: int = 0) -> Plan:
     """The most steps that the budget has room for, with the teacher's passes, trials and looks (of ``look`` sample passes) beside them;
-    ``spare`` sample passes are for looks at parts of the way, and come out of what :data:`SHARE` leaves, if that is enough.
+    ``spare`` sample passes are for looks at parts of the way, and come out of what :data:`SHARE` leaves, if that is enough; the teacher
+    has answered ``known`` samples.
 
     Sets the run's own budget where the user gave none.
     """
     assert task.retain is not None
     if task.cost.budget is None:
-        task.cost.budget = round(min(BUDGET, max(FLOOR, EPOCHS * len(task.retain))))
+        task.cost.budget = own_budget(len(task.retain), 0.0)
     b = options.batch_size or next(size for least, size in BATCHES.items() if task.cost.budget >= least)
     if task.forget is None and options.batch_size is None:
         b = min(BATCHES.values())  # images take more steps
@@ -100,7 +108,7 @@ def plan(options: SweepOptions, task: Task, look: int, spare: int) -> Plan:
     def costs(steps: int) -> int:
         """Steps, and what the teacher is asked for them: every sample once."""
         asked = sum(min(steps * n, len(getattr(task, name))) for name, n in sizes.items() if getattr(task, name) is not None)
-        return steps * each + -(-asked // FORWARD)
+        return steps * each + -(-max(0, asked - known) // FORWARD)
 
     most = min(max(room, 0) // each, MOST)
     while most and costs(most) > room:

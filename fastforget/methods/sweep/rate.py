@@ -22,6 +22,7 @@ from ..task import Task
 # memorised, which must be shaken loose
 STEADY, LOOSER = 8e-3, 3.0
 TRIED = 3e-3  # the first rate tried
+MEMORY = 0.1  # of an AUC above a half, from which on a model counts as one that has memorised its data
 
 
 def size(weight: Tensor) -> float:
@@ -68,6 +69,11 @@ def memorised(kept: Drawn, unseen: Drawn | None) -> float:
     losses = [membership.membership_scores(d.logits, d.labels().to(d.logits.device)).loss for d in (kept, unseen)]
     auc, error = auc_of(*losses)
     return max(0.0, auc - 0.5 - error)
+
+
+def strength(memory: float) -> float:
+    """What :func:`memorised` found, from 0 to 1."""
+    return min(1.0, memory / MEMORY)
 
 
 def few_trained(model: nn.Module) -> bool:

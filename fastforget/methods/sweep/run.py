@@ -3,64 +3,33 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ... import _weights
-from ..._data import Source
 from ..._text import percent
-from ...ops import membership
-from ..attack import auc_of
-from ..cost import FORWARD
 from ..engine import norms, precision
 from ..engine.drawn import Drawn, together
 from ..engine.loop import cosine, descend, must_be_finite, steps, trainable, training
 from ..engine.tensorwise import TensorwiseAdam
 from ..task import Task
 from .images import Images
+from .looks import Looked, Looks
 from .objective import Objective, Step, first, lost
-from .options import CHECK, SETTLE, SweepOptions, forget_size, kept_size, plan, settling
-from .rate import few_trained, size, steady
+from .options import CHECK, SETTLE, Plan, SweepOptions, forget_size, kept_size, own_budget, plan, settling
+from .rate import few_trained, memorised, size, steady, strength
 
-RETAIN_ORDER, UNSEEN_ORDER, FORGET_ORDER, LOOK_ORDER = 61, 62, 63, 64  # purposes of seeds
+RETAIN_ORDER, UNSEEN_ORDER, FORGET_ORDER = 61, 62, 63  # purposes of seeds
 LIMIT = 0.03  # of the rate
 FEW = 0.05  # the same where most weights are frozen (adapters): the few others must move further for the same change
 BY_IMAGES = 0.01  # the same without samples of the classes, where no look can say that it was too much
-GONE = 0.005  # a class is gone when at most this share of its samples is answered right: half of what the verdict allows
-LOOK = 512  # samples that a look takes of a set, at most
-MARGIN = 1.0  # standard errors that the loss attack's AUC may be from a half
 AGAIN = {"classes": 4.0, "samples": 2.0}  # each further sweep's rate over the last one's
 HALVINGS = 4
-PARTS = 0.5, 0.25  # of the way of a sweep that cost too much
-LOST = 0.01  # of the unseen samples answered right, a sweep for samples may cost, and what chance explains
-
-
-class Looked(TypedDict, total=False):
-    """What a sweep ended with: what is still known, and whether it is gone (None: there are no samples to look at)."""
-
-    rate: float
-    known: float
-    gone: bool | None
-    right: float  # share of unseen samples answered right
-    undone: bool  # the sweep cost too many of those, and was undone
-    too_far: bool  # samples are fitted worse than unseen ones
-    part: float  # of the way of the last sweep that was kept then
-
-
-def some_to_forget(task: Task) -> Source | None:
-    """What a look takes of the forget set. Of several classes as many each, where they have them: all must be gone, the rarest too."""
-    data, generator = task.forget, task.generator(LOOK_ORDER)
-    if data is None or len(data) <= LOOK or len(task.classes) < 2:
-        return None if data is None else data.at_most(LOOK, generator)
-    order = torch.randperm(len(data), generator=generator)
-    labels, turn = data.labels()[order], torch.empty_like(order)
-    for c in task.classes:
-        turn[labels == c] = torch.arange(int((labels == c).sum()))
-    return data.subset(order[turn.argsort(stable=True)[:LOOK]].sort().values)
+# of the way of a sweep that cost too much, of which the first that costs less is kept: classes must be gone there, too
+PARTS = {"classes": (0.75, 0.5), "samples": (0.5, 0.25)}
 
 
 class Run:
@@ -69,30 +38,52 @@ class Run:
     def __init__(self, options: SweepOptions, task: Task) -> None:
         self.options, self.task = options, task
         self.own = task.cost.budget is None  # the budget may be extended where it is the run's own
-        self.looked = some_to_forget(task)
-        self.plan = plan(options, task, 2 * self._look_costs(), 0 if task.classes else len(PARTS) * self._look_costs())
-        self.done: list[Looked] = []
-        # share of the held unseen samples that the original answers right, where samples are to go
-        self.first: float | None = None
+        self.kind = "classes" if task.classes else "samples"
+        self.looks, self.done = Looks(task), list[Looked]()
+        self.plan = self._planned()
         if not self.plan.steps:
             task.cost.stopped_by_budget = True
             return
         assert task.retain is not None
-        if not task.classes:
-            self.first = self._look()["right"]
         self.form = self._precision()
         # images are learned, and the teacher is asked, while the model is the original
+        self.kept, self.unseen = self._to_hold()
+        memory = memorised(self.kept, self.unseen)
+        if self.own and self._has_more(memory):
+            self.kept, self.unseen = self._to_hold(self.kept, self.unseen)
         b, most = self.plan.batch_size, self.plan.steps
-        self.kept = Drawn(task, task.retain, kept_size(b), most, RETAIN_ORDER)
-        self.unseen = Drawn(task, task.nonmember, b, most, UNSEEN_ORDER) if task.nonmember is not None else None
+        self.looks.first(self.unseen)
         self.forget: Drawn | Images
         if task.forget is not None:
             self.forget = Drawn(task, task.forget, forget_size(b), most, FORGET_ORDER)
         else:
             assert self.plan.images is not None
             self.forget = Images(task, self.plan.images)
-        self.objective = Objective(options, task, self.kept, self.unseen)
+        self.objective = Objective(options, task, self.kept, self.unseen, memory, b)
         self.rate = self._found() if options.rate is None else options.rate
+
+    def _planned(self, known: int = 0) -> Plan:
+        """``known``: samples whose teacher's answers are there."""
+        spare = 0 if self.task.classes else len(PARTS["samples"]) * self.looks.costs
+        return plan(self.options, self.task, 2 * self.looks.costs, spare, known)
+
+    def _to_hold(self, kept: Drawn | None = None, unseen: Drawn | None = None) -> tuple[Drawn, Drawn | None]:
+        """What the model is held by: drawn for the plan, with the teacher's answers that an earlier draw has."""
+        task, b, most = self.task, self.plan.batch_size, self.plan.steps
+        assert task.retain is not None
+        drawn = Drawn(task, task.retain, kept_size(b), most, RETAIN_ORDER, kept)
+        return drawn, None if task.nonmember is None else Drawn(task, task.nonmember, b, most, UNSEEN_ORDER, unseen)
+
+    def _has_more(self, memory: float) -> bool:
+        """Gives the run more passes where unseen data shows that the model has memorised; whether it did."""
+        task = self.task
+        assert task.retain is not None and task.cost.budget is not None
+        more = own_budget(len(task.retain), 0.0 if self.unseen is None or few_trained(task.model) else strength(memory))
+        if more <= task.cost.budget:
+            return False
+        task.cost.budget = more
+        self.plan = self._planned(len(self.kept.used) + len(self.unseen.used if self.unseen else ()))
+        return True
 
     def _drawn(self) -> Iterator[Step]:
         return map(Step._make, zip(self.kept, self.unseen or itertools.repeat(None), self.forget, strict=False))
@@ -110,41 +101,28 @@ class Run:
             return {"chosen": self.plan.receipt(), "measured": {"sweeps": []}}
         task, rate = self.task, self.rate
         for number in range(self.options.sweeps):
-            whole = self.plan.steps * self.plan.each + settling(task.model, self.plan.each) + self._look_costs()
+            whole = self.plan.steps * self.plan.each + settling(task.model, self.plan.each) + self.looks.costs
             if number and self.own and task.classes and task.cost.left() < whole:
                 task.cost.budget = (task.cost.budget or 0) + whole
             if not task.cost.has_room(whole):
                 break
             before = _weights.save(task.model)
             self._sweep(rate, number)
-            look: Looked = {"rate": rate, **self._look()}
+            look: Looked = {"rate": rate, **self.looks.take()}
             self.done.append(look)
             if look.get("too_far"):
                 self._halfway_back(before)
-            costly = self._costly(look)
+            costly = look.get("costly", False) and not self._known(look)
             if costly:
                 self._back(before)
             task.history.append({"phase": "look", **look})
             if costly or look["gone"] is not False or look.get("too_far"):
                 break
-            rate *= AGAIN["classes" if task.classes else "samples"]
+            rate *= AGAIN[self.kind]
         return {
             "chosen": {"rate": self.rate, "alike": self.objective.alike, **self.plan.receipt(), "form": self.form},
             "measured": {"memorised": self.objective.memory, "sweeps": self.done},
         }
-
-    def _costly(self, look: Looked) -> bool:
-        """Whether a sweep for samples cost more of what the model answers right on unseen data than chance explains."""
-        if self.first is None:
-            return False
-        assert self.task.held is not None
-        error = math.sqrt(self.first * (1 - self.first) / len(self.task.held))
-        return self.first - look["right"] > LOST + MARGIN * error
-
-    def _look_costs(self) -> int:
-        """Sample passes of a look."""
-        held = self.task.held if not self.task.classes else None
-        return -(-(len(self.looked or ()) + len(held or ())) // FORWARD)
 
     def _halfway_back(self, before: dict[str, Tensor]) -> None:
         """Samples that are fitted worse than unseen ones stand out: goes back towards the weights before the last sweep, half of the way
@@ -159,31 +137,41 @@ class Run:
             low, high = (low, part) if self.done[-1].get("too_far") else (part, high)
 
     def _back(self, before: dict[str, Tensor]) -> None:
-        """A sweep that cost too much is kept in part, where a half or a quarter of its way costs no more than chance explains; else it is
-        undone. The verdict's ``why`` says so."""
-        assert self.task.held is not None and self.first is not None
+        """A sweep that cost too much is kept in part, where a part of its way costs no more than chance explains. Else one for samples is
+        undone; one for classes stays, since they must go. The verdict's ``why`` says so."""
         after, look = _weights.save(self.task.model), self.done[-1]
         whole = look.copy()
         way = whole.pop("part", 1.0)
-        if any(self._at(part, before, after) and not self._costly(look) for part in PARTS):
+        sweep = f"sweep {len(self.done)}"
+        if any(self._at(part, before, after) and not look.get("costly") and not self._known(look) for part in self._parts()):
             look["part"] *= way
-            done = f"{percent(look['part'])} of the way of sweep {len(self.done)} was kept"
+            done = f"{percent(look['part'])} of the way of {sweep} was kept"
         else:
-            _weights.put_back(self.task.model, before)
+            _weights.put_back(self.task.model, after if self.task.classes else before)
             look.update(whole)
             look.pop("part", None)
-            look["undone"] = True
-            done = f"sweep {len(self.done)} was undone"
-        right = f"{percent(whole['right'])} of {len(self.task.held)} unseen samples right, {percent(self.first)} before"
-        self.task.remark = f"{done}, as it left {right}"
+            look["undone"] = not self.task.classes
+            done = f"{sweep} was {'costly' if self.task.classes else 'undone'}"
+        right = self.looks.right.double()
+        left = f"{percent(whole['right'])} of {len(right)} unseen samples right, {percent(right.mean().item())} before"
+        self.task.remark = f"{done}, as it left {left}"
+
+    def _known(self, look: Looked) -> bool:
+        """Whether classes are still known, which counts for more than what a sweep costs."""
+        return bool(self.task.classes) and look["gone"] is False
+
+    def _parts(self) -> tuple[float, ...]:
+        """Where there are no samples to look at, nobody can say that the classes are gone on a part of the way."""
+        return () if self.looks.forget is None else PARTS[self.kind]
 
     def _at(self, part: float, before: dict[str, Tensor], after: dict[str, Tensor]) -> bool:
         """Puts the model on the way between weights, and looks; False, and as it was, where the budget has no room for that."""
-        if not self.task.cost.has_room(self._look_costs()):
+        if not self.task.cost.has_room(self.looks.costs):
             return False
         between = {k: v if not v.is_floating_point() else before[k].lerp(v, part) for k, v in after.items()}
         _weights.put_back(self.task.model, between)
-        self.done[-1].update(self._look())
+        self.done[-1].pop("costly", None)
+        self.done[-1].update(self.looks.take())
         self.done[-1]["part"] = part
         return True
 
@@ -226,17 +214,3 @@ class Run:
         norms.settle(task, (part for batches in zip(*sets, strict=False) for part in together([batch.inputs for batch in batches])))
         if lost(task, check) > was:
             _weights.put_back(task.model, before)
-
-    def _look(self) -> Looked:
-        task = self.task
-        if self.looked is None:
-            return {"gone": None}
-        with task.cost.phase("looks"):
-            if task.classes:
-                known = max(task.right_by_class(self.looked, task.classes).values())
-                return {"known": known, "gone": known <= GONE}
-            assert task.held is not None
-            others, wanted = task.logits(task.held), task.logits(self.looked)
-            auc, error = auc_of(*(membership.membership_scores(*answers).loss for answers in (wanted, others)))
-            right = others[0].argmax(1).eq(others[1]).double().mean().item()
-            return {"known": auc, "gone": abs(auc - 0.5) <= MARGIN * error, "too_far": auc < 0.5 - MARGIN * error, "right": right}

@@ -1,0 +1,152 @@
+"""What a sweep costs: how many passes it takes where a model has memorised, and what becomes of one that costs too much."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from digits_world import World, quiet, right
+
+from fastforget.methods.engine.drawn import Drawn
+from fastforget.methods.sweep import looks
+from fastforget.methods.sweep import run as sweep_run
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World()
+
+
+def some_samples(world: World) -> dict:
+    """A request for the first hundred training samples, whatever their class."""
+    (x, y), half = world.train, len(world.test[1]) // 2
+    sets = {"forget": (x[:100], y[:100]), "retain": (x[100:], y[100:])}
+    return {**sets, "nonmember": tuple(t[:half] for t in world.test), "test": tuple(t[half:] for t in world.test)}
+
+
+def test_a_sweep_for_samples_that_costs_too_much_is_undone_and_why_says_so(world, monkeypatch):
+    monkeypatch.setattr(looks, "LOST", -2.0)  # any cost, and none, is too much
+    result = quiet(world.net("mlp"), "sweep", progress=False, **some_samples(world))
+    assert result.receipt["weights_sha256"]["before"] == result.receipt["weights_sha256"]["after"]
+    ((look,),) = (result.receipt["measured"]["sweeps"],)
+    assert look["undone"] and "part" not in look
+    held = len(world.test[1]) // 2 // 3
+    assert f"sweep 1 was undone, as it left {100 * look['right']:.1f} % of {held} unseen samples right, " in result.why
+    # a half and a quarter of the way were tried: the budget has room for that
+    assert not result.cost.stopped_by_budget and "budget" not in result.why
+    asked = result.receipt["cost"]["phases"]["looks"]["forward"]
+    assert asked == 4 * (100 + held)  # of the original, of the whole, and of both parts
+
+
+def test_a_part_of_a_sweep_that_costs_too_much_is_kept(world, monkeypatch):
+    costly = iter((False, True, True, False))  # of the original, of the whole, a half, a quarter
+    monkeypatch.setattr(looks.Looks, "_costly", lambda self: next(costly))
+    model = world.net("mlp")
+    result = quiet(model, "sweep", progress=False, **some_samples(world))
+    assert result.receipt["measured"]["sweeps"][0]["part"] == 0.25
+    assert "25.0 % of the way of sweep 1 was kept, as it left" in result.why
+    assert not all(torch.equal(a, b) for a, b in zip(model.parameters(), result.model.parameters(), strict=True))
+
+
+def one_class(world: World) -> dict:
+    """A request for class 3, with unseen data of all classes."""
+    return {
+        "classes": [3],
+        "forget": world.part(world.train, [3], True),
+        "retain": world.part(world.train, [3], False),
+        "nonmember": tuple(t[: len(t) // 2] for t in world.test),
+    }
+
+
+def test_a_sweep_for_a_class_that_costs_too_much_stays_and_why_says_so(world, monkeypatch):
+    """Where no part of the way costs less, the class goes all the same: that was asked for."""
+    monkeypatch.setattr(looks, "LOST", -2.0)
+    result = quiet(world.net("mlp"), "sweep", progress=False, **one_class(world))
+    (look,) = result.receipt["measured"]["sweeps"]
+    assert look["costly"] and not look["undone"] and look["known"] == 0 and "part" not in look
+    others = int((world.test[1][: len(world.test[1]) // 2] != 3).sum())
+    asked = min(looks.OTHERS, others)
+    assert f"sweep 1 was costly, as it left {100 * look['right']:.1f} % of {asked} unseen samples right, " in result.why
+    assert right(result.model, world.part(world.train, [3], True)) <= 0.01
+
+
+@pytest.mark.parametrize(("there", "kept"), [(True, 0.5), (False, None)])
+def test_a_part_of_the_way_is_kept_for_a_class_where_it_is_gone(world, monkeypatch, there, kept):
+    """Three quarters of the way cost too much; half of it does not, but the class may still be known there."""
+    costly, take = iter((True, True, False)), looks.Looks.take
+    monkeypatch.setattr(looks.Looks, "_costly", lambda self: next(costly))
+    looked = []
+
+    def at_half(self):
+        looked.append(take(self))
+        return looked[-1] | ({"gone": there} if len(looked) == 3 else {})
+
+    monkeypatch.setattr(looks.Looks, "take", at_half)
+    result = quiet(world.net("mlp"), "sweep", progress=False, **one_class(world))
+    (look,) = result.receipt["measured"]["sweeps"]
+    assert len(looked) == 3 and look.get("part") == kept
+    assert ("50.0 % of the way of sweep 1 was kept" in result.why) == there
+
+
+def test_what_a_sweep_costs_is_told_by_the_samples_on_which_both_differ():
+    """100 samples, of which 10 are lost and 5 won: 5 less one, and one standard error, the root of 15, is 0.13 more than chance. Of 10 lost
+    and 8 won chance explains the 2. Two accuracies of different samples, of 90 % and 85 %, would lie within a standard error of 4.6."""
+    seen = looks.Looks.__new__(looks.Looks)
+    seen.right = torch.arange(100) < 90
+    for won, wanted in ((5, True), (8, False)):
+        seen._now = (torch.arange(100) >= 10) & (torch.arange(100) < 90 + won)
+        assert seen._costly() is wanted
+
+
+@pytest.mark.parametrize(("memory", "epochs"), [(0.0, 2), (0.05, 3), (0.2, 4)])
+def test_a_net_that_has_memorised_gets_more_passes(world, monkeypatch, memory, epochs):
+    monkeypatch.setattr(sweep_run, "memorised", lambda kept, unseen: memory)
+    sets = one_class(world)
+    result = quiet(world.net("mlp"), "sweep", progress=False, **sets)
+    budget = epochs * len(sets["retain"][1])
+    assert result.receipt["cost"]["budget"] == budget
+    assert 0.8 * budget < result.cost.passes <= budget
+
+
+@pytest.mark.parametrize("given", [{"budget": 2_000}, {"nonmember": None}])
+def test_passes_are_not_more_than_was_given_or_than_can_be_told(world, monkeypatch, given):
+    """A budget is kept; and without unseen data nobody can tell what was memorised."""
+    monkeypatch.setattr(sweep_run, "memorised", lambda kept, unseen: 1.0)
+    sets = one_class(world) | given
+    result = quiet(world.net("mlp"), "sweep", progress=False, **sets)
+    budget = given.get("budget", 2 * len(sets["retain"][1]))
+    assert result.receipt["cost"]["budget"] == budget and result.cost.passes <= budget
+
+
+@pytest.mark.parametrize("most", [(2, 9), (9, 2), (3, 3)])
+def test_a_second_draw_takes_over_what_the_teacher_has_answered(world, most):
+    """Its answers are those of a fresh draw, and only new samples are asked."""
+    drawn: list[Drawn] = []
+    asked: list[int] = []
+
+    class Both:
+        name, scope, needs_forget, gradients, learns_noise = "both", "classes", True, (), False
+
+        def receipt(self):
+            return {}
+
+        def run(self, task):
+            first = Drawn(task, task.retain, 16, most[0], 7)
+            before = task.cost.phases["teacher"].forward
+            drawn.append(Drawn(task, task.retain, 16, most[1], 7, first))
+            asked.append(task.cost.phases["teacher"].forward - before)
+            drawn.append(Drawn(task, task.retain, 16, most[1], 7))
+            return {}
+
+    sets = one_class(world)
+    del sets["nonmember"]
+    quiet(world.net("mlp"), Both(), progress=False, **sets)
+    second, fresh = drawn
+    assert asked == [16 * max(0, most[1] - most[0])]
+    assert torch.equal(second.used, fresh.used) and torch.allclose(second.logits, fresh.logits, atol=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(second.order, fresh.order, strict=True))
+
+
+@pytest.mark.parametrize(("batch", "weight"), [(32, 10.0), (16, 5.0), (8, 2.5), (64, 10.0)])
+def test_fewer_samples_in_a_step_weigh_less_where_samples_go(world, batch, weight):
+    result = quiet(world.net("mlp"), "sweep", progress=False, batch_size=batch, **some_samples(world))
+    assert result.receipt["chosen"]["alike"] == weight
