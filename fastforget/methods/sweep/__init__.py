@@ -40,8 +40,8 @@ class Sweep(SweepOptions):
         batch_size: unseen samples in a step, with half as many more to keep, and half as many to forget; ``None``: 32, 16 or 8, by
             the budget; 8 without samples of the classes.
         hold: ``"anchor"`` (the original's answers) or ``"labels"`` (cross-entropy; unseen data is held by the anchor anyhow).
-        alike: weight of the quantile term; ``None``: 10 for samples, less in batches of less than 32; for classes the more the model has memorised, the more: 0.15 to
-            1 for one, 0 to 2 for several.
+        alike: weight of the quantile term; ``None``: 10 for samples, less in batches of less than 32; for classes the more the model has
+            memorised, the more: 0.15 to 1 for one, 0 to 2 for several.
 
     Its own budget, where none is given, is two epochs over ``retain``, and up to four the more of its data the model has memorised, which
     unseen data shows: 15,000 sample passes at most, and 1,200 at least. Where a class is still known then, up to two more sweeps exceed
