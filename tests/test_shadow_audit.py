@@ -11,13 +11,14 @@ import torch
 from fastforget._bench import shadow_audit
 from fastforget.demo import data
 
-MODELS = ["original", *shadow_audit.METHODS, "retrained"]
+METHODS = ["unsir samples", "lightweight", "salun"]
+MODELS = ["original", *METHODS, "retrained"]
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict[str, Any]:
     place = tmp_path_factory.mktemp("audit")
-    args = ["--data", "digits", "--n", "4", "--forget", "24", "--epochs", "4", "--shadow-method", "lightweight", "unsir samples"]
+    args = ["--data", "digits", "--n", "4", "--forget", "24", "--epochs", "4", "--method", *METHODS, "--shadow-method", "lightweight", "unsir samples"]
     files = ["--state", str(place / "state"), "--out", str(place / "found.json"), "--page", str(place / "page.html")]
     assert shadow_audit.main([*args, *files]) == 0
     return {"place": place, "arguments": [*args, *files], **json.loads((place / "found.json").read_text())}
@@ -33,6 +34,12 @@ def test_every_model_has_figures_with_intervals_of_every_attack(found) -> None:
     assert found["u_lira_matched"].keys() == {"unsir samples"}
     assert found["controls"]["untouched"]["behaved"] and found["controls"]["random"]["behaved"]
     assert "Audit with shadow models" in (found["place"] / "page.html").read_text()
+
+
+def test_shadow_models_unlearn_only_by_what_is_attacked(tmp_path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        shadow_audit.main(["--method", "salun", "--shadow-method", "sweep", "--out", str(tmp_path / "found.json")])
+    assert "--shadow-method: sweep isn't among --method" in capsys.readouterr().err
 
 
 def test_markdown_shows_what_was_found(found, capsys) -> None:
