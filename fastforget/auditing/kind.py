@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .._labels import Reading
 
 if TYPE_CHECKING:
+    from .figures import ModelRow
     from .measured import Measured
 
 
@@ -31,11 +32,13 @@ class Rule:
     Attributes:
         entries: all numbered sentences; the last two are of the status and the verdict.
         beside_one: checks that are carried out beside one retrained model, the nearest where there are several.
+        doubted: (a retrained model's figures, the original's or None) -> why it isn't believed by its answers, or None.
         unmeasured: what a reader may miss among the findings: one line each, said of every model that is judged.
     """
 
     entries: tuple[Entry, ...]
     beside_one: tuple[Callable[..., Any], ...]
+    doubted: Callable[[ModelRow, ModelRow | None], str | None] = lambda reference, original: None
     unmeasured: tuple[str, ...] = ()
 
     @property

@@ -69,9 +69,9 @@ def unlearn(
         progress: bars on a terminal.
         drop_forget: leaves samples of ``classes`` out of ``retain`` instead of refusing them.
         check_overlap: where samples (not classes) are to be forgotten, counts those that ``retain``, ``nonmember`` or ``test`` hold too
-            (same bytes and label; same index in parts of one data set) and refuses more than 1 % of them, plus twice what the twins within
-            that set lead to expect. Real data has twins; the count is in the receipt. Costs one pass over the sets (0.15 s for 55,000
-            images of 28x28); sets that are read sample by sample are compared up to 20,000 samples.
+            (same bytes and label, of sequences the same scored tokens; same index in parts of one data set) and refuses more than 1 % of
+            them, plus twice what the twins within that set lead to expect. Real data has twins; the count is in the receipt. Costs one pass
+            over the sets (0.15 s for 55,000 images of 28x28); sets that are read sample by sample are compared up to 20,000 samples.
         budget: sample passes (samples that go forward and backward; a third of those that only go forward) that the method may use: a
             number, or epochs over ``retain`` as text, ``"2 epochs"``. A run that it ends says so in ``why``. Looks before and after the
             method aren't part of it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from typing import Any
 
 from ..._text import visible
 from ..figures import FORGET, AuditFigures
@@ -75,6 +76,7 @@ def notes(audit: AuditFigures, *, intervals: str = "[low, high]", conventions: b
         result.append(f"{intervals}: 95 % confidence interval over the draw of the samples.")
     if settings["reference"] is None:
         result.append('NO REFERENCE: no model named "retrained" was given. Read the figures as changes, not as distances from an ideal.')
+    result += _shared(settings.get("overlap", {}))
     result += _undefined_rates(audit)
     result.append(f"forgetting rate: {NOT_IDEAL}")
     used = settings.get("conventions_used", {})
@@ -84,6 +86,22 @@ def notes(audit: AuditFigures, *, intervals: str = "[low, high]", conventions: b
     for reason, labels in undefined_probes([*audit.figures, *audit.control_figures]).items():
         result.append(f"no figure (-) where {reason}: {'; '.join(labels)}.")
     return result + [f"{name.replace('_', ' ')}: {convention}." for name, convention in settings["comparisons"].items()]
+
+
+def _shared(overlap: dict[str, Any]) -> list[str]:
+    """Which sets hold sequences of the forget set, and where that wasn't looked for."""
+    result = []
+    for name, found in overlap.items():
+        if name == "how":
+            result.append(f"sequences that the forget set shares with the other sets: {found}.")
+        elif "shared" not in found:
+            result.append(f"sequences that the forget set shares with the {name} set: {found['how']}.")
+        elif found["shared"]:
+            result.append(
+                f"{found['shared']} of the forget set's sequences are in the {name} set too (same {found['how']}, "
+                f"{found['allowed']:.1f} accepted)."
+            )
+    return result
 
 
 def _coarse(audit: AuditFigures) -> list[str]:
