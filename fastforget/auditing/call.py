@@ -163,13 +163,11 @@ class Audit:
         }  # fmt: skip
         further: dict[str, Any] = {"oracles": oracles, "shadows": shadows, "teacher": teacher, "controls": controls}
         with _ranks.together("audit", *(models.values() if isinstance(models, dict) else ())) as ranks:
-            if ranks is not None and sequences:
-                raise TypeError("models: a language model in DDP or FSDP2 isn't audited yet; accepted is the module inside, on one rank")
             if ranks is None:
                 return _audit(models, **sets, **settings, **further, progress=progress)
             ranks.options(**settings, models=list(models), further=[name for name, value in further.items() if value])
             whole = ranks.models(models)
-            sets |= ranks.sets(sets, unpack=unpack, batch_size=batch_size)
+            sets |= ranks.sets(sets, unpack=unpack, batch_size=batch_size, reading=kinds.asked(sequences).labels)
             made = _audit(whole, **sets, **settings, **further, progress=progress and ranks.first)
             ranks.agree("the report", (made.verdict, repr(made.rows)), _ranks.OTHER_BYTES)
             made.settings["ranks"] = len(ranks.ranks)
