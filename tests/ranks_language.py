@@ -112,11 +112,11 @@ def fsdp(model: nn.Module) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     made: Any = copy.deepcopy(model)
-    for layer in made.layers:
+    for layer in next(m for m in made.modules() if isinstance(m, nn.ModuleList)):
         fully_shard(layer)
     fully_shard(made)
     with torch.no_grad():
-        made(torch.ones(2, LENGTH, dtype=torch.int64))
+        made(input_ids=torch.ones(2, LENGTH, dtype=torch.int64))
     return made
 
 
@@ -188,6 +188,40 @@ def smoke(rank: int, world: int, folder: Path) -> None:
         result = call(unlearned, "gradient_difference", sets("forget", "retain", "nonmember", parts=parts), epochs=1)
         report = audited({"original": held}, **sets("forget", "retain", "test", parts=parts), attacks=["loss"], intervals=False)
         made[name] = (*state_of(result, result.model), report)
+    torch.save(made, folder / f"{rank}.pt")
+
+
+def adopted() -> dict[str, nn.Module]:
+    """GPT-2 and Llama from configs, and adapters on the latter."""
+    import peft
+    import transformers
+
+    ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0)
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    torch.manual_seed(0)
+    gpt2 = transformers.GPT2Config(vocab_size=WORDS, n_positions=16, n_embd=16, n_layer=4, n_head=2, **ids, **dropout)
+    llama = transformers.LlamaConfig(
+        vocab_size=WORDS, hidden_size=16, intermediate_size=24, num_hidden_layers=4, num_attention_heads=2, **ids
+    )
+    made = {"gpt2": transformers.GPT2LMHeadModel(gpt2), "llama": transformers.LlamaForCausalLM(llama)}
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    made["lora"] = peft.get_peft_model(copy.deepcopy(made["llama"]), lora)
+    return {name: model.eval() for name, model in made.items()}
+
+
+def of_transformers(rank: int, world: int, folder: Path) -> None:
+    made = {}
+    for name, base in adopted().items():
+        for method in ("npo", "rmu"):
+            alone = call(base, method, sets("forget", "retain", "nonmember"), epochs=1)
+            made[name, method, "alone"] = state_of(alone, alone.model)
+            for kind, wrap in HELD.items():
+                model = wrap(base)
+                result = call(model, method, sets("forget", "retain", "nonmember", parts=True), inplace=True, epochs=1)
+                made[name, method, kind] = state_of(result, model)
+        for kind, wrap in {"alone": copy.deepcopy, **HELD}.items():
+            models = {"original": wrap(base), "unlearned": wrap(alone.model)}
+            made[name, "audit", kind] = audited(models, **sets("forget", "retain", "test", parts=kind != "alone"))
     torch.save(made, folder / f"{rank}.pt")
 
 
