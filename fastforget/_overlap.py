@@ -141,9 +141,10 @@ def _by_hash(data: Source) -> Tensor:
 
 
 def _by_tokens(data: Source) -> Tensor:
-    """int64[N]: a number for the scored tokens of each sequence, in their order. Padding has none, and nothing answers the first token."""
+    """int64[N]: a number for the scored tokens of each sequence that has any, in their order. Padding has none, nor has the first token,
+    which nothing answers."""
     found = (row[row != IGNORED] for _, labels in data.batches() for row in labels[:, 1:].cpu())
-    return _numbers(hashlib.sha256(tokens.numpy().tobytes()).digest() for tokens in found)
+    return _numbers(hashlib.sha256(tokens.numpy().tobytes()).digest() for tokens in found if len(tokens))
 
 
 def _numbers(hashes: Iterable[bytes]) -> Tensor:

@@ -63,7 +63,7 @@ class Kind:
         sequences: whether they are token ids [N, T].
         attacks: what each attack measures, by its name.
         default: the attacks that are run where none are named.
-        refused: options that don't serve.
+        refused: options that don't serve, and what is measured instead.
         measure: a checked request -> its figures.
         rule: what they are judged by.
     """
@@ -72,6 +72,6 @@ class Kind:
     sequences: bool
     attacks: Mapping[str, str]
     default: tuple[str, ...]
-    refused: tuple[str, ...]
+    refused: Mapping[str, str]
     measure: Callable[[Any], Measured]
     rule: Rule

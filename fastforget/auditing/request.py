@@ -161,11 +161,11 @@ def _seed(seed: Any) -> int:
 
 def _refuse(kind: Kind, given: Mapping[str, Any]) -> None:
     """Refuses options that don't serve this kind of audit."""
-    for name in kind.refused:
+    for name, instead in kind.refused.items():
         if given[name] is not None and (name != "relearn" or len(given[name])):
             raise ValueError(
-                f"{name}: got {type(given[name]).__name__}; of sequences it isn't measured, so accepted is an audit without it "
-                "(docs/language.md says what is)"
+                f"{name}: got {type(given[name]).__name__}; of sequences it isn't measured, so accepted is an audit without it. Instead, "
+                f"{instead} (docs/language.md)"
             )
 
 
@@ -185,7 +185,9 @@ def _attacks(kind: Kind, attacks: Sequence[str] | None) -> tuple[str, ...]:
     attacks = kind.default if attacks is None else attacks
     accepted = (*kind.attacks, *(() if "shadows" in kind.refused else shadow_attacks.NAMES))
     if isinstance(attacks, str) or not all(attack in accepted for attack in attacks):
-        raise ValueError(f"attacks: got {attacks!r}; accepted is a list of {', '.join(map(repr, accepted))}")
+        by_shadows = "shadows" in kind.refused and any(name in shadow_attacks.NAMES for name in attacks)
+        advice = f". Shadow models aren't read: of sequences, {kind.refused['shadows']}" if by_shadows else ""
+        raise ValueError(f"attacks: got {attacks!r}; accepted is a list of {', '.join(map(repr, accepted))}{advice}")
     return tuple(dict.fromkeys(("loss", *attacks)))
 
 

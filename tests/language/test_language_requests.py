@@ -321,7 +321,7 @@ def test_refused():
     refusal(ask("rmu", model=w.bigram()), ValueError, "layer: not given, and the model has no ModuleList")
     models = {"original": net, "unlearned": net}
     sets = {"forget": pair["forget"], "retain": pair["retain"], "test": pair["nonmember"]}
-    refusal(lambda: ff.audit(models, **sets), ValueError, r"by ff.audit with sequences=True")
+    refusal(lambda: ff.audit(models, **sets), ValueError, r"and with sequences=True by ff.audit and ff.audit.controls")
 
 
 def test_listed():
