@@ -94,15 +94,15 @@ def test_what_is_said_to_be_unseen_is_looked_at() -> None:
 def test_counts_stand_in_report_and_receipt() -> None:
     none = {"how": "scored tokens", "shared": 0, "allowed": pytest.approx(0.12)}
     report = audited()
-    assert report.settings["overlap"] == {"retain": none, "test": none} and "are in the" not in str(report)
+    assert report.settings["overlap"] == {"retain": none, "test": none} and "forget sequences in" not in str(report)
     twice = joined(RETAIN, RETAIN, part(FORGET, 3))  # nearly all of that set are twins, so that as many may be
     report = audited(retain=twice)
     expected = none | {"shared": 3, "allowed": pytest.approx((0.01 + 2 * 24 / 27) * 12)}
     assert report.settings["overlap"] == {"retain": expected, "test": none}
-    assert "3 of the forget set's sequences are in the retain set too (same scored tokens, 21.5 accepted)" in " ".join(str(report).split())
+    assert "forget sequences in the retain set too: 3 (same scored tokens, 21.5 accepted)." in " ".join(str(report).split())
     report = audited(retain=joined(RETAIN, part(FORGET, 3)), check_overlap=False)
     assert report.settings["overlap"] == {"how": "not checked: check_overlap=False"}
-    assert "shares with the other sets: not checked" in " ".join(str(report).split())
+    assert "forget sequences in other sets: not checked: check_overlap=False." in " ".join(str(report).split())
     with pytest.raises(TypeError, match="check_overlap: got str; accepted are True and False"):
         audited(check_overlap="no")
 
@@ -123,6 +123,7 @@ def test_verify_counts_again(tmp_path, monkeypatch, capsys) -> None:
     """From the files; and what can't be is found."""
     models = {name: w.trained(w.Recurrent().double(), steps=20) for name in ("original", "unlearned", "retrained")}
     receipt = audited(models=models).write_receipt(tmp_path / "receipt.json")
+    assert "forget sequences in the retain set too" in (tmp_path / "receipt.html").read_text()
     for name, held in {"forget": "forget", "retain": "retain", "test": "nonmember"}.items():
         ids, labels = w.texts(held)
         np.savez(tmp_path / f"{name}.npz", inputs=ids.numpy(), labels=labels.numpy())

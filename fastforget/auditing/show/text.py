@@ -76,7 +76,9 @@ def notes(audit: AuditFigures, *, intervals: str = "[low, high]", conventions: b
         result.append(f"{intervals}: 95 % confidence interval over the draw of the samples.")
     if settings["reference"] is None:
         result.append('NO REFERENCE: no model named "retrained" was given. Read the figures as changes, not as distances from an ideal.')
-    result += _shared(settings.get("overlap", {}))
+    overlap = settings.get("overlap", {})
+    told = shared_with({name: found for name, found in overlap.items() if name == "how" or found.get("shared") != 0})
+    result += [f"{what}: {said}." for what, said in told.items()]
     result += _undefined_rates(audit)
     result.append(f"forgetting rate: {NOT_IDEAL}")
     used = settings.get("conventions_used", {})
@@ -88,20 +90,17 @@ def notes(audit: AuditFigures, *, intervals: str = "[low, high]", conventions: b
     return result + [f"{name.replace('_', ' ')}: {convention}." for name, convention in settings["comparisons"].items()]
 
 
-def _shared(overlap: dict[str, Any]) -> list[str]:
-    """Which sets hold sequences of the forget set, and where that wasn't looked for."""
-    result = []
+def shared_with(overlap: dict[str, Any]) -> dict[str, str]:
+    """How many of the forget set's sequences each other set holds, or that it wasn't looked for."""
+    told = {}
     for name, found in overlap.items():
         if name == "how":
-            result.append(f"sequences that the forget set shares with the other sets: {found}.")
-        elif "shared" not in found:
-            result.append(f"sequences that the forget set shares with the {name} set: {found['how']}.")
-        elif found["shared"]:
-            result.append(
-                f"{found['shared']} of the forget set's sequences are in the {name} set too (same {found['how']}, "
-                f"{found['allowed']:.1f} accepted)."
-            )
-    return result
+            told["forget sequences in other sets"] = found
+        elif "shared" in found:
+            told[f"forget sequences in the {name} set too"] = f"{found['shared']} (same {found['how']}, {found['allowed']:.1f} accepted)"
+        else:
+            told[f"forget sequences in the {name} set too"] = found["how"]
+    return told
 
 
 def _coarse(audit: AuditFigures) -> list[str]:
