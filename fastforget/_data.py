@@ -34,7 +34,7 @@ class Pair:
     """Inputs and labels already in memory: batches by one indexing, without a per-sample collate."""
 
     def __init__(self, name: str, inputs: Tensor, labels: Any, read_from: str = _SECOND, reading: Reading = CLASSES) -> None:
-        self.read_from = read_from
+        self.read_from, self.reading = read_from, reading
         labels = reading.check(name, labels, "" if read_from.startswith("the second") else read_from)
         if inputs.dim() == 0 or len(inputs) != len(labels):
             raise ValueError(f"{name}: inputs are {describe(inputs)} but labels {describe(labels)}; both must have N rows")

@@ -31,7 +31,7 @@ def check_labels(name: str, labels: Any, read_from: str = "") -> Tensor:
     about = f"{name}: labels{f' ({read_from})' if read_from else ''} are {describe(labels)}"
     if not isinstance(labels, Tensor):
         raise TypeError(f"{about}; accepted is an integer tensor [N]. {_other_element(read_from)}".rstrip())
-    if labels.dim() == 2 and labels.shape[1] > 1 and bool(((labels == 0) | (labels == 1)).all()) and bool((labels.sum(dim=1) == 1).all()):
+    if _one_hot(labels):
         kind = TypeError if labels.is_floating_point() or labels.dtype == torch.bool else ValueError
         raise kind(f"{about}: one-hot rows; accepted are integer class ids [N]. Pass labels.argmax(1)")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
@@ -41,12 +41,18 @@ def check_labels(name: str, labels: Any, read_from: str = "") -> Tensor:
     if labels.dim() == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.dim() != 1:
-        tokens = f" Token ids [N, T] are read by ff.unlearn for {', '.join(FOR_TOKENS)}, and by ff.audit with sequences=True"
+        methods = ", ".join(FOR_TOKENS)
+        tokens = f" Token ids [N, T] are read by ff.unlearn for {methods}, and with sequences=True by ff.audit and ff.audit.controls"
         raise ValueError(
             f"{about}; accepted is one class id a sample, shape [N]. {_other_element(read_from)}"
             f"(A list of ready batches is no set of samples: pass the DataLoader itself){tokens if labels.dim() == 2 else ''}"
         )
     return labels.to(torch.int64)
+
+
+def _one_hot(labels: Tensor) -> bool:
+    rows = labels.dim() == 2 and labels.shape[1] > 1 and bool(((labels == 0) | (labels == 1)).all())
+    return rows and bool((labels.sum(dim=1) == 1).all())
 
 
 FOR_TOKENS = ("gradient_difference", "npo", "simnpo", "rmu")  # methods
@@ -195,6 +201,22 @@ class Reading:
     three: Callable[[str, Any, Any], None]
     beside: Callable[[str, Any, Tensor], Tensor]
     collate: Callable[[str, list[Any]], Any] | None = None
+
+
+def classes_alone(what: str, instead: str) -> Reading:
+    """Class ids, for ``what`` doesn't serve sequences: their token ids are refused, with what serves them."""
+
+    def check(name: str, labels: Any, read_from: str = "") -> Tensor:
+        given = as_tensor(labels)
+        whole = isinstance(given, Tensor) and not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+        if whole and given.dim() == 2 and given.shape[1] > 1 and not _one_hot(given):
+            raise ValueError(
+                f"{name}: labels{f' ({read_from})' if read_from else ''} are {describe(given)}, token ids of sequences; {what} serves "
+                f"classifiers alone, whose labels are class ids [N]. Of language models, {instead} (docs/language.md)"
+            )
+        return check_labels(name, labels, read_from)
+
+    return Reading(check, refuse_two_labels, as_they_are)
 
 
 CLASSES = Reading(check_labels, refuse_two_labels, as_they_are)

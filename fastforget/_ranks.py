@@ -24,6 +24,7 @@ from torch.utils.data import DistributedSampler
 from . import _unwrapped
 from ._data import Source, source
 from ._hashes import sample_hashes
+from ._labels import CLASSES, Reading
 from ._random import own_randomness
 from ._weights import fingerprint
 
@@ -203,13 +204,16 @@ class Ranks:
             self.agree(f"{name}'s weights", fingerprint(model), advice)
         return made
 
-    def sets(self, given: Mapping[str, Any], *, unpack: Any = None, batch_size: int | None = None) -> dict[str, Source]:
+    def sets(
+        self, given: Mapping[str, Any], *, unpack: Any = None, batch_size: int | None = None, reading: Reading = CLASSES
+    ) -> dict[str, Source]:
         """The sets as every rank sees them: of loaders that show each rank a part of one data set (DistributedSampler) the union.
 
         Raises:
             RankError: ranks were given other data.
         """
-        own = {name: source(value, name=name, unpack=unpack, batch_size=batch_size) for name, value in given.items() if value is not None}
+        how: dict[str, Any] = {"unpack": unpack, "batch_size": batch_size, "reading": reading}
+        own = {name: source(value, name=name, **how) for name, value in given.items() if value is not None}
         said = self.exchange("sets", {name: (len(s.samples), _contents(s), s.indices) for name, s in own.items()})
         shared: dict[str, Source] = {}
         for name, mine in own.items():

@@ -10,7 +10,12 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 HERE = Path(__file__).parent
 
@@ -46,6 +51,30 @@ def finish(started: list[subprocess.Popen[str]], timeout: float) -> list[tuple[i
                 one.wait()
 
 
+def worlds(new_folder: Callable[[str], Path]) -> Callable[[str, str, int], list[Any]]:
+    """What each rank of a world of that size had in the end; of a task that was run before what it had then."""
+    made: dict[tuple[str, str, int], list[Any]] = {}
+
+    def of(module: str, task: str, world: int) -> list[Any]:
+        if (module, task, world) not in made:
+            folder = new_folder(f"{task}{world}")
+            run(world, module, task, folder)
+            made[module, task, world] = [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+        return made[module, task, world]
+
+    return of
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+
+
+def assert_same_state(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert list(got) == list(expected)
+    for name in got:
+        assert same_bits(got[name], expected[name]), name
+
+
 def run(world: int, module: str, function: str, folder: Path, timeout: float = 240, **environment: str) -> None:
     """Runs all of them to a good end."""
     for rank, (status, output) in enumerate(finish(start(world, module, function, folder, **environment), timeout)):
@@ -53,7 +82,6 @@ def run(world: int, module: str, function: str, folder: Path, timeout: float = 2
 
 
 if __name__ == "__main__":
-    import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)

@@ -13,7 +13,7 @@ import ranks
 import ranks_calls
 import ranks_ops
 import torch
-from torch import Tensor
+from ranks import assert_same_state, same_bits
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
 WORLDS = [1, 2, 4]
@@ -21,22 +21,8 @@ Worlds = Callable[..., list[Any]]
 
 
 @pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
-    """What each rank of a world of that size had in the end; of a task that was run before what it had then."""
-    made: dict[tuple[str, str, int], list[Any]] = {}
-
-    def of(module: str, task: str, world: int) -> list[Any]:
-        if (module, task, world) not in made:
-            folder = tmp_path_factory.mktemp(f"{task}{world}")
-            ranks.run(world, module, task, folder)
-            made[module, task, world] = [torch.load(folder / f"{rank}.pt") for rank in range(world)]
-        return made[module, task, world]
-
-    return of
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> Worlds:
+    return ranks.worlds(tmp_path_factory.mktemp)
 
 
 @pytest.mark.slow
@@ -65,12 +51,6 @@ def test_two_ranks_in_brief(worlds: Worlds) -> None:
     for made in worlds("ranks_calls", "smoke", 2):
         assert all(map(same_bits, made["noise"], ranks_ops.alone("perturb float32")))
         assert_same_state(made["model"], ranks_calls.whole(alone.model))
-
-
-def assert_same_state(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert list(got) == list(expected)
-    for name in got:
-        assert same_bits(got[name], expected[name]), name
 
 
 @pytest.mark.slow

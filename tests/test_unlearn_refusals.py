@@ -11,8 +11,9 @@ from digits_world import quiet, same_trace, small_mlp, trace
 from torch import nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
+from fastforget import _overlap as overlap
 from fastforget._data import source
-from fastforget.methods import overlap, unlearn
+from fastforget.methods import unlearn
 from fastforget.methods.registry import ARGUMENTS, METHODS
 
 

@@ -74,6 +74,7 @@ class Audit:
         train: Any = None,
         intervals: bool = True,
         frozen_body: bool = False,
+        check_overlap: bool = True,
         controls: bool | dict[str, nn.Module] = False,
         seed: int = 0,
         unpack: Callable[[Any], tuple[Any, Tensor]] | None = None,
@@ -115,6 +116,9 @@ class Audit:
             intervals: 95 % confidence intervals beside the figures, under ``..._interval``; ``False`` leaves them out.
             frozen_body: say ``True`` where training never moves anything but the last layer (a frozen backbone): retrained models may then
                 share the original's body, which otherwise makes them untrustworthy, and features are not compared.
+            check_overlap: of sequences: counts those of ``forget`` that ``retain`` or ``test`` hold too (same scored tokens, any padding;
+                same index in parts of one data set) and refuses more than 1 % of them, plus twice what the twins within that set lead to
+                expect, as ``ff.unlearn`` does. The counts are in ``settings["overlap"]`` and in the receipt. Samples aren't looked at.
             controls: ``True`` also audits models that must not pass (:func:`fastforget.audit.controls`), made of the original: it costs
                 their passes and a short fine-tuning. Or models of your own by name; one named "retrained…" must pass, all others must
                 not. They are listed apart, and if one misbehaves the verdict can't be PASS.
@@ -130,8 +134,9 @@ class Audit:
             ``.to_html(path)``.
 
         Raises:
-            TypeError, ValueError: an unknown attack, an empty set, labels out of a model's range, NaN logits, an attack that needs shadow
-                models or a population without them; the message names the set, the model and the first bad sample.
+            TypeError, ValueError: an unknown attack, an empty set, sequences to forget in another set, labels out of a model's range, NaN
+                logits, an attack that needs shadow models or a population without them; the message names the set, the model and the first
+                bad sample.
             RuntimeError: a model's forward failed.
 
         >>> import torch, fastforget as ff
@@ -154,17 +159,15 @@ class Audit:
         sets = {"forget": forget, "retain": retain, "test": test, "population": population, "train": train}
         settings: dict[str, Any] = {
             "sequences": sequences, "attacks": attacks, "relearn": relearn, "intervals": intervals, "frozen_body": frozen_body,
-            "seed": seed, "unpack": unpack, "forward": forward, "batch_size": batch_size,
+            "check_overlap": check_overlap, "seed": seed, "unpack": unpack, "forward": forward, "batch_size": batch_size,
         }  # fmt: skip
         further: dict[str, Any] = {"oracles": oracles, "shadows": shadows, "teacher": teacher, "controls": controls}
         with _ranks.together("audit", *(models.values() if isinstance(models, dict) else ())) as ranks:
-            if ranks is not None and sequences:
-                raise TypeError("models: a language model in DDP or FSDP2 isn't audited yet; accepted is the module inside, on one rank")
             if ranks is None:
                 return _audit(models, **sets, **settings, **further, progress=progress)
             ranks.options(**settings, models=list(models), further=[name for name, value in further.items() if value])
             whole = ranks.models(models)
-            sets |= ranks.sets(sets, unpack=unpack, batch_size=batch_size)
+            sets |= ranks.sets(sets, unpack=unpack, batch_size=batch_size, reading=kinds.asked(sequences).labels)
             made = _audit(whole, **sets, **settings, **further, progress=progress and ranks.first)
             ranks.agree("the report", (made.verdict, repr(made.rows)), _ranks.OTHER_BYTES)
             made.settings["ranks"] = len(ranks.ranks)

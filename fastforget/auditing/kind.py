@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .._labels import Reading
 
 if TYPE_CHECKING:
+    from .figures import ModelRow
     from .measured import Measured
 
 
@@ -31,11 +32,13 @@ class Rule:
     Attributes:
         entries: all numbered sentences; the last two are of the status and the verdict.
         beside_one: checks that are carried out beside one retrained model, the nearest where there are several.
+        doubted: (a retrained model's figures, the original's or None) -> why it isn't believed by its answers, or None.
         unmeasured: what a reader may miss among the findings: one line each, said of every model that is judged.
     """
 
     entries: tuple[Entry, ...]
     beside_one: tuple[Callable[..., Any], ...]
+    doubted: Callable[[ModelRow, ModelRow | None], str | None] = lambda reference, original: None
     unmeasured: tuple[str, ...] = ()
 
     @property
@@ -60,7 +63,7 @@ class Kind:
         sequences: whether they are token ids [N, T].
         attacks: what each attack measures, by its name.
         default: the attacks that are run where none are named.
-        refused: options that don't serve.
+        refused: options that don't serve, and what is measured instead.
         measure: a checked request -> its figures.
         rule: what they are judged by.
     """
@@ -69,6 +72,6 @@ class Kind:
     sequences: bool
     attacks: Mapping[str, str]
     default: tuple[str, ...]
-    refused: tuple[str, ...]
+    refused: Mapping[str, str]
     measure: Callable[[Any], Measured]
     rule: Rule

@@ -6,14 +6,15 @@ from .._labels import CLASSES, TOKENS
 from . import measured, sequence_rule, sequences, verdict
 from .kind import Kind
 from .measure import attacks, tokens
+from .names import FOR_SEQUENCES
 
-SAMPLES = Kind(CLASSES, False, attacks.CONVENTION, attacks.DEFAULT, (), measured.measure, verdict.SAMPLES)
+SAMPLES = Kind(CLASSES, False, attacks.CONVENTION, attacks.DEFAULT, {}, measured.measure, verdict.SAMPLES)
 SEQUENCES = Kind(
     TOKENS,
     True,
     tokens.CONVENTION,
     tuple(tokens.CONVENTION),
-    ("oracles", "shadows", "population", "teacher", "relearn", "train"),
+    FOR_SEQUENCES,
     sequences.measure,
     sequence_rule.SEQUENCES,
 )

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .. import _data
+from .. import _data, _overlap
 from .._modules import refuse_kind
+from .._random import own_randomness
 from .controls import chosen
 from .figures import ORIGINAL, RETRAINED, is_reference
 from .kind import Kind
@@ -31,6 +32,7 @@ class Request:
         models: the caller's, the original first and the retrained ones last, "retrained" behind them.
         controls: further models, of which it is known what they must get.
         sets: "forget", "retain" and "test"; and "population" where RMIA is run.
+        overlap: how many of the forget set's sequences the other sets hold, by their names; empty where samples are audited.
         attacks: all that are run, the loss first and those on shadow models last.
         shadow_attacks: those of them that read shadow models.
         shadows: the shadow models' answers.
@@ -49,6 +51,7 @@ class Request:
     models: dict[str, nn.Module]
     controls: dict[str, nn.Module]
     sets: dict[str, _data.Source]
+    overlap: dict[str, Any]
     attacks: tuple[str, ...]
     shadow_attacks: tuple[str, ...]
     shadows: Any
@@ -82,6 +85,7 @@ def checked(
     train: Any,
     intervals: bool,
     frozen_body: bool,
+    check_overlap: bool,
     controls: bool | dict[str, nn.Module],
     seed: int,
     unpack: Unpack | None,
@@ -107,11 +111,13 @@ def checked(
         sets = {**sets, "population": population}
     how: dict[str, Any] = {"unpack": unpack, "batch_size": batch_size, "reading": kind.labels}
     sources = {name: _data.source(data, name=name, **how) for name, data in sets.items()}
+    overlap = _shared(kind, sources, check_overlap, seed)
     return Request(
         kind=kind,
         models=models,
         controls=chosen(controls, models, sources, seed, forward, sequences=kind.sequences),
         sets=sources,
+        overlap=overlap,
         attacks=names,
         shadow_attacks=by_shadows,
         shadows=shadows,
@@ -155,19 +161,33 @@ def _seed(seed: Any) -> int:
 
 def _refuse(kind: Kind, given: Mapping[str, Any]) -> None:
     """Refuses options that don't serve this kind of audit."""
-    for name in kind.refused:
+    for name, instead in kind.refused.items():
         if given[name] is not None and (name != "relearn" or len(given[name])):
             raise ValueError(
-                f"{name}: got {type(given[name]).__name__}; of sequences it isn't measured, so accepted is an audit without it "
-                "(docs/language.md says what is)"
+                f"{name}: got {type(given[name]).__name__}; of sequences it isn't measured, so accepted is an audit without it. Instead, "
+                f"{instead} (docs/language.md)"
             )
+
+
+def _shared(kind: Kind, sets: Mapping[str, _data.Source], look: Any, seed: int) -> dict[str, Any]:
+    """How many sequences of the forget set the other two hold; more than twins explain are refused, by the rule of ``ff.unlearn``."""
+    if not isinstance(look, bool):
+        raise TypeError(f"check_overlap: got {type(look).__name__}; accepted are True and False")
+    if not kind.sequences:
+        return {}
+    if not look:
+        return {"how": "not checked: check_overlap=False"}
+    with own_randomness(seed):
+        return _overlap.check(sets["forget"], [sets["retain"], sets["test"]])
 
 
 def _attacks(kind: Kind, attacks: Sequence[str] | None) -> tuple[str, ...]:
     attacks = kind.default if attacks is None else attacks
     accepted = (*kind.attacks, *(() if "shadows" in kind.refused else shadow_attacks.NAMES))
     if isinstance(attacks, str) or not all(attack in accepted for attack in attacks):
-        raise ValueError(f"attacks: got {attacks!r}; accepted is a list of {', '.join(map(repr, accepted))}")
+        by_shadows = "shadows" in kind.refused and any(name in shadow_attacks.NAMES for name in attacks)
+        advice = f". Shadow models aren't read: of sequences, {kind.refused['shadows']}" if by_shadows else ""
+        raise ValueError(f"attacks: got {attacks!r}; accepted is a list of {', '.join(map(repr, accepted))}{advice}")
     return tuple(dict.fromkeys(("loss", *attacks)))
 
 

@@ -7,7 +7,7 @@ import math
 from .._ks import critical
 from . import limits
 from .answers import ACCURACY, ATTACK, LOST, UTILITY, accuracy_lost, chance, check_forgetting
-from .figures import FORGET
+from .figures import FORGET, RETAIN, ModelRow
 from .kind import Entry, Rule
 from .limits import Finding
 from .names import HIDDEN, KS
@@ -68,6 +68,36 @@ def _perplexity(case: Case, part: str) -> Finding:
     return "PASS" if more <= allowed else "PARTIAL" if more <= max(math.log(LOST_PERPLEXITY), allowed) else "FAIL", text
 
 
+def doubted(reference: ModelRow, original: ModelRow | None) -> str | None:
+    """Why a retrained model is not believed by its answers: it knows the forget sequences as a model does that was trained on them. None
+    where it doesn't, or where the sets are too small to tell.
+
+    How well a net knows what it was trained on depends on how long it was trained; so it is held against its own retain set too.
+    """
+    allowed = max(ATTACK, chance(reference.attacks[FORGET]["loss"].auc_standard_error))
+    value, again = (auc_of(reference) for auc_of in (_attack, _hidden))
+    of_original, again_of_original = (math.nan if original is None else auc_of(original) for auc_of in (_attack, _hidden))
+    kept = reference.attacks[RETAIN]["loss"].auc.value
+    told = "the loss attack tells the forget sequences from the test set's"
+    taught = "one half of the forget sequences is known after steps on the other half"
+    for own, other, text in (
+        (value, of_original, f"{told} as it does on the original"),
+        (value, kept, f"{told} as it tells those of the retain set"),
+        (again, again_of_original, f"{taught} as it is in the original"),
+    ):
+        if min(own, other) > 0.5 + allowed and own >= other - allowed:
+            return f"{text} (AUC {own:.3f}, there {other:.3f}): it was trained on them, or the test set is of another kind than they are"
+    return None
+
+
+def _attack(row: ModelRow) -> float:
+    return row.attacks[FORGET]["loss"].auc.value
+
+
+def _hidden(row: ModelRow) -> float:
+    return row.probes[HIDDEN].value
+
+
 SEQUENCES = Rule(
     entries=(
         Entry(
@@ -81,8 +111,10 @@ SEQUENCES = Rule(
         Entry(
             2,
             "Reference",
-            "at most PARTIAL beside a retrained model that is not believed: by its weights, or, of a further one, because it did not "
-            "forget beside the one named retrained.",
+            "at most PARTIAL beside a retrained model that is not believed: by its weights, because it knows the forget sequences as one "
+            "does that was trained on them (the loss attack's AUC lies above one half by more than the tolerance of 3, and no more than "
+            "that below the original's, or below that of its own retain set; likewise the AUC of 5, beside the original's), or, of a "
+            "further one, because it did not forget beside the one named retrained.",
             check_reference,
         ),
         Entry(
@@ -142,6 +174,7 @@ SEQUENCES = Rule(
         OVERALL,
     ),
     beside_one=(check_weights, check_forgetting, check_use),
+    doubted=doubted,
     unmeasured=(
         "not measured for sequences: features, noised samples and a fresh last layer, which show of a classifier what it still knows below "
         "its answers",

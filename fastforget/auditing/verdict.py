@@ -240,7 +240,7 @@ def judge_all(rows: list[ModelRow], rule: Rule, *, frozen_body: bool = False) ->
     """Judges every row, controls included, beside the ones named "original" and "retrained…"."""
     by_name = {row.model: row for row in rows}
     original, retrained = by_name.get(ORIGINAL), by_name.get(RETRAINED)
-    further, unbelieved = _believed(rows, original, retrained, frozen_body)
+    further, unbelieved = _believed(rows, original, retrained, frozen_body, rule)
     how: dict[str, Any] = {"further": further, "distrust": unbelieved, "frozen_body": frozen_body, "rule": rule}
     verdicts = [judge(row, original, retrained, **how) for row in rows]
     judged = [replace(row, status=status, reasons=reasons) for row, (status, reasons) in zip(rows, verdicts, strict=True)]
@@ -252,14 +252,14 @@ def judge_all(rows: list[ModelRow], rule: Rule, *, frozen_body: bool = False) ->
 
 
 def _believed(
-    rows: list[ModelRow], original: ModelRow | None, retrained: ModelRow | None, frozen_body: bool
+    rows: list[ModelRow], original: ModelRow | None, retrained: ModelRow | None, frozen_body: bool, rule: Rule
 ) -> tuple[list[ModelRow], dict[str, str]]:
     """The further retrained models that are believed, and why others, the one named "retrained" among them, are not."""
     further, unbelieved = [], {}
     for row in rows:
         if row.control or not is_reference(row.model):
             continue
-        why = distrusted(row, frozen_body=frozen_body)
+        why = distrusted(row, frozen_body=frozen_body) or rule.doubted(row, original)
         if why is None and retrained is not None and row is not retrained:
             failed = [text for status, text in check_forgetting(Case(row, original, retrained)) if status == "FAIL"]
             why = f"beside {RETRAINED!r} it did not forget ({failed[0]})" if failed else None

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from .. import _overlap
 from .._data import Source
 from .._files import jsonable, write_json
 from .._text import number, percent, visible
 from ..auditing.proof.hashes import of_digests
-from ..methods import overlap
 from ..methods.attack import attack_auc
 from ..methods.kind import Kind
 from ..methods.task import Forward
@@ -194,6 +194,6 @@ def _samples(
     before, then = verdict.get("attack_auc_before"), verdict.get("attack_auc")
     why = f"against {len(others)} {others.name} {kind.counted} (forgotten: {low:.3f} to {high:.3f})"
     gone, why = _shown(low <= auc <= high, why, verdict)
-    if gone and (same := overlap.compare(left, others)).count > same.allowed:
+    if gone and (same := _overlap.compare(left, others)).count > same.allowed:
         gone, why = None, f"{why}; but {same.count} of its samples are in {others.name} too, so these aren't unseen"
     return Row(done.id, "auc", len(left), before, then, auc, low, high, done.forgot, gone, why)

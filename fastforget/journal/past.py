@@ -14,10 +14,10 @@ from torch import Tensor
 
 from .._data import Source
 from .._hashes import set_hashes
+from .._overlap import allowed
 from .._random import own_randomness
 from .._text import visible
 from ..auditing.shadow.design import augments, digests
-from ..methods.overlap import allowed
 from .store import DIGESTS, FORGET, Done, Store
 
 
@@ -106,7 +106,7 @@ class Past:
         return (data.subset((~out).nonzero()[:, 0]) if bool(out.any()) else data), found
 
     def _shared(self, data: Source, drop: bool) -> tuple[Tensor, dict[str, Any]]:
-        """bool[N]: which samples are to be left out as their content was forgotten; refused by the rule of ``methods/overlap.py``."""
+        """bool[N]: which samples are to be left out as their content was forgotten; refused by the rule of ``_overlap.py``."""
         try:
             here = prints(digests(sample_hashes(data)))
         except TypeError as error:

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from .. import _ranks, _weights
 from .._caller import Caller
+from .._labels import CLASSES, Reading
 from .._modules import dense_gradients
 from .._outputs import call
 from .._random import own_randomness
 from . import checks, plugs
 from .engine.precision import Formats
-from .registry import METHODS, method_of, suitable
+from .registry import method_of, suitable
 from .request import Sets, count_overlap, kind_of, make_task
 from .result import NotForgottenWarning, UnlearnResult, versions
 from .task import derived_seed
@@ -69,9 +70,9 @@ def unlearn(
         progress: bars on a terminal.
         drop_forget: leaves samples of ``classes`` out of ``retain`` instead of refusing them.
         check_overlap: where samples (not classes) are to be forgotten, counts those that ``retain``, ``nonmember`` or ``test`` hold too
-            (same bytes and label; same index in parts of one data set) and refuses more than 1 % of them, plus twice what the twins within
-            that set lead to expect. Real data has twins; the count is in the receipt. Costs one pass over the sets (0.15 s for 55,000
-            images of 28x28); sets that are read sample by sample are compared up to 20,000 samples.
+            (same bytes and label, of sequences the same scored tokens; same index in parts of one data set) and refuses more than 1 % of
+            them, plus twice what the twins within that set lead to expect. Real data has twins; the count is in the receipt. Costs one pass
+            over the sets (0.15 s for 55,000 images of 28x28); sets that are read sample by sample are compared up to 20,000 samples.
         budget: sample passes (samples that go forward and backward; a third of those that only go forward) that the method may use: a
             number, or epochs over ``retain`` as text, ``"2 epochs"``. A run that it ends says so in ``why``. Looks before and after the
             method aren't part of it.
@@ -113,10 +114,9 @@ def unlearn(
     }  # fmt: skip
     with _ranks.together("unlearn", model) as ranks:
         if ranks is not None:
-            _refuse_sequences(method)
             ranks.options(method=method, inplace=inplace, unpack=unpack, forward=forward, **settings)
             work = ranks.models({"model": model})["model"]
-            sets: dict[str, Any] = {**data, **ranks.sets(data, unpack=unpack)}
+            sets: dict[str, Any] = {**data, **ranks.sets(data, unpack=unpack, reading=_reading(method, options))}
             # not in place: the copy is this call's own, and goes when the result is there
             result = _unlearn(work, method, **sets, progress=progress and ranks.first, unpack=unpack, forward=forward, **settings)
             write = _weights.overwriting(model, result.model) if inplace else None
@@ -130,14 +130,9 @@ def unlearn(
     return result if write is None else write.give(result)
 
 
-def _refuse_sequences(method: Any) -> None:
-    """Refuses a method for language models, by its name or itself, on models that ranks hold together."""
-    chosen = METHODS.get(method) if isinstance(method, str) else method
-    if getattr(chosen, "scope", None) == "sequences":
-        raise TypeError(
-            f"method: {getattr(chosen, 'name', method)!r} is for language models, which a DDP or FSDP2 model doesn't serve yet. Pass the "
-            "module inside (of DDP: model.module), and the result to every rank"
-        )
+def _reading(method: Any, options: dict[str, Any]) -> Reading:
+    """How the method reads labels; ``"auto"`` chooses among those for classifiers."""
+    return CLASSES if method == "auto" else kind_of(method_of(method, options)).labels
 
 
 def _unlearn(

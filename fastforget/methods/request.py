@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import _weights
+from .. import _overlap, _weights
 from .._data import Source, source
 from .._labels import CLASSES, Reading
 from .._outputs import reading
 from .._trial import first_step
-from . import checks, overlap
+from . import checks
 from .attack import losses_of
 from .cost import budget_of
 from .kind import Kind, Shown
@@ -126,7 +126,7 @@ def count_overlap(task: Task) -> dict[str, Any]:
     what is kept and unseen, and those of ``test`` only measure."""
     if task.classes or task.forget is None:
         return {}
-    return overlap.check(task.forget, [data for data in (task.retain, task.nonmember, task.test) if data is not None])
+    return _overlap.check(task.forget, [data for data in (task.retain, task.nonmember, task.test) if data is not None])
 
 
 def _by_class(sets: Sets, classes: list[int], drop_forget: bool, method: Method) -> Sets:

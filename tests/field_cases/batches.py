@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import fastforget as ff
+from fastforget import _overlap as overlap
 from fastforget._data import source
 from fastforget.auditing.proof.hashes import of_samples
-from fastforget.methods import overlap
 
 from . import case, refusal
 from .blobs import EVERYTHING, TRAIN, Y, audited, plain, runs, sets, trained, unlearned

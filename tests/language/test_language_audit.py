@@ -1,4 +1,4 @@
-"""The audit of language models: figures against a plain loop in float64, the verdict on models of which it is known, what is refused."""
+"""The audit of language models: figures against a plain loop in float64, the verdict on models of which it is known."""
 
 from __future__ import annotations
 
@@ -314,79 +314,6 @@ def test_other_vocabularies_have_no_divergence(world):
     report = world.audit(unlearned=Wider().eval())
     probe = report.figures_of("unlearned").probes["kl_to_retrained"]
     assert math.isnan(probe.value) and probe.reason == "the two models have other vocabularies"
-
-
-# ------------------------------------------------------------------ what is refused
-
-
-class Ahead(nn.Module):
-    """Answers from the whole sequence."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(sequences_world.WORDS, sequences_world.WORDS)
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        x = self.embedding(input_ids)
-        return x + x.mean(dim=1, keepdim=True)
-
-
-def classifier() -> nn.Module:
-    return nn.Sequential(nn.Embedding(sequences_world.WORDS, 4), nn.Flatten(), nn.Linear(40, 3))
-
-
-def labels(world: sequences_world.World, name: str, change: Any) -> dict[str, Any]:
-    """A set with other labels."""
-    ids, same = world.sets[name]
-    return {name: (ids, change(same))}
-
-
-# What of a call is another, and what is said.
-REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
-    "token ids for a classifier": (lambda world: {"sequences": False}, ValueError, "sequences=True"),
-    "class ids": (lambda world: labels(world, "forget", lambda y: y[:, 0]), ValueError, "token ids [N, T]"),
-    "not a flag": (lambda world: {"sequences": "yes"}, TypeError, "sequences: got str"),
-    "shadow models": (lambda world: {"shadows": object()}, ValueError, "shadows: got object"),
-    "relearning": (lambda world: {"relearn": ["ain"], "train": world.sets["retain"]}, ValueError, "relearn: got list"),
-    "an attack on classifiers": (lambda world: {"attacks": ["entropy"]}, ValueError, "'min_k_plus'"),
-    "an attack on sequences": (lambda world: {"sequences": False, "attacks": ["min_k"]}, ValueError, "a list of 'loss', 'confidence'"),
-    "a classifier": (lambda world: {"models": {"original": classifier()}}, TypeError, "models['original']: for labels of shape (2, 10)"),
-    "looking ahead": (lambda world: {"models": {"original": Ahead()}}, TypeError, "Ahead's answers change with a token"),
-    "no numbers": (
-        lambda world: {"models": {"original": world.changed(lambda p: p * math.nan)}},
-        ValueError,
-        "models['original']: its logits on the first forget batch aren't finite",
-    ),
-    "an unknown word": (lambda world: labels(world, "test", lambda y: y + 1), ValueError, "accepted are 0 to 19"),
-    "nothing scored": (lambda world: labels(world, "retain", lambda y: 0 * y - 100), ValueError, "retain: sequence 0 has no token"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_refused(world, case):
-    change, kind, said = REFUSED[case]
-    options = {"models": {"original": world.original}, **world.sets, "sequences": True, "progress": False, **change(world)}
-    with pytest.raises(kind) as caught:
-        ff.audit(options.pop("models"), **options)
-    assert said in str(caught.value)
-
-
-def test_logits_that_become_no_numbers_are_named(world):
-    net = copy.deepcopy(world.original)
-    rare = sequences_world.WORDS - 1
-    sets = {name: (words.clamp_max(rare - 1),) * 2 for name, words in world.words.items()}
-    late = sets["retain"][0].clone()
-    late[50, 4] = rare
-    with torch.no_grad():
-        net.embedding.weight[rare] = math.nan
-    with pytest.raises(ValueError, match=r"model 'unlearned', retain set: 1 of 120 samples have NaN"):
-        world.audit(unlearned=net, sets={**sets, "retain": (late, late)})
-
-
-def test_probabilities_are_told_where_the_call_is(world):
-    with pytest.warns(UserWarning, match=r"models\['original'\]: its outputs look like probabilities") as caught:
-        ff.audit({"original": world.original}, **world.sets, sequences=True, progress=False, forward=lambda model, x: model(x).softmax(2))
-    assert caught[0].filename == __file__
 
 
 def test_models_of_other_precisions_are_compared(world):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import math
 from typing import Any
 
@@ -322,7 +321,7 @@ def test_refused():
     refusal(ask("rmu", model=w.bigram()), ValueError, "layer: not given, and the model has no ModuleList")
     models = {"original": net, "unlearned": net}
     sets = {"forget": pair["forget"], "retain": pair["retain"], "test": pair["nonmember"]}
-    refusal(lambda: ff.audit(models, **sets), ValueError, r"by ff.audit with sequences=True")
+    refusal(lambda: ff.audit(models, **sets), ValueError, r"and with sequences=True by ff.audit and ff.audit.controls")
 
 
 def test_listed():
@@ -371,16 +370,19 @@ def test_layers_are_told_from_experts_within_them():
     assert {name.split(".")[1] for name in states.train_last(3, "weight")} == {"0", "1"}
 
 
-def test_a_model_that_ranks_hold_together_is_refused(tmp_path):
+def test_a_model_that_one_rank_holds_goes_the_same_way(tmp_path):
+    """By the method's name, by itself, and where nothing is done; on several ranks: test_distributed_language.py."""
+    sets = {"forget": w.texts("forget"), "retain": w.texts("retain"), "test": w.texts("nonmember")}
+    alone = ff.audit({"original": w.recurrent()}, **sets, sequences=True, progress=False)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         net = nn.parallel.DistributedDataParallel(w.recurrent())
-        for method in ("npo", ff.methods.NPO()):
-            call = functools.partial(ff.unlearn, net, method, **w.request())
-            refusal(call, TypeError, "'npo' is for language models, which a DDP or FSDP2 model")
-        sets = {"forget": w.texts("forget"), "retain": w.texts("retain"), "test": w.texts("nonmember")}
-        call = functools.partial(ff.audit, {"original": net}, **sets, sequences=True)
-        refusal(call, TypeError, "models: a language model in DDP or FSDP2 isn't audited yet")
+        for method, options in (("npo", {"epochs": 1}), (ff.methods.NPO(epochs=1), {}), ("none", {"sequences": True})):
+            expected = w.run(w.recurrent(), method, w.request(), **options)
+            result = w.run(net, method, w.request(), **options)
+            assert same(result.model, bits(expected.model)) and result.receipt["verdict"] == expected.receipt["verdict"]
+        report = ff.audit({"original": net}, **sets, sequences=True, progress=False)
+        assert repr(report.rows) == repr(alone.rows)
     finally:
         torch.distributed.destroy_process_group()
 

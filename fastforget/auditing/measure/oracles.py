@@ -16,13 +16,16 @@ from torch import Tensor, nn
 
 from ..._columns import Column
 from ..._data import Source, source
+from ..._labels import classes_alone
 from ..._random import own_randomness
 from ..._weights import eval_mode, reading_copy
 from ...ops.membership import forgetting_rate, membership_scores, roc_stats
 from ..figures import Figure, OracleRate
+from ..names import FOR_SEQUENCES
 from . import passes
 
 Oracle = Callable[[Tensor, Tensor], Tensor]
+LABELS = classes_alone("an oracle", FOR_SEQUENCES["oracles"])
 FEATURES = ("loss", "entropy", "modified_entropy", "margin")
 
 
@@ -31,7 +34,7 @@ def logits_of(
     model: nn.Module, data: Any, name: str = "data", forward: Callable[[nn.Module, Any], Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Logits [N, K] and labels [N] of a whole set, in eval mode, on the CPU."""
-    held: Source = source(data, name=name)
+    held: Source = source(data, name=name, reading=LABELS)
     kept, labels = Column(), Column()
     called = reading_copy(model)
     with own_randomness(0), eval_mode(called):

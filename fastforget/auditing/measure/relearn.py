@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ... import _data
 from ..._caller import Caller
 from ..._data import Source
+from ..._labels import classes_alone
 from ..._modules import copy_of, dense_gradients, refuse_half, refuse_kind
 from ..._outputs import Forward, reading
 from ..._progress import Progress
@@ -20,6 +21,7 @@ from ..._progress import progress as progress_bar
 from ..._trial import explained, least_of, refuse_single_gradients
 from ..._weights import device_of, training_mode
 from ..figures import Probe, RelearnProbe
+from ..names import FOR_SEQUENCES
 from . import passes
 
 
@@ -54,6 +56,7 @@ DEFINITIONS = {
         "every batch, 10 epochs at most (Chundawat et al., TIFS'23)",
     ),
 }  # fmt: skip
+LABELS = classes_alone("ff.audit.relearn_time", FOR_SEQUENCES["relearn"])
 AIN = (
     "anamnesis index: relearn time of the model / of the retrained model, in mini-batches (Chundawat et al., TIFS'23); 1 is the aim, well "
     "under 1 means that knowledge was left, well over 1 that the forgetting itself can be seen"
@@ -137,8 +140,8 @@ def relearn_time(
     rule = _rule(definition, lr, samples, tolerance, cap)
     goal = _goal(rule, definition, original_accuracy, original_loss)
     with Caller() as caller, caller.aside("relearn_time", seed):
-        whole = _data.source(train, name="train", unpack=unpack, batch_size=batch_size)
-        target = _data.source(forget, name="forget", unpack=unpack)
+        whole = _data.source(train, name="train", unpack=unpack, batch_size=batch_size, reading=LABELS)
+        target = _data.source(forget, name="forget", unpack=unpack, reading=LABELS)
         student = copy_of(model)
         if not any(p.requires_grad for p in student.parameters()):
             raise ValueError("model: none of its parameters requires grad; accepted is a model that can be trained on")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ... import _overlap
 from ..._arrays import first_line
 from ..._data import source
 from ..._identity import bare_names
@@ -17,7 +18,7 @@ from .. import kinds
 from ..figures import ModelRow
 from ..names import THRESHOLDS
 from ..request import checked
-from .finding import Finding, Unreadable
+from .finding import Finding, Unreadable, same
 from .texts import Samples
 
 # Other hardware, thread counts and batch sizes round otherwise: a sample whose two largest logits are nearly equal may change sides.
@@ -46,6 +47,8 @@ class Again:
         if sizes != receipt["sizes"]:
             yield Finding("sizes", f"the sets given have {sizes} samples")
             return
+        if kinds.of(receipt["request"]).sequences:
+            yield from self._shared(settings.get("overlap", {}))
         models = {name: _loaded(name, self.build, state) for name, state in states.items()}
         measurable = [name for name in settings["attacks"] if name in THRESHOLDS or name == "attack_p"]
         stated = {row["model"]: row for row in receipt["rows"] + receipt["control_rows"]}
@@ -54,6 +57,14 @@ class Again:
             share = max(SHARE, CHANGED / smallest if smallest >= MANY else 0.0)
             difference = next(self._differences(stated.get(row.model, {}), row.to_dict(), "", share), "")
             yield Finding(f"rows.{row.model}.figures, measured again", difference)
+
+    def _shared(self, stated: dict[str, Any]) -> Iterator[Finding]:
+        """The sequences that the forget set shares with the other sets, counted again where the receipt has counts by contents."""
+        sets = {name: source(samples, name=name, reading=kinds.SEQUENCES.labels) for name, samples in self.sets.items()}
+        for name, found in stated.items():
+            if name in sets and found.get("how") == _overlap.TOKEN_BY_TOKEN:
+                count = _overlap.compare(sets["forget"], sets[name]).count
+                yield same(f"settings.overlap.{name}, counted again", found["shared"], count, "other sequences are shared")
 
     def _measured(self, models: dict[str, nn.Module], attacks: list[str], settings: dict[str, Any]) -> list[ModelRow]:
         try:
@@ -71,6 +82,7 @@ class Again:
                 train=None,
                 intervals=settings["intervals"],
                 frozen_body=settings.get("frozen_body", False),
+                check_overlap=False,  # counted apart: it is no reason not to measure
                 controls=False,
                 seed=settings["seed"],
                 unpack=None,
@@ -86,6 +98,9 @@ class Again:
         """Where a measured figure is not the stated one; what needs models or data that were not given is left out."""
         if isinstance(stated, Mapping) and isinstance(measured, Mapping):
             found = {str(key): value for key, value in measured.items()}
+            if "auc" in found and not _known(found["auc"]):  # of an attack that had nobody's weights to compare with, its counts are 0
+                self.left_out += [f"{where}.auc"] if stated.get("auc") is not None else []
+                return
             for key, value in stated.items():
                 if key not in NOT_MEASURED:
                     yield from self._differences(value, found.get(key), f"{where}.{key}".lstrip("."), share)

@@ -52,6 +52,8 @@ def whole(receipt: dict[str, Any], rows: list[ModelRow], *, beneath: bool = True
             continue
         below = beneath_answers.contradictions(row, rows, receipt) if beneath or row.below is not None else iter(())
         yield Finding(f"rows.{row.model}.figures", next(chain(contradictions(row, rows, receipt), below), ""))
+    if receipt["request"] == SEQUENCE_WISE:
+        yield of_sequences.shared(settings.get("overlap"), receipt["sizes"])
     if settings.get("frozen_body"):
         yield Finding("settings.frozen_body", unchecked="that training moves nothing but the last layer is the auditor's word")
 

@@ -11,8 +11,12 @@ from torch import Tensor
 
 from ... import _data, _tree
 from ..._hashes import sample_hashes
+from ..._labels import classes_alone
 from ..._random import own_randomness
+from ..names import FOR_SEQUENCES
 from .design import digests
+
+LABELS = classes_alone("ff.audit.shadows", FOR_SEQUENCES["shadows"])
 
 
 class _Nest:
@@ -53,7 +57,7 @@ class Pool:
     """
 
     def __init__(self, data: Any, name: str, unpack: _data.Unpack | None, seed: int) -> None:
-        self.source = held = _data.source(data, name=name, unpack=unpack)
+        self.source = held = _data.source(data, name=name, unpack=unpack, reading=LABELS)
         self.name, self.batch_size = name, held.batch_size
         self.inputs: Any
         with own_randomness(seed):  # a data set may augment at random

@@ -17,6 +17,7 @@ from ..._hashes import set_hashes
 from .attacks import ShadowAttacks
 from .design import augments, digests, positions_of
 from .parts import Listing, Made, Scores, listing, loaded, packed, part_name, read_scores, steadily, unpacked
+from .pool import LABELS
 from .sums import Probabilities, ShadowSums
 
 FORMAT = "fastforget shadows 1"
@@ -253,7 +254,7 @@ class Shadows(ShadowAttacks):
         Raises:
             ValueError: samples that are not in the pool; the message counts them.
         """
-        held = _data.source(source, name="source", unpack=unpack)
+        held = _data.source(source, name="source", unpack=unpack, reading=LABELS)
         positions, missing = positions_of(digests(set_hashes(held)), self.digests)
         if missing and augments(held):
             raise ValueError(

@@ -11,6 +11,7 @@ from ..._text import number, percent
 from ..figures import FORGET, ModelRow
 from . import layout
 from .shown import tone
+from .text import shared_with
 
 # What the table shows of a model.
 FIGURES: dict[str, Callable[[ModelRow], str]] = {
@@ -77,6 +78,7 @@ def _hashes(receipt: dict[str, Any]) -> dict[str, str]:
 def _made(receipt: dict[str, Any]) -> dict[str, str]:
     method = receipt["method"]
     entries = {"request": receipt["request"], **{f"samples, {name}": str(size) for name, size in receipt["sizes"].items()}}
+    entries |= shared_with(receipt["settings"].get("overlap", {}))
     if method:
         entries["method"] = method["method"]
         entries["options"] = _as_text(method["options"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from typing import Any
 
 from ..._text import visible
 from ..figures import FORGET, AuditFigures
@@ -75,6 +76,9 @@ def notes(audit: AuditFigures, *, intervals: str = "[low, high]", conventions: b
         result.append(f"{intervals}: 95 % confidence interval over the draw of the samples.")
     if settings["reference"] is None:
         result.append('NO REFERENCE: no model named "retrained" was given. Read the figures as changes, not as distances from an ideal.')
+    overlap = settings.get("overlap", {})
+    told = shared_with({name: found for name, found in overlap.items() if name == "how" or found.get("shared") != 0})
+    result += [f"{what}: {said}." for what, said in told.items()]
     result += _undefined_rates(audit)
     result.append(f"forgetting rate: {NOT_IDEAL}")
     used = settings.get("conventions_used", {})
@@ -84,6 +88,19 @@ def notes(audit: AuditFigures, *, intervals: str = "[low, high]", conventions: b
     for reason, labels in undefined_probes([*audit.figures, *audit.control_figures]).items():
         result.append(f"no figure (-) where {reason}: {'; '.join(labels)}.")
     return result + [f"{name.replace('_', ' ')}: {convention}." for name, convention in settings["comparisons"].items()]
+
+
+def shared_with(overlap: dict[str, Any]) -> dict[str, str]:
+    """How many of the forget set's sequences each other set holds, or that it wasn't looked for."""
+    told = {}
+    for name, found in overlap.items():
+        if name == "how":
+            told["forget sequences in other sets"] = found
+        elif "shared" in found:
+            told[f"forget sequences in the {name} set too"] = f"{found['shared']} (same {found['how']}, {found['allowed']:.1f} accepted)"
+        else:
+            told[f"forget sequences in the {name} set too"] = found["how"]
+    return told
 
 
 def _coarse(audit: AuditFigures) -> list[str]:

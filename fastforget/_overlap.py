@@ -1,11 +1,14 @@
 """Does the forget set share samples with data to keep, or with data that is said to be unseen?
 
-A shared sample is one with the same content (same bytes, dtype and shape) and the same label. Real data holds genuine duplicates (twins):
-two people with the same record, a text sent twice. So a count alone is no mistake of the user; the rule is in :func:`allowed`.
+A shared sample is one with the same content (same bytes, dtype and shape) and the same label; a shared sequence is one with the same scored
+tokens, however it is padded. Real data holds genuine duplicates (twins): two people with the same record, a text sent twice. So a count
+alone is no mistake of the user; the rule is in :func:`allowed`.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._data import Loaded, Pair, Source, unwrap_subsets
-from .._hashes import set_hashes
+from ._data import Loaded, Pair, Source, unwrap_subsets
+from ._hashes import set_hashes
+from ._labels import IGNORED, TOKENS
 
 READ_LIMIT = 20_000  # samples of a Dataset that are read one by one for this; tensors are always compared
 SHARE = 0.01  # of the forget set may be shared without a question
+TOKEN_BY_TOKEN = "scored tokens"  # what sequences are compared by
 WHY = {
     "retain": "training on them would keep",
     "nonmember": "they are not unseen, and would be the model for",
@@ -33,7 +38,7 @@ class Shared:
 
     count: int
     allowed: float
-    compared_by: str  # "contents", "indices" or "not checked: why"
+    compared_by: str  # "contents", "scored tokens", "indices" or "not checked: why"
 
     def receipt(self) -> dict[str, Any]:
         counts = {} if self.compared_by.startswith("not") else {"shared": self.count, "allowed": self.allowed}
@@ -41,7 +46,11 @@ class Shared:
 
 
 def check(forget: Source, others: list[Source]) -> dict[str, Any]:
-    """Refuses a forget set that shares more samples with one of the others than twins explain; returns the counts for the receipt."""
+    """Refuses a forget set that shares more samples with one of the others than twins explain; returns the counts for the receipt.
+
+    Raises:
+        ValueError: it does; the other set is named, and both counts.
+    """
     counts = {}
     for other in others:
         shared = compare(forget, other)
@@ -63,15 +72,15 @@ def compare(forget: Source, other: Source) -> Shared:
     size = sum(len(data) for data in (forget, other) if not isinstance(data.samples, Pair))
     if size > READ_LIMIT:
         return Shared(0, 0.0, f"not checked: {size} samples would be read one by one (at most {READ_LIMIT})")
-    forget_prints = fingerprints(forget)
-    other_prints = None if forget_prints is None else fingerprints(other)
-    if forget_prints is None or other_prints is None:
+    if forget.samples.reading is TOKENS:
+        forget_prints, other_prints, compared_by = _by_tokens(forget), _by_tokens(other), TOKEN_BY_TOKEN
+    else:
         try:
-            forget_prints, other_prints = _by_hash(forget), _by_hash(other)
+            (forget_prints, other_prints), compared_by = _by_contents(forget, other), "contents"
         except TypeError as error:
             return Shared(0, 0.0, f"not checked: {error}")
     count = int(torch.isin(forget_prints, other_prints).sum())
-    return Shared(count, allowed(len(forget), other_prints) if count else SHARE * len(forget), "contents")
+    return Shared(count, allowed(len(forget), other_prints) if count else SHARE * len(forget), compared_by)
 
 
 def allowed(n: int, other_prints: Tensor) -> float:
@@ -109,21 +118,38 @@ def fingerprints(data: Source) -> Tensor | None:
         words = _words(inputs)
         if len(keys) != words.shape[1]:
             keys = torch.randint(-(2**62), 2**62, (words.shape[1],), generator=torch.Generator().manual_seed(0)) * 2 + 1
-        out.append(_folded(_folded(words) * keys).sum(dim=1) + _of_labels(labels.cpu()))
+        out.append(_folded(_folded(words) * keys).sum(dim=1) + labels.cpu() * _MIX)
     return torch.cat(out)
 
 
-def _of_labels(labels: Tensor) -> Tensor:
-    """int64[N] of class ids [N], or of token ids [N, T]."""
-    if labels.dim() == 1:
-        return labels * _MIX
-    keys = torch.randint(-(2**62), 2**62, (labels.shape[1],), generator=torch.Generator().manual_seed(1)) * 2 + 1
-    return (_folded(labels) * keys).sum(dim=1)
+def _by_contents(forget: Source, other: Source) -> tuple[Tensor, Tensor]:
+    """A number for each sample of both sets.
+
+    Raises:
+        TypeError: a sample has no bytes to be read.
+    """
+    prints = fingerprints(forget)
+    others = None if prints is None else fingerprints(other)
+    if prints is None or others is None:
+        return _by_hash(forget), _by_hash(other)
+    return prints, others
 
 
 def _by_hash(data: Source) -> Tensor:
     """int64[N]: the first eight bytes of each sample's hash, which is the same for any batching."""
-    return torch.from_numpy(np.frombuffer(b"".join(one[:8] for one in set_hashes(data)), np.int64).copy())
+    return _numbers(set_hashes(data))
+
+
+def _by_tokens(data: Source) -> Tensor:
+    """int64[N]: a number for the scored tokens of each sequence that has any, in their order. Padding has none, nor has the first token,
+    which nothing answers."""
+    found = (row[row != IGNORED] for _, labels in data.batches() for row in labels[:, 1:].cpu())
+    return _numbers(hashlib.sha256(tokens.numpy().tobytes()).digest() for tokens in found if len(tokens))
+
+
+def _numbers(hashes: Iterable[bytes]) -> Tensor:
+    """int64[N]: the first eight bytes of each."""
+    return torch.from_numpy(np.frombuffer(b"".join(one[:8] for one in hashes), np.int64).copy())
 
 
 def _folded(x: Tensor) -> Tensor:
