@@ -18,7 +18,8 @@ MODELS = ["original", *METHODS, "retrained"]
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict[str, Any]:
     place = tmp_path_factory.mktemp("audit")
-    args = ["--data", "digits", "--n", "4", "--forget", "24", "--epochs", "4", "--method", *METHODS, "--shadow-method", "lightweight", "unsir samples"]
+    args = ["--data", "digits", "--n", "4", "--forget", "24", "--epochs", "4"]
+    args += ["--method", *METHODS, "--shadow-method", "lightweight", "unsir samples"]
     files = ["--state", str(place / "state"), "--out", str(place / "found.json"), "--page", str(place / "page.html")]
     assert shadow_audit.main([*args, *files]) == 0
     return {"place": place, "arguments": [*args, *files], **json.loads((place / "found.json").read_text())}
