@@ -7,7 +7,7 @@ import torch
 from digits_world import World, quiet, right
 
 from fastforget.methods.engine.drawn import Drawn
-from fastforget.methods.sweep import looks
+from fastforget.methods.sweep import looks, options
 from fastforget.methods.sweep import run as sweep_run
 
 
@@ -144,6 +144,14 @@ def test_a_second_draw_takes_over_what_the_teacher_has_answered(world, most):
     assert asked == [16 * max(0, most[1] - most[0])]
     assert torch.equal(second.used, fresh.used) and torch.allclose(second.logits, fresh.logits, atol=1e-5)
     assert all(torch.equal(a, b) for a, b in zip(second.order, fresh.order, strict=True))
+
+
+def test_where_many_samples_go_each_is_shown_eight_times():
+    """28 passes a sample: of a batch of 32 + 32 + 48, two sevenths are samples that go, and 28 * 2 / 7 is 8."""
+    assert options.own_budget(10_000, 500, 1.0) == 15_000
+    assert options.own_budget(10_000, 1_000, 1.0) == 28_000
+    assert options.own_budget(2_000, 1_000, 1.0) == 8_000  # no more than four epochs
+    assert [options.forget_size(32, of_classes) for of_classes in (True, False)] == [16, 32]
 
 
 @pytest.mark.parametrize(("batch", "weight"), [(32, 10.0), (16, 5.0), (8, 2.5), (64, 10.0)])

@@ -11,9 +11,9 @@ fall brings the answers back. Each step takes a batch of data to keep, one of da
 - **push**, classes without samples: images that the model is surest to be of them stand in (:mod:`.images`);
 - **push**, samples: the log-odds of their labels are made like those of unseen data, quantile by quantile.
 
-The three go through the model as one batch, half as many samples to forget as of unseen ones: batch norm, in train mode, then normalises
-all by much the same statistics as at the end, when it uses the running ones; at the end these are taken anew where that helps. Steps are
-small and many, and follow the gradient's direction (:class:`~..engine.tensorwise.TensorwiseAdam`). The rate is found from the model
+The three go through the model as one batch, of classes half as many samples to forget as of unseen ones: batch norm, in train mode, then
+normalises all by much the same statistics as at the end, when it uses the running ones; at the end these are taken anew where that helps.
+Steps are small and many, and follow the gradient's direction (:class:`~..engine.tensorwise.TensorwiseAdam`). The rate is found from the model
 (:func:`~.rate.steady`), relative to the size of each tensor's weights; after each sweep two-sided evidence decides whether another one,
 at a higher rate, is needed.
 """
@@ -37,15 +37,15 @@ class Sweep(SweepOptions):
         rate: the first step's size, relative to the weights': root mean squares of every tensor; ``None``: found from the model.
         steps: of a sweep; ``None``: what the budget has room for.
         sweeps: at most so many; each further one starts where the last one ended, at a higher rate.
-        batch_size: unseen samples in a step, with half as many more to keep, and half as many to forget; ``None``: 32, 16 or 8, by
-            the budget; 8 without samples of the classes.
+        batch_size: unseen samples in a step, with half as many more to keep, and half as many to forget (as many where samples go);
+            ``None``: 32, 16 or 8, by the budget; 8 without samples of the classes.
         hold: ``"anchor"`` (the original's answers) or ``"labels"`` (cross-entropy; unseen data is held by the anchor anyhow).
         alike: weight of the quantile term; ``None``: 10 for samples, less in batches of less than 32; for classes the more the model has
             memorised, the more: 0.15 to 1 for one, 0 to 2 for several.
 
     Its own budget, where none is given, is two epochs over ``retain``, and up to four the more of its data the model has memorised, which
-    unseen data shows: 15,000 sample passes at most, and 1,200 at least. Where a class is still known then, up to two more sweeps exceed
-    it; a budget that was given is never exceeded. A sweep that costs more of the right answers on unseen data than chance explains is
+    unseen data shows: 15,000 sample passes at most (28 a sample that goes, where that is more), and 1,200 at least. Where a class is
+    still known then, up to two more sweeps exceed it; a budget that was given is never exceeded. A sweep that costs more of the right answers on unseen data than chance explains is
     kept in part: for samples a half or a quarter of its way, else it is undone; for classes three quarters or a half, where they are gone
     there, else it stays. ``why`` says so.
 

@@ -19,6 +19,7 @@ from . import images
 # sample passes of a run without a budget of its own: at most, and epochs over the data to keep, up to twice as many the more the model
 # has memorised
 BUDGET, EPOCHS = 15_000, 2.0
+A_SAMPLE = 28  # passes for each sample that goes, where that is more than BUDGET: each is shown eight times then
 FLOOR = 1_200  # and at least: fewer steps forget nothing, however little data there is
 BATCHES = {9_000: 32, 1_500: 16, 0: 8}  # the least budget, and its batches of unseen samples: more steps serve better than larger ones
 SETTLE, CHECK = 6, 3  # steps whose samples batch norm's statistics are taken anew from, and whose samples say whether that helped
@@ -67,9 +68,10 @@ def kept_size(batch_size: int) -> int:
     return batch_size + batch_size // 2
 
 
-def forget_size(batch_size: int) -> int:
-    """Samples to forget in a step: half as many as unseen ones, so that they don't rule the statistics of batch norm."""
-    return max(1, batch_size // 2)
+def forget_size(batch_size: int, of_classes: bool) -> int:
+    """Samples to forget in a step: of classes half as many as unseen ones, so that they don't rule the statistics of batch norm; else as
+    many, with which they are compared, and whose statistics are theirs as well."""
+    return max(1, batch_size // 2) if of_classes else batch_size
 
 
 def settling(model: nn.Module, each: int) -> int:
@@ -77,9 +79,10 @@ def settling(model: nn.Module, each: int) -> int:
     return -(-(SETTLE + 2 * CHECK) * each // FORWARD) if has_statistics(model) else 0
 
 
-def own_budget(kept: int, strength: float) -> int:
-    """Sample passes of a run over ``kept`` samples to keep; ``strength``, 0 to 1: what the model has memorised of them."""
-    return round(min(BUDGET, max(FLOOR, EPOCHS * (1 + strength) * kept)))
+def own_budget(kept: int, samples: int, strength: float) -> int:
+    """Sample passes of a run over ``kept`` samples to keep, with ``samples`` that go (0 for classes); ``strength``, 0 to 1: what the model
+    has memorised of them."""
+    return round(min(max(BUDGET, A_SAMPLE * samples), max(FLOOR, EPOCHS * (1 + strength) * kept)))
 
 
 def plan(options: SweepOptions, task: Task, look: int, spare: int, known: int = 0) -> Plan:
@@ -91,16 +94,17 @@ def plan(options: SweepOptions, task: Task, look: int, spare: int, known: int = 
     """
     assert task.retain is not None
     if task.cost.budget is None:
-        task.cost.budget = own_budget(len(task.retain), 0.0)
+        task.cost.budget = own_budget(len(task.retain), 0, 0.0)
     b = options.batch_size or next(size for least, size in BATCHES.items() if task.cost.budget >= least)
     if task.forget is None and options.batch_size is None:
         b = min(BATCHES.values())  # images take more steps
-    if forget_size(b) == 1 and least_of(task.model, task.retain, task.forward) > 1:
-        b = 4  # two samples to forget, as batch norm can't train on one
-    sizes = {"retain": kept_size(b), "nonmember": b if task.nonmember is not None else 0, "forget": forget_size(b)}
-    learned = None if task.forget is not None else images.options(len(task.classes), forget_size(b))
-    shown = forget_size(b) if learned is None else learned.noise_batch * len(task.classes)
-    each, trial = sizes["retain"] + sizes["nonmember"] + shown, forget_size(b)
+    of_classes = bool(task.classes)
+    if forget_size(b, of_classes) == 1 and least_of(task.model, task.retain, task.forward) > 1:
+        b = 4 if of_classes else 2  # two samples to forget, as batch norm can't train on one
+    sizes = {"retain": kept_size(b), "nonmember": b if task.nonmember is not None else 0, "forget": forget_size(b, of_classes)}
+    learned = None if task.forget is not None else images.options(len(task.classes), forget_size(b, of_classes))
+    shown = forget_size(b, of_classes) if learned is None else learned.noise_batch * len(task.classes)
+    each, trial = sizes["retain"] + sizes["nonmember"] + shown, forget_size(b, of_classes)
     room = task.cost.budget - task.cost.passes - look - TRIALS * trial - settling(task.model, each)
     if learned is not None:
         room -= learned.noise_steps * shown

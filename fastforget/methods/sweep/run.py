@@ -55,7 +55,7 @@ class Run:
         self.looks.first(self.unseen)
         self.forget: Drawn | Images
         if task.forget is not None:
-            self.forget = Drawn(task, task.forget, forget_size(b), most, FORGET_ORDER)
+            self.forget = Drawn(task, task.forget, forget_size(b, bool(task.classes)), most, FORGET_ORDER)
         else:
             assert self.plan.images is not None
             self.forget = Images(task, self.plan.images)
@@ -78,7 +78,8 @@ class Run:
         """Gives the run more passes where unseen data shows that the model has memorised; whether it did."""
         task = self.task
         assert task.retain is not None and task.cost.budget is not None
-        more = own_budget(len(task.retain), 0.0 if self.unseen is None or few_trained(task.model) else strength(memory))
+        told = 0.0 if self.unseen is None or few_trained(task.model) else strength(memory)
+        more = own_budget(len(task.retain), 0 if task.classes else len(task.forget or ()), told)
         if more <= task.cost.budget:
             return False
         task.cost.budget = more
