@@ -13,9 +13,9 @@ fall brings the answers back. Each step takes a batch of data to keep, one of da
 
 The three go through the model as one batch, of classes half as many samples to forget as of unseen ones: batch norm, in train mode, then
 normalises all by much the same statistics as at the end, when it uses the running ones; at the end these are taken anew where that helps.
-Steps are small and many, and follow the gradient's direction (:class:`~..engine.tensorwise.TensorwiseAdam`). The rate is found from the model
-(:func:`~.rate.steady`), relative to the size of each tensor's weights; after each sweep two-sided evidence decides whether another one,
-at a higher rate, is needed.
+Steps are small and many, and follow the gradient's direction (:class:`~..engine.tensorwise.TensorwiseAdam`). The rate is found from the
+model (:func:`~.rate.steady`), relative to the size of each tensor's weights; after each sweep two-sided evidence decides whether another
+one, at a higher rate, is needed.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class Sweep(SweepOptions):
             memorised, the more: 0.15 to 1 for one, 0 to 2 for several.
 
     Its own budget, where none is given, is two epochs over ``retain``, and up to four the more of its data the model has memorised, which
-    unseen data shows: 15,000 sample passes at most (28 a sample that goes, where that is more), and 1,200 at least. Where a class is
-    still known then, up to two more sweeps exceed it; a budget that was given is never exceeded. A sweep that costs more of the right answers on unseen data than chance explains is
-    kept in part: for samples a half or a quarter of its way, else it is undone; for classes three quarters or a half, where they are gone
-    there, else it stays. ``why`` says so.
+    unseen data shows: 15,000 sample passes at most (28 a sample that goes, where that is more), and 1,200 at least. Where a class is still
+    known then, up to two more sweeps exceed it; a budget that was given is never exceeded. A sweep that costs more of the right answers on
+    unseen data than chance explains is kept in part: for samples a half or a quarter of its way, else it is undone; for classes three
+    quarters or a half, where they are gone there, else it stays. ``why`` says so.
 
     Needs ``retain``; ``nonmember`` for samples, and for better results with classes. For classes ``forget`` may be missing, where the
     inputs are one floating point tensor: then images that are learned as UNSIR's noise is, but down the error, stand in for their
