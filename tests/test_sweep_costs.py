@@ -7,7 +7,7 @@ import torch
 from digits_world import World, quiet, right
 
 from fastforget.methods.engine.drawn import Drawn
-from fastforget.methods.sweep import looks, options
+from fastforget.methods.sweep import looks, options, rate
 from fastforget.methods.sweep import run as sweep_run
 
 
@@ -152,6 +152,19 @@ def test_where_many_samples_go_each_is_shown_eight_times():
     assert options.own_budget(10_000, 1_000, 1.0) == 28_000
     assert options.own_budget(2_000, 1_000, 1.0) == 8_000  # no more than four epochs
     assert [options.forget_size(32, of_classes) for of_classes in (True, False)] == [16, 32]
+
+
+@pytest.mark.parametrize(("kind", "times"), [("classes", 2.0), ("samples", 4.0)])
+def test_the_rate_grows_with_what_was_memorised(world, monkeypatch, kind, times):
+    """By the root of how many more nats the answers may change in the first step: 1 + 3 for classes, 1 + 15 for samples."""
+    sets, rates = one_class(world) if kind == "classes" else some_samples(world), []
+    monkeypatch.setattr(rate, "STEADY", 8e-6)  # where answers change by the square of the rate
+    for memory in (0.0, 1.0):
+        monkeypatch.setattr(sweep_run, "memorised", lambda kept, unseen, memory=memory: memory)
+        # the quantile term would be another one for classes, and with it the direction of the first step
+        result = quiet(world.net("mlp"), "sweep", budget=1_500, alike=1.0, progress=False, **sets)
+        rates.append(result.receipt["chosen"]["rate"])
+    assert rates[1] / rates[0] == pytest.approx(times, rel=0.2)
 
 
 @pytest.mark.parametrize(("batch", "weight"), [(32, 10.0), (16, 5.0), (8, 2.5), (64, 10.0)])

@@ -18,9 +18,10 @@ from ..engine.tensorwise import direction
 from ..engine.terms import anchor
 from ..task import Task
 
-# nats by which the answers to kept samples may change in the first step: so many, and up to four times as many the more the model has
-# memorised, which must be shaken loose
-STEADY, LOOSER = 8e-3, 3.0
+# nats by which the answers to kept samples may change in the first step: so many, and more (by LOOSER, of classes and of samples) the more
+# the model has memorised, which must be shaken loose
+STEADY = 8e-3
+LOOSER = {"classes": 3.0, "samples": 15.0}
 TRIED = 3e-3  # the first rate tried
 MEMORY = 0.1  # of an AUC above a half, from which on a model counts as one that has memorised its data
 
@@ -40,8 +41,8 @@ def steady(task: Task, kept: Drawn, push: Callable[[], Tensor], strength: float)
     answers are those of training: a net with batch norm stands more there than with its running statistics.
     """
     (inputs, _), *_ = kept.task.cost.reading(kept.data.at(kept.order[:1], device=task.device))
-    params = trainable(task.model)
-    before, rate, allowed = _weights.save(task.model), TRIED, STEADY * (1 + LOOSER * strength**2)
+    params, kind = trainable(task.model), "classes" if task.classes else "samples"
+    before, rate, allowed = _weights.save(task.model), TRIED, STEADY * (1 + LOOSER[kind] * strength**2)
     with _weights.evaluating(task.model), task.cost.phase("trial"):
         norms.by_batch(task)
         teacher = task.forward(task.model, inputs).float().log_softmax(dim=1)
