@@ -31,14 +31,14 @@ def test_a_sweep_for_samples_that_costs_too_much_is_undone_and_why_says_so(world
     assert look["undone"] and "part" not in look
     held = len(world.test[1]) // 2 // 3
     assert f"sweep 1 was undone, as it left {100 * look['right']:.1f} % of {held} unseen samples right, " in result.why
-    # a half and a quarter of the way were tried: the budget has room for that
+    # three quarters, a half and a quarter of the way were tried: the budget has room for that
     assert not result.cost.stopped_by_budget and "budget" not in result.why
     asked = result.receipt["cost"]["phases"]["looks"]["forward"]
-    assert asked == 4 * (100 + held)  # of the original, of the whole, and of both parts
+    assert asked == 5 * (100 + held)  # of the original, of the whole, and of three parts
 
 
 def test_a_part_of_a_sweep_that_costs_too_much_is_kept(world, monkeypatch):
-    costly = iter((False, True, True, False))  # of the original, of the whole, a half, a quarter
+    costly = iter((False, True, True, True, False))  # of the original, of the whole, three quarters, a half, a quarter
     monkeypatch.setattr(looks.Looks, "_costly", lambda self: next(costly))
     model = world.net("mlp")
     result = quiet(model, "sweep", progress=False, **some_samples(world))

@@ -29,7 +29,7 @@ BY_IMAGES = 0.01  # the same without samples of the classes, where no look can s
 AGAIN = {"classes": 4.0, "samples": 2.0}  # each further sweep's rate over the last one's
 HALVINGS = 4
 # of the way of a sweep that cost too much, of which the first that costs less is kept: classes must be gone there, too
-PARTS = {"classes": (0.75, 0.5), "samples": (0.5, 0.25)}
+PARTS = {"classes": (0.75, 0.5), "samples": (0.75, 0.5, 0.25)}
 
 
 class Run:
