@@ -22,7 +22,7 @@ from ._labels import IGNORED, TOKENS
 
 READ_LIMIT = 20_000  # samples of a Dataset that are read one by one for this; tensors are always compared
 SHARE = 0.01  # of the forget set may be shared without a question
-TOKEN_BY_TOKEN = "scored tokens"  # what sequences are compared by
+CONTENTS, TOKEN_BY_TOKEN = BY_CONTENTS = "contents", "scored tokens"  # what samples and sequences are compared by
 WHY = {
     "retain": "training on them would keep",
     "nonmember": "they are not unseen, and would be the model for",
@@ -76,7 +76,7 @@ def compare(forget: Source, other: Source) -> Shared:
         forget_prints, other_prints, compared_by = _by_tokens(forget), _by_tokens(other), TOKEN_BY_TOKEN
     else:
         try:
-            (forget_prints, other_prints), compared_by = _by_contents(forget, other), "contents"
+            (forget_prints, other_prints), compared_by = _by_contents(forget, other), CONTENTS
         except TypeError as error:
             return Shared(0, 0.0, f"not checked: {error}")
     count = int(torch.isin(forget_prints, other_prints).sum())

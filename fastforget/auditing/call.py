@@ -116,9 +116,9 @@ class Audit:
             intervals: 95 % confidence intervals beside the figures, under ``..._interval``; ``False`` leaves them out.
             frozen_body: say ``True`` where training never moves anything but the last layer (a frozen backbone): retrained models may then
                 share the original's body, which otherwise makes them untrustworthy, and features are not compared.
-            check_overlap: of sequences: counts those of ``forget`` that ``retain`` or ``test`` hold too (same scored tokens, any padding;
-                same index in parts of one data set) and refuses more than 1 % of them, plus twice what the twins within that set lead to
-                expect, as ``ff.unlearn`` does. The counts are in ``settings["overlap"]`` and in the receipt. Samples aren't looked at.
+            check_overlap: counts the samples of ``forget`` that ``retain`` or ``test`` hold too (same bytes and label; of sequences, same
+                scored tokens, any padding; same index in parts of one data set) and refuses more than 1 % of them, plus twice what the
+                twins within that set lead to expect, as ``ff.unlearn`` does. The counts are in ``settings["overlap"]`` and in the receipt.
             controls: ``True`` also audits models that must not pass (:func:`fastforget.audit.controls`), made of the original: it costs
                 their passes and a short fine-tuning. Or models of your own by name; one named "retrained…" must pass, all others must
                 not. They are listed apart, and if one misbehaves the verdict can't be PASS.
@@ -134,7 +134,7 @@ class Audit:
             ``.to_html(path)``.
 
         Raises:
-            TypeError, ValueError: an unknown attack, an empty set, sequences to forget in another set, labels out of a model's range, NaN
+            TypeError, ValueError: an unknown attack, an empty set, samples to forget in another set, labels out of a model's range, NaN
                 logits, an attack that needs shadow models or a population without them; the message names the set, the model and the first
                 bad sample.
             RuntimeError: a model's forward failed.

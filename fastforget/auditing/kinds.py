@@ -6,7 +6,7 @@ from .._labels import CLASSES, TOKENS
 from . import measured, sequence_rule, sequences, verdict
 from .kind import Kind
 from .measure import attacks, tokens
-from .names import FOR_SEQUENCES
+from .names import FOR_SEQUENCES, SEQUENCE_WISE
 
 SAMPLES = Kind(CLASSES, False, attacks.CONVENTION, attacks.DEFAULT, {}, measured.measure, verdict.SAMPLES)
 SEQUENCES = Kind(
@@ -33,4 +33,4 @@ def of(request: str) -> Kind:
     >>> of("sequence-wise") is SEQUENCES, of("class-wise") is SAMPLES
     (True, True)
     """
-    return SEQUENCES if request == sequences.REQUEST else SAMPLES
+    return SEQUENCES if request == SEQUENCE_WISE else SAMPLES

@@ -21,6 +21,8 @@ HIDDEN = "other_half_auc"  # and of all models, what comes back of one half when
 # The attacks whose scores are log likelihood ratios: above 0 means that membership is the likelier.
 RATIOS = ("lira", "u_lira")
 
+SEQUENCE_WISE = "sequence-wise"  # what an audit of sequences calls its request
+
 # What is measured of classifiers alone, by the argument that asks for it: what to take of sequences.
 _BY_TEXT = "take the attacks 'min_k_plus' and, beside a retrained model, 'perplexity_ratio', which allow for how hard a text is"
 _BY_HALVES = "read 'other_half_auc' of ff.audit(..., sequences=True), by which one half of the forget set is known after steps on the other"

@@ -32,7 +32,7 @@ class Request:
         models: the caller's, the original first and the retrained ones last, "retrained" behind them.
         controls: further models, of which it is known what they must get.
         sets: "forget", "retain" and "test"; and "population" where RMIA is run.
-        overlap: how many of the forget set's sequences the other sets hold, by their names; empty where samples are audited.
+        overlap: how many of the forget set's samples or sequences the other sets hold, by their names.
         attacks: all that are run, the loss first and those on shadow models last.
         shadow_attacks: those of them that read shadow models.
         shadows: the shadow models' answers.
@@ -111,7 +111,7 @@ def checked(
         sets = {**sets, "population": population}
     how: dict[str, Any] = {"unpack": unpack, "batch_size": batch_size, "reading": kind.labels}
     sources = {name: _data.source(data, name=name, **how) for name, data in sets.items()}
-    overlap = _shared(kind, sources, check_overlap, seed)
+    overlap = _shared(sources, check_overlap, seed)
     return Request(
         kind=kind,
         models=models,
@@ -169,12 +169,11 @@ def _refuse(kind: Kind, given: Mapping[str, Any]) -> None:
             )
 
 
-def _shared(kind: Kind, sets: Mapping[str, _data.Source], look: Any, seed: int) -> dict[str, Any]:
-    """How many sequences of the forget set the other two hold; more than twins explain are refused, by the rule of ``ff.unlearn``."""
+def _shared(sets: Mapping[str, _data.Source], look: Any, seed: int) -> dict[str, Any]:
+    """How much of the forget set the other two hold; more than twins explain is refused, by the rule of ``ff.unlearn``. Of whole classes,
+    too: in a test set that holds them, what was trained on would be called unseen."""
     if not isinstance(look, bool):
         raise TypeError(f"check_overlap: got {type(look).__name__}; accepted are True and False")
-    if not kind.sequences:
-        return {}
     if not look:
         return {"how": "not checked: check_overlap=False"}
     with own_randomness(seed):

@@ -21,11 +21,10 @@ from .measure.hidden import hidden
 from .measure.histogram import loss_histograms
 from .measure.weights import layer_of
 from .measured import Measured, curves_of, distances, mean_loss
-from .names import FORGET_QUALITY, HIDDEN, KS
+from .names import FORGET_QUALITY, HIDDEN, KS, SEQUENCE_WISE
 from .request import Request
 
 Answers = dict[str, tokens.Answered]
-REQUEST = "sequence-wise"
 RATIO = (
     "geometric mean over the forget set of a sequence's perplexity over that by the {} model; the reference's own is 1, and a model that "
     "still knows the sequences lies below a retrained one"
@@ -71,7 +70,7 @@ def measure(request: Request) -> Measured:
         "loss": loss_histograms({name: {s: one.scores["loss"] for s, one in sets.items()} for name, sets in scored.items()}),
         "exposed": [sample.to_dict() for sample in exposed],
     }
-    return Measured(rows, comparisons, oracle, torch.empty(0, dtype=torch.int64), sizes, curves, exposed_by, REQUEST)
+    return Measured(rows, comparisons, oracle, torch.empty(0, dtype=torch.int64), sizes, curves, exposed_by, SEQUENCE_WISE)
 
 
 def _comparisons(unseen: int) -> list[Comparison]:

@@ -25,7 +25,7 @@ def settings_of(request: Request, measured: Measured) -> dict[str, Any]:
         "intervals": bool(request.intervals),
         "frozen_body": request.frozen_body,
         "near_classes": list(measured.near),
-        **({"overlap": request.overlap} if request.overlap else {}),
+        "overlap": request.overlap,
         "reference": RETRAINED if RETRAINED in models else None,
         "oracle_threshold": measured.oracle.threshold,
         "oracle_reason": measured.oracle.reason,

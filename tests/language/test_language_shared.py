@@ -135,7 +135,7 @@ def test_verify_counts_again(tmp_path, monkeypatch, capsys) -> None:
     assert verify.main([*given, "--test=forget.npz"]) == 1
     assert "MISMATCH  settings.overlap.test, counted again" in capsys.readouterr().out
     for change, said in (
-        (lambda overlap: overlap["retain"].update(shared=1), "1 sequences are shared, and such an audit is refused"),
+        (lambda overlap: overlap["retain"].update(shared=1), "1 are shared, and such an audit is refused"),
         (lambda overlap: overlap["test"].update(how="not checked: many"), "a count that was not made"),
         (lambda overlap: overlap.pop("test"), "it is not of the retain and the test set"),
     ):

@@ -14,6 +14,7 @@ from ... import _overlap
 from ..._arrays import first_line
 from ..._data import source
 from ..._identity import bare_names
+from ..._labels import Reading
 from .. import kinds
 from ..figures import ModelRow
 from ..names import THRESHOLDS
@@ -47,8 +48,7 @@ class Again:
         if sizes != receipt["sizes"]:
             yield Finding("sizes", f"the sets given have {sizes} samples")
             return
-        if kinds.of(receipt["request"]).sequences:
-            yield from self._shared(settings.get("overlap", {}))
+        yield from self._shared(settings.get("overlap", {}), reading)
         models = {name: _loaded(name, self.build, state) for name, state in states.items()}
         measurable = [name for name in settings["attacks"] if name in THRESHOLDS or name == "attack_p"]
         stated = {row["model"]: row for row in receipt["rows"] + receipt["control_rows"]}
@@ -58,13 +58,14 @@ class Again:
             difference = next(self._differences(stated.get(row.model, {}), row.to_dict(), "", share), "")
             yield Finding(f"rows.{row.model}.figures, measured again", difference)
 
-    def _shared(self, stated: dict[str, Any]) -> Iterator[Finding]:
-        """The sequences that the forget set shares with the other sets, counted again where the receipt has counts by contents."""
-        sets = {name: source(samples, name=name, reading=kinds.SEQUENCES.labels) for name, samples in self.sets.items()}
+    def _shared(self, stated: dict[str, Any], reading: Reading) -> Iterator[Finding]:
+        """What the forget set shares with the other sets, counted again where the receipt has counts by contents."""
+        sets = {name: source(samples, name=name, reading=reading) for name, samples in self.sets.items()}
         for name, found in stated.items():
-            if name in sets and found.get("how") == _overlap.TOKEN_BY_TOKEN:
-                count = _overlap.compare(sets["forget"], sets[name]).count
-                yield same(f"settings.overlap.{name}, counted again", found["shared"], count, "other sequences are shared")
+            if name in sets and found.get("how") in _overlap.BY_CONTENTS:
+                again = _overlap.compare(sets["forget"], sets[name])
+                if again.compared_by == found["how"]:
+                    yield same(f"settings.overlap.{name}, counted again", found["shared"], again.count, "others are shared")
 
     def _measured(self, models: dict[str, nn.Module], attacks: list[str], settings: dict[str, Any]) -> list[ModelRow]:
         try:

@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any
 
 from ..figures import ORIGINAL, RETRAINED, ClassProbe, ModelRow
-from ..sequences import REQUEST as SEQUENCE_WISE
+from ..names import SEQUENCE_WISE
 from . import beneath_answers, common, of_sequences
 from .finding import Finding
 from .rounding import TINY, near
@@ -52,7 +52,7 @@ def whole(receipt: dict[str, Any], rows: list[ModelRow], *, beneath: bool = True
             continue
         below = beneath_answers.contradictions(row, rows, receipt) if beneath or row.below is not None else iter(())
         yield Finding(f"rows.{row.model}.figures", next(chain(contradictions(row, rows, receipt), below), ""))
-    if receipt["request"] == SEQUENCE_WISE:
+    if receipt["request"] == SEQUENCE_WISE or "overlap" in settings:  # audits of samples before 2026-11-30 didn't look
         yield of_sequences.shared(settings.get("overlap"), receipt["sizes"])
     if settings.get("frozen_body"):
         yield Finding("settings.frozen_body", unchecked="that training moves nothing but the last layer is the auditor's word")

@@ -38,19 +38,19 @@ def contradictions(row: ModelRow, rows: list[ModelRow], receipt: dict[str, Any])
 
 
 def shared(overlap: Any, sizes: dict[str, int]) -> Finding:
-    """Whether the counts of sequences that the forget set shares with the others can be those of an audit that wasn't refused."""
+    """Whether the counts of what the forget set shares with the others can be those of an audit that wasn't refused."""
     field = "settings.overlap"
     if overlap is None or "how" in overlap:
-        return Finding(field, unchecked="that the sets share no sequence was not looked at")
+        return Finding(field, unchecked="what the sets share was not looked at")
     if sorted(overlap) != ["retain", "test"]:
         return Finding(field, "it is not of the retain and the test set")
     for name, found in overlap.items():
         if ("shared" in found) == found["how"].startswith("not") or ("shared" in found) != ("allowed" in found):
             return Finding(f"{field}.{name}", "a count that was not made, or none that was")
         if "shared" not in found:
-            return Finding(f"{field}.{name}", unchecked="that the two sets share no sequence was not looked at")
+            return Finding(f"{field}.{name}", unchecked="what the two sets share was not looked at")
         if found["shared"] > min(sizes["forget"], found["allowed"]):
-            return Finding(f"{field}.{name}", f"{found['shared']} sequences are shared, and such an audit is refused")
+            return Finding(f"{field}.{name}", f"{found['shared']} are shared, and such an audit is refused")
     return Finding(field)
 
 

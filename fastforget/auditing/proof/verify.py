@@ -13,7 +13,7 @@ from typing import Any
 from ..._command import Parser, unusable
 from ..._text import visible
 from ..figures import ORIGINAL, RETRAINED
-from ..sequences import REQUEST as SEQUENCE_WISE
+from ..names import SEQUENCE_WISE
 from .again import Again
 from .check import ON_TRUST, check
 from .finding import Finding, Unreadable

@@ -78,7 +78,7 @@ def _hashes(receipt: dict[str, Any]) -> dict[str, str]:
 def _made(receipt: dict[str, Any]) -> dict[str, str]:
     method = receipt["method"]
     entries = {"request": receipt["request"], **{f"samples, {name}": str(size) for name, size in receipt["sizes"].items()}}
-    entries |= shared_with(receipt["settings"].get("overlap", {}))
+    entries |= shared_with(receipt["settings"].get("overlap", {}), receipt["request"])
     if method:
         entries["method"] = method["method"]
         entries["options"] = _as_text(method["options"])

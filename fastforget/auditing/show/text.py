@@ -7,7 +7,7 @@ from typing import Any
 
 from ..._text import visible
 from ..figures import FORGET, AuditFigures
-from ..names import NOT_IDEAL, WHY
+from ..names import NOT_IDEAL, SEQUENCE_WISE, WHY
 from .lines import Line, lines, resolves, undefined_probes
 from .wording import FPR_TEXTS, attack_name, beyond_thresholds
 
@@ -77,7 +77,8 @@ def notes(audit: AuditFigures, *, intervals: str = "[low, high]", conventions: b
     if settings["reference"] is None:
         result.append('NO REFERENCE: no model named "retrained" was given. Read the figures as changes, not as distances from an ideal.')
     overlap = settings.get("overlap", {})
-    told = shared_with({name: found for name, found in overlap.items() if name == "how" or found.get("shared") != 0})
+    named = {name: found for name, found in overlap.items() if name == "how" or found.get("shared") != 0}
+    told = shared_with(named, settings["request"])
     result += [f"{what}: {said}." for what, said in told.items()]
     result += _undefined_rates(audit)
     result.append(f"forgetting rate: {NOT_IDEAL}")
@@ -90,16 +91,16 @@ def notes(audit: AuditFigures, *, intervals: str = "[low, high]", conventions: b
     return result + [f"{name.replace('_', ' ')}: {convention}." for name, convention in settings["comparisons"].items()]
 
 
-def shared_with(overlap: dict[str, Any]) -> dict[str, str]:
-    """How many of the forget set's sequences each other set holds, or that it wasn't looked for."""
-    told = {}
+def shared_with(overlap: dict[str, Any], request: str) -> dict[str, str]:
+    """How many of the forget set's samples each other set holds, or that it wasn't looked for."""
+    told, what = {}, "forget sequences" if request == SEQUENCE_WISE else "forget samples"
     for name, found in overlap.items():
         if name == "how":
-            told["forget sequences in other sets"] = found
+            told[f"{what} in other sets"] = found
         elif "shared" in found:
-            told[f"forget sequences in the {name} set too"] = f"{found['shared']} (same {found['how']}, {found['allowed']:.1f} accepted)"
+            told[f"{what} in the {name} set too"] = f"{found['shared']} (same {found['how']}, {found['allowed']:.1f} accepted)"
         else:
-            told[f"forget sequences in the {name} set too"] = found["how"]
+            told[f"{what} in the {name} set too"] = found["how"]
     return told
 
 
