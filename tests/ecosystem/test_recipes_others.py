@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from recipe_world import CLASSES, PAD, WORDS, digits, fit, loaders, padded, right, texts
-from test_recipes_images import TIMM, forgotten, unlearned
+from test_recipes_images import TIMM, forgotten, net, unlearned
 from test_recipes_texts import SMALL, bert
 from torch import nn
 from torch.nn import functional as F
@@ -154,3 +154,20 @@ def test_other_adapters(name: str, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "under other names than the model's own (a folder may hold an adapter alone" in capsys.readouterr().out
     torch.save(names["result"].model.state_dict(), tmp_path / "whole.pt")
     assert main(["verify", receipt, "--model", str(tmp_path / "whole.pt")]) == 0
+
+
+@pytest.mark.parametrize("kind", [None, "torch", "numpy", "arrow", "pandas"])
+def test_formats_of_datasets(kind: str | None) -> None:
+    """Whatever the format, what is read are the columns that it shows: a number beside them is no input."""
+    datasets = pytest.importorskip("datasets")
+    sets = digits()
+    held = loaders(sets)
+
+    def rows(name: str) -> Any:
+        x, y = sets[name]
+        made = datasets.Dataset.from_dict({"image": x.flatten(1).tolist(), "label": y.tolist(), "number": list(range(len(y)))})
+        return made.with_format(kind, columns=["image", "label"])
+
+    model = fit(net(), held["train"], 8)
+    names = unlearned("timm and torchvision", model, {name: rows(name) for name in ("forget", "retain", "test")})
+    forgotten(names, model, held)
