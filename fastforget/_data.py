@@ -370,8 +370,8 @@ def _source(
 
 
 def _as_tensors(dataset: Any) -> Any:
-    """A data set of Hugging Face's that gives tensors, of the columns that it shows: lists of numbers would be collated by place, one tensor
-    for each, and of tables nothing can be made."""
+    """A data set of Hugging Face's that gives tensors, of the columns that it shows: lists of numbers would be collated by place, one
+    tensor for each, and of tables nothing can be made."""
     shown = getattr(dataset, "format", None)
     if callable(getattr(dataset, "with_format", None)) and isinstance(shown, Mapping) and shown.get("type", "") in NO_TENSORS:
         return dataset.with_format("torch", columns=shown.get("columns"))
