@@ -27,6 +27,7 @@ Unpack = Callable[[Any], tuple[Any, Any]]
 ACCEPTED = "a DataLoader, a Dataset or an (inputs, labels) pair of tensors"
 DEFAULT_BATCH = 256
 _SECOND = "the second of the pair"
+NO_TENSORS = (None, "arrow", "pandas", "polars")  # formats of Hugging Face's data sets
 _TRIED = 64  # samples that show whether a set's sizes vary
 
 
@@ -369,9 +370,11 @@ def _source(
 
 
 def _as_tensors(dataset: Any) -> Any:
-    """A data set of Hugging Face's that gives tensors: its lists of numbers would be collated by place, one tensor for each."""
-    if callable(getattr(dataset, "with_format", None)) and getattr(dataset, "format", {}).get("type", "") is None:
-        return dataset.with_format("torch")
+    """A data set of Hugging Face's that gives tensors, of the columns that it shows: lists of numbers would be collated by place, one
+    tensor for each, and of tables nothing can be made."""
+    shown = getattr(dataset, "format", None)
+    if callable(getattr(dataset, "with_format", None)) and isinstance(shown, Mapping) and shown.get("type", "") in NO_TENSORS:
+        return dataset.with_format("torch", columns=shown.get("columns"))
     return dataset
 
 

@@ -35,6 +35,8 @@ def check_labels(name: str, labels: Any, read_from: str = "") -> Tensor:
         kind = TypeError if labels.is_floating_point() or labels.dtype == torch.bool else ValueError
         raise kind(f"{about}: one-hot rows; accepted are integer class ids [N]. Pass labels.argmax(1)")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        if _zeros_and_ones(labels):
+            raise TypeError(f"{about}: rows with several classes, or none; accepted is one class id a sample, integers [N]")
         raise TypeError(
             f"{about}; accepted are integer class ids [N]. Convert class ids by labels.long(), one-hot rows by labels.argmax(1)"
         )
@@ -51,8 +53,11 @@ def check_labels(name: str, labels: Any, read_from: str = "") -> Tensor:
 
 
 def _one_hot(labels: Tensor) -> bool:
-    rows = labels.dim() == 2 and labels.shape[1] > 1 and bool(((labels == 0) | (labels == 1)).all())
-    return rows and bool((labels.sum(dim=1) == 1).all())
+    return _zeros_and_ones(labels) and bool((labels.sum(dim=1) == 1).all())
+
+
+def _zeros_and_ones(labels: Tensor) -> bool:
+    return labels.dim() == 2 and labels.shape[1] > 1 and bool(((labels == 0) | (labels == 1)).all())
 
 
 FOR_TOKENS = ("gradient_difference", "npo", "simnpo", "rmu")  # methods

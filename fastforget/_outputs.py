@@ -15,6 +15,7 @@ from . import _tree
 
 Forward = Callable[[nn.Module, Any], Tensor]
 ADVICE = "Pass forward=lambda model, inputs: ... that returns the logits [batch, classes], or [N, T, vocabulary] of a language model"
+OTHER_TASKS = ("regression", "multi_label_classification")  # what transformers' configs call them
 _ENOUGH = 16  # answers of one logit that say whether they are probabilities
 
 
@@ -59,10 +60,14 @@ def reading(forward: Callable[[nn.Module, Any], Any] | None) -> Forward:
     """``forward`` (default: :func:`call`) that returns logits [batch, classes] whatever the model returns.
 
     Raises:
-        TypeError: at a call whose output holds no logits that could be told.
+        TypeError: at a call whose output holds no logits that could be told, or of a model for another task.
     """
 
+    by_default = forward is None or inspect.unwrap(forward) is call  # wrapped where the caller has a default device
+
     def logits(model: nn.Module, inputs: Any) -> Tensor:
+        if by_default:
+            refuse_other_tasks("model", model)
         output = (forward or call)(model, inputs)
         if type(output) is Tensor and output.dim() == 2 and output.shape[1] > 1:
             return _as_asked(output)
@@ -72,6 +77,23 @@ def reading(forward: Callable[[nn.Module, Any], Any] | None) -> Forward:
         return _as_asked(as_columns(picked, _tree.rows(inputs)))
 
     return logits
+
+
+def refuse_other_tasks(who: str, model: nn.Module) -> None:
+    """Refuses a model of transformers whose config says that its outputs aren't logits of classes of which a sample has one.
+
+    Raises:
+        TypeError: ``config.problem_type`` is one of OTHER_TASKS. transformers writes it there itself at the first loss: "regression" where
+            there is one output, "multi_label_classification" where labels are floats.
+    """
+    while not hasattr(model, "config") and len(inside := list(model.children())) == 1:
+        model = inside[0]
+    task = getattr(getattr(model, "config", None), "problem_type", None)
+    if task in OTHER_TASKS:
+        raise TypeError(
+            f"{who}: its config has problem_type={task!r}; accepted are models whose outputs are logits of classes, one class a sample "
+            "('single_label_classification'). Pass forward=lambda model, inputs: ... that returns such logits, if it has any"
+        )
 
 
 def _as_asked(logits: Tensor) -> Tensor:

@@ -28,7 +28,9 @@ WHY = {
     "nonmember": "they are not unseen, and would be the model for",
     "test": "they are not unseen, and would hide",
 }
-_ROWS = 4096  # at a time: bounds the memory of a fingerprint
+_ROWS = 1024  # at a time: bounds the memory of a fingerprint
+_WORDS = 2**16  # at a time: what is computed with them stays in the cache
+_LOWER = 2**32 - 1
 _MIX = -7046029254386353131  # 2**64 / golden ratio, as a signed number: spreads the labels' bits
 
 
@@ -104,21 +106,24 @@ def fingerprints(data: Source) -> Tensor | None:
     """int64[N]: one number a sample, from the bytes of its inputs and its label; ``None`` where inputs aren't tensors of one shape, or
     where the user's own function makes the batches, so that a sample's shape may depend on its batch.
 
-    A sum of words times odd random numbers, with their halves folded before and after: two different samples agree by chance about once
-    in 2**40 pairs or rarer.
+    The upper halves of two sums of 32-bit words times random 64-bit numbers, modulo 2**64 (multilinear hashing: Lemire and Kaser, The
+    Computer Journal 57 (2014), section 3). Whatever the two samples are, they agree by chance at most once in 2**62 draws of these numbers.
     """
     if isinstance(data.samples, Loaded) and data.samples.collated:
         return None
-    out, keys, like = [], torch.empty(0, dtype=torch.int64), None
+    out, keys, like = [], torch.empty((2, 0), dtype=torch.int64), None
     order = torch.arange(len(data)).split(_ROWS)
     for inputs, labels in data.at(order):
         if not isinstance(inputs, Tensor) or like not in (None, (inputs.dtype, inputs.shape[1:])):
             return None
         like = inputs.dtype, inputs.shape[1:]
         words = _words(inputs)
-        if len(keys) != words.shape[1]:
-            keys = torch.randint(-(2**62), 2**62, (words.shape[1],), generator=torch.Generator().manual_seed(0)) * 2 + 1
-        out.append(_folded(_folded(words) * keys).sum(dim=1) + labels.cpu() * _MIX)
+        if keys.shape[1] != words.shape[1]:
+            keys = torch.randint(-(2**63), 2**63 - 1, (2, words.shape[1]), generator=torch.Generator().manual_seed(0))
+        some = max(1, _WORDS // max(1, words.shape[1]))
+        for block, their in zip(words.split(some), labels.cpu().split(some), strict=True):
+            first, second = ((block.long() * key).sum(dim=1) for key in keys)
+            out.append((first & ~_LOWER | second >> 32 & _LOWER) + their * _MIX)
     return torch.cat(out)
 
 
@@ -152,13 +157,8 @@ def _numbers(hashes: Iterable[bytes]) -> Tensor:
     return torch.from_numpy(np.frombuffer(b"".join(one[:8] for one in hashes), np.int64).copy())
 
 
-def _folded(x: Tensor) -> Tensor:
-    """The upper half of each word into its lower one: a product alone never brings high bits down, and floats differ in those."""
-    return x ^ ((x >> 32) & 0xFFFFFFFF)
-
-
 def _words(x: Tensor) -> Tensor:
-    """The bytes of each sample as int64 words [B, words], the last one filled up with zeros."""
+    """The bytes of each sample as 32-bit words [B, words], the last one filled up with zeros."""
     raw = x.detach().cpu().contiguous().reshape(len(x), -1).view(torch.uint8)
-    short = -raw.shape[1] % 8
-    return (torch.nn.functional.pad(raw, (0, short)) if short else raw).view(torch.int64)
+    short = -raw.shape[1] % 4
+    return (torch.nn.functional.pad(raw, (0, short)) if short else raw).view(torch.int32)

@@ -53,7 +53,7 @@ class Rows(Dataset):
     def __init__(self, kind: str | None = None) -> None:
         self.format = {"type": kind}
 
-    def with_format(self, kind: str) -> Rows:
+    def with_format(self, kind: str, columns: list[str] | None = None) -> Rows:
         return Rows(kind)
 
     def __len__(self) -> int:

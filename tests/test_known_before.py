@@ -9,6 +9,7 @@ import torch
 from digits_world import World, quiet
 from torch import nn
 
+import fastforget as ff
 from fastforget.methods.verdict import Before, _not_known
 
 METHODS = {
@@ -220,3 +221,22 @@ def test_a_budget_that_nobody_gave_is_called_the_method_s_own(budget, says):
     sets = {"forget": (x[::2], y[::2]), "retain": (x[1::2], y[1::2])}
     result = quiet(nn.Linear(4, 3, bias=False), Spends(), classes=[0], **sets, budget=budget, progress=False)
     assert says in result.why and ("was given" in result.why) is (budget is None)
+
+
+@pytest.mark.parametrize("digit", [0, 8])
+def test_samples_of_one_class_are_compared_with_unseen_ones_of_it(world, digit):
+    """The verdict's attack is the audit's: beside all classes it would tell how hard the class is."""
+    (x, y), test = world.train, world.test
+    gone = torch.zeros(len(y), dtype=torch.bool)
+    gone[(y == digit).nonzero()[:40, 0]] = True
+    sets = {"forget": (x[gone], y[gone]), "retain": (x[~gone], y[~gone]), "test": test}
+    net = world.net("mlp")
+    result = quiet(net, "none", progress=False, **sets)
+    told = result.receipt["verdict"]["attack_auc"]
+    audited = ff.audit({"original": net}, **sets, progress=False).figures_of("original").attacks["forget_vs_test"]["loss"].auc.value
+    assert told == pytest.approx(audited, abs=1e-6)
+    with torch.no_grad():
+        loss = [nn.functional.cross_entropy(net(a), b, reduction="none") for a, b in (sets["forget"], world.part(test, [digit], True))]
+    counted = (loss[0][:, None] < loss[1]).double().mean() + (loss[0][:, None] == loss[1]).double().mean() / 2
+    assert told == pytest.approx(float(counted), abs=1e-3)
+    assert f"40 forget against {len(loss[1])} test samples of their classes" in result.why

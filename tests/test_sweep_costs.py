@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from digits_world import World, quiet, right
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from fastforget.methods.engine.drawn import Drawn
 from fastforget.methods.sweep import looks, options, rate
@@ -119,7 +120,7 @@ def test_passes_are_not_more_than_was_given_or_than_can_be_told(world, monkeypat
 
 @pytest.mark.parametrize("most", [(2, 9), (9, 2), (3, 3)])
 def test_a_second_draw_takes_over_what_the_teacher_has_answered(world, most):
-    """Its answers are those of a fresh draw, and only new samples are asked."""
+    """Its answers are those of a fresh draw, and only new samples are asked: where there are none, the loader makes no batch."""
     drawn: list[Drawn] = []
     asked: list[int] = []
 
@@ -137,8 +138,13 @@ def test_a_second_draw_takes_over_what_the_teacher_has_answered(world, most):
             drawn.append(Drawn(task, task.retain, 16, most[1], 7))
             return {}
 
+    def collate(samples):
+        assert samples
+        return default_collate(samples)
+
     sets = one_class(world)
     del sets["nonmember"]
+    sets["retain"] = DataLoader(TensorDataset(*sets["retain"]), batch_size=64, collate_fn=collate)
     quiet(world.net("mlp"), Both(), progress=False, **sets)
     second, fresh = drawn
     assert asked == [16 * max(0, most[1] - most[0])]

@@ -253,6 +253,14 @@ def test_fingerprints_tell_samples_apart(dtype):
     assert len(prints.unique()) == len(base.view(20_000, -1).unique(dim=0))
 
 
+@pytest.mark.parametrize("repeats", [1, 2, 4])
+def test_fingerprints_tell_enlarged_images_apart(repeats):
+    """Few values, each written several times side by side: the halves of 64-bit words are the same, and most of their bits are zero."""
+    small = torch.arange(16**4).view(-1, 1).bitwise_right_shift(torch.arange(0, 16, 4)) % 16 / 8 - 1
+    prints = overlap.fingerprints(source((small.repeat_interleave(repeats, dim=1), torch.zeros(16**4, dtype=torch.int64)), name="forget"))
+    assert len(small.unique(dim=0)) == len(prints.unique()) == 16**4
+
+
 @pytest.mark.parametrize("method", ["forsaken", "lightweight"])
 def test_what_these_methods_refuse(method):
     data = samples()

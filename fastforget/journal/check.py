@@ -14,7 +14,7 @@ from .._data import Source
 from .._files import jsonable, write_json
 from .._text import number, percent, visible
 from ..auditing.proof.hashes import of_digests
-from ..methods.attack import attack_auc
+from ..methods.attack import attack_auc, comparable
 from ..methods.kind import Kind
 from ..methods.task import Forward
 from ..methods.verdict import CLEAR, GONE_AT
@@ -192,7 +192,7 @@ def _samples(
     auc, error = attack_auc(task_of(model, forward, kind.head(model, forward, left)), left, others, kind.losses)
     low, high = 0.5 - CLEAR * error, 0.5 + CLEAR * error
     before, then = verdict.get("attack_auc_before"), verdict.get("attack_auc")
-    why = f"against {len(others)} {others.name} {kind.counted} (forgotten: {low:.3f} to {high:.3f})"
+    why = f"against {len(comparable(left, others))} {others.name} {kind.counted} (forgotten: {low:.3f} to {high:.3f})"
     gone, why = _shown(low <= auc <= high, why, verdict)
     if gone and (same := _overlap.compare(left, others)).count > same.allowed:
         gone, why = None, f"{why}; but {same.count} of its samples are in {others.name} too, so these aren't unseen"

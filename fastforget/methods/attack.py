@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from .. import _weights
 from .._columns import Column
 from .._data import Source
+from .._labels import TOKENS
 from ..ops import membership
 from .task import Task
 
@@ -36,9 +38,19 @@ def losses_of(task: Task, data: Source) -> Tensor:
         return losses.joined()
 
 
+def comparable(forget: Source, unseen: Source) -> Source:
+    """The unseen samples of the forget samples' classes, as the audit takes them, or all where there is none: beside other classes an
+    attack tells how hard a class is, and not what was seen of it. Sequences have no class."""
+    if forget.samples.reading is TOKENS:
+        return unseen
+    at = torch.isin(unseen.labels(), forget.labels().unique()).nonzero()[:, 0]
+    return unseen.subset(at) if 0 < len(at) < len(unseen) else unseen
+
+
 def attack_auc(task: Task, forget: Source, nonmember: Source, losses: Losses = losses_of) -> tuple[float, float]:
-    """AUC of the loss attack that tells ``forget`` from ``nonmember``, and its standard error where they are alike.
+    """AUC of the loss attack that tells ``forget`` from those of ``nonmember`` that are :func:`comparable`, and its standard error where
+    they are alike.
 
     ``losses``: (task, set) -> a loss a sample.
     """
-    return auc_of(losses(task, forget), losses(task, nonmember))
+    return auc_of(losses(task, forget), losses(task, comparable(forget, nonmember)))

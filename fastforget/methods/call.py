@@ -86,8 +86,8 @@ def unlearn(
     Returns:
         UnlearnResult. ``forgot`` is measured, before and after: on ``forget`` and ``test`` data where given (each class known before, that
         is answered right clearly more often than by chance, and now for at most 1 % of its samples; samples that the loss attack told from
-        unseen ones before and now can't tell, either way round), else by rehearsal (``why`` says on what it rests). If it is False, a
-        :class:`NotForgottenWarning` says so.
+        unseen ones of their classes before and now can't tell, either way round), else by rehearsal (``why`` says on what it rests). If it
+        is False, a :class:`NotForgottenWarning` says so.
 
     Raises:
         TypeError, ValueError: an argument can't serve; it is named, with what is accepted.

@@ -130,7 +130,7 @@ def answered(model: nn.Module, forward: Forward, source: Source, inputs: Any) ->
     """What the model answers to samples of a set; what its forward can't do with them is said with the set's name."""
     try:
         return forward(model, inputs)
-    except (RuntimeError, IndexError) as error:
+    except (RuntimeError, LookupError, ValueError, AttributeError, AssertionError) as error:
         raise RuntimeError(
             f"{source.name}: the model's forward failed on {_tree.describe(inputs)} of it with {type(error).__name__}: {error}. "
             "Give samples prepared as in training; nothing was changed"

@@ -3,7 +3,7 @@
 Nothing can be forgotten that was not known. A class was known when the model answered clearly more of its samples right than chance does:
 more than chance and two standard errors of chance, in one of the sets given. Chance is 1 / classes, or the share of the data to keep that
 the model answers with that class, if that is larger: a model that says "3" to everything doesn't know threes. Samples were known when the
-loss attack told them from unseen ones, by the same two standard errors.
+loss attack told them from unseen ones of their classes, by the same two standard errors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from .. import _weights
 from .._text import percent
-from .attack import Losses, attack_auc, losses_of
+from .attack import Losses, attack_auc, comparable, losses_of
 from .task import Task
 
 GONE_AT = 0.01
@@ -154,7 +154,9 @@ def on_samples(task: Task, before: Before, losses: Losses = losses_of) -> Verdic
         "attack_auc_limit": limit,
         "attack_auc_low_limit": low,
     }
-    sizes = f"{len(task.forget)} forget against {len(unseen)} {unseen.name} samples"
+    alike = comparable(task.forget, unseen)
+    some = "" if len(alike) == len(unseen) else " of their classes"
+    sizes = f"{len(task.forget)} forget against {len(alike)} {unseen.name} samples{some}"
     text = f"loss attack of {sizes}: AUC {before.auc:.3f} before, {auc:.3f} now"
     if _weights.fingerprint(task.model) == before.weights_sha256:
         return Verdict(False, f"the weights are unchanged; {text}", figures)

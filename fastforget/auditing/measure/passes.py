@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..._columns import Column
 from ..._data import Source, move
-from ..._outputs import as_columns, call, pick, probabilities, warn_of_probabilities
+from ..._outputs import as_columns, call, pick, probabilities, refuse_other_tasks, warn_of_probabilities
 from ..._progress import Progress
 from ..._progress import progress as progress_bar
 from ..._random import own_randomness
@@ -112,6 +112,8 @@ def _one_set(
 
 def batch_logits(model: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Tensor] | None, where: str) -> Tensor:
     inputs = move(inputs, device_of(model))
+    if forward is None:
+        refuse_other_tasks(where, model)
     try:
         output = (forward or call)(model, inputs)
     except Exception as error:

@@ -26,6 +26,10 @@ from .schema import required, violations
 from .texts import Samples
 
 ON_TRUST = "created, versions, machine, facts, intervals by resampling, words beside figures, the method's options, seconds and words"
+OTHER_NAMES = (
+    "these are other weights, under other names than the model's own (a folder may hold an adapter alone, or experts one by one); "
+    "what torch.save(model.state_dict(), FILE) writes has them all, under their names"
+)
 # Buffers of batch normalisation stand among the weights of a state_dict.
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -95,7 +99,8 @@ def _weights(entry: str, hashed: Mapping[str, Any], state: Mapping[str, Any]) ->
             return Finding(field)
         if hashes.same_contents(hashed, state):
             return Finding(f"{entry}.contents_sha256 (the same tensors under other names)")
-        return same(field, stated, hashes.of_state(state), "these are other weights")
+        named = hashed.get("names_sha256") in (None, hashes.of_names(state))
+        return same(field, stated, hashes.of_state(state), "these are other weights" if named else OTHER_NAMES)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         return Finding(field, f"these weights can't be hashed: {first_line(error)}")
 
