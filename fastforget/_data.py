@@ -386,8 +386,8 @@ def unwrap_subsets(dataset: Any) -> tuple[Any, Tensor | None]:
 
 
 def cut(order: Tensor, size: int, least: int = 1) -> list[Tensor]:
-    """Batches of ``size``; none where ``order`` is empty. With ``least`` 2 none holds a single sample: the last joins the one before, and an
-    only sample is shown twice.
+    """Batches of ``size``; none where ``order`` is empty. With ``least`` 2 none holds a single sample: the last joins the one before, and
+    an only sample is shown twice.
 
     >>> import torch
     >>> [batch.tolist() for batch in cut(torch.arange(5), 2, least=2)], [batch.tolist() for batch in cut(torch.arange(1), 2, least=2)]
