@@ -65,7 +65,7 @@ def unlearn(
         nonmember: data never trained on, needed by Forsaken, Lightweight, LoTUS and KDE, and by the sweep for samples; not used by UNSIR.
         test: test data; its samples of ``classes`` only measure the result, they never steer the run.
         classes: ids of the classes to forget (taken from ``forget`` when not given).
-        seed: same seed, data and machine: same bytes.
+        seed: same seed, data, machine and number of torch's threads: same bytes.
         inplace: writes the result into ``model``, at the very end; else ``model`` isn't touched.
         progress: bars on a terminal.
         drop_forget: leaves samples of ``classes`` out of ``retain`` instead of refusing them.
