@@ -231,6 +231,32 @@ def test_what_is_lost_on_unseen_data_is_said_though_training_data_hides_it(lost,
         assert told["unseen_accuracy_before"] == 1.0 and told["unseen_accuracy"] == pytest.approx(1 - lost / 100)
 
 
+@pytest.mark.parametrize(
+    ("count", "known", "retain_lost", "unseen_lost", "forgot"),
+    [
+        (100, 100, 25, 0, True),  # only what was memorised is lost
+        (100, 100, 25, 10, True),
+        (100, 100, 0, 25, False),
+        (40, 40, 25, 0, False),  # too few to tell
+        (100, 40, 25, 0, False),  # hardly known before, so that nothing could be lost
+    ],
+)
+def test_unseen_data_decides_whether_a_model_is_of_use(count, known, retain_lost, unseen_lost, forgot):
+    net = nn.Linear(4, 3, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(5 * torch.eye(3)[[0, 1, 2, 1]].T)
+
+    def kept(n: int, lost: int, wrong: int = 0):
+        kinds = torch.tensor([1] * (n - lost - wrong) + [3] * lost + [2] * wrong)
+        return torch.eye(4)[kinds], torch.ones(n, dtype=torch.int64)
+
+    sets = {"retain": kept(100, retain_lost), "test": kept(count, unseen_lost, count - known)}
+    gone = torch.eye(4)[[0] * 20], torch.zeros(20, dtype=torch.int64)
+    result = quiet(net, Rewires(), classes=[0], forget=gone, **sets, progress=False)
+    assert result.forgot is forgot and ("lost more than it was to forget" in result.why) is not forgot, result.why
+    assert f"of {count} test samples to keep " in result.why and ("of 100 retain samples only" in result.why) is (retain_lost > 2)
+
+
 class Spends(Rewires):
     """As a method does that plans within a budget of its own."""
 

@@ -87,8 +87,8 @@ def unlearn(
         UnlearnResult. ``forgot`` is measured, before and after: on ``forget`` and ``test`` data where given (each class known before, that
         is answered right clearly more often than by chance, and now for at most 1 % of its samples; samples that the loss attack told from
         unseen ones before and now can't tell, either way round), else by rehearsal (``why`` says on what it rests). More than 20 points
-        of accuracy lost on ``retain`` or on unseen data to keep are no forgetting; ``why`` names more than 2. If it is False, a
-        :class:`NotForgottenWarning` says so.
+        of accuracy lost on unseen data to keep (on ``retain``, where there is none that tells) are no forgetting; ``why`` names more than
+        2 on either. If it is False, a :class:`NotForgottenWarning` says so.
 
     Raises:
         TypeError, ValueError: an argument can't serve; it is named, with what is accepted.

@@ -24,6 +24,7 @@ COST = 0.02  # more than this of it gone is said: what an audit allows beside a 
 CLEAR = 2.0  # standard errors
 USE_SAMPLES, USE, USE_UNSEEN = 256, 51, 56  # how many samples show that, and the purposes of their seeds
 USE_TEST = 1_024  # the same of test samples, which are given to measure with
+USE_FEW = 50  # fewer unseen samples, or a model that knows them little better than chance, don't show what was lost
 UNDECIDED = "it couldn't tell them before either"
 CHECK = "check label order, normalisation, checkpoint"
 
@@ -181,21 +182,26 @@ def _kept_unseen(task: Task) -> Source | None:
 
 def _still_of_use(task: Task, before: Before, verdict: Verdict) -> Verdict:
     """A model that answers nothing right has not forgotten something: the data to keep must still be known. What it lost is said of one
-    that did not forget, too."""
-    retain = None if task.retain is None else task.retain.at_most(USE_SAMPLES, task.generator(USE))
-    figures, texts, most = dict(verdict.figures), list[str](), 0.0
-    for name, some, was, what in (("retain", retain, before.retain, ""), ("unseen", _kept_unseen(task), before.unseen, "to keep ")):
+    that did not forget, too. Where unseen data tells, it decides: a model that only lost what it had memorised is still of use."""
+    retain, unseen = None if task.retain is None else task.retain.at_most(USE_SAMPLES, task.generator(USE)), _kept_unseen(task)
+    figures, shown, lost = dict(verdict.figures), dict[str, str](), dict[str, float]()
+    for name, some, was in (("retain", retain, before.retain), ("unseen", unseen, before.unseen)):
         if some is None:
             continue
         assert was is not None
         now = task.right(some)
         figures |= {f"{name}_accuracy_before": was, f"{name}_accuracy": now}
-        most = max(most, was - now)
-        if was - now > COST:
-            texts.append(f"of {len(some)} {some.name} samples {what}only {percent(now)} are answered right, {percent(was)} before")
-    if not texts:
+        lost[name] = was - now
+        shown[name] = f"{'only ' * (lost[name] > COST)}{percent(now)} are answered right, {percent(was)} before"
+    if max(lost.values(), default=0.0) <= COST:
         return Verdict(verdict.forgot, verdict.why, figures)
+    texts = []
+    if retain is not None and lost["retain"] > COST:
+        texts.append(f"of {len(retain)} retain samples {shown['retain']}")
+    if unseen is not None:
+        texts.append(f"of {len(unseen)} {unseen.name} samples to keep {shown['unseen']}")
     why = f"{verdict.why}; but {', and '.join(texts)}"
-    if most <= LOST:
+    tells = unseen is not None and len(unseen) >= USE_FEW and (before.unseen or 0.0) - LOST > 1 / task.outputs
+    if (lost["unseen"] if tells else max(lost.values())) <= LOST:
         return Verdict(verdict.forgot, why, figures)
     return Verdict(False, f"{why} (at most {percent(LOST)} less): the model lost more than it was to forget", figures)
