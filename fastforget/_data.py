@@ -96,11 +96,7 @@ class Loaded:
             if self._workers is None:
                 self._workers = _workers.Workers(self.dataset, self.collate, self.settings)
             return self._workers.read(positions, form)
-        collate = self.collate
-
-        def arranged(samples: list[Any]) -> Any:
-            return _workers.arranged(samples, form, collate)
-
+        arranged = functools.partial(_workers.arranged, form=form, collate=self.collate, name=f"{self.name}: ")
         # the loader's own generator: without one it would draw its workers' seed from the global state
         generator = torch.Generator().manual_seed(0)
         batches: Any = list(positions)
