@@ -16,6 +16,8 @@ from .._modules import refuse_kind
 from .._random import own_randomness
 from .task import Forward
 
+UNFIT = (RuntimeError, LookupError, TypeError, AttributeError, ValueError)  # what a model's forward raises on data that isn't its own
+
 
 def seed(value: Any) -> int:
     whole = _whole_number(value)
@@ -130,7 +132,7 @@ def answered(model: nn.Module, forward: Forward, source: Source, inputs: Any) ->
     """What the model answers to samples of a set; what its forward can't do with them is said with the set's name."""
     try:
         return forward(model, inputs)
-    except Exception as error:
+    except UNFIT as error:
         if _of_this_package(error):
             raise
         raise RuntimeError(
