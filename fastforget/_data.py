@@ -97,11 +97,7 @@ class Loaded:
             if self._workers is None:
                 self._workers = _workers.Workers(self.dataset, self.collate, self.settings)
             return self._workers.read(positions, form)
-        collate = self.collate
-
-        def arranged(samples: list[Any]) -> Any:
-            return _workers.arranged(samples, form, collate)
-
+        arranged = functools.partial(_workers.arranged, form=form, collate=self.collate, name=f"{self.name}: ")
         # the loader's own generator: without one it would draw its workers' seed from the global state
         generator = torch.Generator().manual_seed(0)
         batches: Any = list(positions)
@@ -389,14 +385,15 @@ def unwrap_subsets(dataset: Any) -> tuple[Any, Tensor | None]:
 
 
 def cut(order: Tensor, size: int, least: int = 1) -> list[Tensor]:
-    """Batches of ``size``. With ``least`` 2 none holds a single sample: the last joins the one before, and an only sample is shown twice.
+    """Batches of ``size``; none where ``order`` is empty. With ``least`` 2 none holds a single sample: the last joins the one before, and
+    an only sample is shown twice.
 
     >>> import torch
     >>> [batch.tolist() for batch in cut(torch.arange(5), 2, least=2)], [batch.tolist() for batch in cut(torch.arange(1), 2, least=2)]
     ([[0, 1], [2, 3, 4]], [[0, 0]])
     """
-    batches = list(order.split(size))
-    if least < 2 or len(batches[-1]) > 1:
+    batches = list(order.split(size)) if len(order) else []  # torch splits nothing into one empty part
+    if not batches or least < 2 or len(batches[-1]) > 1:
         return batches
     if len(batches) == 1 or size == 1:
         return [batch.repeat(2) if len(batch) == 1 else batch for batch in batches]

@@ -30,7 +30,8 @@ def check_labels(name: str, labels: Any, read_from: str = "") -> Tensor:
     labels = as_tensor(labels)
     about = f"{name}: labels{f' ({read_from})' if read_from else ''} are {describe(labels)}"
     if not isinstance(labels, Tensor):
-        raise TypeError(f"{about}; accepted is an integer tensor [N]. {_other_element(read_from)}".rstrip())
+        number = "Number names of classes as in training. " if isinstance(labels, np.ndarray) else ""
+        raise TypeError(f"{about}; accepted is an integer tensor [N]. {number}{_other_element(read_from)}".rstrip())
     if _one_hot(labels):
         kind = TypeError if labels.is_floating_point() or labels.dtype == torch.bool else ValueError
         raise kind(f"{about}: one-hot rows; accepted are integer class ids [N]. Pass labels.argmax(1)")

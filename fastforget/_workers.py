@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 Ticket = tuple[int, int, int, list[int], str] | None  # (stream, batch, oldest stream in use, positions, form); None: nothing to do
 FORMS = ("batch", "single", "raw")  # the samples collated together, each alone, or as the data set gives them
@@ -26,11 +26,20 @@ def read(dataset: Any, positions: list[int]) -> list[Any]:
     return many(positions) if callable(many) else [dataset[i] for i in positions]
 
 
-def arranged(samples: list[Any], form: str, collate: Callable[[list[Any]], Any]) -> Any:
-    """The samples in one of :data:`FORMS`."""
+def arranged(samples: list[Any], form: str, collate: Callable[[list[Any]], Any], name: str = "") -> Any:
+    """The samples in one of :data:`FORMS`; ``name``: of the set, as errors begin."""
     if form == "raw":
         return samples
-    return collate(samples) if form == "batch" else [collate([sample]) for sample in samples]
+    if form == "single":
+        return [collate([sample]) for sample in samples]
+    try:
+        return collate(samples)
+    except RuntimeError as error:
+        if collate is not default_collate:
+            raise
+        raise ValueError(
+            f"{name}samples can't be made a batch ({error}); accepted are samples of one shape, or a DataLoader whose collate_fn pads them"
+        ) from error
 
 
 class _Served:

@@ -135,3 +135,12 @@ def test_progress_is_silent_without_a_terminal(capfd):
     with progress(3, "steps") as bar:
         bar.step(3)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_samples_of_several_shapes_need_a_collate_fn(workers):
+    samples = [(torch.zeros(3 + i % 2), i % 2) for i in range(6)]
+    given = DataLoader(samples, batch_size=2, num_workers=workers) if workers else samples
+    named = "" if workers else "retain: "  # a worker doesn't know whose samples it reads
+    with pytest.raises(ValueError, match=f"{named}samples can't be made a batch .*or a DataLoader whose collate_fn pads them"):
+        list(source(given, name="retain").batches())

@@ -271,3 +271,23 @@ def test_a_fresh_head_is_the_minimum_and_reads_the_body():
         optimiser.step()
     expected = nn.functional.cross_entropy(z @ weight + bias, y, reduction="none").detach()
     torch.testing.assert_close(losses, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_of_a_head_with_an_adapter_the_merged_model_can_be_read():
+    class Adapted(nn.Module):
+        def __init__(self, layer: nn.Linear) -> None:
+            super().__init__()
+            self.layer, self.down, self.up = layer, nn.Parameter(torch.randn(2, 8)), nn.Parameter(torch.randn(3, 2))
+
+        def forward(self, x):
+            return self.layer(x) + x @ self.down.T @ self.up.T
+
+    torch.manual_seed(0)
+    body, head, data = nn.Sequential(nn.Linear(4, 8), nn.ReLU()), nn.Linear(8, 3), (torch.randn(9, 4), torch.arange(9) % 3)
+    adapted = Adapted(head)
+    found = ft.penultimate(nn.Sequential(body, adapted), data)
+    assert found.values is None and "an adapter of its own, of which the merged model can be audited" in str(found.reason)
+    with torch.no_grad():
+        head.weight += adapted.up @ adapted.down
+    merged = ft.penultimate(nn.Sequential(body, head), data)
+    assert merged.layer == "1" and merged.values is not None and torch.allclose(merged.values, body(data[0]))

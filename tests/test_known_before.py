@@ -202,6 +202,62 @@ def test_what_is_lost_of_the_data_to_keep_is_said(lost, forgot, says):
     assert ("lost more than it was to forget" in result.why) is not forgot
 
 
+class Loses(Rewires):
+    """The same, but class 0 is left as it is."""
+
+    def run(self, task):
+        with torch.no_grad():
+            task.model.weight[:, 3] = 5 * torch.eye(3)[2]
+        return {}
+
+
+@pytest.mark.parametrize("classes", [[0], None])
+@pytest.mark.parametrize("where", ["test", "nonmember"])
+@pytest.mark.parametrize(("lost", "says"), [(1, None), (3, "97.0 %"), (21, "79.0 %")])
+def test_what_is_lost_on_unseen_data_is_said_though_training_data_hides_it(lost, says, where, classes):
+    """Of a model that did not forget, too: the loss is said, and what is beyond use."""
+    kinds, kept = torch.tensor([1] * (100 - lost) + [3] * lost), torch.tensor([1] * 50 + [2] * 50)
+    net = nn.Linear(4, 3, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(5 * torch.eye(3)[[0, 1, 2, 1]].T)
+    sets = {"retain": (torch.eye(4)[kept], kept), where: (torch.eye(4)[kinds], torch.ones(100, dtype=torch.int64))}
+    gone = torch.eye(4)[[0] * 20], torch.zeros(20, dtype=torch.int64)
+    for method, forgot in ((Rewires(), True), (Loses(), False)):
+        result = quiet(net, method, classes=classes, forget=gone, **sets, progress=False, check_overlap=False)
+        if classes:
+            assert result.forgot is (forgot and lost < 21), result.why
+        assert (f"of 100 {where} samples to keep only {says} are answered right, 100.0 % before" in result.why) is (says is not None)
+        assert ("lost more than it was to forget" in result.why) is (lost == 21) and "retain samples" not in result.why
+        told = result.receipt["verdict"]
+        assert told["unseen_accuracy_before"] == 1.0 and told["unseen_accuracy"] == pytest.approx(1 - lost / 100)
+
+
+@pytest.mark.parametrize(
+    ("count", "known", "retain_lost", "unseen_lost", "forgot"),
+    [
+        (100, 100, 25, 0, True),  # only what was memorised is lost
+        (100, 100, 25, 10, True),
+        (100, 100, 0, 25, False),
+        (40, 40, 25, 0, False),  # too few to tell
+        (100, 40, 25, 0, False),  # hardly known before, so that nothing could be lost
+    ],
+)
+def test_unseen_data_decides_whether_a_model_is_of_use(count, known, retain_lost, unseen_lost, forgot):
+    net = nn.Linear(4, 3, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(5 * torch.eye(3)[[0, 1, 2, 1]].T)
+
+    def kept(n: int, lost: int, wrong: int = 0):
+        kinds = torch.tensor([1] * (n - lost - wrong) + [3] * lost + [2] * wrong)
+        return torch.eye(4)[kinds], torch.ones(n, dtype=torch.int64)
+
+    sets = {"retain": kept(100, retain_lost), "test": kept(count, unseen_lost, count - known)}
+    gone = torch.eye(4)[[0] * 20], torch.zeros(20, dtype=torch.int64)
+    result = quiet(net, Rewires(), classes=[0], forget=gone, **sets, progress=False)
+    assert result.forgot is forgot and ("lost more than it was to forget" in result.why) is not forgot, result.why
+    assert f"of {count} test samples to keep " in result.why and ("of 100 retain samples only" in result.why) is (retain_lost > 2)
+
+
 class Spends(Rewires):
     """As a method does that plans within a budget of its own."""
 

@@ -118,9 +118,10 @@ def test_passes_are_not_more_than_was_given_or_than_can_be_told(world, monkeypat
     assert result.receipt["cost"]["budget"] == budget and result.cost.passes <= budget
 
 
+@pytest.mark.parametrize("one_by_one", [False, True])
 @pytest.mark.parametrize("most", [(2, 9), (9, 2), (3, 3)])
-def test_a_second_draw_takes_over_what_the_teacher_has_answered(world, most):
-    """Its answers are those of a fresh draw, and only new samples are asked: where there are none, the loader makes no batch."""
+def test_a_second_draw_takes_over_what_the_teacher_has_answered(world, most, one_by_one):
+    """Its answers are those of a fresh draw, and only new samples are asked: none where there are none, which a loader can't read."""
     drawn: list[Drawn] = []
     asked: list[int] = []
 
@@ -144,7 +145,8 @@ def test_a_second_draw_takes_over_what_the_teacher_has_answered(world, most):
 
     sets = one_class(world)
     del sets["nonmember"]
-    sets["retain"] = DataLoader(TensorDataset(*sets["retain"]), batch_size=64, collate_fn=collate)
+    if one_by_one:
+        sets["retain"] = DataLoader(TensorDataset(*sets["retain"]), batch_size=64, collate_fn=collate)
     quiet(world.net("mlp"), Both(), progress=False, **sets)
     second, fresh = drawn
     assert asked == [16 * max(0, most[1] - most[0])]

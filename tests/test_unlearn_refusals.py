@@ -103,6 +103,9 @@ def unfit():
         at = min(7, len(labels) - 1)
         failed = f"{name}: the model's logits on sample {at} aren't finite"
         yield pytest.param(sets | {name: spoilt((inputs, labels), at)}, ValueError, failed, id=f"{name} NaN")
+        unlike = [(list(image.flatten()), int(label)) for image, label in zip(inputs, labels, strict=True)]
+        failed = f"{name}: the model's forward failed on a list of 64: (Tensor, Tensor, Tensor, Tensor) of it with AttributeError"
+        yield pytest.param(sets | {name: unlike}, RuntimeError, failed, id=f"{name} lists")
     listed = Listed(*spoilt(sets["forget"], 2))
     said = "forget: the model's logits on sample 2 aren't finite"
     yield pytest.param(sets | {"forget": listed}, FloatingPointError, said, id="listed NaN")

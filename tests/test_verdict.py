@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -144,6 +145,31 @@ def test_a_class_that_its_logit_still_tells_is_not_forgotten(rows: dict[str, dic
     assert about.startswith(status) and answers.plain(told) in about
 
 
+@pytest.mark.parametrize("reference", [0.99, 0.97, 0.7])
+def test_a_figure_beyond_its_limit_is_written_so_that_it_shows(rows: dict[str, dict], reference: float) -> None:
+    """Not as "AUC 1.000, at most 1.000". That the answers are gone isn't said, since that is another check's figure."""
+    counts = rows["retrained"]["counts"]
+    limit = answers._highest(reference, counts["test_forget"], counts["test_retain"])
+    status, reasons = judged(rows, limit + 0.05 * (1 - limit), reference)
+    (about,) = [reason for reason in reasons if "its logit tells" in reason]
+    shown = [float(figure) for figure in re.findall(r"\d\.\d+", about)]
+    assert status == "PARTIAL" and shown[0] > shown[2] > shown[1] and "gone" not in about, about
+
+
+@pytest.mark.parametrize(
+    ("forget", "kept", "says"),
+    [(0.0204, 0.0, "2.04 %, retrained 0.00 %, tolerance 2.00 %"), (0.0, 0.02004, "2.004 points lost")],
+)
+def test_a_gap_beyond_its_tolerance_is_written_so_that_it_shows(rows: dict[str, dict], forget: float, kept: float, says: str) -> None:
+    row, reference = (copy.deepcopy(rows[name]) for name in ("unlearned", "retrained"))
+    for one in (row, reference):
+        one["counts"] |= {"forget": 10_000, "test_retain": 10**7}
+        one["accuracy"] |= {"forget": 0.0, "test_retain": 0.9}
+    row["accuracy"] |= {"forget": forget, "test_retain": 0.9 - kept}
+    status, reasons = verdict.judge(*map(ModelRow.from_dict, (row, rows["original"], reference)))
+    assert status == "PARTIAL" and any(says in reason for reason in reasons if reason.startswith("PARTIAL")), reasons
+
+
 @pytest.mark.parametrize(("told", "reference"), [(math.nan, 0.9), (0.99, math.nan), (None, None)])
 def test_without_that_figure_nothing_is_said_about_it(rows: dict[str, dict], told: float | None, reference: float | None) -> None:
     judged_as, reasons = judged(rows, told, reference)
@@ -262,7 +288,7 @@ def test_the_rule_is_a_numbered_list_of_what_the_code_does() -> None:
         (1, "nothing was forgotten"),
         (2, "not believed to be retrained"),
         (3, "accuracy on the forget set"),
-        (4, "still recognises"),
+        (4, "still gives the class away"),
         (5, "linear probe"),
         (6, "so a model that"),
         (7, "points lost"),

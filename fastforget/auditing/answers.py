@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .figures import FORGET, ClassProbe, ModelRow
-from .limits import Finding
+from .limits import Finding, further, plain
 from .provenance import Case
 
 ACCURACY = 0.02
@@ -28,7 +28,7 @@ class Near(NamedTuple):
     label: str
     value_of: Callable[[ModelRow], float]
     tolerance: float
-    show: Callable[[float], str]
+    show: Callable[[float, int], str]
     two_sided: bool = False
 
 
@@ -67,9 +67,14 @@ def _auc(attack: str) -> Callable[[ModelRow], float]:
 
 
 def _compare(near: Near, value: float, reference: float, original: float) -> Finding:
-    gap, way, show = value - reference, original - reference, near.show
+    gap, way = value - reference, original - reference
     # A model that passes must have gone at least half of the way.
     tolerance = min(near.tolerance, abs(way) / 2) if abs(way) > near.tolerance else near.tolerance
+    more = 0 if abs(gap) <= tolerance else further(near.show, abs(gap), tolerance)
+
+    def show(figure: float) -> str:
+        return near.show(figure, more)
+
     text = f"{near.label} {show(value)}, retrained {show(reference)}, tolerance {show(tolerance)}"
     if abs(gap) <= tolerance:
         return "PASS", text
@@ -95,11 +100,12 @@ def check_knowledge(case: Case) -> list[Finding]:
     counts, probe = case.retrained.counts, case.retrained.probes["class_logit_auc"]
     classes = max(1, len(probe.by_class) if isinstance(probe, ClassProbe) else 0)
     allowed = _highest(reference, counts["test_forget"] / classes, counts["test_retain"])
-    text = f"AUC by which its logit tells a forgotten class from the kept ones {plain(value)}, retrained {plain(reference)}"
-    text += f", at most {plain(allowed)}"
+    more = 0 if value <= allowed else further(plain, value, allowed)
+    text = f"AUC by which its logit tells a forgotten class from the kept ones {plain(value, more)}, retrained {plain(reference, more)}"
+    text += f", at most {plain(allowed, more)}"
     if value <= allowed:
         return [("PASS", text)]
-    return [("PARTIAL", f"{text}: the answers are gone, but the model still recognises the class")]
+    return [("PARTIAL", f"{text}: whatever it answers, its logit still gives the class away")]
 
 
 def _told_by_logit(row: ModelRow) -> float:
@@ -137,8 +143,9 @@ def accuracy_lost(case: Case, part: str, label: str, least: float = UTILITY) -> 
     value, reference = case.row.accuracy[part].value, case.retrained.accuracy[part].value
     drop, allowed = reference - value, max(least, chance(case.retrained.accuracy_error(part)))
     status = "PASS" if drop <= allowed else "PARTIAL" if drop <= LOST else "FAIL"
-    text = f"{label} {percent(value)}, retrained {percent(reference)}"
-    return status, f"{text}: {100 * drop:.1f} points lost" if drop > 0 else f"{text}: nothing lost"
+    more = 0 if status == "PASS" else further(percent, drop, LOST if status == "FAIL" else allowed)
+    text = f"{label} {percent(value, more)}, retrained {percent(reference, more)}"
+    return status, f"{text}: {100 * drop:.{1 + more}f} points lost" if drop > 0 else f"{text}: nothing lost"
 
 
 def chance(error: float) -> float:
@@ -147,9 +154,5 @@ def chance(error: float) -> float:
     return 2 * math.sqrt(2) * error
 
 
-def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
-
-
-def plain(value: float) -> str:
-    return f"{value:.3f}"
+def percent(value: float, more: int = 0) -> str:
+    return f"{100 * value:.{1 + more}f} %"

@@ -7,7 +7,7 @@ retrained model may differ from the others, another may too.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .figures_below import Below
 from .measure.below import NOTHING_BELOW
@@ -34,6 +34,20 @@ SPREAD = 1.5  # times what one retrained model was seen to differ from the other
 # comes nearest of what is honest: CKA .984 with weights at .50, CKA .979 with weights at .16 and .18 unread. Where a few samples were left
 # out, the same seed comes nearer than that (CKA .993 to .999, weights at .02 to .15): no figure tells it from a touched-up original.
 SAME_FEATURES, NEAR_FEATURES, NEARER_FEATURES, STILL, UNREAD = 0.005, 0.045, 0.015, 0.2, 0.1
+
+
+def plain(value: float, more: int = 0) -> str:
+    """A figure with three decimals, or ``more``."""
+    return f"{value:.{3 + more}f}"
+
+
+def further(show: Callable[[float, int], str], value: float, limit: float) -> int:
+    """How many further decimals show that a figure lies beyond its limit, six at most: "1.000, at most 1.000" explains nothing.
+
+    >>> further(plain, 0.99982, 0.99976), further(plain, 0.9, 0.8), further(plain, 0.5, 0.5)
+    (2, 0, 0)
+    """
+    return next((more for more in range(7) if show(value, more) != show(limit, more)), 0)
 
 
 def judge(row: Below, original: Below, references: Sequence[Below], *, class_wise: bool, frozen_body: bool = False) -> list[Finding]:
@@ -114,8 +128,13 @@ def _way(row: Below, references: Sequence[Below], name: str) -> Finding:
     if mean <= 0:
         return "PARTIAL", f"{label}: the retrained models are as near the original as can be ({1 - mean:.3f}), so it tells nothing"
     way = _distance(row, name) / mean
-    text = f"{label} {mine:.3f}, retrained {1 - mean:.3f}: {100 * way:.0f} % of retraining's way, at least {100 * share:.0f} %"
+    more = 0 if way >= share else further(_whole, way, share)
+    text = f"{label} {mine:.3f}, retrained {1 - mean:.3f}: {_whole(way, more)} of retraining's way, at least {_whole(share, more)}"
     return ("PASS" if way >= share else "PARTIAL"), text
+
+
+def _whole(share: float, more: int = 0) -> str:
+    return f"{100 * share:.{more}f} %"
 
 
 def log_odds(auc: float, pairs: int) -> float:
@@ -156,7 +175,8 @@ def _known(row: Below, original: Below, references: Sequence[Below]) -> Finding:
         return missing
     mean, highest = probe_limit(original, references)
     mine = log_odds(row.probe_auc, row.members * row.others)
-    text = f"{label} {row.probe_auc:.3f}, retrained {_auc(mean):.3f}, at most {_auc(highest):.3f}"
+    more = 0 if mine <= highest else further(plain, _auc(mine), _auc(highest))
+    text = f"{label} {plain(row.probe_auc, more)}, retrained {plain(_auc(mean), more)}, at most {plain(_auc(highest), more)}"
     return ("PASS", text) if mine <= highest else ("PARTIAL", f"{text}: below its answers the model still tells them")
 
 
@@ -182,7 +202,8 @@ def excess(label: str, mine: float, original: float, values: Sequence[float], er
     gap = original - mean
     if gap > allowed:
         allowed = min(allowed, gap / 2)
-    text = f"{label} {mine:.3f}, retrained {mean:.3f}, tolerance {allowed:.3f}"
+    more = 0 if mine - mean <= allowed else further(plain, mine - mean, allowed)
+    text = f"{label} {plain(mine, more)}, retrained {plain(mean, more)}, tolerance {plain(allowed, more)}"
     return ("PASS", text) if mine - mean <= allowed else ("PARTIAL", f"{text}: what it kept shows there")
 
 
@@ -197,13 +218,14 @@ def _fresh(row: Below, original: Below, references: Sequence[Below]) -> Finding:
     mean = sum(values) / len(values)
     gap = original.new_head_auc - mean
     error = _auc_error(row)
-    text = f"{label} {row.new_head_auc:.3f}, retrained {mean:.3f}"
+    text = f"{label} {plain(row.new_head_auc)}, retrained {plain(mean)}"
     if not gap >= TELLING * error:
         return "PASS", f"{text}: it doesn't tell the original ({original.new_head_auc:.3f}) from the retrained model"
     allowed = max(HEAD_WAY * gap, HEAD_ERRORS * error)
     if len(values) > 1:
         allowed = max(allowed, min(_spread(values), gap / 2))
-    text += f", tolerance {allowed:.3f}"
+    more = 0 if row.new_head_auc - mean <= allowed else further(plain, row.new_head_auc - mean, allowed)
+    text = f"{label} {plain(row.new_head_auc, more)}, retrained {plain(mean, more)}, tolerance {plain(allowed, more)}"
     return ("PASS", text) if row.new_head_auc - mean <= allowed else ("PARTIAL", f"{text}: below the last layer the samples are kept")
 
 

@@ -65,7 +65,7 @@ def unlearn(
         nonmember: data never trained on, needed by Forsaken, Lightweight, LoTUS and KDE, and by the sweep for samples; not used by UNSIR.
         test: test data; its samples of ``classes`` only measure the result, they never steer the run.
         classes: ids of the classes to forget (taken from ``forget`` when not given).
-        seed: same seed, data and machine: same bytes.
+        seed: same seed, data, machine and number of torch's threads: same bytes.
         inplace: writes the result into ``model``, at the very end; else ``model`` isn't touched.
         progress: bars on a terminal.
         drop_forget: leaves samples of ``classes`` out of ``retain`` instead of refusing them.
@@ -86,8 +86,9 @@ def unlearn(
     Returns:
         UnlearnResult. ``forgot`` is measured, before and after: on ``forget`` and ``test`` data where given (each class known before, that
         is answered right clearly more often than by chance, and now for at most 1 % of its samples; samples that the loss attack told from
-        unseen ones of their classes before and now can't tell, either way round), else by rehearsal (``why`` says on what it rests). If it
-        is False, a :class:`NotForgottenWarning` says so.
+        unseen ones of their classes before and now can't tell, either way round), else by rehearsal (``why`` says on what it rests). More
+        than 20 points of accuracy lost on unseen data to keep (on ``retain``, where there is none that tells) are no forgetting; ``why``
+        names more than 2 on either. If it is False, a :class:`NotForgottenWarning` says so.
 
     Raises:
         TypeError, ValueError: an argument can't serve; it is named, with what is accepted.

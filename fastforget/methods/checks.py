@@ -16,6 +16,9 @@ from .._modules import refuse_kind
 from .._random import own_randomness
 from .task import Forward
 
+# what a model's forward raises on data that isn't its own
+UNFIT = (RuntimeError, LookupError, TypeError, AttributeError, ValueError, AssertionError)
+
 
 def seed(value: Any) -> int:
     whole = _whole_number(value)
@@ -130,11 +133,21 @@ def answered(model: nn.Module, forward: Forward, source: Source, inputs: Any) ->
     """What the model answers to samples of a set; what its forward can't do with them is said with the set's name."""
     try:
         return forward(model, inputs)
-    except (RuntimeError, LookupError, ValueError, AttributeError, AssertionError) as error:
+    except UNFIT as error:
+        if _of_this_package(error):
+            raise
         raise RuntimeError(
             f"{source.name}: the model's forward failed on {_tree.describe(inputs)} of it with {type(error).__name__}: {error}. "
             "Give samples prepared as in training; nothing was changed"
         ) from error
+
+
+def _of_this_package(error: Exception) -> bool:
+    """Whether an error was raised in this package, whose messages say all."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("fastforget.")
 
 
 def must_be_answered(model: nn.Module, forward: Forward, sets: list[Source], device: torch.device) -> None:

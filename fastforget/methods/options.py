@@ -44,7 +44,7 @@ def known(owner: str, options: Iterable[str], names: Iterable[str], beside: Iter
     for name in options:
         if name not in names:
             near = difflib.get_close_matches(name, (*names, *beside), 1)
-            raise TypeError(f"{owner}: unknown option {name!r}{f', did you mean {near[0]!r}?' if near else ''} Known: {', '.join(names)}")
+            raise TypeError(f"{owner}: unknown option {name!r}{f', did you mean {near[0]!r}?' if near else '.'} Known: {', '.join(names)}")
 
 
 def given(options: Any, names: Iterable[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,12 +28,13 @@ HELD, HOLD_BACK = 1_024, 55  # unseen samples that a method doesn't train on, at
 
 @dataclass
 class Sets:
-    """The sets of a request, those that were given."""
+    """The sets of a request, those that were given; ``test_kept``: the part of the test data that is of what is to be kept."""
 
     retain: Source | None
     forget: Source | None
     nonmember: Source | None
     test: Source | None
+    test_kept: Source | None = None
 
     @classmethod
     def read(cls, unpack: Callable[[Any], tuple[Any, Any]] | None, reading: Reading = CLASSES, **data: Any) -> Sets:
@@ -107,11 +108,10 @@ def make_task(
     forward = reading(forward)
     probed = kind_of(method).check(work, forward, given, classes, device, method)
     checks.must_be_answered(work, forward, given, device)
-    if classes:
-        sets = _by_class(sets, classes, drop_forget, method)
+    sets = _by_class(sets, classes, drop_forget, method) if classes else replace(sets, test_kept=sets.test)
     task = Task(
-        work, forward, classes, probed.outputs, device, seed, progress, sets.retain, sets.forget, sets.test, sets.nonmember, original=model,
-        head=probed.head,
+        work, forward, classes, probed.outputs, device, seed, progress, sets.retain, sets.forget, sets.test, sets.nonmember,
+        test_kept=sets.test_kept, original=model, head=probed.head,
     )  # fmt: skip
     if getattr(method, "holds_back", False) and not classes and task.nonmember is not None and len(task.nonmember) > 3:
         held = min(HELD, len(task.nonmember) // 3)
@@ -136,7 +136,8 @@ def _by_class(sets: Sets, classes: list[int], drop_forget: bool, method: Method)
         retain=sets.retain and checks.clean_retain(sets.retain, classes, drop_forget, by_class),
         forget=sets.forget and _only(sets.forget, classes, required=True),
         test=sets.test and _only(sets.test, classes, required=False),
-        nonmember=sets.nonmember and _without(sets.nonmember, classes),
+        test_kept=sets.test and _without(sets.test, classes, required=False),
+        nonmember=sets.nonmember and _without(sets.nonmember, classes, required=True),
     )
 
 
@@ -148,9 +149,9 @@ def _only(data: Source, classes: list[int], *, required: bool) -> Source | None:
     return data.subset(inside) if len(inside) else None
 
 
-def _without(data: Source, classes: list[int]) -> Source:
+def _without(data: Source, classes: list[int], *, required: bool) -> Source | None:
     """The set's samples of other classes: a model that never saw the classes wouldn't answer with them."""
     outside = (~torch.isin(data.labels(), torch.tensor(classes))).nonzero()[:, 0]
-    if len(outside) == 0:
+    if len(outside) == 0 and required:
         raise ValueError(f"{data.name}: holds only samples of classes={classes}; accepted is data of other classes, never trained on")
-    return data.subset(outside)
+    return data.subset(outside) if len(outside) else None

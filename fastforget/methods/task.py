@@ -52,6 +52,7 @@ class Task:
     forget: Source | None
     test: Source | None
     nonmember: Source | None = None
+    test_kept: Source | None = None  # test data of what is to be kept: it only measures what a run costs
     held: Source | None = None  # non-members that the method doesn't train on
     original: nn.Module | None = None  # the model as given: its weights are read; it is never called, nor written
     head: str | None = None  # of a language model: the layer whose product by blocks makes the logits
@@ -70,6 +71,11 @@ class Task:
     def unseen(self) -> Source | None:
         """What forget samples are compared with: data that nothing was trained on."""
         return self.test or self.held or self.nonmember
+
+    @property
+    def unseen_kept(self) -> Source | None:
+        """Unseen data of what is to be kept."""
+        return self.test_kept or self.held or self.nonmember
 
     def generator(self, purpose: int) -> torch.Generator:
         return torch.Generator().manual_seed(derived_seed(self.seed, purpose))

@@ -13,15 +13,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import _weights
+from .._data import Source
 from .._text import percent
 from .attack import Losses, attack_auc, comparable, losses_of
 from .task import Task
 
 GONE_AT = 0.01
-LOST = 0.20  # more than this of the accuracy on the data to keep gone: a wrecked model, not one that forgot
+LOST = 0.20  # more than this of the accuracy on data to keep gone: a wrecked model, not one that forgot
 COST = 0.02  # more than this of it gone is said: what an audit allows beside a retrained model
 CLEAR = 2.0  # standard errors
-USE_SAMPLES, USE = 256, 51  # how many retain samples show that, and the purpose of their seed
+USE_SAMPLES, USE, USE_UNSEEN = 256, 51, 56  # how many samples show that, and the purposes of their seeds
+USE_TEST = 1_024  # the same of test samples, which are given to measure with
+USE_FEW = 50  # fewer unseen samples, or a model that knows them little better than chance, don't show what was lost
 UNDECIDED = "it couldn't tell them before either"
 CHECK = "check label order, normalisation, checkpoint"
 
@@ -47,6 +50,7 @@ class Before:
         by_class: for each set with samples of the classes to forget, the share answered right of each of them.
         answered: for each class to forget, the share of the data to keep (without it: of the non-members) that is answered with it.
         retain: the share of the data to keep that is answered right.
+        unseen: the same of unseen data of what is to be kept.
         auc: of the loss attack on single samples.
     """
 
@@ -54,6 +58,7 @@ class Before:
     by_class: dict[str, dict[int, float]] = field(default_factory=dict)
     answered: dict[int, float] = field(default_factory=dict)
     retain: float | None = None
+    unseen: float | None = None
     auc: float | None = None
 
 
@@ -67,6 +72,8 @@ def look_before(task: Task, weights_sha256: str) -> Before:
         before.answered = {c: answers.eq(c).double().mean().item() for c in task.classes}
         if task.retain is not None:
             before.retain = answers.eq(some.labels()).double().mean().item()
+    if (kept := _kept_unseen(task)) is not None:
+        before.unseen = task.right(kept)
     if task.classes:
         before.by_class = {data.name: task.right_by_class(data, task.classes) for data in (task.forget, task.test) if data is not None}
     elif task.forget is not None and (unseen := task.unseen) is not None:
@@ -169,19 +176,34 @@ def on_samples(task: Task, before: Before, losses: Losses = losses_of) -> Verdic
     return Verdict(auc <= limit, f"{text} (forgotten: {low:.3f} to {limit:.3f})", figures)
 
 
+def _kept_unseen(task: Task) -> Source | None:
+    """Some unseen samples of what is to be kept: what a model has memorised it answers right long after it has lost all else."""
+    data = task.unseen_kept
+    return None if data is None else data.at_most(USE_SAMPLES if task.test_kept is None else USE_TEST, task.generator(USE_UNSEEN))
+
+
 def _still_of_use(task: Task, before: Before, verdict: Verdict) -> Verdict:
-    """A model that answers nothing right has not forgotten something: the data to keep must still be known."""
-    if not verdict.forgot or task.retain is None:
-        return verdict
-    some = task.retain.at_most(USE_SAMPLES, task.generator(USE))
-    assert before.retain is not None
-    after = task.right(some)
-    figures = verdict.figures | {"retain_accuracy_before": before.retain, "retain_accuracy": after}
-    lost = before.retain - after
-    if lost <= COST:
-        return Verdict(True, verdict.why, figures)
-    right = f"but of {len(some)} retain samples only {percent(after)} are answered right, {percent(before.retain)} before"
-    if lost <= LOST:
-        return Verdict(True, f"{verdict.why}; {right}", figures)
-    why = f"{verdict.why}; {right} (at most {percent(LOST)} less): the model lost more than it was to forget"
-    return Verdict(False, why, figures)
+    """A model that answers nothing right has not forgotten something: the data to keep must still be known. What it lost is said of one
+    that did not forget, too. Where unseen data tells, it decides: a model that only lost what it had memorised is still of use."""
+    retain, unseen = None if task.retain is None else task.retain.at_most(USE_SAMPLES, task.generator(USE)), _kept_unseen(task)
+    figures, shown, lost = dict(verdict.figures), dict[str, str](), dict[str, float]()
+    for name, some, was in (("retain", retain, before.retain), ("unseen", unseen, before.unseen)):
+        if some is None:
+            continue
+        assert was is not None
+        now = task.right(some)
+        figures |= {f"{name}_accuracy_before": was, f"{name}_accuracy": now}
+        lost[name] = was - now
+        shown[name] = f"{'only ' * (lost[name] > COST)}{percent(now)} are answered right, {percent(was)} before"
+    if max(lost.values(), default=0.0) <= COST:
+        return Verdict(verdict.forgot, verdict.why, figures)
+    texts = []
+    if retain is not None and lost["retain"] > COST:
+        texts.append(f"of {len(retain)} retain samples {shown['retain']}")
+    if unseen is not None:
+        texts.append(f"of {len(unseen)} {unseen.name} samples to keep {shown['unseen']}")
+    why = f"{verdict.why}; but {', and '.join(texts)}"
+    tells = unseen is not None and len(unseen) >= USE_FEW and (before.unseen or 0.0) - LOST > 1 / task.outputs
+    if (lost["unseen"] if tells else max(lost.values())) <= LOST:
+        return Verdict(verdict.forgot, why, figures)
+    return Verdict(False, f"{why} (at most {percent(LOST)} less): the model lost more than it was to forget", figures)

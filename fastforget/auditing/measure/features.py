@@ -25,7 +25,10 @@ Forward = Callable[[nn.Module, Any], Tensor]
 # Wider features are projected on this many random directions, which keeps inner products to about 3 %.
 WIDEST = 1024
 SAME = 1e-4  # of the logits' spread: what two paths to the same logits may differ by
-NO_LAYER = "no layer's output is the logits, so the features that they are read from are unknown (a wrapper, or a head without a module)"
+NO_LAYER = (
+    "no layer's output is the logits, so the features that they are read from are unknown (a wrapper, a head without a module, or one with "
+    "an adapter of its own, of which the merged model can be audited)"
+)
 CHANGING = "on some samples the logits are not the last layer's output: the model answers these in another way"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import re
 import sys
 import warnings
 import zipfile
@@ -104,7 +105,7 @@ def load_weights(path: str | Path, key: str | None = None) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # torch's about a pickle's protocol: what it makes of it is what counts
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged file makes of a reader that is not ours
-        raise Unreadable(f"{path}: can't be read as weights ({first_line(error)}); {WANTED}") from error
+        raise Unreadable(f"{path}: can't be read as weights ({_why(error)}); {WANTED}") from error
     tensors = list(_tensors(path, loaded))
     if sum(one.numel() * one.element_size() for one in tensors) > SHARED * size + (64 << 20):
         raise Unreadable(f"{path}: its tensors claim more bytes than a file of {size} bytes can hold; {WANTED}")
@@ -152,6 +153,16 @@ def _safetensors(path: str | Path) -> dict[str, Tensor]:
         return safetensors_io.load(path)[0]
     except (OSError, ValueError) as error:
         raise Unreadable(f"{path}: can't be read ({first_line(error)})") from error
+
+
+def _why(error: Exception) -> str:
+    """torch's message in our words, since its own advises to read the file with ``weights_only=False``, which runs the code in it."""
+    said = str(error)
+    if not said.startswith("Weights only load failed"):
+        return first_line(error)
+    if found := re.search(r"GLOBAL ([\w.]+) was not an allowed global", said):
+        return f"it holds an object of {found[1]}, and to read that would run code: a whole model, by torch.save(model, …)?"
+    return "it is none of torch.save's files, or damaged"
 
 
 def _refuse_packed(path: Path, size: int) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ... import _tree, _weights
 from ..._columns import Column
-from ..._data import Source
+from ..._data import Source, cut
 from ..task import Task
 
 
@@ -62,8 +62,7 @@ class Drawn:
         new = self.used if earlier is None else self.used[~torch.isin(self.used, earlier.used)]
         logits, self.task.teaching = Column(), True
         with _weights.evaluating(self.task.model), self.task.cost.phase("teacher"):
-            # nothing to ask for is one empty part, which no collate function takes
-            for x, _ in self.task.cost.reading(self.data.at(new.split(256) if len(new) else (), device=self.task.device)):
+            for x, _ in self.task.cost.reading(self.data.at(cut(new, 256), device=self.task.device)):
                 logits.add(self.task.forward(self.task.model, x).float())
         self.task.teaching = False
         if earlier is None:

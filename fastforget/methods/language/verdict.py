@@ -44,15 +44,16 @@ def judge(task: Task, before: Before, proxy: dict[str, Any] | None) -> Verdict:
 
 def _still_of_use(task: Task, before: Before, verdict: Verdict) -> Verdict:
     """Of the tokens to keep most that were answered right must still be, on average over the sequences: shares of tokens are low even in
-    good models, so what counts is the part of it that is lost; and a short fact counts as much as a long text.
+    good models, so what counts is the part of it that is lost; and a short fact counts as much as a long text. A loss is said of a model
+    that did not forget, too.
     """
-    if not verdict.forgot or task.retain is None:
+    if task.retain is None:
         return verdict
     after = _right(task, task.retain)
     assert before.retain is not None
     figures = verdict.figures | {"retain_accuracy_before": before.retain, "retain_accuracy": after}
     if after >= (1 - LOST) * before.retain:
-        return Verdict(True, verdict.why, figures)
+        return Verdict(verdict.forgot, verdict.why, figures)
     right = f"only {percent(after)} are answered right on average, {percent(before.retain)} before (at most {percent(LOST)} of it less)"
     why = f"{verdict.why}; but of a retain sequence's tokens {right}: the model lost more than it was to forget"
     return Verdict(False, why, figures)
