@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torchvision_here
 from ranks_calls import _ends, ddp, whole
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -210,7 +211,7 @@ def adopted() -> dict[str, nn.Module]:
 
 
 def of_transformers(rank: int, world: int, folder: Path) -> None:
-    made = {}
+    made, held = {}, torchvision_here.declared()
     for name, base in adopted().items():
         for method in ("npo", "rmu"):
             alone = call(base, method, sets("forget", "retain", "nonmember"), epochs=1)
@@ -222,6 +223,7 @@ def of_transformers(rank: int, world: int, folder: Path) -> None:
         for kind, wrap in {"alone": copy.deepcopy, **HELD}.items():
             models = {"original": wrap(base), "unlearned": wrap(alone.model)}
             made[name, "audit", kind] = audited(models, **sets("forget", "retain", "test", parts=kind != "alone"))
+    del held
     torch.save(made, folder / f"{rank}.pt")
 
 

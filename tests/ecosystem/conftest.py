@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 
 import pytest
 import torch
-
-OPS = ("nms", "qnms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d")
+from torchvision_here import declared
 
 
 @pytest.fixture(autouse=True)
@@ -29,21 +27,9 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def torchvision_declared() -> Iterator[None]:
-    """Where torchvision was built for a GPU and torch wasn't, its ops are declared by name, so that it can be imported."""
-    declared = None
-    try:
-        import torchvision  # noqa: F401
-    except ImportError:
-        pass
-    except RuntimeError:
-        for name in [name for name in sys.modules if name.startswith("torchvision")]:
-            del sys.modules[name]
-        declared = torch.library.Library("torchvision", "FRAGMENT")  # its declarations end with it
-        for op in OPS:
-            if not hasattr(torch.ops.torchvision, op):
-                declared.define(f"{op}() -> ()")
+    held = declared()
     yield
-    del declared
+    del held
 
 
 @pytest.fixture(autouse=True)
