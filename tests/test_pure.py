@@ -34,7 +34,7 @@ with warnings.catch_warnings(record=True) as caught:
     import fastforget as ff
     torch.manual_seed(0)
     y = torch.arange(400) % 4
-    x = torch.nn.functional.one_hot(y, 4).float() * 3 + torch.randn(400, 4)
+    x, unseen = (torch.nn.functional.one_hot(y, 4).float() * 3 + torch.randn(400, 4) for _ in range(2))
     net = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
     optimiser = torch.optim.Adam(net.parameters(), 0.02)
     for _ in range(60):
@@ -44,7 +44,7 @@ with warnings.catch_warnings(record=True) as caught:
     words = [w % 2**32 for w in ff.ops.noise.random_bits(4, seed=0).tolist()]
     noise = ff.ops.noise.normal_(torch.empty(5), seed=3).tolist()
     kept = y != 2
-    sets = {"forget": (x[~kept], y[~kept]), "retain": (x[kept], y[kept]), "test": (x, y)}
+    sets = {"forget": (x[~kept], y[~kept]), "retain": (x[kept], y[kept]), "test": (unseen, y)}
     result = ff.unlearn(net, "lightweight", classes=[2], nonmember=(x[:100] + 0.3, y[:100]), progress=False, **sets)
     report = ff.audit({"original": net, "unlearned": result.model}, **sets, progress=False)
     report.write_receipt(folder / "receipt.json", result)
