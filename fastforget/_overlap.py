@@ -112,7 +112,8 @@ def fingerprints(data: Source) -> Tensor | None:
     if isinstance(data.samples, Loaded) and data.samples.collated:
         return None
     out, keys, like = [], torch.empty((2, 0), dtype=torch.int64), None
-    order = torch.arange(len(data)).split(_ROWS)
+    # of a set that is read sample by sample no more is held than its own batches
+    order = torch.arange(len(data)).split(_ROWS if isinstance(data.samples, Pair) else min(_ROWS, data.batch_size))
     for inputs, labels in data.at(order):
         if not isinstance(inputs, Tensor) or like not in (None, (inputs.dtype, inputs.shape[1:])):
             return None

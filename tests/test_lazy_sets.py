@@ -17,11 +17,11 @@ import fastforget as ff
 
 class Lazy(Dataset):
     labels = (0, 1, 2)
-    def __init__(self, size): self.size = size
+    def __init__(self, size, first): self.size, self.first = size, first
     def __len__(self): return self.size
     def __getitem__(self, i):
         x, y = torch.zeros(50_000), self.labels[i % len(self.labels)]
-        x[:8] = torch.randn(8, generator=torch.Generator().manual_seed(i)); x[0] += y
+        x[:8] = torch.randn(8, generator=torch.Generator().manual_seed(self.first + i)); x[0] += y
         return x, y
 
 torch.set_num_threads(1)
@@ -31,7 +31,7 @@ class Narrow(torch.nn.Module):
 
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 def run(size):
-    given = {name: DataLoader(Lazy(size), batch_size=64) for name in ("forget", "retain", "test")}
+    given = {name: DataLoader(Lazy(size, 10_000 * i), batch_size=64) for i, name in enumerate(("forget", "retain", "test"))}
     torch.manual_seed(0)
     call(Narrow(), given)
 def call(net, given):
