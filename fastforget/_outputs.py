@@ -64,10 +64,13 @@ def reading(forward: Callable[[nn.Module, Any], Any] | None) -> Forward:
     """
 
     by_default = forward is None or inspect.unwrap(forward) is call  # wrapped where the caller has a default device
+    asked: nn.Module | None = None  # the last model, since to ask at every step of a small net would take a fifth of it
 
     def logits(model: nn.Module, inputs: Any) -> Tensor:
-        if by_default:
+        nonlocal asked
+        if by_default and model is not asked:
             refuse_other_tasks("model", model)
+            asked = model
         output = (forward or call)(model, inputs)
         if type(output) is Tensor and output.dim() == 2 and output.shape[1] > 1:
             return _as_asked(output)

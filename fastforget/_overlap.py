@@ -7,6 +7,7 @@ alone is no mistake of the user; the rule is in :func:`allowed`.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -53,9 +54,9 @@ def check(forget: Source, others: list[Source]) -> dict[str, Any]:
     Raises:
         ValueError: it does; the other set is named, and both counts.
     """
-    counts = {}
+    counts, mine = {}, _Numbers(forget)
     for other in others:
-        shared = compare(forget, other)
+        shared = _compare(mine, other)
         if shared.count > shared.allowed:
             raise ValueError(
                 f"forget: {shared.count} of its {len(forget)} samples are in {other.name} too (same {shared.compared_by}, "
@@ -68,6 +69,34 @@ def check(forget: Source, others: list[Source]) -> dict[str, Any]:
 
 def compare(forget: Source, other: Source) -> Shared:
     """Indices where both are parts of one data set, contents where they can be read; in either case forget samples are counted."""
+    return _compare(_Numbers(forget), other)
+
+
+class _Numbers:
+    """A set's samples as numbers, read at most once however many sets it is compared with."""
+
+    def __init__(self, data: Source) -> None:
+        self.data = data
+
+    @functools.cached_property
+    def fingerprints(self) -> Tensor | None:
+        return fingerprints(self.data)
+
+    @functools.cached_property
+    def hashes(self) -> Tensor:
+        """int64[N]: the first eight bytes of each sample's hash, which is the same for any batching."""
+        return _numbers(set_hashes(self.data))
+
+    @functools.cached_property
+    def tokens(self) -> Tensor:
+        """int64[N]: a number for the scored tokens of each sequence that has any, in their order. Padding has none, nor has the first
+        token, which nothing answers."""
+        found = (row[row != IGNORED] for _, labels in self.data.batches() for row in labels[:, 1:].cpu())
+        return _numbers(hashlib.sha256(tokens.numpy().tobytes()).digest() for tokens in found if len(tokens))
+
+
+def _compare(mine: _Numbers, other: Source) -> Shared:
+    forget, others = mine.data, _Numbers(other)
     (forget_base, forget_indices), (other_base, other_indices) = _base(forget), _base(other)
     if forget_base == other_base:
         return Shared(int(torch.isin(forget_indices, other_indices).sum()), 0.0, "indices")  # the same index is never a twin
@@ -75,10 +104,10 @@ def compare(forget: Source, other: Source) -> Shared:
     if size > READ_LIMIT:
         return Shared(0, 0.0, f"not checked: {size} samples would be read one by one (at most {READ_LIMIT})")
     if forget.samples.reading is TOKENS:
-        forget_prints, other_prints, compared_by = _by_tokens(forget), _by_tokens(other), TOKEN_BY_TOKEN
+        forget_prints, other_prints, compared_by = mine.tokens, others.tokens, TOKEN_BY_TOKEN
     else:
         try:
-            (forget_prints, other_prints), compared_by = _by_contents(forget, other), CONTENTS
+            (forget_prints, other_prints), compared_by = _by_contents(mine, others), CONTENTS
         except TypeError as error:
             return Shared(0, 0.0, f"not checked: {error}")
     count = int(torch.isin(forget_prints, other_prints).sum())
@@ -128,29 +157,15 @@ def fingerprints(data: Source) -> Tensor | None:
     return torch.cat(out)
 
 
-def _by_contents(forget: Source, other: Source) -> tuple[Tensor, Tensor]:
+def _by_contents(mine: _Numbers, others: _Numbers) -> tuple[Tensor, Tensor]:
     """A number for each sample of both sets.
 
     Raises:
         TypeError: a sample has no bytes to be read.
     """
-    prints = fingerprints(forget)
-    others = None if prints is None else fingerprints(other)
-    if prints is None or others is None:
-        return _by_hash(forget), _by_hash(other)
-    return prints, others
-
-
-def _by_hash(data: Source) -> Tensor:
-    """int64[N]: the first eight bytes of each sample's hash, which is the same for any batching."""
-    return _numbers(set_hashes(data))
-
-
-def _by_tokens(data: Source) -> Tensor:
-    """int64[N]: a number for the scored tokens of each sequence that has any, in their order. Padding has none, nor has the first token,
-    which nothing answers."""
-    found = (row[row != IGNORED] for _, labels in data.batches() for row in labels[:, 1:].cpu())
-    return _numbers(hashlib.sha256(tokens.numpy().tobytes()).digest() for tokens in found if len(tokens))
+    if mine.fingerprints is None or others.fingerprints is None:
+        return mine.hashes, others.hashes
+    return mine.fingerprints, others.fingerprints
 
 
 def _numbers(hashes: Iterable[bytes]) -> Tensor:

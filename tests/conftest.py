@@ -19,6 +19,7 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers side by side have a core each, and so have the processes that their tests start
     os.environ["OMP_NUM_THREADS"] = "1"
 
+import ranks
 import torch
 from built_once import built_once
 from native_parts import REQUIRED, native_missing
@@ -37,6 +38,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         names = getattr(metafunc.module, "IMPLEMENTATIONS", NATIVE)
         values = [pytest.param(name, marks=pytest.mark.slow) if name == EMULATED else name for name in names]
         metafunc.parametrize("implementation", values, indirect=True)
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> ranks.Worlds:
+    """What ranks had in the end, by module, function and number of ranks; each is run once."""
+    return ranks.worlds(tmp_path_factory.mktemp)
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 HERE = Path(__file__).parent
+WORLDS = [1, 2, 4]
+Worlds = Callable[[str, str, int], list[Any]]
 
 
 def start(world: int, module: str, function: str, folder: Path, **environment: str) -> list[subprocess.Popen[str]]:
@@ -51,7 +53,7 @@ def finish(started: list[subprocess.Popen[str]], timeout: float) -> list[tuple[i
                 one.wait()
 
 
-def worlds(new_folder: Callable[[str], Path]) -> Callable[[str, str, int], list[Any]]:
+def worlds(new_folder: Callable[[str], Path]) -> Worlds:
     """What each rank of a world of that size had in the end; of a task that was run before what it had then."""
     made: dict[tuple[str, str, int], list[Any]] = {}
 

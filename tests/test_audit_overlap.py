@@ -9,6 +9,8 @@ import pytest
 import torch
 from audit_world import FORGOTTEN, World
 
+from fastforget import _overlap
+from fastforget._data import source
 from fastforget.auditing.proof.again import Again
 from fastforget.auditing.proof.verify import check
 
@@ -76,3 +78,23 @@ def test_receipts_that_did_not_look_are_read_as_before(world, tmp_path):
     receipt = json.loads(json.dumps(world.audit().write_receipt(tmp_path / "receipt.json")))
     del receipt["settings"]["overlap"]
     assert not any("overlap" in one.field for one in check(receipt, weights={}))
+
+
+def test_the_forget_set_is_read_once_however_many_sets_it_is_compared_with():
+    class Counted(torch.utils.data.Dataset):
+        def __init__(self, first):
+            self.first, self.read = first, 0
+
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, i):
+            self.read += 1
+            return torch.tensor([float(self.first + i)]), i % 2
+
+    given = {name: Counted(100 * i) for i, name in enumerate(("forget", "retain", "nonmember", "test"))}
+    sets = {name: source(data, name=name) for name, data in given.items()}
+    before = {name: data.read for name, data in given.items()}
+    found = _overlap.check(sets["forget"], [sets["retain"], sets["nonmember"], sets["test"]])
+    assert {name: one["shared"] for name, one in found.items()} == {"retain": 0, "nonmember": 0, "test": 0}
+    assert {name: data.read - before[name] for name, data in given.items()} == dict.fromkeys(given, 20)

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ranks
 import ranks_calls
 import ranks_ops
 import torch
-from ranks import assert_same_state, same_bits
+from ranks import WORLDS, Worlds, assert_same_state, same_bits
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
-WORLDS = [1, 2, 4]
-Worlds = Callable[..., list[Any]]
-
-
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> Worlds:
-    return ranks.worlds(tmp_path_factory.mktemp)
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,9 @@ import pytest
 import ranks
 import ranks_language
 import torch
-from ranks import assert_same_state, same_bits
+from ranks import WORLDS, Worlds, assert_same_state, same_bits
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
-WORLDS = [1, 2, 4]
-Worlds = Callable[..., list[Any]]
-
-
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> Worlds:
-    return ranks.worlds(tmp_path_factory.mktemp)
 
 
 def assert_same_result(got: tuple[Any, ...], expected: tuple[Any, ...]) -> None:

@@ -53,9 +53,26 @@ def whole(receipt: dict[str, Any], rows: list[ModelRow], *, beneath: bool = True
         below = beneath_answers.contradictions(row, rows, receipt) if beneath or row.below is not None else iter(())
         yield Finding(f"rows.{row.model}.figures", next(chain(contradictions(row, rows, receipt), below), ""))
     if receipt["request"] == SEQUENCE_WISE or "overlap" in settings:  # audits of samples before 2026-11-30 didn't look
-        yield of_sequences.shared(settings.get("overlap"), receipt["sizes"])
+        yield _shared(settings.get("overlap"), receipt["sizes"])
     if settings.get("frozen_body"):
         yield Finding("settings.frozen_body", unchecked="that training moves nothing but the last layer is the auditor's word")
+
+
+def _shared(overlap: Any, sizes: dict[str, int]) -> Finding:
+    """Whether the counts of what the forget set shares with the others can be those of an audit that wasn't refused."""
+    field = "settings.overlap"
+    if overlap is None or "how" in overlap:
+        return Finding(field, unchecked="what the sets share was not looked at")
+    if sorted(overlap) != ["retain", "test"]:
+        return Finding(field, "it is not of the retain and the test set")
+    for name, found in overlap.items():
+        if ("shared" in found) == found["how"].startswith("not") or ("shared" in found) != ("allowed" in found):
+            return Finding(f"{field}.{name}", "a count that was not made, or none that was")
+        if "shared" not in found:
+            return Finding(f"{field}.{name}", unchecked="what the two sets share was not looked at")
+        if found["shared"] > min(sizes["forget"], found["allowed"]):
+            return Finding(f"{field}.{name}", f"{found['shared']} are shared, and such an audit is refused")
+    return Finding(field)
 
 
 def _agree(field: str, stated: Any, other: Any, place: str) -> Finding:

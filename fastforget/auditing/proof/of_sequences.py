@@ -13,7 +13,6 @@ from ..measure.intervals import NORMAL
 from ..measure.tokens import reference_of
 from ..names import FORGET_QUALITY, HIDDEN, KS
 from . import common
-from .finding import Finding
 from .rounding import TINY, near
 
 NOT_OF_SEQUENCES = ("below", "class_accuracy", "forget_predictions")
@@ -35,23 +34,6 @@ def contradictions(row: ModelRow, rows: list[ModelRow], receipt: dict[str, Any])
     yield from common.memory(row, rows)
     yield from common.distances(row, rows, receipt["models"])
     yield from _beside_reference(row, rows, receipt["settings"]["conventions_used"])
-
-
-def shared(overlap: Any, sizes: dict[str, int]) -> Finding:
-    """Whether the counts of what the forget set shares with the others can be those of an audit that wasn't refused."""
-    field = "settings.overlap"
-    if overlap is None or "how" in overlap:
-        return Finding(field, unchecked="what the sets share was not looked at")
-    if sorted(overlap) != ["retain", "test"]:
-        return Finding(field, "it is not of the retain and the test set")
-    for name, found in overlap.items():
-        if ("shared" in found) == found["how"].startswith("not") or ("shared" in found) != ("allowed" in found):
-            return Finding(f"{field}.{name}", "a count that was not made, or none that was")
-        if "shared" not in found:
-            return Finding(f"{field}.{name}", unchecked="what the two sets share was not looked at")
-        if found["shared"] > min(sizes["forget"], found["allowed"]):
-            return Finding(f"{field}.{name}", f"{found['shared']} are shared, and such an audit is refused")
-    return Finding(field)
 
 
 def _means(row: ModelRow, rests_on: SequenceFigures) -> Iterator[str]:

@@ -71,12 +71,10 @@ class Looks:
             self.take()
             self.right = self._now
         elif unseen is not None:
-            labels = unseen.labels()
-            there = (~torch.isin(labels, torch.tensor(self.task.classes))).nonzero()[:, 0]
-            there = there[torch.randperm(len(there), generator=self.task.generator(LOOK_ORDER))[:OTHERS]].sort().values
-            if len(there):
-                self.others = unseen.data.subset(unseen.used[there])
-                self.right = unseen.logits.argmax(1).cpu()[there] == labels[there]
+            # these are of the classes to keep: the request left the others out
+            there = torch.randperm(len(unseen.used), generator=self.task.generator(LOOK_ORDER))[:OTHERS].sort().values
+            self.others = unseen.data.subset(unseen.used[there])
+            self.right = unseen.logits.argmax(1).cpu()[there] == unseen.labels()[there]
 
     def take(self) -> Looked:
         """One look at the model as it is."""
