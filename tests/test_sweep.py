@@ -9,11 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from digits_world import World, fit, quiet, right
+from digits_world import World, fit, quiet, right, small_mlp
 from torch import nn
 
 from fastforget._data import source
 from fastforget.methods import Sweep
+from fastforget.methods.attack import comparable, of_same_classes
+from fastforget.methods.engine.drawn import Drawn
 from fastforget.methods.engine.tensorwise import TensorwiseAdam
 from fastforget.methods.sweep import looks, options
 
@@ -228,3 +230,82 @@ def test_a_tensor_without_a_gradient_stays(dtype):
     assert torch.allclose(moved.float(), torch.full((3,), 0.5), rtol=1e-2)
     assert torch.equal(still, torch.ones(3, dtype=dtype))
     assert not optimizer.state  # nothing that a checkpoint of ours would have to hold
+
+
+@pytest.fixture(scope="module")
+def noisy() -> World:
+    """Digits that small nets learn by heart."""
+    world, generator = World(), torch.Generator().manual_seed(0)
+    for name in ("train", "test"):
+        x, y = getattr(world, name)
+        setattr(world, name, (x + torch.randn(x.shape, generator=generator), y))
+    return world
+
+
+def half_of(world: World, c: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Half of the samples of one class are to be forgotten."""
+    x, y = world.train
+    gone = torch.zeros(len(y), dtype=torch.bool)
+    gone[(y == c).nonzero()[::2, 0]] = True
+    return {"forget": (x[gone], y[gone]), "retain": (x[~gone], y[~gone])}
+
+
+def test_samples_of_one_class_become_like_unseen_ones_of_that_class(noisy):
+    torch.manual_seed(0)
+    model, found = fit(small_mlp(), *noisy.train, epochs=40), []
+    half = len(noisy.test[1]) // 2
+    unseen, rest = tuple(t[:half] for t in noisy.test), source(tuple(t[half:] for t in noisy.test), name="test")
+    for c in (1, 3, 5, 8):
+        sets = half_of(noisy, c)
+        result = quiet(model, "sweep", nonmember=unseen, progress=False, **sets)
+        forget = source(sets["forget"], name="forget")
+        found.append([attack(net, forget, comparable(forget, rest)) for net in (model, result.model)])
+    before, after = torch.tensor(found).mean(dim=0).tolist()
+    assert before > 0.6
+    assert after - 0.5 < 0.6 * (before - 0.5)
+
+
+def attack(net: nn.Module, forget, unseen) -> float:
+    """AUC of the loss attack."""
+    losses = []
+    for data in (forget, unseen):
+        x, y = data.samples.inputs, data.labels()
+        x = x if data.indices is None else x[data.indices]
+        with torch.no_grad():
+            losses.append(nn.functional.cross_entropy(net.eval()(x), y, reduction="none"))
+    return (losses[0][:, None] < losses[1]).double().mean().item()
+
+
+@pytest.mark.parametrize(("classes", "mostly"), [([3], 12), ([1, 2, 3, 4, 5, 6, 7, 8], None)])
+def test_three_quarters_of_each_batch_are_of_the_same_classes(world, classes, mostly):
+    """By chance alone where they are as many of the set; what was memorised is told by no more of them than chance would draw."""
+    seen: list[tuple[list[int], float]] = []
+
+    class Draw:
+        name, scope, needs_forget, gradients, learns_noise = "draw", "samples", True, (), False
+
+        def receipt(self):
+            return {}
+
+        def run(self, task):
+            same = of_same_classes(task.forget, task.nonmember, 8)
+            drawn = Drawn(task, task.nonmember, 16, 9, 7, None, same)
+            counts = [int(torch.isin(task.nonmember.labels()[batch], torch.tensor(classes)).sum()) for batch in drawn.order]
+            seen.append((counts, torch.isin(drawn.labels()[drawn.by_chance()], torch.tensor(classes)).double().mean().item()))
+            return {}
+
+    forget, retain = world.part(world.train, classes, True), world.part(world.train, classes, False)
+    quiet(world.net("mlp"), Draw(), forget=forget, retain=retain, nonmember=world.test, progress=False)
+    ((counts, share),) = seen
+    assert set(counts) == {mostly} if mostly else len(set(counts)) > 1
+    assert abs(share - torch.isin(world.test[1], torch.tensor(classes)).double().mean().item()) < 0.05
+
+
+@pytest.mark.parametrize(("there", "named"), [(0, False), (7, False), (8, True)])
+def test_samples_of_the_same_classes_must_be_there(world, there, named):
+    x, y = world.test
+    at = torch.cat([(y != 3).nonzero()[:, 0], (y == 3).nonzero()[:there, 0]])
+    forget = source(world.part(world.train, [3], True), name="forget")
+    found = of_same_classes(forget, source((x[at], y[at]), name="nonmember"), 8)
+    assert (found is not None) is named
+    assert not named or torch.equal(found, y[at] == 3)

@@ -38,13 +38,20 @@ def losses_of(task: Task, data: Source) -> Tensor:
         return losses.joined()
 
 
-def comparable(forget: Source, unseen: Source) -> Source:
-    """The unseen samples of the forget samples' classes, as the audit takes them, or all where there is none: beside other classes an
-    attack tells how hard a class is, and not what was seen of it. Sequences have no class."""
+def of_same_classes(forget: Source, unseen: Source, least: int = 1) -> Tensor | None:
+    """Which unseen samples are of the forget samples' classes, bool[N]: beside other classes an attack tells how hard a class is, and not
+    what was seen of it. ``None`` where all are, or fewer than ``least``, or where sequences have no class."""
     if forget.samples.reading is TOKENS:
-        return unseen
-    at = torch.isin(unseen.labels(), forget.labels().unique()).nonzero()[:, 0]
-    return unseen.subset(at) if 0 < len(at) < len(unseen) else unseen
+        return None
+    found = torch.isin(unseen.labels(), forget.labels().unique())
+    return found if least <= int(found.sum()) < len(found) else None
+
+
+def comparable(forget: Source, unseen: Source, least: int = 1) -> Source:
+    """The unseen samples of the forget samples' classes, as the audit takes them; all where there are fewer than ``least``, see
+    :func:`of_same_classes`."""
+    found = of_same_classes(forget, unseen, least)
+    return unseen if found is None else unseen.subset(found.nonzero()[:, 0])
 
 
 def attack_auc(task: Task, forget: Source, nonmember: Source, losses: Losses = losses_of) -> tuple[float, float]:

@@ -18,6 +18,8 @@ from ..._columns import Column
 from ..._data import Source, cut
 from ..task import Task
 
+MOSTLY = 0.75  # of a batch: few samples compare badly, and the others have to be held, too
+
 
 @dataclass
 class Batch:
@@ -42,14 +44,23 @@ class Drawn:
         most: batches.
         purpose: of the seed.
         earlier: an earlier draw from the set, whose answers of the teacher are taken over.
+        mostly: samples that make three quarters of every batch, bool[N]; ``None``, or where they are as many of the set: by chance alone.
     """
 
-    def __init__(self, task: Task, data: Source, size: int, most: int, purpose: int, earlier: Drawn | None = None) -> None:
+    def __init__(
+        self, task: Task, data: Source, size: int, most: int, purpose: int, earlier: Drawn | None = None, mostly: Tensor | None = None
+    ) -> None:
         self.task, self.data = task, data
         size = min(size, len(data))
-        generator, wanted = task.generator(purpose), size * most
-        rounds = -(-wanted // len(data))
-        order = torch.cat([torch.randperm(len(data), generator=generator) for _ in range(rounds)])[:wanted]
+        generator = task.generator(purpose)
+        self._mostly = None if mostly is None or int(mostly.sum()) >= MOSTLY * len(data) else mostly
+        if self._mostly is None:
+            order = _turns(torch.arange(len(data)), size * most, generator)
+        else:
+            some = max(1, int(MOSTLY * size))
+            sides = (self._mostly, some), (~self._mostly, size - some)
+            parts = [_turns(at.nonzero()[:, 0], n * most, generator).view(most, n) for at, n in sides]
+            order = torch.cat(parts, dim=1).flatten()
         self.order = task.cut(order, size, data)
         self.size = len(self.order[0])
         self.used, inverse = torch.cat(self.order).unique(return_inverse=True)
@@ -80,6 +91,21 @@ class Drawn:
     def labels(self) -> Tensor:
         """The labels of the samples whose :attr:`logits` are known, in their order."""
         return self.data.labels()[self.used]
+
+    def by_chance(self) -> Tensor:
+        """Rows of :attr:`logits` that hold no more of ``mostly`` than the set does, int64."""
+        rows = torch.arange(len(self.used))
+        if self._mostly is None:
+            return rows
+        more, share = self._mostly[self.used], self._mostly.double().mean().item()
+        some = max(1, round(int((~more).sum()) * share / (1 - share)))
+        return torch.cat([rows[~more], rows[more][:some]]).sort().values
+
+
+def _turns(samples: Tensor, wanted: int, generator: torch.Generator) -> Tensor:
+    """So many of the samples in random order, each once before one comes again."""
+    rounds = max(1, -(-wanted // len(samples)))
+    return torch.cat([samples[torch.randperm(len(samples), generator=generator)] for _ in range(rounds)])[:wanted]
 
 
 def without(logits: Tensor, classes: list[int]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..._data import Source
 from ...ops import membership
-from ..attack import auc_of
+from ..attack import auc_of, of_same_classes
 from ..cost import FORWARD
 from ..engine.drawn import Drawn
 from ..task import Task
@@ -63,6 +63,7 @@ class Looks:
         of_others = len(self.others or ()) if not task.classes else min(OTHERS, len(task.nonmember or ()))
         self.costs = -(-(len(self.forget or ()) + of_others) // FORWARD)
         self.right = self._now = torch.zeros(0, dtype=torch.bool)
+        self._same = None if self.others is None or self.forget is None else of_same_classes(self.forget, self.others)
 
     def first(self, unseen: Drawn | None) -> None:
         """What the original answers right, before the first sweep: of samples held back, or, where classes go, of some of the unseen
@@ -84,7 +85,8 @@ class Looks:
                 assert self.others is not None and self.forget is not None
                 others, wanted = task.logits(self.others), task.logits(self.forget)
                 self._now = self._right(others)
-                auc, error = auc_of(*(membership.membership_scores(*answers).loss for answers in (wanted, others)))
+                own, unseen = (membership.membership_scores(*answers).loss for answers in (wanted, others))
+                auc, error = auc_of(own, unseen if self._same is None else unseen[self._same.to(unseen.device)])
                 seen: Looked = {"known": auc, "gone": abs(auc - 0.5) <= MARGIN * error, "too_far": auc < 0.5 - MARGIN * error}
             elif self.forget is not None:
                 known = max(task.right_by_class(self.forget, task.classes).values())

@@ -50,9 +50,12 @@ class Objective:
         memory: what the original has memorised, see :func:`~.rate.memorised`.
         strength: the same from 0 to 1.
         alike: weight of the quantile term.
+        same: classes of the unseen samples that it compares samples with; ``None``: all.
     """
 
-    def __init__(self, options: SweepOptions, task: Task, kept: Drawn, unseen: Drawn | None, memory: float, batch_size: int) -> None:
+    def __init__(
+        self, options: SweepOptions, task: Task, kept: Drawn, unseen: Drawn | None, memory: float, batch_size: int, same: Tensor | None
+    ) -> None:
         self.hold, self.task = options.hold, task
         self.classes = torch.tensor(task.classes, dtype=torch.int64, device=task.device)
         self.memory, self.strength = memory, strength(memory)
@@ -61,7 +64,16 @@ class Objective:
         self.alike = found if options.alike is None else options.alike
         others = kept if unseen is None or len(unseen.used) < SOME else unseen
         # the original's variance of what the quantile term compares
-        self._spread = self._compared(others.logits, others.labels().to(task.device)).var(correction=0)
+        self.same = None if same is None else same.to(task.device)
+        logits, labels = self._alike(others.logits, others.labels().to(task.device))
+        self._spread = self._compared(logits, labels).var(correction=0)
+
+    def _alike(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What the quantile term compares samples with."""
+        if self.same is None:
+            return logits, labels
+        at = torch.isin(labels, self.same)
+        return logits[at], labels[at]
 
     def _compared(self, logits: Tensor, labels: Tensor) -> Tensor:
         return log_odds(logits, self.classes) if self.task.classes else confidence(logits, labels)
@@ -84,7 +96,8 @@ class Objective:
         """``others`` are the answers to what the forget samples are to be like."""
         if not self.task.classes:
             assert isinstance(forget, Batch)
-            return self.alike * alike(confidence(logits, forget.labels), confidence(others, unseen.labels), self._spread)
+            like = confidence(*self._alike(others, unseen.labels))
+            return self.alike * alike(confidence(logits, forget.labels), like, self._spread)
         push = away_from(logits, self.classes)
         if isinstance(forget, Batch):  # what images would be without their classes, nobody knows
             push = push + WITHOUT * anchor(logits, forget.teacher)

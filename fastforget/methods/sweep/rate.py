@@ -67,7 +67,8 @@ def memorised(kept: Drawn, unseen: Drawn | None) -> float:
     standard error; 0.05 where there is no unseen data to tell."""
     if unseen is None:
         return 0.05
-    losses = [membership.membership_scores(d.logits, d.labels().to(d.logits.device)).loss for d in (kept, unseen)]
+    rows = ((d, d.by_chance()) for d in (kept, unseen))
+    losses = [membership.membership_scores(d.logits[at], d.labels()[at].to(d.logits.device)).loss for d, at in rows]
     auc, error = auc_of(*losses)
     return max(0.0, auc - 0.5 - error)
 

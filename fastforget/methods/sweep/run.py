@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ... import _weights
 from ..._text import percent
+from ..attack import of_same_classes
 from ..engine import norms, precision
 from ..engine.drawn import Drawn, together
 from ..engine.loop import cosine, descend, must_be_finite, steps, trainable, training
@@ -18,7 +19,7 @@ from ..engine.tensorwise import TensorwiseAdam
 from ..task import Task
 from .images import Images
 from .looks import Looked, Looks
-from .objective import Objective, Step, first, lost
+from .objective import SOME, Objective, Step, first, lost
 from .options import CHECK, SETTLE, Plan, SweepOptions, forget_size, kept_size, own_budget, plan, settling
 from .rate import few_trained, memorised, size, steady, strength
 
@@ -59,7 +60,8 @@ class Run:
         else:
             assert self.plan.images is not None
             self.forget = Images(task, self.plan.images)
-        self.objective = Objective(options, task, self.kept, self.unseen, memory, b)
+        same = None if task.forget is None or self._same() is None else task.forget.labels().unique()
+        self.objective = Objective(options, task, self.kept, self.unseen, memory, b, same)
         self.rate = self._found() if options.rate is None else options.rate
 
     def _planned(self, known: int = 0) -> Plan:
@@ -72,7 +74,14 @@ class Run:
         task, b, most = self.task, self.plan.batch_size, self.plan.steps
         assert task.retain is not None
         drawn = Drawn(task, task.retain, kept_size(b), most, RETAIN_ORDER, kept)
-        return drawn, None if task.nonmember is None else Drawn(task, task.nonmember, b, most, UNSEEN_ORDER, unseen)
+        return drawn, None if task.nonmember is None else Drawn(task, task.nonmember, b, most, UNSEEN_ORDER, unseen, self._same())
+
+    def _same(self) -> Tensor | None:
+        """Which unseen samples those to be forgotten are to be like, bool[N]; ``None``: all, or none."""
+        task = self.task
+        if task.classes or task.forget is None or task.nonmember is None:
+            return None
+        return of_same_classes(task.forget, task.nonmember, SOME)
 
     def _has_more(self, memory: float) -> bool:
         """Gives the run more passes where unseen data shows that the model has memorised; whether it did."""
