@@ -93,6 +93,11 @@ def test_noised_refusals_and_reasons(world):
     assert nz.noised_attack(original, flat, flat).reason == "the inputs are constant"
 
 
+class Hundredfold(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 100 * x
+
+
 def test_the_other_half_comes_back(world):
     forget, _, unseen, original, retrained = world
     before = copy.deepcopy(original.state_dict())
@@ -110,7 +115,48 @@ def test_halves_refusals_and_reasons(world):
     assert "fewer than two" in hv.other_half(original, (forget[0][:1], forget[1][:1]), unseen).reason
     packed = torch.ao.quantization.quantize_dynamic(copy.deepcopy(original), {nn.Linear}, dtype=torch.qint8)
     assert "quantised" in hv.other_half(packed, forget, unseen).reason
-    assert "NaN" in hv.other_half(original, forget, unseen, lr=1e30).reason
+    assert "no step from 1e+30" in hv.other_half(original, forget, unseen, lr=1e30).reason
+    broken = copy.deepcopy(original)
+    nn.init.constant_(broken[0].weight, math.nan)
+    assert "lowers the loss" in hv.other_half(broken, forget, unseen).reason
+
+
+def test_a_net_that_a_step_would_blow_up_goes_down_by_a_shorter_one(world):
+    """The same function with the first layer's weights a hundredth as large and its inputs 100 times: its gradients there are too, and the
+    step at 0.05 ends in NaN. Where 0.05 lowers the loss, it is taken."""
+    forget, _, unseen, original, retrained = world
+    found = []
+    for model in (original, retrained):
+        steep = nn.Sequential(Hundredfold(), *copy.deepcopy(model))
+        with torch.no_grad():
+            steep[1].weight /= 100
+        plain = copy.deepcopy(steep)
+        for _ in range(hv.STEPS):
+            F.cross_entropy(plain(forget[0][::2]), forget[1][::2]).backward()
+            with torch.no_grad():
+                for p in plain.parameters():
+                    p.sub_(0.05 * p.grad)
+                    p.grad = None
+        assert F.cross_entropy(plain(forget[0][::2]), forget[1][::2]) > 100
+        found.append(hv.other_half(steep, forget, unseen))
+    assert [one.reason for one in found] == [None, None]
+    assert found[0].auc > 0.8 and abs(found[1].auc - 0.5) < 0.15
+
+
+def test_a_step_that_goes_down_is_as_long_as_is_said(world):
+    forget, _, unseen, original, _ = world
+    taught = forget[0][::2], forget[1][::2]
+    pupil = copy.deepcopy(original)
+    for _ in range(hv.STEPS):
+        F.cross_entropy(pupil(taught[0]), taught[1]).backward()
+        with torch.no_grad():
+            for p in pupil.parameters():
+                p.sub_(0.05 * p.grad)
+                p.grad = None
+    judged = hv.source((forget[0][1::2], forget[1][1::2]), name="judged")
+    sides = hv.losses(pupil, judged), hv.losses(pupil, hv.source(unseen, name="unseen"))
+    auc = (sides[0][:, None] < sides[1]).double().mean() + (sides[0][:, None] == sides[1]).double().mean() / 2
+    assert hv.other_half(original, forget, unseen).each[0] == pytest.approx(float(auc), abs=1e-3)
 
 
 def test_frozen_parameters_are_taught_too(world):

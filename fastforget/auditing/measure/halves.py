@@ -22,10 +22,12 @@ from . import passes
 
 Forward = Callable[[nn.Module, Any], Tensor]
 STEPS, LR = 3, 0.05
+HALVINGS = 12  # of a step that makes the loss larger: nets with batch norm at its stored statistics can't stand 0.05, or not 0.01
 FEW, FEW_STEPS, FEW_LR, FEW_OTHERS = (1, 5, 10), 15, 1e-3, 4
 HALVES = (
     f"AUC of the loss attack on the other half of the forget samples against unseen ones after {STEPS} steps of gradient descent at "
-    f"{LR:g} on one half, mean over both ways round. What is only hidden comes back with its like; read it beside the retrained model's"
+    f"{LR:g}, halved until the loss falls, on one half, mean over both ways round. What is only hidden comes back "
+    "with its like; read it beside the retrained model's"
 )
 RELEARNING = (
     f"test accuracy on the forgotten classes after {FEW_STEPS} steps of Adam at {FEW_LR:g} on k samples of each and {FEW_OTHERS} times as "
@@ -77,21 +79,38 @@ def unteachable(model: nn.Module) -> str | None:
     return None
 
 
-def _descend(model: nn.Module, held: Source, steps: int, lr: float, forward: Forward | None) -> None:
-    """Plain gradient descent on the whole set's mean cross-entropy, its gradient summed over the batches."""
-    device = device_of(model)
+def _descend(model: nn.Module, held: Source, steps: int, lr: float, forward: Forward | None) -> bool:
+    """Gradient descent on the whole set's mean cross-entropy, its gradient summed over the batches: each step is as long as ``lr`` says, or
+    half of that, and so on, until it doesn't raise the loss. Whether there is such a step; the weights stay where there is none."""
     trained = [p for p in model.parameters() if p.requires_grad]
+    found = False
     for _ in range(steps):
         for parameter in trained:
             parameter.grad = None
-        for inputs, labels in held.batches(device=device):
-            logits = _logits(model, inputs, forward)
-            (F.cross_entropy(logits.float(), labels, reduction="sum") / len(held)).backward()
+        loss = _loss(model, held, forward, descends=True)
+        moved = [(p, p.detach().clone(), p.grad) for p in trained if p.grad is not None]
         with torch.no_grad():
-            for parameter in trained:
-                if parameter.grad is not None:
-                    parameter.sub_(parameter.grad, alpha=lr)
-                    parameter.grad = None
+            for halvings in range(HALVINGS + 1):
+                for parameter, before, gradient in moved:
+                    parameter.copy_(before.sub(gradient, alpha=lr / 2**halvings))
+                if _loss(model, held, forward) <= loss:
+                    found = True
+                    break
+            else:
+                for parameter, before, _ in moved:
+                    parameter.copy_(before)
+    return found
+
+
+def _loss(model: nn.Module, held: Source, forward: Forward | None, descends: bool = False) -> float:
+    """The set's mean cross-entropy; ``descends``: its gradient too."""
+    total = 0.0
+    for inputs, labels in held.batches(device=device_of(model)):
+        loss = F.cross_entropy(_logits(model, inputs, forward).float(), labels, reduction="sum") / len(held)
+        if descends:
+            loss.backward()
+        total += loss.item()
+    return total
 
 
 def losses(model: nn.Module, held: Source, forward: Forward | None = None) -> Tensor:
@@ -122,7 +141,7 @@ def other_half(
     Args:
         model: stays as it is.
         forget, unseen: a DataLoader, a Dataset, an (inputs, labels) pair or a Source; unseen samples of the same classes.
-        steps, lr: of plain gradient descent on the half's mean loss.
+        steps, lr: of gradient descent on the half's mean loss; a step that raises it is halved until it doesn't.
         seed: of dropout-like randomness that a model draws in eval mode.
         forward: (model, inputs) -> logits.
 
@@ -150,12 +169,14 @@ def other_half(
     for taught, judged in (halves, halves[::-1]):
         with own_randomness(seed), student(model) as pupil:
             try:
-                _descend(pupil, taught, steps, lr, forward)
+                descended = _descend(pupil, taught, steps, lr, forward)
             except RuntimeError as error:
                 return Halves(math.nan, (math.nan, math.nan), f"a training step failed: {error}")
             one, two = losses(pupil, judged, forward), losses(pupil, outside, forward)
+        if not descended:
+            return Halves(math.nan, (math.nan, math.nan), f"no step from {lr:g} down to {lr / 2**HALVINGS:.1g} lowers the loss on one half")
         if bool(torch.isnan(one).any()) or bool(torch.isnan(two).any()):
-            return Halves(math.nan, (math.nan, math.nan), f"the steps at {lr:g} end in NaN")
+            return Halves(math.nan, (math.nan, math.nan), f"losses are NaN after the steps at {lr:g}")
         found.append(float(roc_stats(-one, -two, fprs=()).auc))
     return Halves((found[0] + found[1]) / 2, (found[0], found[1]), None)
 
