@@ -48,6 +48,31 @@ class Generators:
         random.setstate(self.python)
         np.random.set_state(self.numpy)
 
+    def plain(self) -> dict[str, Any]:
+        """As tensors, numbers and texts alone."""
+        return {"cpu": self.cpu, "gpus": self.gpus, "python": self.python, "numpy": _plain(self.numpy)}
+
+    @classmethod
+    def of_plain(cls, value: dict[str, Any]) -> Generators:
+        """From :meth:`plain`'s."""
+        states = cls()
+        states.cpu, states.gpus = value["cpu"].cpu(), [state.cpu() for state in value["gpus"]]
+        states.python, states.numpy = value["python"], _of_plain(value["numpy"])
+        return states
+
+
+def _plain(state: Any) -> Any:
+    """numpy's arrays of words as lists."""
+    if isinstance(state, dict):
+        return {name: _plain(value) for name, value in state.items()}
+    return {"words": state.tolist(), "dtype": str(state.dtype)} if isinstance(state, np.ndarray) else state
+
+
+def _of_plain(state: Any) -> Any:
+    if isinstance(state, dict) and set(state) == {"words", "dtype"}:
+        return np.array(state["words"], state["dtype"])
+    return {name: _of_plain(value) for name, value in state.items()} if isinstance(state, dict) else state
+
 
 def seed_all(seed: int) -> None:
     """Every global generator starts from ``seed``, GPUs only where they are in use."""

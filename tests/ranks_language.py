@@ -192,6 +192,40 @@ def smoke(rank: int, world: int, folder: Path) -> None:
     torch.save(made, folder / f"{rank}.pt")
 
 
+def resumed(rank: int, world: int, folder: Path) -> None:
+    """A call whose last rank stops in its fifth step, and the same call again."""
+    base, made, given = net(), {}, sets("forget", "retain", "nonmember")
+    alone = call(base, "npo", given)
+    made["alone"], made["base"] = state_of(alone, alone.model), whole(base)
+    for kind, wrap in HELD.items():
+        options = {"checkpoint": folder / f"{kind}.checkpoint", "checkpoint_every": 0.0, "forward": stumbling}
+        seen["left"] = 5 if rank == world - 1 else -1
+        model = wrap(base)
+        try:
+            call(model, "npo", given, inplace=True, **options)
+        except Exception as error:
+            made[kind, "said"] = f"{type(error).__name__}: {error}"
+        made[kind, "given"] = whole(model)
+        dist.barrier()
+        made[kind, "step"] = torch.load(folder / f"{kind}.checkpoint", weights_only=True)["step"]
+        dist.barrier()
+        seen["left"] = -1
+        result = call(model, "npo", given, inplace=True, **options)
+        made[kind] = state_of(result, model)
+    torch.save(made, folder / f"{rank}.pt")
+
+
+seen = {"left": -1}
+
+
+def stumbling(model: nn.Module, inputs: Any) -> Tensor:
+    if model.training and torch.is_grad_enabled():
+        seen["left"] -= 1
+        if seen["left"] == 0:
+            raise ZeroDivisionError("out of luck")
+    return model(**inputs)
+
+
 def adopted() -> dict[str, nn.Module]:
     """GPT-2 and Llama from configs, and adapters on the latter."""
     import peft

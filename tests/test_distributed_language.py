@@ -65,6 +65,17 @@ def test_audit_as_in_one_process(kind: str, world: int, worlds: Worlds) -> None:
             assert made["audit", kind, part] == alone
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ranks_language.HELD)
+def test_a_call_that_a_rank_ended_goes_on(kind: str, worlds: Worlds) -> None:
+    everyone = worlds("ranks_language", "resumed", 2)
+    for made in everyone:
+        assert "ZeroDivisionError: out of luck" in made[kind, "said"]
+        assert_same_state(made[kind, "given"], made["base"])
+        assert made[kind, "step"] >= 2
+        assert_same_result(made[kind], everyone[0]["alone"])
+
+
 AUDITED = "RuntimeError: model 'original', forget set, sequences 0 to 1: its forward failed with ZeroDivisionError: out of luck"
 SAID = {
     "other labels": ("RankError: unlearn: retain: rank 1 was given other data than rank 0",) * 2,

@@ -28,7 +28,7 @@ def training(task: Task, mode: str) -> Iterator[None]:
         yield
 
 
-def steps(task: Task, most: int, phase: str, *, each: int, label: str | None = None) -> Iterator[int]:
+def steps(task: Task, most: int, phase: str, *, each: int, label: str | None = None, first: int = 0) -> Iterator[int]:
     """The numbers 0, 1, ... of at most ``most`` steps. The run ends before a step for which the budget has no room.
 
     Args:
@@ -37,10 +37,12 @@ def steps(task: Task, most: int, phase: str, *, each: int, label: str | None = N
         phase: its name.
         each: sample passes that a step takes.
         label: of the progress bar, if it isn't the phase's name.
+        first: the number of the first step, where a run goes on.
     """
     bar: Progress[int]
     with progress(most, label or phase, task.progress) as bar, task.cost.phase(phase):
-        for step in range(most):
+        bar.step(first)
+        for step in range(first, most):
             if not task.cost.has_room(each):
                 return
             yield step

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..._data import Source
 from ..task import Task
 from .loop import backward, descend, must_be_finite, steps
+from .resume import Checkpoint
 
 EPOCHS = 70  # purpose of the seed of the first pass's order; each further pass has the next one
 
@@ -49,6 +50,7 @@ class Passes:
         purpose: of the seed of the orders: two loops of one run have two.
         most: steps, where a method counts in these: the last pass may be cut short.
         first: the number of the first pass, for the history.
+        checkpoint: the run goes on from its step, and is written to it.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Passes:
         purpose: int = EPOCHS,
         most: int | None = None,
         first: int = 1,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         self.task, self.phase, self.data, self.most, self.first = task, phase, data, most, first
         size = min(size, len(data))
@@ -70,7 +73,7 @@ class Passes:
             task.cut(torch.randperm(len(data), generator=task.generator(purpose + 1_000 * e)), size, data) for e in range(epochs)
         ]
         self.each = max((len(rows) for batches in self.orders for rows in batches), default=0) + beside
-        self._sum, self._seen, self._rate = torch.zeros((), device=task.device), 0, 0.0
+        self._sum, self._seen, self._rate, self._checkpoint = torch.zeros((), device=task.device), 0, 0.0, checkpoint
 
     def __len__(self) -> int:
         """Steps of all passes."""
@@ -79,8 +82,10 @@ class Passes:
 
     def __iter__(self) -> Iterator[Shuffled]:
         order = [(e, i, rows) for e, batches in enumerate(self.orders) for i, rows in enumerate(batches)][: self.most]
-        read = self.task.cost.reading(self.data.at([rows for _, _, rows in order], device=self.task.device))
-        for step in steps(self.task, len(order), self.phase, each=self.each):
+        start = self._restored()
+        read = self.task.cost.reading(self.data.at([rows for _, _, rows in order[start:]], device=self.task.device))
+        for step in steps(self.task, len(order), self.phase, each=self.each, first=start):
+            self._write(step, start)
             epoch, number, rows = order[step]
             if number == 0:
                 self._note(epoch - 1)
@@ -88,6 +93,19 @@ class Passes:
             yield Shuffled(epoch, number, step, inputs, labels, rows)
         if order:
             self._note(order[-1][0])
+
+    def _restored(self) -> int:
+        """The step from which the run goes on, with everything as it was then."""
+        if self._checkpoint is None or not self._checkpoint.step:
+            return 0
+        losses: dict[str, Any] = {"sum": self._sum, "seen": self._seen, "rate": self._rate}
+        self._checkpoint.restore(losses)
+        self._sum, self._seen, self._rate = losses["sum"], losses["seen"], losses["rate"]
+        return self._checkpoint.step
+
+    def _write(self, step: int, start: int) -> None:
+        if self._checkpoint is not None and step > start:
+            self._checkpoint.write(step, {"sum": self._sum, "seen": self._seen, "rate": self._rate})
 
     def descend(self, optimizer: torch.optim.Optimizer, loss: Tensor, samples: int) -> None:
         """One step of the optimiser down the loss, which is the mean over so many ``samples``."""

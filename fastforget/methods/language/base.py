@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -15,8 +17,10 @@ from ..._causal.answers import scored
 from ..._tree import describe
 from ...ops.mask import unpack_bits
 from ..engine.passes import Shuffled
+from ..engine.resume import Checkpoint
 from ..engine.teacher import forward_only
 from ..engine.terms import HOLDS
+from ..options import check
 from ..pack.base import Cycled, Trained, optimizer_of, set_of
 from ..task import Task
 from .answers import divergence, log_probs
@@ -35,7 +39,8 @@ class Language(Trained):
     memory for it). 0: none is needed. ``mean``: of a batch's cross-entropies over its ``"sequences"``, of each the mean over its tokens,
     or over all its ``"tokens"``. ``mask``: by the names of parameters what may change of them (a mask of :mod:`fastforget.optim`); the
     rest of these keeps its bits. Of other parameters all that is trained may change; adapters leave the frozen base as it is.
-    ``None``: the preset's.
+    ``checkpoint``: a file to which the run's state is written every ``checkpoint_every`` seconds; the same call goes on from it and ends
+    with the same bytes, and the file stays. ``None``: the preset's; no file.
     """
 
     retain_weight: float | None = None
@@ -43,6 +48,8 @@ class Language(Trained):
     mean: str | None = None
     optimizer: str = "adamw"
     mask: Mapping[str, Tensor] | None = None
+    checkpoint: str | os.PathLike[str] | None = None
+    checkpoint_every: float = 300.0
 
     scope = "sequences"
     numbers: ClassVar[tuple[str, ...]] = ("lr", "momentum", "weight_decay", "retain_weight")
@@ -50,9 +57,16 @@ class Language(Trained):
         {"hold": HOLDS, "mean": MEANS, "optimizer": ("adamw", "adam", "sgd")}
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.checkpoint is not None and (not isinstance(self.checkpoint, (str, os.PathLike)) or not os.fspath(self.checkpoint)):
+            raise TypeError(f"checkpoint: got {self.checkpoint!r}; accepted is a file's path")
+        check(self, numbers=("checkpoint_every",))
+
     def receipt(self) -> dict[str, Any]:
-        """Every option in force; of a mask the share of values that may change."""
-        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        """Every option in force; of a mask the share of values that may change. Where a run's state is kept is none of the result."""
+        names = (field.name for field in dataclasses.fields(self) if not field.name.startswith("checkpoint"))
+        options = {name: getattr(self, name) for name in names}
         if self.mask is not None:
             options["mask"] = {name: _share(mask) for name, mask in self.mask.items()}
         return options
@@ -61,6 +75,13 @@ class Language(Trained):
         """The optimiser of all that is trained."""
         mask = self._masks(task)
         return optimizer_of(self.optimizer, task, self.lr, self.momentum, self.weight_decay, mask or None)
+
+    def saved(self, task: Task, optimizer: torch.optim.Optimizer) -> Checkpoint | None:
+        """The run's state on disk, where a file is named."""
+        if self.checkpoint is None:
+            return None
+        masks = {name: hashlib.sha256(mask.cpu().contiguous().numpy().tobytes()).hexdigest() for name, mask in (self.mask or {}).items()}
+        return Checkpoint(self.checkpoint, self.checkpoint_every, task, optimizer, (self.name, self.receipt(), masks))
 
     def _masks(self, task: Task) -> dict[Tensor, Tensor]:
         """The masks by parameter, on its device."""
@@ -96,14 +117,15 @@ class Language(Trained):
         """Descends ``of_forget`` of a forget batch + retain_weight * what holds the model on a retain batch."""
         assert self.batch_size is not None and self.retain_weight is not None
         steps = self.stepper(task)
+        saved = self.saved(task, steps)
         if not self.retain_weight:
-            for batch in (passes := self.passes(task, set_of(task, "forget"), self.name)):
+            for batch in (passes := self.passes(task, set_of(task, "forget"), self.name, checkpoint=saved)):
                 passes.descend(steps, of_forget(batch), len(batch))
             return
-        retain = Cycled(task, set_of(task, "retain"), self.batch_size, RETAIN_ORDER)
+        retain = Cycled(task, set_of(task, "retain"), self.batch_size, RETAIN_ORDER, saved.step if saved else 0)
         teacher = _weights.working_copy(task.model).eval() if self.hold == "anchor" else None
         beside = retain.size + (forward_only(retain.size) if teacher is not None else 0)
-        passes = self.passes(task, set_of(task, "forget"), self.name, beside=beside)
+        passes = self.passes(task, set_of(task, "forget"), self.name, beside=beside, checkpoint=saved)
         for batch, (inputs, labels) in zip(passes, retain, strict=False):
             loss = of_forget(batch) + self.retain_weight * self._held(task, teacher, inputs, labels)
             passes.descend(steps, loss, len(batch))

@@ -80,14 +80,15 @@ class RMU(Language):
         states = States(task.model, self.layer)
         trained = states.train_last(3, self.weights)
         optimizer = self.stepper(task)
+        saved = self.saved(task, optimizer)
         teacher = _weights.working_copy(task.model).eval() if self.retain_weight and self.hold != "labels" else None
         forget, retain = set_of(task, "forget"), None
         beside = 0
         if self.retain_weight:
-            retain = Cycled(task, set_of(task, "retain"), self.batch_size, RETAIN_ORDER)
+            retain = Cycled(task, set_of(task, "retain"), self.batch_size, RETAIN_ORDER, saved.step if saved else 0)
             beside = retain.size + (forward_only(retain.size) if teacher is not None else 0)
         kept, target = iter(retain or ()), None
-        passes = Passes(task, self.name, forget, self.batch_size, self.epochs, beside=beside, most=self.steps)
+        passes = Passes(task, self.name, forget, self.batch_size, self.epochs, beside=beside, most=self.steps, checkpoint=saved)
         for batch in passes:
             h = states.of(task, task.model, batch.inputs)
             if not h.requires_grad:

@@ -20,6 +20,7 @@ from ...optim import MaskedAdam, MaskedAdamW, MaskedSGD
 from ..engine import precision
 from ..engine.loop import trainable, training
 from ..engine.passes import EPOCHS, Passes, Shuffled
+from ..engine.resume import Checkpoint
 from ..options import check, given
 from ..task import Task
 
@@ -160,12 +161,21 @@ class Trained(Standard):
         return MaskedSGD(trainable(task.model), self.lr, self.momentum, weight_decay=self.weight_decay, mask=mask)
 
     def passes(
-        self, task: Task, data: Source, phase: str, *, epochs: int | None = None, beside: int = 0, purpose: int = EPOCHS, first: int = 1
+        self,
+        task: Task,
+        data: Source,
+        phase: str,
+        *,
+        epochs: int | None = None,
+        beside: int = 0,
+        purpose: int = EPOCHS,
+        first: int = 1,
+        checkpoint: Checkpoint | None = None,
     ) -> Passes:
         """The method's passes over a set, or so many ``epochs`` of them."""
         assert self.batch_size is not None and self.epochs is not None
         number = self.epochs if epochs is None else epochs
-        return Passes(task, phase, data, self.batch_size, number, beside=beside, purpose=purpose, first=first)
+        return Passes(task, phase, data, self.batch_size, number, beside=beside, purpose=purpose, first=first, checkpoint=checkpoint)
 
 
 def optimizer_of(
@@ -203,17 +213,19 @@ def random_labels(labels: Tensor, outputs: int, generator: torch.Generator) -> T
 
 
 class Cycled:
-    """Shuffled batches of a set without end, beside another set's passes; ``size`` is the largest batch."""
+    """Shuffled batches of a set without end, beside another set's passes; ``size`` is the largest batch, ``skip`` batches come before the
+    first, in a run that goes on."""
 
-    def __init__(self, task: Task, data: Source, size: int, purpose: int) -> None:
-        self.task, self.data, self.size, self.purpose = task, data, min(size, len(data)), purpose
+    def __init__(self, task: Task, data: Source, size: int, purpose: int, skip: int = 0) -> None:
+        self.skip, self.task, self.data, self.size, self.purpose = skip, task, data, min(size, len(data)), purpose
 
     def __len__(self) -> int:
         """Batches in which every sample comes once."""
         return len(self.task.cut(torch.arange(len(self.data)), self.size, self.data))
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
-        task, generator = self.task, self.task.generator(self.purpose)
+        task, generator, skip = self.task, self.task.generator(self.purpose), self.skip
         while True:
-            order = torch.randperm(len(self.data), generator=generator)
-            yield from task.cost.reading(self.data.at(task.cut(order, self.size, self.data), device=task.device))
+            cut = task.cut(torch.randperm(len(self.data), generator=generator), self.size, self.data)
+            yield from task.cost.reading(self.data.at(cut[skip:], device=task.device))
+            skip = max(0, skip - len(cut))
