@@ -47,10 +47,9 @@ def of_same_classes(forget: Source, unseen: Source, least: int = 1) -> Tensor | 
     return found if least <= int(found.sum()) < len(found) else None
 
 
-def comparable(forget: Source, unseen: Source, least: int = 1) -> Source:
-    """The unseen samples of the forget samples' classes, as the audit takes them; all where there are fewer than ``least``, see
-    :func:`of_same_classes`."""
-    found = of_same_classes(forget, unseen, least)
+def comparable(forget: Source, unseen: Source) -> Source:
+    """The unseen samples of the forget samples' classes, as the audit takes them; all where there is none, see :func:`of_same_classes`."""
+    found = of_same_classes(forget, unseen)
     return unseen if found is None else unseen.subset(found.nonzero()[:, 0])
 
 

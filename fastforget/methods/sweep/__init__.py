@@ -49,8 +49,8 @@ class Sweep(SweepOptions):
     unseen data than chance explains is kept in part: for samples three quarters, a half or a quarter of its way, else it is undone; for
     classes three quarters or a half, where they are gone there, else it stays. ``why`` says so.
 
-    Samples of a few classes are compared with unseen ones of the same classes, as the verdict does, where there are eight or more of those;
-    they are three quarters of the unseen samples in a step then. The fewer they are, the more that costs.
+    Samples of a few classes are compared with unseen ones of the same classes, as the verdict does, where those are eight or more and less
+    than half of all; they are three quarters of the unseen samples in a step then. The fewer they are, the more that costs.
 
     Needs ``retain``; ``nonmember`` for samples, and for better results with classes. For classes ``forget`` may be missing, where the
     inputs are one floating point tensor: then images that are learned as UNSIR's noise is, but down the error, stand in for their

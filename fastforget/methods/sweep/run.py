@@ -77,11 +77,13 @@ class Run:
         return drawn, None if task.nonmember is None else Drawn(task, task.nonmember, b, most, UNSEEN_ORDER, unseen, self._same())
 
     def _same(self) -> Tensor | None:
-        """Which unseen samples those to be forgotten are to be like, bool[N]; ``None``: all, or none."""
+        """Which unseen samples those to be forgotten are to be like, bool[N]; ``None``: all, where most are of the same
+        classes, or too few."""
         task = self.task
         if task.classes or task.forget is None or task.nonmember is None:
             return None
-        return of_same_classes(task.forget, task.nonmember, SOME)
+        same = of_same_classes(task.forget, task.nonmember, SOME)
+        return None if same is None or 2 * int(same.sum()) >= len(same) else same
 
     def _has_more(self, memory: float) -> bool:
         """Gives the run more passes where unseen data shows that the model has memorised; whether it did."""
