@@ -265,6 +265,16 @@ def test_samples_of_one_class_become_like_unseen_ones_of_that_class(noisy):
     assert after - 0.5 < 0.6 * (before - 0.5)
 
 
+def test_few_steps_for_samples_of_one_class_end_well(noisy):
+    """The budget has room for a step: fewer unseen samples than tell their spread, and none to keep of the class."""
+    model, sets = fit(small_mlp(), *noisy.train, epochs=2), half_of(noisy, 3)
+    x, y = sets["retain"]
+    sets["retain"] = x[y != 3], y[y != 3]
+    result = quiet(model, "sweep", nonmember=noisy.test, progress=False, batch_size=4, steps=1, **sets)
+    assert all(torch.isfinite(p).all() for p in result.model.parameters())
+    assert result.receipt["measured"]["sweeps"]
+
+
 def attack(net: nn.Module, forget, unseen) -> float:
     """AUC of the loss attack."""
     losses = []

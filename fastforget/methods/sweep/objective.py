@@ -62,11 +62,13 @@ class Objective:
         whole, least = (ONE, LEAST_ALIKE) if len(task.classes) == 1 else (SEVERAL, 0.0)
         found = max(whole * self.strength, least) if task.classes else SAMPLES_ALIKE * min(1.0, batch_size / max(BATCHES.values()))
         self.alike = found if options.alike is None else options.alike
-        others = kept if unseen is None or len(unseen.used) < SOME else unseen
-        # the original's variance of what the quantile term compares
         self.same = None if same is None else same.to(task.device)
-        logits, labels = self._alike(others.logits, others.labels().to(task.device))
-        self._spread = self._compared(logits, labels).var(correction=0)
+        # the original's variance of what the quantile term compares
+        if unseen is None or len(unseen.used) < SOME:
+            shown = kept.logits, kept.labels().to(task.device)
+        else:
+            shown = self._alike(unseen.logits, unseen.labels().to(task.device))
+        self._spread = self._compared(*shown).var(correction=0)
 
     def _alike(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What the quantile term compares samples with."""
