@@ -265,6 +265,7 @@ class Run:
         # the attack needs unseen data of the forget data's kind, the loss of use ordinary test data: where they differ, two audits
         tests = [cell.unseen, cell.test] if self.scenario == "uploads" else [cell.measuring]
         for test in tests:
+            # the sets are parts of one data set: what they share are samples that came twice
             report = ff.audit(models, forget=cell.forget, retain=retain, test=test, attacks=("loss",), check_overlap=False, progress=False)
             judged = next(r for r in report.rows if r["model"] == "judged")
             if cell.classes:

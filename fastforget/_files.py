@@ -9,9 +9,12 @@ import math
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from os import PathLike
-from typing import Any
+from typing import IO, Any
+
+Writer = Callable[[IO[bytes]], Any]  # writes into an open file
+Content = str | bytes | Writer
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # what file systems without hard links say
 LONGEST_NUMBER = 400  # digits: no number that is written here has more, and long ones take quadratic time
@@ -99,8 +102,9 @@ def _short_integer(word: str) -> int:
     return int(word)
 
 
-def write_whole(path: str | PathLike[str], content: str | bytes) -> None:
-    """Puts ``content`` at ``path`` so that a reader sees the old file or the new one, never a part.
+def write_whole(path: str | PathLike[str], content: Content) -> None:
+    """Puts ``content`` at ``path`` so that a reader sees the old file or the new one, never a part. What is too large to be held twice is
+    written by a function, into the open file.
 
     The bytes go to a temporary file in the same folder, reach the disk, and take the name in one step.
     Whatever goes wrong before that, a full disk say, leaves the folder as it was. A path that names a device
@@ -148,7 +152,7 @@ def write_once(path: str | PathLike[str], content: str | bytes) -> bool:
     return True
 
 
-def _encoded(content: str | bytes) -> bytes:
+def _encoded(content: Content) -> bytes | Writer:
     # half of a surrogate pair (from the name of a file, say) has no bytes in UTF-8: its escape is also what JSON has for it
     return content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
 
@@ -159,7 +163,7 @@ def _followed(path: str | PathLike[str]) -> str:
 
 
 @contextlib.contextmanager
-def _temporary(target: str, data: bytes) -> Iterator[str]:
+def _temporary(target: str, data: bytes | Writer) -> Iterator[str]:
     """A file beside the target that holds the data on disk, and is gone afterwards."""
     temporary = os.path.join(os.path.dirname(target), f".{os.path.basename(target)}.{secrets.token_hex(6)}")
     try:
@@ -190,10 +194,10 @@ def _mode(path: str) -> int | None:
         return None
 
 
-def _write(descriptor: int, data: bytes, *, sync: bool = False) -> None:
+def _write(descriptor: int, data: bytes | Writer, *, sync: bool = False) -> None:
     # Closing can report a full disk too (network file systems), so it belongs inside the caller's try.
     with open(descriptor, "wb") as file:
-        file.write(data)
+        data(file) if callable(data) else file.write(data)
         file.flush()
         if sync:
             os.fsync(file.fileno())

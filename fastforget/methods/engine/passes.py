@@ -82,10 +82,13 @@ class Passes:
 
     def __iter__(self) -> Iterator[Shuffled]:
         order = [(e, i, rows) for e, batches in enumerate(self.orders) for i, rows in enumerate(batches)][: self.most]
-        start = self._restored()
+        start = 0
+        if self._checkpoint is not None and (losses := self._checkpoint.restore()) is not None:
+            start, (self._sum, self._seen, self._rate) = self._checkpoint.step, losses
         read = self.task.cost.reading(self.data.at([rows for _, _, rows in order[start:]], device=self.task.device))
         for step in steps(self.task, len(order), self.phase, each=self.each, first=start):
-            self._write(step, start)
+            if self._checkpoint is not None and step > start:
+                self._checkpoint.write(step, (self._sum, self._seen, self._rate))
             epoch, number, rows = order[step]
             if number == 0:
                 self._note(epoch - 1)
@@ -93,19 +96,6 @@ class Passes:
             yield Shuffled(epoch, number, step, inputs, labels, rows)
         if order:
             self._note(order[-1][0])
-
-    def _restored(self) -> int:
-        """The step from which the run goes on, with everything as it was then."""
-        if self._checkpoint is None or not self._checkpoint.step:
-            return 0
-        losses: dict[str, Any] = {"sum": self._sum, "seen": self._seen, "rate": self._rate}
-        self._checkpoint.restore(losses)
-        self._sum, self._seen, self._rate = losses["sum"], losses["seen"], losses["rate"]
-        return self._checkpoint.step
-
-    def _write(self, step: int, start: int) -> None:
-        if self._checkpoint is not None and step > start:
-            self._checkpoint.write(step, {"sum": self._sum, "seen": self._seen, "rate": self._rate})
 
     def descend(self, optimizer: torch.optim.Optimizer, loss: Tensor, samples: int) -> None:
         """One step of the optimiser down the loss, which is the mean over so many ``samples``."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ... import _weights
+from ..._files import write_whole
 from ..._hashes import set_hashes
 from ..._random import Generators, own_randomness
 from ..cost import Phase
@@ -67,11 +68,11 @@ class Checkpoint:
             )
         return saved
 
-    def restore(self, losses: dict[str, Any]) -> None:
-        """Puts model, optimiser, generators, cost and history where they were, and into ``losses`` what the loop had summed up. Nothing may
-        draw between this and the step."""
+    def restore(self) -> tuple[Any, ...] | None:
+        """Puts model, optimiser, generators, cost and history where they were; returns what the loop had summed up, None where there is no
+        file. Nothing may draw between this and the step."""
         if self._saved is None:
-            return
+            return None
         task, saved = self.task, self._saved
         self._saved = None
         with torch.no_grad():
@@ -80,10 +81,10 @@ class Checkpoint:
         self.optimizer.load_state_dict(saved["optimizer"])
         task.cost.phases |= {name: Phase(**phase) for name, phase in saved["cost"].items()}
         task.history[:] = saved["history"]
-        losses |= saved["losses"]
         Generators.of_plain(saved["generators"]).put_back()
+        return tuple(saved["losses"])
 
-    def write(self, step: int, losses: dict[str, Any]) -> None:
+    def write(self, step: int, losses: tuple[Any, ...]) -> None:
         """The state before this step, if it is time: as a whole file or not at all."""
         if not self._due():
             return
@@ -97,15 +98,7 @@ class Checkpoint:
             "history": self.task.history,
             "losses": losses,
         }
-        descriptor, part = tempfile.mkstemp(".part", self.path.name, self.path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(descriptor)
-            os.replace(part, self.path)
-        finally:
-            Path(part).unlink(missing_ok=True)
+        write_whole(self.path, functools.partial(torch.save, state))
         self._written = time.monotonic()
 
     def _due(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from ... import _weights
 from ..._causal.answers import scored
+from ..._identity import of_state
 from ..._tree import describe
 from ...ops.mask import unpack_bits
 from ..engine.passes import Shuffled
@@ -80,8 +80,8 @@ class Language(Trained):
         """The run's state on disk, where a file is named."""
         if self.checkpoint is None:
             return None
-        masks = {name: hashlib.sha256(mask.cpu().contiguous().numpy().tobytes()).hexdigest() for name, mask in (self.mask or {}).items()}
-        return Checkpoint(self.checkpoint, self.checkpoint_every, task, optimizer, (self.name, self.receipt(), masks))
+        call = (self.name, self.receipt(), of_state(self.mask or {}))
+        return Checkpoint(self.checkpoint, self.checkpoint_every, task, optimizer, call)
 
     def _masks(self, task: Task) -> dict[Tensor, Tensor]:
         """The masks by parameter, on its device."""

@@ -40,7 +40,7 @@ class Run:
         self.options, self.task = options, task
         self.own = task.cost.budget is None  # the budget may be extended where it is the run's own
         self.kind = "classes" if task.classes else "samples"
-        self.looks, self.done = Looks(task), list[Looked]()
+        self.looks, self.done, self.same = Looks(task), list[Looked](), self._same()
         self.plan = self._planned()
         if not self.plan.steps:
             task.cost.stopped_by_budget = True
@@ -60,7 +60,7 @@ class Run:
         else:
             assert self.plan.images is not None
             self.forget = Images(task, self.plan.images)
-        same = None if task.forget is None or self._same() is None else task.forget.labels().unique()
+        same = None if task.forget is None or self.same is None else task.forget.labels().unique()
         self.objective = Objective(options, task, self.kept, self.unseen, memory, b, same)
         self.rate = self._found() if options.rate is None else options.rate
 
@@ -74,7 +74,7 @@ class Run:
         task, b, most = self.task, self.plan.batch_size, self.plan.steps
         assert task.retain is not None
         drawn = Drawn(task, task.retain, kept_size(b), most, RETAIN_ORDER, kept)
-        return drawn, None if task.nonmember is None else Drawn(task, task.nonmember, b, most, UNSEEN_ORDER, unseen, self._same())
+        return drawn, None if task.nonmember is None else Drawn(task, task.nonmember, b, most, UNSEEN_ORDER, unseen, self.same)
 
     def _same(self) -> Tensor | None:
         """Which unseen samples those to be forgotten are to be like, bool[N]; ``None``: all, where most are of the same
