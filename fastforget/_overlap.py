@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from ._labels import IGNORED, TOKENS
 
 READ_LIMIT = 20_000  # samples of a Dataset that are read one by one for this; tensors are always compared
 SHARE = 0.01  # of the forget set may be shared without a question
+ERRORS = 2  # and as many standard errors of a count more, as a few twins more or less are chance
 CONTENTS, TOKEN_BY_TOKEN = BY_CONTENTS = "contents", "scored tokens"  # what samples and sequences are compared by
 WHY = {
     "retain": "training on them would keep",
@@ -111,14 +113,20 @@ def _compare(mine: _Numbers, other: Source) -> Shared:
         except TypeError as error:
             return Shared(0, 0.0, f"not checked: {error}")
     count = int(torch.isin(forget_prints, other_prints).sum())
-    return Shared(count, allowed(len(forget), other_prints) if count else SHARE * len(forget), compared_by)
+    return Shared(count, allowed(len(forget), twins(other_prints) if count else 0.0), compared_by)
 
 
-def allowed(n: int, other_prints: Tensor) -> float:
-    """1 % of the ``n`` forget samples, and twice as many as would have a twin in the other set if that were as likely as within it."""
-    _, counts = other_prints.unique(return_counts=True)
-    twins = float(counts[counts > 1].sum()) / len(other_prints)
-    return (SHARE + 2 * twins) * n
+def allowed(n: int, twins: float) -> float:
+    """1 % of the ``n`` forget samples, and twice as many as would have a twin in the other set if that were as likely as within it; and
+    two standard errors of a count (Poisson's) with this mean."""
+    expected = (SHARE + 2 * twins) * n
+    return expected + ERRORS * math.sqrt(expected)
+
+
+def twins(prints: Tensor) -> float:
+    """The share of a set's samples that have a twin within it."""
+    _, counts = prints.unique(return_counts=True)
+    return float(counts[counts > 1].sum()) / len(prints)
 
 
 def _base(data: Source) -> tuple[tuple[Any, ...], Tensor]:

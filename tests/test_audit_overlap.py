@@ -33,7 +33,7 @@ def test_samples_of_two_sets_are_refused(world, name, classwise):
     retain = world.retain if classwise else tuple(t[12:] for t in world.retain)
     sets = {"forget": forget, "retain": retain, "test": world.test}
     sets[name] = joined(sets[name], tuple(t[:5] for t in forget))
-    with pytest.raises(ValueError, match=rf"5 of its 12 samples are in {name} too \(same contents, 0.1 accepted\)"):
+    with pytest.raises(ValueError, match=rf"5 of its 12 samples are in {name} too \(same contents, 0.8 accepted\)"):
         world.audit(**sets)
     report = world.audit(**sets, check_overlap=False)
     assert report.settings["overlap"] == {"how": "not checked: check_overlap=False"}
@@ -41,15 +41,15 @@ def test_samples_of_two_sets_are_refused(world, name, classwise):
 
 
 def test_counts_stand_in_report_and_receipt_and_are_verified(world, tmp_path):
-    none = {"how": "contents", "shared": 0, "allowed": pytest.approx(0.01 * 100)}
+    none = {"how": "contents", "shared": 0, "allowed": pytest.approx(1 + 2 * 1)}
     report = world.audit()
     assert report.settings["overlap"] == {"retain": none, "test": none}
     assert "forget samples in" not in str(report)
     twins = joined(world.test, world.test, tuple(t[:2] for t in world.forget))  # a test set of twins
     report = world.audit(test=twins)
     found = report.settings["overlap"]["test"]
-    assert found == {"how": "contents", "shared": 2, "allowed": pytest.approx((0.01 + 2 * 800 / 802) * 100)}
-    assert "forget samples in the test set too: 2 (same contents, 200.5 accepted)." in " ".join(str(report).split())
+    assert found == {"how": "contents", "shared": 2, "allowed": pytest.approx(200.5 + 2 * 200.5**0.5, rel=1e-4)}
+    assert "forget samples in the test set too: 2 (same contents, 228.8 accepted)." in " ".join(str(report).split())
     receipt = json.loads(json.dumps(report.write_receipt(tmp_path / "receipt.json")))
     assert not any("overlap" in one.field and one.why for one in check(receipt, weights={}))
     for change, said in (
@@ -59,6 +59,18 @@ def test_counts_stand_in_report_and_receipt_and_are_verified(world, tmp_path):
         invented = copy.deepcopy(receipt)
         change(invented["settings"]["overlap"])
         assert any(said in one.why for one in check(invented, weights={})), said
+
+
+def test_a_few_twins_more_than_the_rule_expects_are_chance():
+    """Texts of news: 3 of 274 samples to forget had a twin among 1,000 others, in which no two were alike."""
+    x = torch.randn(1274, 4, generator=torch.Generator().manual_seed(0))
+    y = torch.zeros(1274, dtype=torch.long)
+    other = source((x[274:], y[274:]), name="test")
+    for shared, fits in ((3, True), (6, True), (7, False), (27, False)):
+        mine = x[:274].clone()
+        mine[:shared] = x[300 : 300 + shared]
+        found = _overlap.compare(source((mine, y[:274]), name="forget"), other)
+        assert found.count == shared and (found.count <= found.allowed) is fits
 
 
 def test_they_are_counted_again_from_the_sets(world, tmp_path):

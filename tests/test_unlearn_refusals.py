@@ -216,7 +216,7 @@ def test_samples_that_differ_in_label_or_one_bit_are_not_shared():
     twins = torch.cat((bit, x[:20])), torch.cat((y[:20], (y[:20] + 1) % 10))
     sets = {"retain": twins, "nonmember": samples(30, 2), "test": samples(30, 3)}
     result = quiet(small_mlp(), "none", forget=(x[:20], y[:20]), progress=False, **sets)
-    none = {"how": "contents", "shared": 0, "allowed": pytest.approx(0.2)}
+    none = {"how": "contents", "shared": 0, "allowed": pytest.approx(0.2 + 2 * 0.2**0.5)}
     assert result.receipt["overlap"] == {"retain": none, "nonmember": none, "test": none}
 
 
@@ -227,7 +227,9 @@ def test_twins_within_the_data_explain_shared_samples():
     x[0:6], y[0:6] = x[110:116], y[110:116]  # and across: 6 of 100
     result = quiet(small_mlp(), "none", forget=cut((x, y), 0, 100), retain=cut((x, y), 100, 400), progress=False)
     overlap_of_retain = result.receipt["overlap"]["retain"]
-    assert overlap_of_retain["shared"] == 6 and overlap_of_retain["allowed"] == pytest.approx((0.01 + 2 * 40 / 300) * 100)
+    assert overlap_of_retain["shared"] == 6
+    expected = (0.01 + 2 * 40 / 300) * 100
+    assert overlap_of_retain["allowed"] == pytest.approx(expected + 2 * expected**0.5)
     x[200:220] = torch.randn(20, 1, 8, 8)
     with pytest.raises(ValueError, match="6 of its 100 samples are in retain"):
         unlearn(small_mlp(), "none", forget=cut((x, y), 0, 100), retain=cut((x, y), 100, 400), progress=False)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._data import Source
 from .._hashes import set_hashes
-from .._overlap import allowed
+from .._overlap import allowed, twins
 from .._random import own_randomness
 from .._text import visible
 from ..auditing.shadow.design import augments, digests
@@ -115,8 +115,8 @@ class Past:
                 "check_overlap=False if you know that none of them is in it"
             ) from error
         counts = {id: int(torch.isin(there, here).sum()) for id, there in self.samples.items()}
-        share = allowed(1, here)
-        limits = {id: share * len(there) for id, there in self.samples.items()}
+        share = twins(here)
+        limits = {id: allowed(len(there), share) for id, there in self.samples.items()}
         if not drop and (over := [id for id, n in counts.items() if n > limits[id]]):
             which = ", ".join(f"{counts[id]} of the {len(self.samples[id])} of request {visible(id)!r}" for id in over)
             raise ValueError(
