@@ -53,7 +53,7 @@ def test_few_samples_are_enough_to_forget_a_class(world):
     assert len(sets["retain"][1]) < 100
     result = quiet(world.net("mlp"), "sweep", classes=[4], progress=False, **sets)
     assert result.forgot, result.why
-    assert result.cost.passes <= 1_200
+    assert result.cost.passes <= 2_400
     kept = world.part(world.test, [4], False)
     assert right(result.model, kept) >= right(world.net("mlp"), kept) - 0.03
 

@@ -162,17 +162,32 @@ def test_where_many_samples_go_each_is_shown_eight_times():
     assert [options.forget_size(32, of_classes) for of_classes in (True, False)] == [16, 32]
 
 
-@pytest.mark.parametrize(("kind", "times"), [("classes", 2.0), ("samples", 4.0)])
-def test_the_rate_grows_with_what_was_memorised(world, monkeypatch, kind, times):
-    """By the root of how many more nats the answers may change in the first step: 1 + 3 for classes, 1 + 15 for samples."""
+@pytest.mark.parametrize(("kind", "batch", "times"), [("classes", 16, 4.0), ("classes", 32, 2.0), ("samples", 16, 4.0)])
+def test_the_rate_grows_with_what_was_memorised(world, monkeypatch, kind, batch, times):
+    """By the root of how many more nats the answers may change in the first step: 1 + 15, and 1 + 3 where the anchor weighs no more."""
     sets, rates = one_class(world) if kind == "classes" else some_samples(world), []
     monkeypatch.setattr(rate, "STEADY", 8e-6)  # where answers change by the square of the rate
     for memory in (0.0, 1.0):
         monkeypatch.setattr(sweep_run, "memorised", lambda kept, unseen, memory=memory: memory)
         # the quantile term would be another one for classes, and with it the direction of the first step
-        result = quiet(world.net("mlp"), "sweep", budget=1_500, alike=1.0, progress=False, **sets)
+        result = quiet(world.net("mlp"), "sweep", budget=1_500, batch_size=batch, alike=1.0, progress=False, **sets)
         rates.append(result.receipt["chosen"]["rate"])
     assert rates[1] / rates[0] == pytest.approx(times, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("batch", "classes", "times"), [(32, [3], 1.0), (32, [3, 5], 2.0), (16, [3], 4.0), (8, [3, 5], 4.0), (16, [], 1.0)]
+)
+def test_the_anchor_weighs_more_where_the_model_has_memorised(world, monkeypatch, batch, classes, times):
+    """Up to twice as much for several classes, up to four times in batches below the largest, and for samples never."""
+    sets = some_samples(world)
+    if classes:
+        sets = one_class(world) | {"classes": classes, "forget": world.part(world.train, classes, True)}
+        sets["retain"] = world.part(world.train, classes, False)
+    for strength in (0.0, 0.5, 1.0):
+        monkeypatch.setattr(sweep_run, "memorised", lambda kept, unseen, strength=strength: strength * rate.MEMORY)
+        result = quiet(world.net("mlp"), "sweep", batch_size=batch, progress=False, **sets)
+        assert result.receipt["chosen"]["held"] == pytest.approx(8.0 * (1 + (times - 1) * strength))
 
 
 @pytest.mark.parametrize(("batch", "weight"), [(32, 10.0), (16, 5.0), (8, 2.5), (64, 10.0)])

@@ -44,7 +44,7 @@ class Sweep(SweepOptions):
             memorised, the more: 0.15 to 1 for one, 0 to 2 for several.
 
     Its own budget, where none is given, is two epochs over ``retain``, and up to four the more of its data the model has memorised, which
-    unseen data shows: 15,000 sample passes at most (28 a sample that goes, where that is more), and 1,200 at least. Where a class is still
+    unseen data shows: 15,000 sample passes at most (28 a sample that goes, where that is more), and 2,400 at least. Where a class is still
     known then, up to two more sweeps exceed it; a budget that was given is never exceeded. A sweep that costs more of the right answers on
     unseen data than chance explains is kept in part: for samples three quarters, a half or a quarter of its way, else it is undone; for
     classes three quarters or a half, where they are gone there, else it stays. ``why`` says so.

@@ -19,6 +19,10 @@ from .rate import strength
 
 # weights beside that of -log(1 - p): of the anchor, of the cross-entropy on data to keep, of the original's answers without the classes
 HOLD, LABELS, WITHOUT = 8.0, 0.3, 0.5
+# the anchor weighs so many times more where classes go and the model has memorised all it can: in batches below the largest, as with few
+# samples in few steps the push outweighed it (small nets that had learned 300 to 1,000 samples by heart lost 2 to 10 points, now 0 to 4),
+# and of several classes (ResNet-20 lost half a point)
+TIGHTER, TIGHTER_SEVERAL = 3.0, 1.0
 SOME = 8  # unseen samples, of which the original's spread can be told
 # weight of the quantile term for samples, at the largest of the run's own batches; in proportion at smaller ones, whose few samples
 # compare less surely (small nets with 16: 10 cost two points, 3 to 5 a half to one, and hid the samples as well)
@@ -49,6 +53,8 @@ class Objective:
     Attributes:
         memory: what the original has memorised, see :func:`~.rate.memorised`.
         strength: the same from 0 to 1.
+        tighter: so many times more the anchor weighs where the model has memorised all it can.
+        held: weight of the anchor.
         alike: weight of the quantile term.
         same: classes of the unseen samples that it compares samples with; ``None``: all.
     """
@@ -62,6 +68,8 @@ class Objective:
         whole, least = (ONE, LEAST_ALIKE) if len(task.classes) == 1 else (SEVERAL, 0.0)
         found = max(whole * self.strength, least) if task.classes else SAMPLES_ALIKE * min(1.0, batch_size / max(BATCHES.values()))
         self.alike = found if options.alike is None else options.alike
+        self.tighter = _tighter(len(task.classes), batch_size)
+        self.held = HOLD * (1 + self.tighter * self.strength)
         self.same = None if same is None else same.to(task.device)
         # the original's variance of what the quantile term compares
         if unseen is None or len(unseen.used) < SOME:
@@ -69,6 +77,10 @@ class Objective:
         else:
             shown = self._alike(unseen.logits, unseen.labels().to(task.device))
         self._spread = self._compared(*shown).var(correction=0)
+
+    def receipt(self) -> dict[str, float]:
+        """What the model at hand decided, JSON-able."""
+        return {"held": self.held, "alike": self.alike}
 
     def _alike(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What the quantile term compares samples with."""
@@ -91,8 +103,8 @@ class Objective:
         held = hold(self.hold, logits[0], step.kept.teacher, step.kept.labels)
         if step.unseen is not None:
             held = (held + anchor(logits[1], step.unseen.teacher)) / 2
-        learned = LABELS * F.cross_entropy(logits[0], step.kept.labels)
-        return HOLD * held + learned, self._push(logits[-1], step.forget, logits[len(others) - 1], others[-1])
+        held = self.held * held + LABELS * F.cross_entropy(logits[0], step.kept.labels)
+        return held, self._push(logits[-1], step.forget, logits[len(others) - 1], others[-1])
 
     def _push(self, logits: Tensor, forget: Batch | Images, others: Tensor, unseen: Batch) -> Tensor:
         """``others`` are the answers to what the forget samples are to be like."""
@@ -108,6 +120,12 @@ class Objective:
             spread = torch.maximum(like.detach().var(correction=0), self._spread)
             push = push + self.alike * alike(log_odds(logits, self.classes), like, spread)
         return push
+
+
+def _tighter(classes: int, batch_size: int) -> float:
+    if not classes:
+        return 0.0
+    return TIGHTER if batch_size < max(BATCHES.values()) else TIGHTER_SEVERAL * (classes > 1)
 
 
 def lost(task: Task, batches: list[Batch]) -> float:

@@ -20,7 +20,7 @@ from . import images
 # has memorised
 BUDGET, EPOCHS = 15_000, 2.0
 A_SAMPLE = 28  # passes for each sample that goes, where that is more than BUDGET: each is shown eight times then
-FLOOR = 1_200  # and at least: fewer steps forget nothing, however little data there is
+FLOOR = 2_400  # and at least: fewer steps forget nothing or lose much, however little data there is
 BATCHES = {9_000: 32, 1_500: 16, 0: 8}  # the least budget, and its batches of unseen samples: more steps serve better than larger ones
 SETTLE, CHECK = 6, 3  # steps whose samples batch norm's statistics are taken anew from, and whose samples say whether that helped
 TRIALS = 16  # forget batches that finding precision and rate costs, at most

@@ -21,7 +21,7 @@ from .images import Images
 from .looks import Looked, Looks
 from .objective import SOME, Objective, Step, first, lost
 from .options import CHECK, SETTLE, Plan, SweepOptions, forget_size, kept_size, own_budget, plan, settling
-from .rate import few_trained, memorised, size, steady, strength
+from .rate import LESS, LOOSER, few_trained, memorised, size, steady, strength
 
 RETAIN_ORDER, UNSEEN_ORDER, FORGET_ORDER = 61, 62, 63  # purposes of seeds
 LIMIT = 0.03  # of the rate
@@ -105,7 +105,9 @@ class Run:
         limit = LIMIT if isinstance(self.forget, Drawn) else BY_IMAGES
         if few_trained(self.task.model):
             limit = FEW
-        found = steady(self.task, self.kept, lambda: self.objective.parts(next(self._drawn()))[1], self.objective.strength)
+        objective = self.objective
+        looser = LOOSER if objective.tighter or not self.task.classes else LESS
+        found = steady(self.task, self.kept, lambda: objective.parts(next(self._drawn()))[1], looser * objective.strength**2)
         return min(limit, found)
 
     def run(self) -> dict[str, Any]:
@@ -132,7 +134,7 @@ class Run:
                 break
             rate *= AGAIN[self.kind]
         return {
-            "chosen": {"rate": self.rate, "alike": self.objective.alike, **self.plan.receipt(), "form": self.form},
+            "chosen": {"rate": self.rate, **self.objective.receipt(), **self.plan.receipt(), "form": self.form},
             "measured": {"memorised": self.objective.memory, "sweeps": self.done},
         }
 
