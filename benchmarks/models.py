@@ -42,6 +42,11 @@ ORDER = (
     *("class-1", "random-1", "class-2", "random-2"),
     *("original-1", "classes-1", "original-2", "classes-2"),
 )
+# float32 is for processors without bfloat16, which are fifteen times as slow with it
+PRECISIONS: dict[str, tuple[str, torch.dtype | None]] = {
+    "bfloat16": ("bfloat16 autocast over float32 weights, channels_last", torch.bfloat16),
+    "float32": ("float32, channels_last", None),
+}
 RECIPE: dict[str, Any] = {
     "net": "ResNet-20, option A shortcuts",
     "optimizer": "SGD",
@@ -54,7 +59,7 @@ RECIPE: dict[str, Any] = {
     "batch": 128,
     "augmentation": "crop after padding with 4 black pixels, horizontal flip",
     "padding": 4,
-    "precision": "bfloat16 autocast over float32 weights, channels_last",
+    "precision": PRECISIONS["bfloat16"][0],
     "epochs": 30,
 }
 EXAMINED = 500  # images at once where accuracy is measured
@@ -131,7 +136,7 @@ class Training:
             weight_decay=recipe["weight_decay"],
         )
         self.curve: list[tuple[float, float]] = []  # (mean loss, accuracy) of each epoch's batches as they were trained on
-        self.dtype: torch.dtype | None = torch.bfloat16  # of autocast; None: float32, which counts seconds alone
+        self.dtype = dict(PRECISIONS.values())[recipe["precision"]]  # of autocast; None: float32
         self.seconds = 0.0  # of this process's processor time
         if checkpoint.exists():
             self._resume()
@@ -180,11 +185,10 @@ class Training:
 
 def training_seconds(data: Tiles, request: Request, steps: int = 10) -> float:
     """Thread seconds of a whole training without what the request names, by a few of its steps, here and now: in bfloat16 or float32,
-    whichever is faster. Processors without bfloat16 are fifteen times as slow with it."""
+    whichever is faster."""
     seconds = []
-    for dtype in (torch.bfloat16, None):
-        run = Training(data, request, 0, RECIPE, FOLDER / ".none.checkpoint")
-        run.dtype = dtype
+    for precision, _ in PRECISIONS.values():
+        run = Training(data, request, 0, RECIPE | {"precision": precision}, FOLDER / ".none.checkpoint")
         made = run.steps()
         next(made)  # the first one sets things up
         began = time.thread_time()
@@ -267,7 +271,7 @@ def _there(name: str, folder: Path, recipe: dict[str, Any]) -> bool:
     receipt = _paths(name, folder)[1]
     if not receipt.exists():
         return False
-    if json.loads(receipt.read_text())["recipe"] != recipe:
+    if json.loads(receipt.read_text())["recipe"] | {"precision": recipe["precision"]} != recipe:
         raise DataMissing(f"{receipt} is of another recipe. Remove it to train that net again, or give another --out")
     return True
 
@@ -277,6 +281,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--root", type=Path, help="folder with the images as webp tiles and labels.npz")
     p.add_argument("--only", nargs="+", choices=ORDER, default=list(ORDER), metavar="NAME", help=f"of {', '.join(ORDER)}")
     p.add_argument("--epochs", type=int, default=RECIPE["epochs"])
+    p.add_argument("--precision", choices=PRECISIONS, default="bfloat16")
     p.add_argument("--out", type=Path, default=FOLDER, help="folder of weights, receipts and checkpoints")
     p.add_argument("--threads", type=int, default=1, help="torch threads; another number gives other bytes")
     p.add_argument("--list", action="store_true", help="only show what is there")
@@ -292,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{name}: {_line(json.loads(receipt.read_text())) if receipt.exists() else 'not there'}")
         return 0
     torch.set_num_threads(args.threads)
-    recipe = RECIPE | {"epochs": args.epochs}
+    recipe = RECIPE | {"epochs": args.epochs, "precision": PRECISIONS[args.precision][0]}
     try:
         if args.root is None:
             raise DataMissing("--root FOLDER is needed: the folder with labels.npz, train_*.webp and test_*.webp")

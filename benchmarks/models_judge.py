@@ -65,13 +65,16 @@ def row_of(method: str, kind: str, seed: int, tiles: Tiles, data: Tiles, audited
     cell, original = cell_of(kind, data), load("original-0")
     training = training_seconds(tiles, REQUESTS[kind])
     began = time.thread_time()
-    result = ff.unlearn(
-        original.net, method, forget=cell.forget, retain=cell.retain, nonmember=cell.nonmember, classes=cell.classes,
-        seed=seed, progress=False, precision=precision,
-    )  # fmt: skip
+    row: dict[str, Any] = {"request": kind, "method": method, "seed": seed}
+    try:
+        result = ff.unlearn(
+            original.net, method, forget=cell.forget, retain=cell.retain, nonmember=cell.nonmember, classes=cell.classes,
+            seed=seed, progress=False, precision=precision,
+        )  # fmt: skip
+    except FloatingPointError as error:  # published constants, on a net they weren't published for
+        return row | {"failed": str(error), "cpu": machine.facts()["cpu"]}
     seconds = time.thread_time() - began
-    row: dict[str, Any] = {"request": kind, "method": method, "seed": seed, **figures(result.model, cell)}
-    row |= {"forgot": result.forgot, "passes": result.cost.passes, "seconds": round(seconds, 1)}
+    row |= {**figures(result.model, cell), "forgot": result.forgot, "passes": result.cost.passes, "seconds": round(seconds, 1)}
     row |= {"faster": round(training / seconds, 1), "cpu": machine.facts()["cpu"]}
     if audited:
         retrained = {f"retrained {i}" if i else "retrained": load(name).net for i, name in enumerate(_retrained(kind))}
@@ -97,8 +100,10 @@ def table(stored: dict[str, Any]) -> str:
         for name, found in stored["models"].get(kind, {}).items():
             lines.append(f"| {kind} | {name} | {100 * found['kept']:.2f} | {100 * found['forget']:.1f} | {found['auc']:.3f} | | | |")
         for method in METHODS:
-            rows = [r for r in stored["rows"] if (r["request"], r["method"]) == (kind, method)]
-            if rows:
+            made = [r for r in stored["rows"] if (r["request"], r["method"]) == (kind, method)]
+            if failed := [r for r in made if "failed" in r]:
+                lines.append(f"| {kind} | **{method}** ({len(failed)} of {len(made)}) | {failed[0]['failed'].split(';')[0]} | | | | | |")
+            if rows := [r for r in made if "failed" not in r]:
                 middle = {k: statistics.median(r[k] for r in rows) for k in ("kept", "forget", "auc", "passes", "faster")}
                 verdicts = ", ".join(r["verdict"] for r in rows if "verdict" in r)
                 lines.append(

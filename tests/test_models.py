@@ -163,6 +163,18 @@ def test_net_that_is_there_is_skipped_and_another_recipe_refused(root, trained, 
     assert len(shown) == 12 and "classes-1: test " in "".join(shown) and shown[0] == "original-0: not there"
 
 
+def test_a_net_can_be_trained_in_float32_and_its_receipt_says_so(root, trained, tmp_path, monkeypatch, capsys) -> None:
+    cast = []
+    real = torch.autocast
+    monkeypatch.setattr(models.torch, "autocast", lambda *given, enabled: (cast.append(enabled), real(*given, enabled=enabled))[1])
+    assert run(root, tmp_path, "--precision", "float32") == 0 and not any(cast) and cast
+    facts = json.loads((tmp_path / "classes-1.json").read_text())
+    assert facts["recipe"] == models.RECIPE | {"epochs": 3, "precision": "float32, channels_last"}
+    assert facts["weights_sha256"] != json.loads((trained / "classes-1.json").read_text())["weights_sha256"]
+    monkeypatch.setattr(models, "make", None)
+    assert run(root, tmp_path) == 0  # it is there, whatever its precision
+
+
 def test_load_gives_net_request_and_receipt(root, trained) -> None:
     net, request, seed, receipt = models.load("classes-1", trained)
     assert seed == 1 and request == cifar40.REQUESTS["classes"] and receipt["request"] == REQUEST and not net.training
@@ -210,7 +222,9 @@ def test_committed_nets_are_what_their_receipts_say(receipt: Path) -> None:
     net, request, seed, facts = models.load(receipt.stem)
     kind, number = receipt.stem.rsplit("-", 1)
     assert facts["name"] == receipt.stem and seed == int(number) and request == cifar40.REQUESTS[kind]
-    assert facts["recipe"] == models.RECIPE and json.loads(receipt.read_text())["accuracy"]["test"] > 0.5
+    assert facts["recipe"] | {"precision": models.RECIPE["precision"]} == models.RECIPE
+    assert facts["recipe"]["precision"] in dict(models.PRECISIONS.values())
+    assert json.loads(receipt.read_text())["accuracy"]["test"] > 0.5
     assert all(p.isfinite().all() for p in net.parameters())
 
 
@@ -233,3 +247,17 @@ def test_a_method_is_judged_on_a_committed_net_and_the_row_is_kept(root, tmp_pat
     assert models_judge.main(["--table", "--out", str(out)]) == 0
     assert "| class | **gradient_ascent** (1 seed) |" in capsys.readouterr().out
     assert models_judge.main(["--out", str(out)]) == 2
+
+
+def test_a_method_that_ends_in_nan_has_a_row_that_says_so(root, tmp_path, monkeypatch, capsys) -> None:
+    def diverges(*given, **options):
+        raise FloatingPointError("neggrad_plus, epoch 1: the loss became nan at rate 0.01; the model is unchanged. Lower lr=")
+
+    monkeypatch.setattr(models_judge.ff, "unlearn", diverges)
+    out = tmp_path / "rows.json"
+    asked = ["--root", str(root), "--method", "neggrad_plus", "--request", "class", "--seeds", "0", "--no-audit", "--out", str(out)]
+    assert models_judge.main(asked) == 0
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["failed"].startswith("neggrad_plus, epoch 1") and "kept" not in row
+    shown = "| class | **neggrad_plus** (1 of 1) | neggrad_plus, epoch 1: the loss became nan at rate 0.01 | | | | | |"
+    assert shown in capsys.readouterr().out
