@@ -150,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for kind in args.request:
         cell = cell_of(kind, data)
         stored["models"][kind] = {name: figures(load(name).net, cell) for name in ("original-0", *_retrained(kind))}
+        write_whole(args.out, json.dumps(stored, indent=1) + "\n")
         for method, seed in ((m, s) for m in args.method for s in args.seeds):
             key = (kind, method, seed)
             there = [r for r in stored["rows"] if (r["request"], r["method"], r["seed"]) == key]
