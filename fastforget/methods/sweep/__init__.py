@@ -49,8 +49,8 @@ class Sweep(SweepOptions):
     unseen data than chance explains is kept in part: for samples three quarters, a half or a quarter of its way, else it is undone; for
     classes three quarters or a half, where they are gone there, else it stays. ``why`` says so.
 
-    The more it has memorised, the harder classes are held and the higher the rate: the hold weighs up to four times as much in batches below
-    the largest, where data is little, and up to twice as much for several classes.
+    The more it has memorised, the harder classes are held and the higher the rate: the hold weighs up to four times as much in batches
+    below the largest, where data is little, and up to twice as much for several classes.
 
     Samples of a few classes are compared with unseen ones of the same classes, as the verdict does, where those are eight or more and less
     than half of all; they are three quarters of the unseen samples in a step then. The fewer they are, the more that costs.

@@ -19,9 +19,9 @@ from .rate import strength
 
 # weights beside that of -log(1 - p): of the anchor, of the cross-entropy on data to keep, of the original's answers without the classes
 HOLD, LABELS, WITHOUT = 8.0, 0.3, 0.5
-# the anchor weighs so many times more where classes go and the model has memorised all it can: in batches below the largest, as in few small
-# steps the push outweighed it (conv nets that had learned 300 to 1,000 samples by heart lost 1.5 points with one class and 6 with two, now
-# none), and of several classes (ResNet-20 lost half a point)
+# the anchor weighs so many times more where classes go and the model has memorised all it can: in batches below the largest, as in few
+# small steps the push outweighed it (conv nets that had learned 300 to 1,000 samples by heart lost 1.5 points with one class and 6 with
+# two, now none), and of several classes (ResNet-20 lost half a point)
 TIGHTER, TIGHTER_SEVERAL = 3.0, 1.0
 SOME = 8  # unseen samples, of which the original's spread can be told
 # weight of the quantile term for samples, at the largest of the run's own batches; in proportion at smaller ones, whose few samples
