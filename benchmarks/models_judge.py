@@ -90,6 +90,10 @@ def _retrained(kind: str) -> list[str]:
     return [name for name in ORDER if name.rsplit("-", 1)[0] == kind and (Path(__file__).parent / "models" / f"{name}.json").exists()]
 
 
+def _save(out: Path, stored: dict[str, Any]) -> None:
+    write_whole(out, json.dumps(stored, indent=1) + "\n")
+
+
 def table(stored: dict[str, Any]) -> str:
     """Markdown: medians over the seeds, beside the original and the retrained models."""
     lines = [
@@ -150,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for kind in args.request:
         cell = cell_of(kind, data)
         stored["models"][kind] = {name: figures(load(name).net, cell) for name in ("original-0", *_retrained(kind))}
-        write_whole(args.out, json.dumps(stored, indent=1) + "\n")
+        _save(args.out, stored)
         for method, seed in ((m, s) for m in args.method for s in args.seeds):
             key = (kind, method, seed)
             there = [r for r in stored["rows"] if (r["request"], r["method"], r["seed"]) == key]
@@ -159,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             row = row_of(method, kind, seed, tiles, data, not args.no_audit, args.precision)
             stored["rows"] = [r for r in stored["rows"] if r not in there] + [row]
             print(row, flush=True)
-            write_whole(args.out, json.dumps(stored, indent=1) + "\n")
+            _save(args.out, stored)
     print(table(stored))
     return 0
 

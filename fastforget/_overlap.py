@@ -116,10 +116,10 @@ def _compare(mine: _Numbers, other: Source) -> Shared:
     return Shared(count, allowed(len(forget), twins(other_prints) if count else 0.0), compared_by)
 
 
-def allowed(n: int, twins: float) -> float:
-    """1 % of the ``n`` forget samples, and twice as many as would have a twin in the other set if that were as likely as within it; and
-    two standard errors of a count (Poisson's) with this mean."""
-    expected = (SHARE + 2 * twins) * n
+def allowed(n: int, share: float) -> float:
+    """1 % of the ``n`` forget samples, and twice as many as would have a twin in the other set if that were as likely as within it
+    (``share``: see :func:`twins`); and two standard errors of a count (Poisson's) with this mean."""
+    expected = (SHARE + 2 * share) * n
     return expected + ERRORS * math.sqrt(expected)
 
 

@@ -48,12 +48,12 @@ def test_a_part_of_a_sweep_that_costs_too_much_is_kept(world, monkeypatch):
     assert not all(torch.equal(a, b) for a, b in zip(model.parameters(), result.model.parameters(), strict=True))
 
 
-def one_class(world: World) -> dict:
-    """A request for class 3, with unseen data of all classes."""
+def whole_classes(world: World, classes: tuple[int, ...] = (3,)) -> dict:
+    """A request for classes, with unseen data of all of them."""
     return {
-        "classes": [3],
-        "forget": world.part(world.train, [3], True),
-        "retain": world.part(world.train, [3], False),
+        "classes": list(classes),
+        "forget": world.part(world.train, classes, True),
+        "retain": world.part(world.train, classes, False),
         "nonmember": tuple(t[: len(t) // 2] for t in world.test),
     }
 
@@ -61,7 +61,7 @@ def one_class(world: World) -> dict:
 def test_a_sweep_for_a_class_that_costs_too_much_stays_and_why_says_so(world, monkeypatch):
     """Where no part of the way costs less, the class goes all the same: that was asked for."""
     monkeypatch.setattr(looks, "LOST", -2.0)
-    result = quiet(world.net("mlp"), "sweep", progress=False, **one_class(world))
+    result = quiet(world.net("mlp"), "sweep", progress=False, **whole_classes(world))
     (look,) = result.receipt["measured"]["sweeps"]
     assert look["costly"] and not look["undone"] and look["known"] == 0 and "part" not in look
     others = int((world.test[1][: len(world.test[1]) // 2] != 3).sum())
@@ -82,7 +82,7 @@ def test_a_part_of_the_way_is_kept_for_a_class_where_it_is_gone(world, monkeypat
         return looked[-1] | ({"gone": there} if len(looked) == 3 else {})
 
     monkeypatch.setattr(looks.Looks, "take", at_half)
-    result = quiet(world.net("mlp"), "sweep", progress=False, **one_class(world))
+    result = quiet(world.net("mlp"), "sweep", progress=False, **whole_classes(world))
     (look,) = result.receipt["measured"]["sweeps"]
     assert len(looked) == 3 and look.get("part") == kept
     assert ("50.0 % of the way of sweep 1 was kept" in result.why) == there
@@ -101,7 +101,7 @@ def test_what_a_sweep_costs_is_told_by_the_samples_on_which_both_differ():
 @pytest.mark.parametrize(("memory", "epochs"), [(0.0, 2), (0.05, 3), (0.2, 4)])
 def test_a_net_that_has_memorised_gets_more_passes(world, monkeypatch, memory, epochs):
     monkeypatch.setattr(sweep_run, "memorised", lambda kept, unseen: memory)
-    sets = one_class(world)
+    sets = whole_classes(world)
     result = quiet(world.net("mlp"), "sweep", progress=False, **sets)
     budget = epochs * len(sets["retain"][1])
     assert result.receipt["cost"]["budget"] == budget
@@ -112,7 +112,7 @@ def test_a_net_that_has_memorised_gets_more_passes(world, monkeypatch, memory, e
 def test_passes_are_not_more_than_was_given_or_than_can_be_told(world, monkeypatch, given):
     """A budget is kept; and without unseen data nobody can tell what was memorised."""
     monkeypatch.setattr(sweep_run, "memorised", lambda kept, unseen: 1.0)
-    sets = one_class(world) | given
+    sets = whole_classes(world) | given
     result = quiet(world.net("mlp"), "sweep", progress=False, **sets)
     budget = given.get("budget", 2 * len(sets["retain"][1]))
     assert result.receipt["cost"]["budget"] == budget and result.cost.passes <= budget
@@ -143,7 +143,7 @@ def test_a_second_draw_takes_over_what_the_teacher_has_answered(world, most, one
         assert samples
         return default_collate(samples)
 
-    sets = one_class(world)
+    sets = whole_classes(world)
     del sets["nonmember"]
     if one_by_one:
         sets["retain"] = DataLoader(TensorDataset(*sets["retain"]), batch_size=64, collate_fn=collate)
@@ -165,7 +165,7 @@ def test_where_many_samples_go_each_is_shown_eight_times():
 @pytest.mark.parametrize(("kind", "batch", "times"), [("classes", 16, 4.0), ("classes", 32, 2.0), ("samples", 16, 4.0)])
 def test_the_rate_grows_with_what_was_memorised(world, monkeypatch, kind, batch, times):
     """By the root of how many more nats the answers may change in the first step: 1 + 15, and 1 + 3 where the anchor weighs no more."""
-    sets, rates = one_class(world) if kind == "classes" else some_samples(world), []
+    sets, rates = whole_classes(world) if kind == "classes" else some_samples(world), []
     monkeypatch.setattr(rate, "STEADY", 8e-6)  # where answers change by the square of the rate
     for memory in (0.0, 1.0):
         monkeypatch.setattr(sweep_run, "memorised", lambda kept, unseen, memory=memory: memory)
@@ -176,14 +176,11 @@ def test_the_rate_grows_with_what_was_memorised(world, monkeypatch, kind, batch,
 
 
 @pytest.mark.parametrize(
-    ("batch", "classes", "times"), [(32, [3], 1.0), (32, [3, 5], 2.0), (16, [3], 4.0), (8, [3, 5], 4.0), (16, [], 1.0)]
+    ("batch", "classes", "times"), [(32, (3,), 1.0), (32, (3, 5), 2.0), (16, (3,), 4.0), (8, (3, 5), 4.0), (16, (), 1.0)]
 )
 def test_the_anchor_weighs_more_where_the_model_has_memorised(world, monkeypatch, batch, classes, times):
     """Up to twice as much for several classes, up to four times in batches below the largest, and for samples never."""
-    sets = some_samples(world)
-    if classes:
-        sets = one_class(world) | {"classes": classes, "forget": world.part(world.train, classes, True)}
-        sets["retain"] = world.part(world.train, classes, False)
+    sets = whole_classes(world, classes) if classes else some_samples(world)
     for strength in (0.0, 0.5, 1.0):
         monkeypatch.setattr(sweep_run, "memorised", lambda kept, unseen, strength=strength: strength * rate.MEMORY)
         result = quiet(world.net("mlp"), "sweep", batch_size=batch, progress=False, **sets)
